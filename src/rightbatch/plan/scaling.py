@@ -1,0 +1,230 @@
+"""How learning rate, betas, epsilon and weight decay follow the batch, rule by rule."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from rightbatch.errors import SettingError
+from rightbatch.job import check_batch_size
+
+Rule = Literal["auto", "linear", "noise-aware", "adam-sqrt", "adam-sde", "none"]
+SOURCES = {
+    "linear": "Goyal et al. 2017, arXiv:1706.02677",
+    "noise-aware": "McCandlish et al. 2018, arXiv:1812.06162, eq. 2.11",
+    "adam-sqrt": "Malladi et al. 2022, arXiv:2205.10287; beta2 as a half-life in "
+    "examples, beta1 kept: Marek et al. 2025, arXiv:2507.07101",
+    "adam-sde": "Malladi et al. 2022, arXiv:2205.10287",
+    "none": "asked for",
+}
+ADAM_FAMILY = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """What one rule does to an optimizer's numbers when the batch changes.
+
+    Attributes:
+        rule: Name of the rule.
+        source: Where it comes from.
+        reason: Why this rule, in one sentence.
+        batch_from: The batch the present numbers were chosen for.
+        batch_to: The batch they are changed to.
+        lr: Factor on every learning rate.
+        beta1: Power of beta1 that keeps its meaning: ``1 - power * (1 - beta1)``.
+        beta2: ``beta2 ** power``: its half-life in examples stays.
+        eps: Factor on epsilon.
+        weight_decay: Factor on weight decay, so that decay per example stays.
+    """
+
+    rule: str
+    source: str
+    reason: str
+    batch_from: int
+    batch_to: int
+    lr: float
+    beta1: float = 1.0
+    beta2: float = 1.0
+    eps: float = 1.0
+    weight_decay: float = 1.0
+
+
+def scaling_for(
+    optimizer: str,
+    batch_from: int,
+    batch_to: int,
+    *,
+    rule: str = "auto",
+    noise_scale: float | None = None,
+) -> Scaling:
+    """Work out how an optimizer's numbers follow the batch.
+
+    ``auto`` takes, for the Adam family, ``adam-sqrt``: with ratio r = B'/B, lr times
+    sqrt(r), eps over sqrt(r), beta2 to the power r, beta1 as it is. For others it
+    takes ``noise-aware``, lr proportional to 1 / (1 + noise_scale / B), which is the
+    linear rule while both batches are far below the noise scale; without a noise scale
+    it is ``linear``. ``adam-sde`` is the full rule of Malladi et al., beta1 included;
+    docs/decisions/003 says why it is not the default.
+
+    Args:
+        optimizer: Class name of the optimizer, such as ``"AdamW"``.
+        batch_from: The batch the learning rate was chosen for, in examples.
+        batch_to: The batch to change to, in examples.
+        rule: A rule by name, or ``"auto"``.
+        noise_scale: Noise scale in examples, where known.
+
+    Raises:
+        SettingError: Unknown rule, a batch below 1, or a rule outside its domain.
+
+    Example:
+        >>> scaling_for("SGD", 64, 256).lr
+        4.0
+        >>> scaling_for("AdamW", 64, 256).lr
+        2.0
+    """
+    check_batch_size(batch_from, "batch_from")
+    check_batch_size(batch_to, "batch_to")
+    ratio = batch_to / batch_from
+    name, reason = rule, "chosen by name"
+    if rule == "auto":
+        name, reason = _auto(optimizer, noise_scale)
+    if name not in SOURCES:
+        raise SettingError(
+            f"there is no scaling rule {name!r}",
+            fix=f"one of auto, {', '.join(SOURCES)}",
+        )
+    if name == "noise-aware" and not (noise_scale and math.isfinite(noise_scale)):
+        raise SettingError(
+            "the noise-aware rule needs a noise scale",
+            seen=f"noise_scale={noise_scale}",
+            fix="pass noise_scale=... in examples, or rule='linear'",
+        )
+    root = math.sqrt(ratio)
+    lr, beta1, beta2, eps = 1.0, 1.0, 1.0, 1.0
+    if name == "linear":
+        lr = ratio
+    elif name == "noise-aware":
+        assert noise_scale is not None
+        lr = (1 + noise_scale / batch_from) / (1 + noise_scale / batch_to)
+    elif name in ("adam-sqrt", "adam-sde"):
+        lr, beta2, eps = root, ratio, 1 / root
+        beta1 = ratio if name == "adam-sde" else 1.0
+    return Scaling(
+        rule=name,
+        source=SOURCES[name],
+        reason=reason,
+        batch_from=batch_from,
+        batch_to=batch_to,
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        # Decay per example is lr * weight_decay / B in AdamW and in SGD
+        # (Wang & Aitchison 2024, arXiv:2405.13698).
+        weight_decay=1.0 if name == "none" else ratio / lr,
+    )
+
+
+def _auto(optimizer: str, noise_scale: float | None) -> tuple[str, str]:
+    if optimizer in ADAM_FAMILY:
+        return "adam-sqrt", f"{optimizer} divides by the gradient's size"
+    if noise_scale and math.isfinite(noise_scale):
+        known = "" if optimizer == "SGD" else f" (assumed to hold for {optimizer})"
+        return "noise-aware", "linear below the noise scale, flat above it" + known
+    known = "" if optimizer == "SGD" else f"; assumed to hold for {optimizer}"
+    return "linear", "no noise scale known" + known
+
+
+def apply_scaling(optimizer: torch.optim.Optimizer, scaling: Scaling) -> None:
+    """Change an optimizer's param groups by a `Scaling`, all of them or none.
+
+    ``initial_lr``, from which learning-rate schedulers start, changes with ``lr``.
+
+    Raises:
+        SettingError: The rule leaves its domain: a beta would fall below zero.
+    """
+    changed = [_scaled_group(group, scaling) for group in optimizer.param_groups]
+    for group, new in zip(optimizer.param_groups, changed, strict=True):
+        group.update(new)
+
+
+def _scaled_group(group: dict[str, object], scaling: Scaling) -> dict[str, object]:
+    new: dict[str, object] = {}
+    factors = {
+        "lr": scaling.lr,
+        "initial_lr": scaling.lr,
+        "eps": scaling.eps,
+        "weight_decay": scaling.weight_decay,
+    }
+    for key, factor in factors.items():
+        value = group.get(key)
+        if isinstance(value, torch.Tensor):  # capturable optimizers keep lr as a tensor
+            new[key] = value * factor
+        elif isinstance(value, (int, float)):
+            new[key] = value * factor
+    betas = group.get("betas")
+    if isinstance(betas, tuple):
+        beta1 = 1 - scaling.beta1 * (1 - betas[0])
+        if beta1 < 0:
+            raise SettingError(
+                f"the rule {scaling.rule} has left its domain: beta1 would be negative",
+                seen=f"beta1 {betas[0]}, batch {scaling.batch_from} to "
+                f"{scaling.batch_to}: 1 - {scaling.beta1:g} x {1 - betas[0]:g}",
+                fix="rule='adam-sqrt', or a smaller change of the batch",
+            )
+        new["betas"] = (beta1, betas[1] ** scaling.beta2, *betas[2:])
+    alpha = group.get("alpha")  # RMSprop's name for beta2
+    if isinstance(alpha, float):
+        new["alpha"] = alpha**scaling.beta2
+    return new
+
+
+def scale_hyperparameters(
+    optimizer: torch.optim.Optimizer,
+    *,
+    batch_from: int,
+    batch_to: int,
+    rule: Rule = "auto",
+    noise_scale: float | None = None,
+) -> Scaling:
+    """Make an optimizer's learning rate, betas, eps and weight decay follow the batch.
+
+    Args:
+        optimizer: Changed in place, every param group by the same factors.
+        batch_from: The batch its present numbers were chosen for, in examples.
+        batch_to: The batch to change to, in examples.
+        rule: See `scaling_for`.
+        noise_scale: Noise scale in examples, for the noise-aware rule.
+
+    Returns:
+        What was done, with the rule's name and source.
+
+    Raises:
+        SettingError: See `scaling_for` and `apply_scaling`.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.nn.Parameter(torch.zeros(3))
+        >>> sgd = torch.optim.SGD([weight], lr=0.1)
+        >>> scale_hyperparameters(sgd, batch_from=64, batch_to=128).rule
+        'linear'
+        >>> sgd.param_groups[0]["lr"]
+        0.2
+    """
+    scaling = scaling_for(
+        type(optimizer).__name__,
+        batch_from,
+        batch_to,
+        rule=rule,
+        noise_scale=noise_scale,
+    )
+    if noise_scale is not None and scaling.rule not in ("noise-aware",):
+        warnings.warn(
+            f"noise_scale has no effect on the rule {scaling.rule}", stacklevel=2
+        )
+    apply_scaling(optimizer, scaling)
+    return scaling
