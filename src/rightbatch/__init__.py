@@ -1,1 +1,101 @@
-"""."""
+"""rightbatch finds, explains and runs the right batch size for a PyTorch training job.
+
+The names below are the whole public surface. They are imported when first used, so that
+the command line can answer before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rightbatch.check import Finding, Findings, check
+    from rightbatch.errors import (
+        JobError,
+        MissingExtraError,
+        RightbatchError,
+        RunFolderError,
+        SettingError,
+        UnidentifiedError,
+    )
+    from rightbatch.estimate import Estimate
+    from rightbatch.fit.progress import StepsLaw, fit_steps
+    from rightbatch.job import Job
+    from rightbatch.loading import load_job
+    from rightbatch.measure.record import Measurements
+    from rightbatch.plan.decide import Decision, decide
+    from rightbatch.plan.objective import Energy, Examples, Money, Time
+    from rightbatch.plan.plan import Plan
+    from rightbatch.plan.scaling import Scaling, scale_hyperparameters
+    from rightbatch.run.train import Run, train
+    from rightbatch.tune import Tuning, tune
+
+_HOMES = {
+    "check": ("check", "Finding", "Findings"),
+    "errors": (
+        "JobError",
+        "MissingExtraError",
+        "RightbatchError",
+        "RunFolderError",
+        "SettingError",
+        "UnidentifiedError",
+    ),
+    "estimate": ("Estimate",),
+    "fit.progress": ("StepsLaw", "fit_steps"),
+    "job": ("Job",),
+    "loading": ("load_job",),
+    "measure.record": ("Measurements",),
+    "plan.decide": ("Decision", "decide"),
+    "plan.objective": ("Energy", "Examples", "Money", "Time"),
+    "plan.plan": ("Plan",),
+    "plan.scaling": ("Scaling", "scale_hyperparameters"),
+    "run.train": ("Run", "train"),
+    "tune": ("Tuning", "tune"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Decision",
+    "Energy",
+    "Estimate",
+    "Examples",
+    "Finding",
+    "Findings",
+    "Job",
+    "JobError",
+    "Measurements",
+    "MissingExtraError",
+    "Money",
+    "Plan",
+    "RightbatchError",
+    "Run",
+    "RunFolderError",
+    "Scaling",
+    "SettingError",
+    "StepsLaw",
+    "Time",
+    "Tuning",
+    "UnidentifiedError",
+    "check",
+    "decide",
+    "fit_steps",
+    "load_job",
+    "scale_hyperparameters",
+    "train",
+    "tune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home on first use."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'rightbatch' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"rightbatch.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

@@ -28,6 +28,8 @@ def blaming(what: str) -> Iterator[None]:
     except RightbatchError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise  # not the user's mistake: whoever chose the batch handles it
         message = str(error).strip() or repr(error)
         raise JobError(
             f"{what} raised {type(error).__name__}",
@@ -52,3 +54,20 @@ def user_line(error: BaseException) -> str:
     ]
     frame = (theirs or list(frames))[-1]
     return f"{frame.filename}:{frame.lineno}: {frame.line}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is a device or the machine running out of memory."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(
+            sign in text
+            for sign in (
+                "out of memory",
+                "can't allocate memory",
+                "not enough memory",
+                "alloc_failed",
+            )
+        )
+    )

@@ -78,9 +78,12 @@ class Estimate:
         """A point value with the central 95 % of bootstrap or Monte-Carlo draws.
 
         The interval is widened to hold the value where the draws are skewed so far
-        that it falls outside. Draws that are not finite count as unbounded.
+        that it falls outside. Infinite draws make it unbounded.
         """
-        low, high = np.nanquantile(np.asarray(draws, float), [0.025, 0.975])
+        # Order statistics, not interpolation: between inf and inf that would be NaN.
+        ordered = np.sort(np.asarray(draws, float))
+        cut = math.floor(0.025 * len(ordered))
+        low, high = ordered[cut], ordered[len(ordered) - 1 - cut]
         return cls(
             value=value,
             low=min(float(low), value),

@@ -45,6 +45,7 @@ def train_rows(
     max_examples: float = math.inf,
     time_limit_s: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[TraceRow]:
     """Train until the target, the examples or the time run out; yield as we go.
 
@@ -58,6 +59,7 @@ def train_rows(
         max_examples: Stop when so many have been seen.
         time_limit_s: Stop when training took so many seconds of ``clock``.
         clock: What ``time_limit_s`` is measured by.
+        stop: Asked after every step whether to end here.
 
     Raises:
         JobError: The loss became NaN or infinite.
@@ -70,7 +72,7 @@ def train_rows(
         while True:
             loss = training.step(batch_size, micro_batch)
             out_of_time = limited + clock() - started[2] >= time_limit_s
-            done = training.examples >= max_examples or out_of_time
+            done = training.examples >= max_examples or out_of_time or stop()
             if done or training.examples >= due:
                 break
         last_loss = float(loss)  # waits for the device, so before the clocks are read

@@ -1,0 +1,52 @@
+"""Run every rule on a job, without leaving a trace on it."""
+
+from __future__ import annotations
+
+from rightbatch.blame import is_out_of_memory
+from rightbatch.check.findings import Finding, Findings
+from rightbatch.check.rules import RULES, Probe
+from rightbatch.errors import RightbatchError
+from rightbatch.isolation import preserved_rng
+from rightbatch.job import Job
+
+
+def check(job: Job) -> Findings:
+    """Check a job: what would make its measurements wrong, or impossible.
+
+    Rules are run in order; the first error ends the run, since later rules rely on
+    what it found broken. Model, optimizer and random states are left as they were.
+
+    Args:
+        job: What to check.
+
+    Returns:
+        The findings; true where nothing forbids measuring.
+
+    Example:
+        >>> import rightbatch as rb
+        >>> bool(rb.check(rb.load_job("digits")))
+        True
+    """
+    found: list[Finding] = []
+    with preserved_rng():
+        probe = Probe(job)
+        for count, (code, rule) in enumerate(RULES.items(), start=1):
+            try:
+                finding = rule(probe)
+            except RightbatchError as error:
+                finding = Finding.of(code, error)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                finding = Finding(
+                    code=code,
+                    severity="error",
+                    what=f"today's batch of {job.batch_size} does not fit in memory",
+                    seen=str(error).splitlines()[0][:70],
+                    fix="a smaller batch_size, with the rate chosen for it",
+                )
+            if finding is not None:
+                found.append(finding)
+                if finding.severity == "error":
+                    return Findings(items=tuple(found), rules=count)
+    return Findings(items=tuple(found), rules=len(RULES))

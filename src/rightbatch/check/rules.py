@@ -1,0 +1,283 @@
+"""The rules, one function each; a rule that raises a `JobError` has found an error."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rightbatch.check.findings import Finding
+from rightbatch.errors import JobError
+from rightbatch.isolation import evaluating
+from rightbatch.job import Job
+from rightbatch.training import Training, accumulate
+
+SUM_TOLERANCE = 0.02  # how far from 2 the ratio of a doubled batch may be [assumed]
+FEW = 32  # examples for comparisons that need no full batch [assumed]
+
+
+@dataclass
+class Probe:
+    """A job with one training of it, made when first asked for, shared by rules."""
+
+    job: Job
+
+    @functools.cached_property
+    def training(self) -> Training:
+        """A fresh run; rules may move it."""
+        return Training.start(self.job)
+
+    @property
+    def model(self) -> nn.Module:
+        """Its model."""
+        return self.training.model
+
+    def batch(self, count: int, repeats: int = 1) -> Any:
+        """The first examples of the stream, each ``repeats`` times."""
+        indices = torch.arange(min(count, self.job.length)).repeat(repeats)
+        return self.job.batch(indices, self.training.device)
+
+    def loss(self, batch: Any) -> float:
+        """The mean loss in eval mode, where dropout and BatchNorm stand still."""
+        with evaluating(self.model):
+            value, count = self.job.mean_loss(self.model, batch)
+        return float(value) / (float(count) or 1.0)
+
+
+def enough_data(probe: Probe) -> Finding | None:
+    """The data set holds at least one batch."""
+    job = probe.job
+    if job.length == 0:
+        raise JobError("the data set is empty", seen="len(data) = 0")
+    if job.length < job.batch_size:
+        raise JobError(
+            "the data set is smaller than one batch",
+            seen=f"{job.length} examples, batch_size {job.batch_size}",
+            why="a batch would hold the same example twice",
+            fix=f"batch_size={job.length} or less",
+        )
+    return None
+
+
+def trainable(probe: Probe) -> Finding | None:
+    """Model and optimizer can be made, and something can be trained."""
+    parameters = {id(p) for p in probe.model.parameters() if p.requires_grad}
+    held = {id(p) for g in probe.training.optimizer.param_groups for p in g["params"]}
+    if not held & parameters:
+        raise JobError(
+            "the optimizer holds no parameter of the model",
+            seen=f"{len(parameters)} trainable, {len(held)} in the optimizer, 0 shared",
+            why="its steps would change nothing",
+            fix="Job(optimizer=lambda params: SGD(params, ...)) using the params given",
+        )
+    missing = len(parameters - held)
+    if missing:
+        return Finding(
+            code="RB102",
+            severity="warning",
+            what=f"{missing} trainable parameters are not in the optimizer",
+            seen=f"{len(parameters)} trainable, {len(held & parameters)} in it",
+            why="noise is measured over the parameters that are trained",
+            fix="requires_grad_(False) on what is meant to stay",
+        )
+    return None
+
+
+def one_step_optimizer(probe: Probe) -> Finding | None:
+    """The optimizer makes one update per gradient."""
+    if isinstance(probe.training.optimizer, torch.optim.LBFGS):
+        raise JobError(
+            "LBFGS evaluates the loss several times per step",
+            why="one step has no single batch, so the laws do not apply",
+            fix="SGD, Adam or another optimizer of one gradient per step",
+        )
+    return None
+
+
+def scalar_loss(probe: Probe) -> Finding | None:
+    """The loss of today's batch is one finite number."""
+    value, count = probe.job.mean_loss(probe.model, probe.batch(probe.job.batch_size))
+    first = float(value.detach())
+    if not math.isfinite(first):
+        raise JobError(
+            f"the loss of the first batch is {first}",
+            seen=f"{probe.job.batch_size} examples at the initial weights",
+            why="nothing can be measured from it",
+            fix="look for log(0), division by zero or bad examples in the data",
+        )
+    if isinstance(count, Tensor) or count:
+        if float(count) <= 0 or not math.isfinite(float(count)):
+            raise JobError(
+                "the loss returned a count that is not positive",
+                seen=f"count {float(count)}",
+                fix="(sum, count) with the number of terms summed",
+            )
+    return None
+
+
+def mean_loss(probe: Probe) -> Finding | None:
+    """A batch with every example twice has the same mean loss, but twice the sum."""
+    once = probe.loss(probe.batch(min(FEW, probe.job.batch_size)))
+    twice = probe.loss(probe.batch(min(FEW, probe.job.batch_size), repeats=2))
+    if once == 0:
+        return None
+    ratio = twice / once
+    if abs(ratio - 2) < 2 * SUM_TOLERANCE:
+        raise JobError(
+            "the loss is a sum over examples, not a mean",
+            seen=f"each example twice in the batch: loss x {ratio:.2f} (a mean: 1.00)",
+            why="changing the batch would also multiply the learning rate",
+            fix="return loss.mean(), or (loss, number of examples)",
+        )
+    if abs(ratio - 1) > SUM_TOLERANCE:
+        return Finding(
+            code="RB105",
+            severity="warning",
+            what="an example's loss depends on the others in its batch",
+            seen=f"each example twice in the batch: loss x {ratio:.2f} (a mean: 1.00)",
+            why="the batch size changes what is learned (contrastive losses), so the "
+            "laws compare different objectives",
+            fix="read the answer as a hint; let the race decide",
+        )
+    return None
+
+
+def repeatable_loss(probe: Probe) -> Finding | None:
+    """The same weights, batch and random state give the same loss."""
+    values = []
+    batch = probe.batch(min(FEW, probe.job.batch_size))
+    for _ in range(3):
+        torch.manual_seed(0)
+        values.append(probe.loss(batch))
+    spread = max(values) - min(values)
+    if spread <= 1e-5 * max(abs(values[0]), 1e-12):
+        return None
+    return Finding(
+        code="RB106",
+        severity="warning",
+        what="the loss is not deterministic",
+        seen=f"same weights, batch and seed: {min(values):.6g} to {max(values):.6g}",
+        why="its own scatter is counted as gradient noise: B comes out too large",
+        fix="draw random numbers from torch's generator, or in the data set",
+    )
+
+
+def differentiable(probe: Probe) -> Finding | None:
+    """A backward pass gives finite gradients to the parameters."""
+    job, size = probe.job, min(probe.job.batch_size, probe.job.length)
+    accumulate(job, probe.model, probe.training.optimizer, [probe.batch(size)], [size])
+    named = [(n, p) for n, p in probe.model.named_parameters() if p.requires_grad]
+    bad = [n for n, p in named if p.grad is not None and not p.grad.isfinite().all()]
+    if bad:
+        raise JobError(
+            "the first gradient is not finite",
+            seen=f"NaN or infinity in {', '.join(bad[:3])}",
+            why="neither noise nor progress can be measured",
+            fix="look for sqrt(0), log(0) or overflow in the loss",
+        )
+    without = [n for n, p in named if p.grad is None]
+    if len(without) == len(named):
+        raise JobError(
+            "no parameter received a gradient",
+            seen=f"{len(named)} trainable parameters, every .grad is None",
+            fix="let the loss depend on the model it is given",
+        )
+    if without:
+        return Finding(
+            code="RB107",
+            severity="note",
+            what=f"{len(without)} trainable parameters receive no gradient",
+            seen=", ".join(without[:3]),
+            why="they are left out of the noise",
+        )
+    return None
+
+
+def every_size(probe: Probe) -> Finding | None:
+    """The model runs on one example and on two, not only on today's batch."""
+    failed: list[tuple[int, str]] = []
+    for size in (1, 2):
+        try:
+            accumulate(
+                probe.job,
+                probe.model,
+                probe.training.optimizer,
+                [probe.batch(size)],
+                [size],
+            )
+        except JobError as error:
+            failed.append((size, error.seen.splitlines()[0]))
+    if not failed:
+        return None
+    return Finding(
+        code="RB108",
+        severity="warning",
+        what=f"the model fails at batch size {' and '.join(str(s) for s, _ in failed)}",
+        seen=failed[0][1],
+        why="such batches are left out; other sizes may fail too",
+        fix="no fixed batch size in view() or reshape(); BatchNorm needs two examples",
+    )
+
+
+def no_batch_norm(probe: Probe) -> Finding | None:
+    """Layers that mix examples are named."""
+    kinds = {
+        type(m).__name__
+        for m in probe.model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    }
+    if not kinds:
+        return None
+    return Finding(
+        code="RB109",
+        severity="warning",
+        what="the model normalises over the batch",
+        seen=", ".join(sorted(kinds)),
+        why="the function itself depends on the micro-batch: noise is measured for "
+        "groups of one size, and accumulation is not exactly the large batch",
+        fix="GroupNorm or LayerNorm where that is an option",
+    )
+
+
+def target_ahead(probe: Probe) -> Finding | None:
+    """The evaluation works, and its target lies ahead of the start."""
+    job = probe.job
+    if job.evaluate is None:
+        return None
+    fresh = Training.start(job)
+    value = job.evaluated(fresh.model)
+    if not math.isfinite(value):
+        raise JobError(
+            f"evaluate(model) returned {value} at the initial weights",
+            why="no progress can be read from it",
+            fix="return a finite number, such as the mean loss on held-out data",
+        )
+    if job.met(value):
+        better = "lower" if job.goal == "min" else "higher"
+        raise JobError(
+            "the target is already met at the start",
+            seen=f"evaluate(model) = {value:.4g}, target {job.target:.4g}, "
+            f"{better} is better",
+            why="there is nothing to train",
+            fix="another target, or goal='max' if higher values are better",
+        )
+    return None
+
+
+RULES: dict[str, Callable[[Probe], Finding | None]] = {
+    "RB101": enough_data,
+    "RB102": trainable,
+    "RB103": one_step_optimizer,
+    "RB104": scalar_loss,
+    "RB105": mean_loss,
+    "RB106": repeatable_loss,
+    "RB107": differentiable,
+    "RB108": every_size,
+    "RB109": no_batch_norm,
+    "RB110": target_ahead,
+}

@@ -1,0 +1,528 @@
+"""The command line: arguments are understood before torch is imported."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from rightbatch.errors import (
+    RightbatchError,
+    SettingError,
+    UnidentifiedError,
+)
+from rightbatch.units import parse_bytes, parse_seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rightbatch.loading import Spec
+    from rightbatch.measure.record import Measurements
+    from rightbatch.plan.decide import Decision
+
+DECIDED, FAILED, USAGE, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Parsed(click.ParamType[float]):
+    """A value with a unit, as `rightbatch.units` reads it."""
+
+    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
+        self.name, self.parse = name, parse
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> float:
+        """Parse, or fail as a usage error."""
+        if isinstance(value, float):
+            return value
+        try:
+            return self.parse(value)
+        except SettingError as error:
+            self.fail(f"{error.what} (such as {error.fix})", param, ctx)
+
+
+DURATION = _Parsed("duration", parse_seconds)
+MEMORY = _Parsed("memory", parse_bytes)
+
+
+class _Commands(click.Group):
+    """A group that says what was probably meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name the nearest."""
+        if args and self.get_command(ctx, args[0]) is None:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    epilog="JOB is file.py:name, package.module:name, or a built-in job: digits, "
+    "stdlib_gpt.  Exit status: 0 decided, 1 error, 2 usage, 3 undecided.",
+)
+@click.version_option(package_name="rightbatch", message="rightbatch %(version)s")
+def cli() -> None:
+    """Find, explain and run the right batch size for a PyTorch training job."""
+
+
+def _deciding(command: F) -> F:
+    """The options of every command that decides."""
+    options = [
+        click.option(
+            "--objective",
+            type=click.Choice(["time", "examples", "money", "energy"]),
+            default="time",
+            show_default=True,
+            help="What is to be least.",
+        ),
+        click.option("--deadline", type=DURATION, help="Longest time to the target."),
+        click.option("--memory", type=MEMORY, help="Most memory a step may take."),
+        click.option("--watts", type=float, help="Power while training, for energy."),
+        click.option("--price", type=float, help="Price of an hour, for money."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+OUT = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder; default runs/NAME-DATE-TIME.",
+)
+JSON = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document instead."
+)
+BUDGET = click.option(
+    "--budget",
+    type=DURATION,
+    default="60",
+    show_default=True,
+    help="Seconds for measuring and racing.",
+)
+
+
+@cli.command()
+@click.argument("job")
+@BUDGET
+@_deciding
+@click.option("--race/--no-race", "with_race", default=True, help="Race the plan.")
+@OUT
+@JSON
+def tune(
+    job: str,
+    budget: float,
+    objective: str,
+    deadline: float | None,
+    memory: float | None,
+    watts: float | None,
+    price: float | None,
+    with_race: bool,
+    out: Path | None,
+    as_json: bool,
+) -> int:
+    """Measure JOB here, decide its batch size and rate, race it, and explain."""
+    from rightbatch.plan.objective import objective_named
+
+    goal = objective_named(objective, watts=watts, price=price)
+    console, spec, folder = _begin(job, out, as_json)
+    from rightbatch.loading import load_job
+    from rightbatch.report.terminal import TerminalWatcher
+    from rightbatch.run.folder import MEASUREMENTS
+    from rightbatch.tune import tune as run_tune
+
+    watcher = TerminalWatcher(console, phases=4 if with_race else 3)
+    path = folder / MEASUREMENTS
+    try:
+        tuning = run_tune(
+            load_job(job),
+            goal,
+            budget_s=budget,
+            deadline_s=deadline,
+            memory_bytes=memory,
+            with_race=with_race,
+            spec=spec.text,
+            command=_command_line(),
+            measurements_path=path,
+            watcher=watcher,
+        )
+    except KeyboardInterrupt:
+        watcher.close()
+        return _interrupted(console, path)
+    except RightbatchError:
+        watcher.close()
+        _drop_if_empty(folder)
+        raise
+    from rightbatch.plan.decide import Decision
+
+    decision = Decision(plan=tuning.plan, choice=tuning.choice)
+    return _finish(console, folder, tuning.measurements, decision, as_json)
+
+
+@cli.command()
+@click.argument("job")
+@BUDGET
+@OUT
+@JSON
+def measure(job: str, budget: float, out: Path | None, as_json: bool) -> int:
+    """Measure JOB's step time, memory and gradient noise; decide nothing."""
+    console, spec, folder = _begin(job, out, as_json)
+    from rightbatch.loading import load_job
+    from rightbatch.record import to_plain
+    from rightbatch.report.terminal import (
+        TerminalWatcher,
+        files_lines,
+        findings_lines,
+        job_line,
+        print_plain,
+    )
+    from rightbatch.run.folder import MEASUREMENTS
+    from rightbatch.tune import measure_job
+
+    watcher = TerminalWatcher(console, phases=3)
+    path = folder / MEASUREMENTS
+    try:
+        recorder, _ = measure_job(
+            load_job(job),
+            budget_s=budget,
+            spec=spec.text,
+            command=_command_line(),
+            path=path,
+            watcher=watcher,
+        )
+    except KeyboardInterrupt:
+        watcher.close()
+        return _interrupted(console, path)
+    except RightbatchError:
+        watcher.close()
+        _drop_if_empty(folder)
+        raise
+    if as_json:
+        click.echo(json.dumps(to_plain(recorder.found), allow_nan=False))
+        return DECIDED
+    print_plain(console, job_line(recorder.found))
+    if recorder.found.findings:
+        print_plain(console, findings_lines(recorder.found))
+    next_one = f"rightbatch plan {shlex.quote(str(path))}"
+    print_plain(console, files_lines([("saved", str(path)), ("next", next_one)]))
+    return DECIDED
+
+
+@cli.command()
+@click.argument("measurements", type=click.Path(path_type=Path))
+@_deciding
+@OUT
+@JSON
+def plan(
+    measurements: Path,
+    objective: str,
+    deadline: float | None,
+    memory: float | None,
+    watts: float | None,
+    price: float | None,
+    out: Path | None,
+    as_json: bool,
+) -> int:
+    """Decide again from MEASUREMENTS (a file or a run folder); measure nothing."""
+    from rightbatch.measure.record import Measurements
+    from rightbatch.plan.decide import decide
+    from rightbatch.plan.objective import objective_named
+    from rightbatch.run.folder import MEASUREMENTS as NAME
+    from rightbatch.run.folder import make_run_folder
+
+    goal = objective_named(objective, watts=watts, price=price)
+    path = measurements / NAME if measurements.is_dir() else measurements
+    found = Measurements.load(path)
+    decision = decide(found, goal, deadline_s=deadline, memory_bytes=memory)
+    folder = make_run_folder(out, f"{found.job.name}-{objective}")
+    found.save(folder / NAME)
+    return _finish(_console(as_json), folder, found, decision, as_json)
+
+
+@cli.command()
+@click.argument("job")
+@click.option(
+    "--plan", "plan_path", type=click.Path(path_type=Path), help="A plan.json."
+)
+@click.option("--batch-size", type=int, help="Instead of a plan; the rate follows.")
+@click.option("--epochs", type=float, help="Passes over the data; else to the target.")
+@click.option("--examples", type=int, help="The same, in examples.")
+@OUT
+@JSON
+def train(
+    job: str,
+    plan_path: Path | None,
+    batch_size: int | None,
+    epochs: float | None,
+    examples: int | None,
+    out: Path | None,
+    as_json: bool,
+) -> int:
+    """Train JOB by a plan, or at a batch size, to its target or for so long."""
+    if plan_path is not None and plan_path.is_dir():
+        plan_path /= "plan.json"
+    console, spec, _ = _begin(job, out, as_json, make=False)
+    from rightbatch.loading import load_job
+    from rightbatch.plan.plan import Plan
+    from rightbatch.record import to_plain
+    from rightbatch.report.terminal import TrainingLine, print_plain, run_lines
+    from rightbatch.run.folder import make_run_folder
+    from rightbatch.run.train import train as run_train
+
+    chosen = Plan.load(plan_path) if plan_path is not None else None
+    loaded = load_job(job)
+    folder = out or make_run_folder(None, f"train-{spec.stem}")
+    with TrainingLine(console, loaded) as line:
+        try:
+            run = run_train(
+                loaded,
+                chosen,
+                batch_size=batch_size,
+                epochs=epochs,
+                examples=examples,
+                out=folder,
+                watch=line.show,
+            )
+        except RightbatchError:
+            _drop_if_empty(folder)
+            raise
+    if as_json:
+        document = {
+            "reached": run.reached,
+            "batch_size": run.batch_size,
+            "interrupted": run.interrupted,
+            "last": to_plain(run.last),
+            "scaling": to_plain(run.scaling),
+            "folder": str(folder),
+        }
+        click.echo(json.dumps(document, allow_nan=False))
+    else:
+        print_plain(console, run_lines(run, loaded, folder))
+    if run.interrupted:
+        return INTERRUPTED
+    return UNDECIDED if run.reached is False and loaded.target is not None else DECIDED
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> int:
+    """Write the report of a RUN folder again, from what it holds."""
+    from rightbatch.measure.record import Measurements
+    from rightbatch.plan.decide import decide
+    from rightbatch.plan.objective import objective_named
+    from rightbatch.plan.plan import Plan
+    from rightbatch.report.page import Page
+    from rightbatch.run.folder import MEASUREMENTS, PLAN, REPORT, TRACE
+    from rightbatch.run.train import read_trace
+
+    found = Measurements.load(run / MEASUREMENTS)
+    goal, limits = None, {}
+    if (run / PLAN).exists():
+        saved = Plan.load(run / PLAN)
+        watts = 1.0 if saved.objective == "energy" else None  # the amount cancels
+        goal = objective_named(saved.objective, watts=watts)
+        limits = {
+            "deadline_s": saved.deadline_s,
+            "memory_bytes": saved.memory_limit_bytes,
+        }
+    decision = decide(found, goal, **limits)
+    rows = read_trace(run / TRACE) if (run / TRACE).exists() else ()
+    page = Page(found, decision.choice, decision.plan, rows)
+    path = page.save(run / REPORT)
+    click.echo(f"{path}  {path.stat().st_size / 1e6:.2f} MB, opens offline")
+    return DECIDED
+
+
+@cli.command()
+@click.argument("job")
+@JSON
+def check(job: str, as_json: bool) -> int:
+    """Check JOB for what would make its measurements wrong; measure nothing."""
+    console, spec, _ = _begin(job, None, as_json, make=False)
+    from rightbatch.check import check as run_check
+    from rightbatch.loading import load_job
+    from rightbatch.record import to_plain
+    from rightbatch.report.terminal import print_plain
+
+    findings = run_check(load_job(job))
+    if as_json:
+        click.echo(json.dumps(to_plain(findings), allow_nan=False))
+    else:
+        print_plain(console, str(findings))
+        if findings:
+            print_plain(console, f"next: rightbatch tune {shlex.quote(spec.text)}")
+    return DECIDED if findings else FAILED
+
+
+@cli.command()
+@JSON
+def doctor(as_json: bool) -> int:
+    """Say what was detected on this machine, and what follows from it."""
+    from rightbatch.report.doctor import examine, lines
+
+    found = examine()
+    click.echo(json.dumps(found) if as_json else lines(found))
+    return DECIDED
+
+
+def _console(as_json: bool) -> Console:
+    """Results go to standard output; with --json that is kept for the document."""
+    from rich.console import Console
+
+    return Console(stderr=as_json, highlight=False, width=None)
+
+
+def _begin(
+    job: str, out: Path | None, as_json: bool, *, make: bool = True
+) -> tuple[Console, Spec, Path]:
+    """Understand the job, say so, make the folder: all before torch is imported."""
+    from rightbatch.environment import installed, summary
+    from rightbatch.loading import look_up
+    from rightbatch.run.folder import make_run_folder
+
+    spec = look_up(job)
+    folder = make_run_folder(out, spec.stem) if make else Path()
+    console = _console(as_json)
+    versions = f"rightbatch {installed('rightbatch')} | torch {installed('torch')}"
+    click.echo(f"{versions} | {summary()}"[:80], err=as_json)
+    click.echo(f" job    {spec.stem} | {spec.about}"[:80], err=as_json)
+    return console, spec, folder
+
+
+def _finish(
+    console: Console,
+    folder: Path,
+    found: Measurements,
+    decision: Decision,
+    as_json: bool,
+) -> int:
+    """Save plan and page, print the answer, return the exit status."""
+    from rightbatch.record import to_plain
+    from rightbatch.report import terminal
+    from rightbatch.report.page import Page
+    from rightbatch.run.folder import PLAN, REPORT
+
+    plan, choice = decision.plan, decision.choice
+    plan.save(folder / PLAN)
+    page = Page(found, choice, plan).save(folder / REPORT)
+    status = DECIDED if plan.decided else UNDECIDED
+    if as_json:
+        document = {"status": status, "folder": str(folder), "plan": to_plain(plan)}
+        click.echo(json.dumps(document, allow_nan=False))
+        return status
+    say = terminal.print_plain
+    say(console, terminal.job_line(found))
+    if found.findings:
+        say(console, terminal.findings_lines(found))
+    say(console, "\n" + terminal.table(choice))
+    if found.race is not None:
+        say(console, terminal.race_lines(found))
+    say(console, terminal.answer(choice, plan))
+    size = page.stat().st_size / 1e6
+    job, path = shlex.quote(found.job.spec), shlex.quote(str(folder / PLAN))
+    files = [
+        ("report", f"{page}   {size:.2f} MB, opens offline"),
+        ("plan", str(folder / PLAN)),
+        ("next", f"rightbatch train {job} --plan {path}"),
+    ]
+    say(console, "\n" + terminal.files_lines(files))
+    return status
+
+
+def _interrupted(console: Console, path: Path) -> int:
+    """After Ctrl-C: name what was kept."""
+    from rightbatch.report.terminal import print_plain
+
+    if not path.exists():
+        _drop_if_empty(path.parent)
+        print_plain(console, "\nInterrupted before anything was measured.")
+        return INTERRUPTED
+    from rightbatch.measure.record import Measurements
+
+    found = Measurements.load(path)
+    print_plain(
+        console,
+        f"\nInterrupted. Kept in {path}: {len(found.times)} step times, "
+        f"{len(found.noise)} noise points.",
+    )
+    if found.times and len(found.noise) >= 2:
+        print_plain(console, f" next   rightbatch plan {shlex.quote(str(path))}")
+    return INTERRUPTED
+
+
+def _drop_if_empty(folder: Path) -> None:
+    """Take away a run folder that nothing came to lie in."""
+    try:
+        folder.rmdir()
+    except OSError:
+        pass
+
+
+def _command_line() -> str:
+    return shlex.join(["rightbatch", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Run the command line; every failure is one clear message."""
+    try:
+        status = cli.main(standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        status = USAGE
+    except click.ClickException as error:
+        error.show()
+        status = FAILED
+    except RightbatchError as error:
+        click.echo(f"error: {error}", err=True)
+        status = _status(error)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("\nInterrupted.", err=True)
+        status = INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone; nothing is left to say
+        status = DECIDED
+    except Exception as error:  # noqa: BLE001
+        click.echo(_report_bug(error), err=True)
+        status = FAILED
+    sys.exit(status if isinstance(status, int) else DECIDED)
+
+
+def _status(error: RightbatchError) -> int:
+    if isinstance(error, UnidentifiedError):
+        return UNDECIDED
+    return USAGE if isinstance(error, SettingError) else FAILED
+
+
+def _report_bug(error: Exception) -> str:
+    """Keep the traceback in a file, and say where."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="rightbatch-", suffix=".log", delete=False, encoding="utf-8"
+    ) as file:
+        traceback.print_exception(error, file=file)
+    return (
+        f"error: rightbatch itself failed: {type(error).__name__}: {error}\n"
+        f"  why   this is a fault of rightbatch, not of your job\n"
+        f"  fix   please report it with the file {file.name}"
+    )
+
+
+if __name__ == "__main__":
+    main()

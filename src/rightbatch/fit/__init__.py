@@ -1,0 +1,1 @@
+"""Two small laws from measured points: what a step costs, how many are needed."""

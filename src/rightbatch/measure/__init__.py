@@ -1,0 +1,1 @@
+"""Facts of this job on this machine, each with its interval."""

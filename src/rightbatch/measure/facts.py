@@ -1,0 +1,30 @@
+"""What a job is, as plain values that JSON can hold."""
+
+from __future__ import annotations
+
+from rightbatch.measure.record import JobFacts
+from rightbatch.training import Training
+
+
+def job_facts(training: Training, spec: str) -> JobFacts:
+    """Read the facts off a fresh run of the job."""
+    job, group = training.job, training.optimizer.param_groups[0]
+    momentum, betas = group.get("momentum"), group.get("betas")
+    return JobFacts(
+        name=job.name,
+        spec=spec or job.name,
+        example=job.example,
+        examples=job.length,
+        parameters=sum(p.numel() for p in training.model.parameters()),
+        optimizer=type(training.optimizer).__name__,
+        lr=float(group["lr"]),
+        momentum=float(momentum) if momentum is not None else None,
+        betas=tuple(float(b) for b in betas) if betas else None,
+        weight_decay=float(group.get("weight_decay", 0.0)),
+        batch_size=job.batch_size,
+        has_evaluate=job.evaluate is not None,
+        target=float(job.target) if job.target is not None else None,
+        goal=job.goal,
+        precision=job.precision,
+        seed=job.seed,
+    )

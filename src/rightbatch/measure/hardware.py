@@ -1,0 +1,68 @@
+"""The machine as measurements record it, and whether it was busy meanwhile."""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from rightbatch.environment import free_memory_bytes, processor_name, usable_cores
+from rightbatch.measure.record import Contention, Machine
+
+PRESSURE = Path("/proc/pressure/cpu")
+STALLED_LIMIT = 0.10  # share of time waiting for a CPU that we call contended [assumed]
+
+
+def machine(device_type: str) -> Machine:
+    """The machine as measurements record it."""
+    name, memory = processor_name(), free_memory_bytes()
+    if device_type == "cuda":
+        name = torch.cuda.get_device_name()
+        memory = int(torch.cuda.mem_get_info()[0])
+    return Machine(
+        device=device_type,
+        processor=name,
+        cores=usable_cores(),
+        threads=torch.get_num_threads(),
+        memory_bytes=memory,
+        python=platform.python_version(),
+        torch=str(torch.__version__),
+    )
+
+
+class PressureGauge:
+    """Share of time that tasks of this machine waited for a CPU, since it was made."""
+
+    def __init__(self) -> None:
+        self.started, self.stalled_us = time.monotonic(), self._read()
+
+    @staticmethod
+    def _read() -> int | None:
+        try:
+            some = PRESSURE.read_text(encoding="utf-8").splitlines()[0]
+            return int(some.rsplit("total=", 1)[1])
+        except (OSError, IndexError, ValueError):
+            return None
+
+    def contention(self, wall_over_process: float) -> Contention:
+        """Judge the time since this gauge was made.
+
+        Args:
+            wall_over_process: Wall time of our own steps over their CPU time (all
+                threads); above 1 when the process was kept waiting.
+        """
+        stalled, now = None, self._read()
+        elapsed = time.monotonic() - self.started
+        if now is not None and self.stalled_us is not None and elapsed > 0:
+            stalled = (now - self.stalled_us) / 1e6 / elapsed
+        waited = wall_over_process > 1.25  # [assumed] a quarter more than it worked
+        busy = waited or (stalled is not None and stalled > STALLED_LIMIT)
+        seen = [f"wall time is {wall_over_process:.2f} x CPU time"]
+        if stalled is not None:
+            seen.append(f"{stalled:.0%} of the time something waited for a CPU")
+        verdict = "the machine was busy" if busy else "the machine was quiet"
+        return Contention(
+            busy=busy, stalled=stalled, reason=f"{verdict}: {', '.join(seen)}"
+        )

@@ -1,0 +1,255 @@
+"""What measuring leaves behind: plain values, saved as ``measurements.json``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rightbatch.estimate import Estimate
+from rightbatch.record import read_json, write_json
+
+FORMAT = "rightbatch/measurements/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFacts:
+    """What was measured: the job as JSON can hold it."""
+
+    name: str
+    spec: str
+    example: str
+    examples: int
+    parameters: int
+    optimizer: str
+    lr: float
+    momentum: float | None
+    betas: tuple[float, ...] | None
+    weight_decay: float
+    batch_size: int
+    has_evaluate: bool
+    target: float | None
+    goal: str
+    precision: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Where it was measured.
+
+    Attributes:
+        device: Torch device of the model's parameters.
+        processor: Name of the CPU or accelerator.
+        cores: CPU cores this process may use.
+        threads: Threads torch uses inside one operation.
+        memory_bytes: Memory that is free for this process on ``device``.
+        python: Version.
+        torch: Version.
+    """
+
+    device: str
+    processor: str
+    cores: int
+    threads: int
+    memory_bytes: int
+    python: str
+    torch: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimePoint:
+    """One full step (fetch, forward, backward, update) at one micro-batch.
+
+    Attributes:
+        micro_batch: Examples in the step.
+        step_time_s: Median wall time.
+        process_time_s: Median CPU time of the process, all threads.
+        update_time_s: The optimizer's share of the step, once per step however the
+            batch is accumulated.
+        fetch_time_s: The share that picks and collates the examples.
+        rounds: Median wall time of every visit, in order; the rounds of all points
+            were interleaved.
+        process_rounds: The same in CPU time.
+    """
+
+    micro_batch: int
+    step_time_s: Estimate
+    process_time_s: Estimate
+    update_time_s: float
+    fetch_time_s: float
+    rounds: tuple[float, ...]
+    process_rounds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPoint:
+    """Peak bytes of tensors alive in one step at one micro-batch."""
+
+    micro_batch: int
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contention:
+    """Whether something else used the machine while times were taken.
+
+    Attributes:
+        busy: True when times are judged disturbed.
+        stalled: Share of time a task here waited for a CPU, from the kernel's own
+            accounting; None where the kernel does not tell.
+        reason: The sentence for people.
+    """
+
+    busy: bool
+    stalled: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseMoments:
+    """Signal and noise of the gradient in one metric, with their covariance.
+
+    Attributes:
+        grad_norm_sq: Unbiased estimate of the squared norm of the mean gradient.
+        trace: Unbiased estimate of the trace of the per-example covariance.
+        var_grad_norm_sq: Jackknife variance of ``grad_norm_sq``.
+        var_trace: Jackknife variance of ``trace``.
+        covariance: Jackknife covariance of the two.
+    """
+
+    grad_norm_sq: float
+    trace: float
+    var_grad_norm_sq: float
+    var_trace: float
+    covariance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoisePoint:
+    """The gradient's noise at one moment of a real training run.
+
+    Attributes:
+        step: Optimizer updates made before it.
+        examples: Examples seen before it.
+        loss: Mean loss over the examples measured.
+        groups: Independent groups of examples, all at the same weights.
+        group_size: Examples in a group.
+        noise_scale: ``trace / grad_norm_sq`` in examples, Fieller interval.
+        plain: Moments in the Euclidean metric.
+        preconditioned: Moments in the optimizer's own metric, where it has one.
+    """
+
+    step: int
+    examples: int
+    loss: float
+    groups: int
+    group_size: int
+    noise_scale: Estimate
+    plain: NoiseMoments
+    preconditioned: NoiseMoments | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricPoint:
+    """The job's ``evaluate`` along the measuring run."""
+
+    step: int
+    examples: int
+    metric: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindingRecord:
+    """A finding of the checks, as saved: see `check.findings.Finding`."""
+
+    code: str
+    severity: str
+    what: str
+    seen: str
+    why: str
+    fix: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """One contestant of the race: a batch with its learning rate.
+
+    Attributes:
+        role: ``"plan"``, ``"today"`` or ``"neighbour"``.
+        batch_size: Examples per step.
+        micro_batch: Examples in memory at once.
+        lr: Its learning rate.
+        steps: Updates made in one heat.
+        metrics: Final held-out value of every heat.
+        speedup: How many times sooner than today's lane it reached today's final
+            value, over the heats; today's own lane is 1.
+    """
+
+    role: str
+    batch_size: int
+    micro_batch: int
+    lr: float
+    steps: int
+    metrics: tuple[float, ...]
+    speedup: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Race:
+    """Lanes trained for equal time from one warmed-up start on one stream.
+
+    Attributes:
+        metric: What was compared: ``"evaluate"`` or ``"held-out loss"``.
+        goal: ``"min"`` or ``"max"``.
+        start: The metric at the common start.
+        seconds: Time of each lane in each heat.
+        heats: Repetitions, each on another part of the stream.
+        lanes: The contestants.
+    """
+
+    metric: str
+    goal: str
+    start: float
+    seconds: float
+    heats: int
+    lanes: tuple[Lane, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurements:
+    """Everything measured of a job on a machine; filled in as phases finish."""
+
+    version: str
+    command: str
+    started: str
+    job: JobFacts
+    machine: Machine
+    findings: tuple[FindingRecord, ...] = ()
+    times: tuple[TimePoint, ...] = ()
+    contention: Contention | None = None
+    memory: tuple[MemoryPoint, ...] = ()
+    noise: tuple[NoisePoint, ...] = ()
+    metrics: tuple[MetricPoint, ...] = ()
+    race: Race | None = None
+    seconds: dict[str, float] | None = None
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, atomically.
+
+        Raises:
+            RunFolderError: The folder cannot be written.
+        """
+        write_json(path, self, FORMAT)
+
+    @classmethod
+    def load(cls, path: Path) -> Measurements:
+        """Read what `save` wrote.
+
+        Raises:
+            RunFolderError: Missing, damaged, or of another format.
+        """
+        return read_json(path, cls, FORMAT)
+
+    def spent(self, phase: str, seconds: float) -> Measurements:
+        """A copy that also says how long a phase took."""
+        return replace(self, seconds={**(self.seconds or {}), phase: seconds})

@@ -1,0 +1,192 @@
+"""Step time against micro-batch: interleaved rounds, medians, both clocks."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from rightbatch.blame import is_out_of_memory
+from rightbatch.errors import JobError
+from rightbatch.estimate import Estimate
+from rightbatch.job import Job
+from rightbatch.measure.hardware import PressureGauge
+from rightbatch.measure.record import Contention, TimePoint
+from rightbatch.training import Training
+
+MIN_SIZES = 6
+MIN_ROUNDS, MAX_ROUNDS = 5, 40
+VISIT_S = 0.012  # repeat small steps within a visit until so much has passed [assumed]
+TIGHT = 0.02  # stop when every median is known within 2 % [assumed]
+
+
+@dataclass
+class _Visits:
+    """Medians of every visit to one size, and the parts of its step."""
+
+    wall: list[float] = field(default_factory=list)
+    process: list[float] = field(default_factory=list)
+    fetch: list[float] = field(default_factory=list)
+
+
+def step_sizes(job: Job) -> list[int]:
+    """Micro-batches worth timing: doubling from 1 past twice today's batch.
+
+    At least six where the data set allows; none beyond the data set.
+    """
+    top = min(job.length, max(2 * job.batch_size, 128))
+    sizes = [1]
+    while sizes[-1] * 2 <= top:
+        sizes.append(sizes[-1] * 2)
+    if len(sizes) < MIN_SIZES:  # a tiny data set: take what whole numbers there are
+        sizes = sorted({round(1 + (top - 1) * i / 7) for i in range(8)})
+    if job.batch_size <= top and job.batch_size not in sizes:
+        sizes = sorted([*sizes, job.batch_size])
+    return sizes
+
+
+def measure_times(
+    job: Job,
+    *,
+    budget_s: float,
+    sizes: list[int] | None = None,
+    tick: Callable[[int, int], None] = lambda size, visit: None,
+) -> tuple[tuple[TimePoint, ...], Contention, tuple[str, ...]]:
+    """Time whole steps at several micro-batches in interleaved, shuffled rounds.
+
+    The learning rate is zero meanwhile: the same work is done, nothing diverges.
+
+    Args:
+        job: What to time.
+        budget_s: Wall seconds; three rounds are made even when they take longer.
+        sizes: Micro-batches; default `step_sizes`.
+        tick: Called with (size, visits so far) after every visit.
+
+    Returns:
+        The points in order of size; whether the machine was busy; notes on sizes that
+        were left out.
+
+    Raises:
+        JobError: The model fails at a size above 1.
+    """
+    training = Training.start(job)
+    training.step(min(job.batch_size, job.length, 2))  # makes the optimizer's state
+    for group in training.optimizer.param_groups:
+        group["lr"] = group["lr"] * 0.0
+    gauge, started = PressureGauge(), time.monotonic()
+    visits, notes = _warm_up(training, sizes or step_sizes(job), budget_s)
+    order, shuffler, updates = list(visits), random.Random(0), []
+    for count in range(MAX_ROUNDS):
+        elapsed = time.monotonic() - started
+        if count >= 3 and elapsed * (1 + 1 / count) > budget_s:
+            break
+        if count >= MIN_ROUNDS and all(_tight(v.wall) for v in visits.values()):
+            break
+        shuffler.shuffle(order)
+        for size in order:
+            _visit(training, size, visits[size])
+            tick(size, len(visits[size].wall))
+        updates.append(_update_time(training))
+    update = statistics.median(updates)
+    points = tuple(_point(size, visits[size], update) for size in sorted(visits))
+    on_cpu = training.device.type == "cpu"
+    ratios = [p.step_time_s.value / max(p.process_time_s.value, 1e-9) for p in points]
+    contention = gauge.contention(statistics.median(ratios) if on_cpu else 1.0)
+    return points, contention, notes
+
+
+def _warm_up(
+    training: Training, sizes: list[int], budget_s: float
+) -> tuple[dict[int, _Visits], tuple[str, ...]]:
+    """Two unmeasured steps at every size; growth ends where time or memory does."""
+    visits: dict[int, _Visits] = {}
+    notes: list[str] = []
+    for size in sizes:
+        try:
+            training.step(size)
+            started = time.perf_counter()
+            training.step(size)
+            _wait(training.device)
+            seconds = time.perf_counter() - started
+        except JobError as error:
+            if size == 1:
+                notes.append(f"batch 1 fails and is left out: {error.seen}")
+                continue
+            raise JobError(
+                f"the job fails at batch size {size}",
+                seen=f"{error.what}: {error.seen}",
+                why="its cost there cannot be measured",
+                fix=error.fix,
+            ) from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            notes.append(f"batch {size} does not fit in memory")
+            break
+        visits[size] = _Visits()
+        enough = len(visits) >= MIN_SIZES and size >= training.job.batch_size
+        if enough and seconds * 2 > budget_s / 10:
+            break
+    if not visits:
+        raise JobError("no batch size could be timed", seen="; ".join(notes))
+    return visits, tuple(notes)
+
+
+def _visit(training: Training, size: int, visits: _Visits) -> None:
+    wall, process = [], []
+    training.step(size)  # the caches still hold another size
+    _wait(training.device)
+    until = time.perf_counter() + VISIT_S
+    while not wall or time.perf_counter() < until:
+        w, p = time.perf_counter(), time.process_time()
+        training.step(size)
+        _wait(training.device)
+        wall.append(time.perf_counter() - w)
+        process.append(time.process_time() - p)
+    visits.wall.append(statistics.median(wall))
+    visits.process.append(statistics.median(process))
+    indices = training.stream.take(size)
+    w = time.perf_counter()
+    training.job.batch(indices, training.device)
+    visits.fetch.append(time.perf_counter() - w)
+
+
+def _update_time(training: Training) -> float:
+    times = []
+    for _ in range(5):
+        _wait(training.device)
+        started = time.perf_counter()
+        training.optimizer.step()
+        _wait(training.device)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def _wait(device: torch.device) -> None:
+    """Let an accelerator finish what was queued, so that a clock means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    elif device.type == "xpu":
+        torch.xpu.synchronize(device)
+
+
+def _tight(samples: list[float]) -> bool:
+    return Estimate.median(samples, "s").relative < TIGHT
+
+
+def _point(size: int, visits: _Visits, update: float) -> TimePoint:
+    return TimePoint(
+        micro_batch=size,
+        step_time_s=Estimate.median(visits.wall, "s"),
+        process_time_s=Estimate.median(visits.process, "s"),
+        update_time_s=update,
+        fetch_time_s=statistics.median(visits.fetch),
+        rounds=tuple(visits.wall),
+        process_rounds=tuple(visits.process),
+    )

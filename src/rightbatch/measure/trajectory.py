@@ -1,0 +1,120 @@
+"""A short real training run, with the gradient's noise measured along the way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from rightbatch.job import Job
+from rightbatch.measure.noise import measure_noise
+from rightbatch.measure.record import MetricPoint, NoisePoint
+from rightbatch.training import Training
+
+MOST_POINTS = 12  # at which every other one is dropped and the spacing doubled
+FIRST_SPACING = 2  # updates
+EVALUATION_GROWTH = 1.08  # in examples seen, as in run/loop.py but coarser [assumed]
+WARM_SHARE = 0.3  # of the run, after which its state is kept for a race [assumed]
+GROUP_SHARE = 4  # a group is this fraction of today's batch [assumed]
+
+
+@dataclass
+class Trajectory:
+    """What a measuring run has found so far; usable at any moment.
+
+    Attributes:
+        points: Noise at evenly spaced steps.
+        metrics: The job's ``evaluate`` along the way.
+        warm: A state of the run about a third of its way, for a race to start from.
+        reached: Whether the target was met.
+        seconds: Wall seconds of the training steps alone.
+    """
+
+    points: list[NoisePoint]
+    metrics: list[MetricPoint]
+    warm: Training | None = None
+    reached: bool = False
+    seconds: float = 0.0
+
+
+def measure_trajectory(
+    job: Job,
+    *,
+    budget_s: float,
+    evaluate: bool,
+    micro_batch: int | None = None,
+    tick: Callable[[Trajectory, Training], None] = lambda found, training: None,
+) -> Trajectory:
+    """Train as today until the target or the budget; measure noise at even spacing.
+
+    How long the run will be is not known beforehand. So the spacing starts small and
+    doubles whenever there are too many points, every other one being dropped: at any
+    moment 6 to 12 evenly spaced points cover all of the run so far.
+
+    Args:
+        job: What to train, at its own batch size and learning rate.
+        budget_s: Wall seconds for training, measuring and evaluating together.
+        evaluate: Whether the job's ``evaluate`` is cheap enough to be called.
+        micro_batch: Largest number of examples in memory at once.
+        tick: Called after every measurement.
+
+    Raises:
+        JobError: Loss or gradient stopped being finite.
+    """
+    started, found = time.monotonic(), Trajectory([], [])
+    generator = torch.Generator().manual_seed(job.seed + 1)
+    training, spacing = Training.start(job), FIRST_SPACING
+    batch = min(job.batch_size, job.length)
+    group = max(1, batch // GROUP_SHARE)
+    due = 0
+    kept: list[Training] = []  # the state at every noise point, one third of which last
+    while not found.reached:
+        step_started = time.perf_counter()
+        loss = training.step(batch, micro_batch)
+        if training.steps % spacing == 0:
+            float(loss)  # let the device finish before the clock is read
+        found.seconds += time.perf_counter() - step_started
+        if training.steps % spacing == 0:
+            point = measure_noise(
+                training,
+                group_size=group,
+                micro_batch=min(micro_batch or batch, group),
+                generator=generator,
+            )
+            found.points.append(point)
+            kept = _keep_warm(kept, training)
+            if len(found.points) >= MOST_POINTS:
+                # The later of each pair stays, so the spacing still counts from 0.
+                found.points, spacing = found.points[1::2], spacing * 2
+            tick(found, training)
+        if evaluate and training.examples >= due:
+            value = job.evaluated(training.model)
+            found.metrics.append(
+                MetricPoint(
+                    step=training.steps, examples=training.examples, metric=value
+                )
+            )
+            found.reached = job.met(value)
+            due = math.ceil(training.examples * EVALUATION_GROWTH)
+        if time.monotonic() - started > budget_s and len(found.points) >= 2:
+            break
+    found.warm = _nearest(kept, WARM_SHARE * training.steps)
+    return found
+
+
+def _keep_warm(kept: list[Training], training: Training) -> list[Training]:
+    """Keep few states, one of which lies near the warm share of any later end.
+
+    A state is kept when it is 1.5 x further than the last; those that no longer can
+    be nearest (below a sixth of the present step) are let go.
+    """
+    if not kept or training.steps >= 1.5 * kept[-1].steps:
+        kept = [*kept, training.fork()]
+    return [t for t in kept if t.steps >= training.steps / 6]
+
+
+def _nearest(kept: list[Training], steps: float) -> Training | None:
+    return min(kept, key=lambda t: abs(t.steps - steps), default=None)

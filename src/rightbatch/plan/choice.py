@@ -1,0 +1,258 @@
+"""Choosing: the best batch under an objective and limits, and how sure that is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rightbatch.errors import SettingError, UnidentifiedError
+from rightbatch.fit.cost import fit_memory, fit_time
+from rightbatch.fit.progress import critical_from_noise
+from rightbatch.measure.record import Lane, Measurements
+from rightbatch.plan.objective import Examples, Objective, Time
+from rightbatch.plan.options import Laws, Option, candidate_batches
+from rightbatch.plan.scaling import ADAM_FAMILY, Scaling, scaling_for
+
+FLAT = 1.10  # batches within 10 % of the best count as equally good [assumed]
+# The laws decide when, in 9 of 10 draws of all that is uncertain, the choice costs at
+# most so much more than the best batch of that draw. [assumed]
+TOLERATED, SURE = 1.30, 0.9
+MEMORY_SHARE = 0.9  # of the free memory may be planned with [assumed]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A batch, everything it was chosen from, and how sure the choice is.
+
+    Attributes:
+        found: The measurements.
+        laws: The two laws fitted to them.
+        objective: What was to be least.
+        options: Every batch that fits, in order of size.
+        chosen: The one taken.
+        today: Today's batch, even where it does not fit.
+        by_model: What the laws alone would take.
+        flat: Smallest and largest batch predicted within 10 % of the best.
+        regret: What the laws' choice costs over the best, at the 90th percentile.
+        decided: Whether that is little enough, or a race has settled it.
+        decided_by: ``"model"`` or ``"race"``.
+        scaling: How the optimizer's numbers follow from today's.
+        limit_bytes: Memory the options had to fit in.
+        deadline_s: Seconds to the target they had to keep, if any.
+    """
+
+    found: Measurements
+    laws: Laws
+    objective: Objective
+    options: tuple[Option, ...]
+    chosen: Option
+    today: Option
+    by_model: Option
+    flat: tuple[int, int]
+    regret: float
+    decided: bool
+    decided_by: str
+    scaling: Scaling
+    limit_bytes: float
+    deadline_s: float | None
+
+    @property
+    def lane(self) -> Lane | None:
+        """The race lane of the chosen batch, if it was raced."""
+        return lane_of(self.found, self.chosen.batch_size)
+
+
+def choose(
+    found: Measurements,
+    objective: Objective | None = None,
+    *,
+    deadline_s: float | None = None,
+    memory_bytes: float | None = None,
+    rule: str = "auto",
+) -> Choice:
+    """Choose batch, split and learning rate from measurements; measure nothing.
+
+    Args:
+        found: What was measured. A race in it overrules the laws where they disagree.
+        objective: What is to be least; default `Time`.
+        deadline_s: Seconds to the target that must not be exceeded.
+        memory_bytes: Bytes a step may take; default 90 % of what was free.
+        rule: How the learning rate follows, see `plan.scaling.scaling_for`.
+
+    Raises:
+        SettingError: A limit is not positive, or no batch fits in memory.
+        UnidentifiedError: Something needed was not measured, the deadline cannot be
+            judged because no run has reached the target, or no batch keeps it.
+    """
+    objective = objective or Time()
+    limit = _limit_bytes(found, memory_bytes)
+    laws = laws_of(found)
+    sizes = candidate_batches(laws, found.job.examples)
+    options = tuple(o for b in sizes if (o := laws.option(b, limit)) is not None)
+    if not options:
+        _refuse_memory(laws, limit)
+    today = laws.option(laws.today, None)
+    assert today is not None, "today's batch was run, so it has a split"
+    allowed = _within_deadline(options, deadline_s)
+    by_model = best_option(allowed, objective)
+    regret = _regret(laws, allowed, by_model, objective)
+    chosen = _race_choice(found, allowed, by_model, objective)
+    lane = lane_of(found, chosen.batch_size)
+    raced = lane is not None and not isinstance(objective, Examples)
+    settled = raced and lane is not None and lane.speedup.low > 1 / FLAT
+    best = min(cost(o, objective) for o in allowed)
+    flat = [o.batch_size for o in allowed if cost(o, objective) <= FLAT * best]
+    noise = None
+    if found.job.optimizer not in ADAM_FAMILY:
+        noise = laws.noise.critical_batch.value
+    return Choice(
+        found=found,
+        laws=laws,
+        objective=objective,
+        options=options,
+        chosen=chosen,
+        today=today,
+        by_model=by_model,
+        flat=(flat[0], flat[-1]),
+        regret=regret,
+        decided=regret <= TOLERATED or settled,
+        decided_by="model" if chosen is by_model else "race",
+        scaling=scaling_for(
+            found.job.optimizer,
+            laws.today,
+            chosen.batch_size,
+            rule=rule,
+            noise_scale=noise,
+        ),
+        limit_bytes=limit,
+        deadline_s=deadline_s,
+    )
+
+
+def laws_of(found: Measurements) -> Laws:
+    """Fit both laws to what was measured.
+
+    Raises:
+        UnidentifiedError: Times or noise are missing or too few.
+    """
+    return Laws(
+        time=fit_time(found.times, found.contention),
+        memory=fit_memory(found.memory) if len(found.memory) >= 2 else None,
+        noise=critical_from_noise(found.noise, found.job.batch_size),
+        today=found.job.batch_size,
+        steps_to_target=steps_to_target(found),
+    )
+
+
+def steps_to_target(found: Measurements) -> int | None:
+    """Steps after which the measuring run met the target, if it did."""
+    target, lower = found.job.target, found.job.goal == "min"
+    if target is None:
+        return None
+    for point in found.metrics:
+        if point.metric <= target if lower else point.metric >= target:
+            return point.step
+    return None
+
+
+def cost(option: Option, objective: Objective) -> float:
+    """What the objective counts, over today's.
+
+    Energy and money are constant power and price times time on one machine.
+    """
+    kind = option.examples if isinstance(objective, Examples) else option.time
+    return kind.value
+
+
+def best_option(options: Sequence[Option], objective: Objective) -> Option:
+    """The option of least cost; for `Examples` the fastest of those about as few."""
+    if isinstance(objective, Examples):
+        least = min(o.examples.value for o in options)
+        few = [
+            o for o in options if o.examples.value <= (1 + objective.tolerance) * least
+        ]
+        return min(few, key=lambda o: o.time.value)
+    return min(options, key=lambda o: cost(o, objective))
+
+
+def lane_of(found: Measurements, batch_size: int) -> Lane | None:
+    """The lane of a batch in the race, if there was one."""
+    lanes = found.race.lanes if found.race else ()
+    return next((lane for lane in lanes if lane.batch_size == batch_size), None)
+
+
+def _race_choice(
+    found: Measurements,
+    allowed: Sequence[Option],
+    by_model: Option,
+    objective: Objective,
+) -> Option:
+    """The laws' choice, unless another lane was clearly faster in the race."""
+    mine = lane_of(found, by_model.batch_size)
+    if mine is None or found.race is None or isinstance(objective, Examples):
+        return by_model
+    winner = max(found.race.lanes, key=lambda lane: lane.speedup.value)
+    if winner.speedup.low <= mine.speedup.high:
+        return by_model  # the race does not tell them apart
+    return next((o for o in allowed if o.batch_size == winner.batch_size), by_model)
+
+
+def _limit_bytes(found: Measurements, memory_bytes: float | None) -> float:
+    if memory_bytes is None:
+        return MEMORY_SHARE * found.machine.memory_bytes
+    if memory_bytes <= 0:
+        raise SettingError("memory must be positive", seen=f"{memory_bytes} bytes")
+    return memory_bytes
+
+
+def _refuse_memory(laws: Laws, limit: float) -> None:
+    assert laws.memory is not None, "only a memory law can leave no option"
+    raise SettingError(
+        "not even one example at a time fits in the memory allowed",
+        seen=f"{laws.memory.peak(1) / 2**20:.1f} MiB needed at micro-batch 1, "
+        f"{limit / 2**20:.1f} MiB allowed",
+        why=f"the model and its optimizer alone take "
+        f"{laws.memory.fixed_bytes / 2**20:.1f} MiB",
+        fix="--memory with more than that",
+    )
+
+
+def _within_deadline(
+    options: Sequence[Option], deadline_s: float | None
+) -> Sequence[Option]:
+    if deadline_s is None:
+        return options
+    if deadline_s <= 0:
+        raise SettingError("the deadline must be positive", seen=f"{deadline_s} s")
+    known = [(o, o.seconds) for o in options if o.seconds is not None]
+    if not known:
+        raise UnidentifiedError(
+            "the deadline cannot be judged: how long a run takes is not known",
+            seen="no measuring run reached a target within the budget",
+            why="gradient noise tells how batches compare, not how far the target is",
+            fix="a Job with evaluate= and target=, and a larger --budget",
+        )
+    kept = [o for o, seconds in known if seconds.value <= deadline_s]
+    if not kept:
+        fastest, least = min(known, key=lambda pair: pair[1].value)
+        raise UnidentifiedError(
+            "no batch size meets the deadline",
+            seen=f"the fastest, B = {fastest.batch_size}, needs {least} of "
+            f"{deadline_s:g} s",
+            why="the target, not the batch, sets the least time on this machine",
+            fix="a later deadline, or a faster machine",
+        )
+    return kept
+
+
+def _regret(
+    laws: Laws, options: Sequence[Option], chosen: Option, objective: Objective
+) -> float:
+    index = next(i for i, o in enumerate(options) if o is chosen)
+    draws = laws.time_draws(options)
+    if isinstance(objective, Examples):
+        # Fewer examples are never in doubt; how many fewer is.
+        draws = laws.example_draws(options) / (1 + objective.tolerance)
+    return float(np.quantile(draws[:, index] / draws.min(axis=1), SURE))

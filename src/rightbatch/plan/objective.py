@@ -1,0 +1,98 @@
+"""What is to be least: time, energy, money or examples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rightbatch.errors import SettingError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Time:
+    """The least time to the same result."""
+
+    name = "time"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """The fewest examples to the same result; of those about as few, the fastest.
+
+    The fewest of all is always the smallest batch, at any price in time. So batches
+    within ``tolerance`` of it count as equal, and the fastest of them is taken.
+
+    Attributes:
+        tolerance: Share of examples above the fewest that is given for time.
+    """
+
+    name = "examples"
+    tolerance: float = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Energy:
+    """The least energy to the same result.
+
+    Without a meter energy is modelled as constant power times time, and labelled so:
+    the batch is then that of `Time`.
+
+    Attributes:
+        watts: Power of the device while it trains.
+    """
+
+    name = "energy"
+    watts: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Money:
+    """The least money to the same result, on one machine paid by the hour.
+
+    Attributes:
+        per_hour: Price of the machine; None to compare batches without an amount.
+    """
+
+    name = "money"
+    per_hour: float | None = None
+
+
+Objective = Time | Examples | Energy | Money
+
+
+def objective_named(
+    name: str, *, watts: float | None = None, price: float | None = None
+) -> Objective:
+    """The objective of a command line.
+
+    Raises:
+        SettingError: Unknown name, a value that is not positive, or energy without
+            power.
+    """
+    for option, value in (("watts", watts), ("price", price)):
+        if value is not None and not 0 < value < float("inf"):
+            raise SettingError(f"{option} must be positive", seen=f"{option}={value}")
+    if watts is not None and name != "energy":
+        raise SettingError(
+            f"watts have no effect on the objective {name}", fix="--objective energy"
+        )
+    if price is not None and name != "money":
+        raise SettingError(
+            f"a price has no effect on the objective {name}", fix="--objective money"
+        )
+    if name == "energy" and watts is None:
+        raise SettingError(
+            "no energy meter is read here, and no power is given",
+            why="energy then has to be modelled: power times time",
+            fix="--objective energy --watts 65 (what the device draws while training)",
+        )
+    named = {
+        "time": Time(),
+        "examples": Examples(),
+        "energy": Energy(watts=watts),
+        "money": Money(per_hour=price),
+    }
+    if name not in named:
+        raise SettingError(
+            f"there is no objective {name!r}", fix=f"one of {', '.join(named)}"
+        )
+    return named[name]

@@ -1,0 +1,1 @@
+"""The answer for people: a terminal table, one sentence, one page."""

@@ -1,0 +1,309 @@
+"""The charts of the page, as Vega-Lite specifications built with altair."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import altair as alt
+
+from rightbatch.measure.record import Measurements
+from rightbatch.plan.choice import Choice
+from rightbatch.plan.plan import Plan
+
+Spec = dict[str, Any]
+# Colours that hold on white and on near-black: chosen, today, neutral.
+CHOSEN, TODAY, PLAIN = "#2a9d6f", "#d1622b", "#5b8def"
+HEIGHT = 240
+
+
+def all_charts(found: Measurements, choice: Choice, plan: Plan) -> dict[str, Spec]:
+    """Every chart the data allow, by the place it has on the page."""
+    charts = {
+        "time": time_chart(choice),
+        "step": step_chart(found, choice),
+        "noise": noise_chart(found, choice),
+        "progress": progress_chart(choice),
+        "tradeoff": tradeoff_chart(choice),
+    }
+    if found.race is not None:
+        charts["race"] = race_chart(found)
+    return {name: _finished(chart) for name, chart in charts.items()}
+
+
+def _finished(chart: Any) -> Spec:
+    spec: Spec = chart.properties(width="container", height=HEIGHT).to_dict()
+    # Data stay inside each chart; colours of axes come from the page's theme.
+    spec.pop("config", None)
+    return spec
+
+
+def _batch_axis(title: str = "batch size B (examples per step)") -> alt.X:
+    return alt.X(
+        "B:Q",
+        title=title,
+        scale=alt.Scale(type="log", base=2, nice=False),
+        axis=alt.Axis(format="d", labelOverlap=True, grid=False),
+    )
+
+
+def _end(value: float, most: float) -> float:
+    return min(value, most) if math.isfinite(value) else most
+
+
+def _shown(choice: Choice) -> list[Any]:
+    """Options not absurdly slow: beyond 8 x the best nobody looks."""
+    best = choice.by_model.time.value
+    return [o for o in choice.options if o.time.value < 8 * best]
+
+
+def _marks(choice: Choice, y: str) -> Any:
+    """Today's and the chosen batch as labelled points."""
+    picked = [(choice.chosen, "chosen")]
+    if choice.today.batch_size != choice.chosen.batch_size:
+        picked.append((choice.today, "today"))
+    rows = [
+        {
+            "B": o.batch_size,
+            "time": o.time.value,
+            "examples": o.examples.value,
+            "which": which,
+            "label": f"{which}: B = {o.batch_size}",
+        }
+        for o, which in picked
+    ]
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        y=alt.Y(f"{y}:Q"),
+        color=alt.Color(
+            "which:N",
+            legend=None,
+            scale=alt.Scale(domain=["chosen", "today"], range=[CHOSEN, TODAY]),
+        ),
+    )
+    x = _batch_axis() if y == "time" else alt.X("examples:Q")
+    if y != "time":
+        base = base.encode(y=alt.Y("time:Q"))
+    points = base.mark_point(filled=True, size=110, opacity=1).encode(x=x)
+    names = base.mark_text(dy=-14, fontWeight="bold").encode(x=x, text="label:N")
+    return points + names
+
+
+def time_chart(choice: Choice) -> Any:
+    """Time to the same result against B, with its band."""
+    shown = _shown(choice)
+    most = 1.5 * max(o.time.value for o in shown)
+    rows = [
+        {
+            "B": o.batch_size,
+            "time": o.time.value,
+            "low": o.time.low,
+            "high": _end(o.time.high, most),
+            "split": f"{o.micro_batch} x {o.accumulation}",
+        }
+        for o in shown
+    ]
+    base = alt.Chart(alt.Data(values=rows)).encode(x=_batch_axis())
+    y = alt.Y(
+        "time:Q",
+        title="time to the same result (today = 1)",
+        scale=alt.Scale(type="log", domainMax=most, clamp=True),
+    )
+    low, high = choice.flat
+    flat = (
+        alt.Chart(alt.Data(values=[{"B": low * 0.97, "to": high * 1.03}]))
+        .mark_rect(color=CHOSEN, opacity=0.13)
+        .encode(x=_batch_axis(), x2="to:Q")
+    )
+    band = base.mark_area(opacity=0.18, color=PLAIN).encode(y=y, y2="high:Q")
+    band = band.encode(y=alt.Y("low:Q", title="time to the same result (today = 1)"))
+    line = base.mark_line(color=PLAIN, point=alt.OverlayMarkDef(color=PLAIN)).encode(
+        y=y,
+        tooltip=[
+            alt.Tooltip("B:Q", format="d"),
+            alt.Tooltip("time:Q", format=".2f"),
+            alt.Tooltip("low:Q", format=".2f"),
+            alt.Tooltip("high:Q", format=".2f"),
+            "split:N",
+        ],
+    )
+    return flat + band + line + _marks(choice, "time")
+
+
+def step_chart(found: Measurements, choice: Choice) -> Any:
+    """Step time against micro-batch: measured points, fitted law."""
+    law = choice.laws.time
+    points = [
+        {
+            "B": p.micro_batch,
+            "ms": 1e3 * p.step_time_s.value,
+            "low": 1e3 * p.step_time_s.low,
+            "high": 1e3 * p.step_time_s.high,
+        }
+        for p in found.times
+    ]
+    least, most = found.times[0].micro_batch, found.times[-1].micro_batch
+    curve = [
+        {"B": b, "ms": 1e3 * law.seconds(b)}
+        for b in (least * (most / least) ** (i / 60) for i in range(61))
+    ]
+    y = alt.Y("ms:Q", title="step time (ms)", scale=alt.Scale(type="log"))
+    line = alt.Chart(alt.Data(values=curve)).mark_line(color=PLAIN)
+    line = line.encode(x=_batch_axis("micro-batch (examples)"), y=y)
+    base = alt.Chart(alt.Data(values=points)).encode(
+        x=_batch_axis("micro-batch (examples)")
+    )
+    bars = base.mark_rule(color=TODAY).encode(
+        y=alt.Y("low:Q", title="step time (ms)"), y2="high:Q"
+    )
+    dots = base.mark_point(filled=True, color=TODAY, opacity=1).encode(
+        y=y, tooltip=[alt.Tooltip("B:Q", format="d"), alt.Tooltip("ms:Q", format=".3g")]
+    )
+    return line + bars + dots
+
+
+def noise_chart(found: Measurements, choice: Choice) -> Any:
+    """The noise scale along the measuring run, and the critical batch it gives."""
+    own = choice.laws.noise.metric == "optimizer"
+    rows = []
+    top = max(
+        (p.noise_scale.high for p in found.noise if math.isfinite(p.noise_scale.high)),
+        default=1.0,
+    )
+    top = min(top, 30 * choice.laws.noise.critical_batch.value)
+    for p in found.noise:
+        e = p.noise_scale
+        if not math.isfinite(e.value) or e.value > top:
+            continue
+        rows.append(
+            {
+                "examples": p.examples,
+                "N": e.value,
+                "low": max(e.low, 0.3),
+                "high": _end(e.high, top),
+                "which": "plain",
+            }
+        )
+        if own and p.preconditioned is not None:
+            g = p.preconditioned
+            if g.grad_norm_sq > 0 and 0 < g.trace / g.grad_norm_sq <= top:
+                rows.append(
+                    {
+                        "examples": p.examples,
+                        "N": g.trace / g.grad_norm_sq,
+                        "which": "optimizer's metric",
+                    }
+                )
+    names = ["plain", "optimizer's metric"] if own else ["plain"]
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X("examples:Q", title="examples seen", axis=alt.Axis(grid=False)),
+        color=alt.Color(
+            "which:N",
+            title=None,
+            scale=alt.Scale(domain=names, range=[PLAIN, CHOSEN][: len(names)]),
+            legend=alt.Legend(orient="top") if own else None,
+        ),
+    )
+    y = alt.Y("N:Q", title="noise scale (examples)", scale=alt.Scale(type="log"))
+    bars = base.mark_rule(opacity=0.6).encode(
+        y=alt.Y("low:Q", title="noise scale (examples)"), y2="high:Q"
+    )
+    bars = bars.transform_filter("isValid(datum.low)")
+    dots = base.mark_point(filled=True, opacity=1).encode(
+        y=y, tooltip=["examples:Q", alt.Tooltip("N:Q", format=".3g"), "which:N"]
+    )
+    critical = choice.laws.noise.critical_batch.value
+    level = (
+        alt.Chart(alt.Data(values=[{"N": critical, "label": f"B_crit {critical:.3g}"}]))
+        .mark_rule(color=TODAY, strokeDash=[5, 4])
+        .encode(y=y)
+    )
+    return bars + dots + level
+
+
+def progress_chart(choice: Choice) -> Any:
+    """Steps and examples to the same result against B: one falls, one rises."""
+    rows = [
+        {"B": o.batch_size, "ratio": value, "which": which}
+        for o in _shown(choice)
+        for which, value in (("steps", o.steps.value), ("examples", o.examples.value))
+    ]
+    return (
+        alt.Chart(alt.Data(values=rows))
+        .mark_line(point=True)
+        .encode(
+            x=_batch_axis(),
+            y=alt.Y("ratio:Q", title="needed (today = 1)", scale=alt.Scale(type="log")),
+            color=alt.Color(
+                "which:N",
+                title=None,
+                scale=alt.Scale(domain=["steps", "examples"], range=[PLAIN, TODAY]),
+                legend=alt.Legend(orient="top"),
+            ),
+            tooltip=["which:N", alt.Tooltip("B:Q", format="d"), "ratio:Q"],
+        )
+    )
+
+
+def tradeoff_chart(choice: Choice) -> Any:
+    """Time against examples: what speed costs in data."""
+    rows = [
+        {
+            "B": o.batch_size,
+            "time": o.time.value,
+            "examples": o.examples.value,
+            "label": f"{o.batch_size}",
+        }
+        for o in _shown(choice)
+    ]
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        x=alt.X(
+            "examples:Q",
+            title="examples to the same result (today = 1)",
+            scale=alt.Scale(type="log"),
+            axis=alt.Axis(grid=False),
+        ),
+        y=alt.Y(
+            "time:Q",
+            title="time (today = 1)",
+            scale=alt.Scale(type="log"),
+        ),
+        order=alt.Order("B:Q"),
+    )
+    line = base.mark_line(color=PLAIN, point=alt.OverlayMarkDef(color=PLAIN))
+    labels = base.mark_text(dx=9, dy=9, fontSize=10, opacity=0.75).encode(
+        text="label:N"
+    )
+    return line + labels + _marks(choice, "examples")
+
+
+def race_chart(found: Measurements) -> Any:
+    """Speed of every lane with its interval, today's being 1."""
+    assert found.race is not None
+    rows = [
+        {
+            "lane": f"B = {lane.batch_size} ({lane.role})",
+            "speed": lane.speedup.value,
+            "low": lane.speedup.low,
+            "high": lane.speedup.high,
+            "role": lane.role if lane.role in ("plan", "today") else "other",
+        }
+        for lane in found.race.lanes
+    ]
+    base = alt.Chart(alt.Data(values=rows)).encode(
+        y=alt.Y("lane:N", title=None, sort=None),
+        color=alt.Color(
+            "role:N",
+            legend=None,
+            scale=alt.Scale(
+                domain=["plan", "today", "other"], range=[CHOSEN, TODAY, PLAIN]
+            ),
+        ),
+    )
+    bars = base.mark_rule(strokeWidth=3).encode(
+        x=alt.X("low:Q", title="speed (today's batch = 1)"), x2="high:Q"
+    )
+    dots = base.mark_point(filled=True, size=140, opacity=1).encode(
+        x=alt.X("speed:Q", scale=alt.Scale(zero=False)),
+        tooltip=["lane:N", alt.Tooltip("speed:Q", format=".2f")],
+    )
+    return bars + dots

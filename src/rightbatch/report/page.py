@@ -1,0 +1,111 @@
+"""The page: one offline HTML file that shows the answer and how it was found."""
+
+from __future__ import annotations
+
+import functools
+import html
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import vl_convert
+
+from rightbatch.estimate import Estimate
+from rightbatch.measure.record import Measurements
+from rightbatch.plan.choice import Choice
+from rightbatch.plan.plan import Plan
+from rightbatch.record import to_plain, write_text
+from rightbatch.report.charts import all_charts
+from rightbatch.run.loop import TraceRow
+from rightbatch.units import show_bytes, show_seconds
+
+MOST_BYTES = 2_000_000
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report, ready to be saved.
+
+    Attributes:
+        found: What was measured.
+        choice: What it was decided from.
+        plan: What was decided.
+        rows: The trace of a training run in the same folder, if there is one.
+    """
+
+    found: Measurements
+    choice: Choice
+    plan: Plan
+    rows: Sequence[TraceRow] = ()
+
+    def html(self) -> str:
+        """The whole file as text; it asks the network for nothing."""
+        template = _templates().get_template("page.html.j2")
+        text = template.render(
+            found=self.found,
+            plan=self.plan,
+            choice=self.choice,
+            laws=self.choice.laws,
+            charts=_script_json(all_charts(self.found, self.choice, self.plan)),
+            data=_script_json(
+                {
+                    "measurements": to_plain(self.found),
+                    "plan": to_plain(self.plan),
+                }
+            ),
+            bundle=_bundle(),
+            last=self.rows[-1] if self.rows else None,
+        )
+        assert len(text.encode()) < MOST_BYTES, "the page outgrew its limit"
+        return text
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page.
+
+        Raises:
+            RunFolderError: The folder cannot be written.
+        """
+        write_text(Path(path), self.html())
+        return Path(path)
+
+
+@functools.cache
+def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script, from the installed package."""
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    return script.replace("</script", "<\\/script")
+
+
+def _script_json(value: Any) -> str:
+    """JSON that may stand inside a script element."""
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
+
+
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("rightbatch.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        seconds=show_seconds, bytes=show_bytes, estimate=_estimate, three=_three
+    )
+    return environment
+
+
+def _three(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _estimate(e: Estimate) -> str:
+    """Value with its interval, the interval small beside it."""
+    if e.low == e.high:
+        return f"{e.value:.3g}"
+    high = f"{e.high:.3g}" if math.isfinite(e.high) else "no upper bound"
+    return f"{e.value:.3g} ({html.escape(f'{e.low:.3g} to {high}')})"

@@ -1,0 +1,205 @@
+"""The race: a few batches trained from one start for equal time, heat by heat."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy import stats
+
+from rightbatch.errors import JobError
+from rightbatch.estimate import Estimate
+from rightbatch.isolation import evaluating
+from rightbatch.job import Job
+from rightbatch.measure.record import Lane, Race
+from rightbatch.plan.scaling import Scaling, apply_scaling
+from rightbatch.training import Training
+
+MARKS = 10  # evaluations of a lane in a heat
+MIN_HEATS, MAX_HEATS = 3, 8
+LEAST_STEPS = 10  # updates of the slowest lane below which a heat tells nothing
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A lane before the race: ``step_s`` is its predicted step time."""
+
+    role: str
+    batch_size: int
+    micro_batch: int
+    lr: float
+    scaling: Scaling
+    step_s: float
+
+
+@dataclass
+class Curve:
+    """Best value so far (less is better) at each mark of one lane in one heat."""
+
+    times: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    last: float = math.inf
+    steps: int = 0
+
+    def time_to(self, value: float) -> float:
+        """When the curve first reached a value, interpolated between marks."""
+        for i, found in enumerate(self.values):
+            if found <= value:
+                if i == 0 or self.values[i - 1] == found:
+                    return self.times[i]
+                share = (self.values[i - 1] - value) / (self.values[i - 1] - found)
+                return self.times[i - 1] + share * (self.times[i] - self.times[i - 1])
+        return math.inf
+
+
+def speedup(lane: Curve, today: Curve) -> float:
+    """How many times sooner one lane was where the slower of the two ended.
+
+    Symmetric: exchanging the lanes gives the reciprocal. Bounded by ``MARKS`` either
+    way, since nothing is known before the first mark.
+    """
+    if lane.values[-1] <= today.values[-1]:
+        ratio = today.times[-1] / lane.time_to(today.values[-1])
+    else:
+        ratio = today.time_to(lane.values[-1]) / lane.times[-1]
+    return min(max(ratio, 1 / MARKS), float(MARKS))
+
+
+def held_out_loss(job: Job, count: int = 512) -> Callable[[Training], float]:
+    """A stand-in for ``evaluate``: the mean loss on fixed training examples.
+
+    The lanes train on these too; from a warm start that helps all of them alike.
+    """
+    count = min(count, job.length)
+    generator = torch.Generator().manual_seed(job.seed + 2)
+    indices = torch.randint(job.length, (count,), generator=generator)
+
+    def value(training: Training) -> float:
+        total = 0.0
+        with evaluating(training.model):
+            for part in indices.split(min(count, job.batch_size)):
+                batch = job.batch(part, training.device)
+                loss, n = job.mean_loss(training.model, batch)
+                total += float(loss) / (float(n) or 1.0) * len(part)
+        return total / count
+
+    return value
+
+
+def race(
+    job: Job,
+    warm: Training,
+    entries: Sequence[Entry],
+    *,
+    budget_s: float,
+    evaluate: bool,
+    to_target_s: float = math.inf,
+    clock: Clock = time.perf_counter,
+    tick: Callable[[int, int, str], None] = lambda heat, heats, role: None,
+) -> Race | None:
+    """Train every entry from one warmed-up start for equal time; compare on held-out.
+
+    In a heat all lanes see the same stream of examples, cut by their own batch; every
+    heat has a stream of its own. The order of lanes rotates from heat to heat.
+
+    Args:
+        job: What is trained.
+        warm: The common start; copied, never moved.
+        entries: The lanes; one has the role ``"today"``.
+        budget_s: Wall seconds for everything.
+        evaluate: Compare by the job's ``evaluate``; else by `held_out_loss`.
+        to_target_s: How long today's batch needs from here to the target, if known:
+            there is nothing to compare beyond.
+        clock: What equal time is measured by.
+        tick: Called with (heat, heats, role) before every lane.
+
+    Returns:
+        The result, or None where the budget allows too few steps to tell anything.
+    """
+    sign = -1.0 if evaluate and job.goal == "max" else 1.0
+    value = (lambda t: job.evaluated(t.model)) if evaluate else held_out_loss(job)
+    started = time.perf_counter()
+    start = value(warm)
+    cost = (time.perf_counter() - started) * MARKS
+    lane_s = min(budget_s / (MIN_HEATS * len(entries)) - cost, 1.2 * to_target_s)
+    if lane_s < LEAST_STEPS * max(e.step_s for e in entries):
+        return None
+    heats = int(budget_s / (len(entries) * (lane_s + cost)))
+    heats = min(max(heats, MIN_HEATS), MAX_HEATS)
+    curves: dict[str, list[Curve]] = {e.role: [] for e in entries}
+    for heat in range(heats):
+        shift = heat % len(entries)
+        for entry in [*entries[shift:], *entries[:shift]]:
+            tick(heat + 1, heats, entry.role)
+            runner = warm.fork(seed=job.seed + 1000 + heat)
+            apply_scaling(runner.optimizer, entry.scaling)
+            curve = _run_lane(runner, entry, lane_s, value, sign, clock)
+            curves[entry.role].append(curve)
+    return Race(
+        metric="evaluate" if evaluate else "held-out loss",
+        goal=job.goal if evaluate else "min",
+        start=start,
+        seconds=lane_s,
+        heats=heats,
+        lanes=tuple(_lane(e, curves[e.role], curves["today"], sign) for e in entries),
+    )
+
+
+def _run_lane(
+    runner: Training,
+    entry: Entry,
+    lane_s: float,
+    value: Callable[[Training], float],
+    sign: float,
+    clock: Clock,
+) -> Curve:
+    curve, elapsed, first = Curve(), 0.0, runner.steps
+    best = math.inf
+    for mark in range(1, MARKS + 1):
+        until, begun = lane_s * mark / MARKS, clock()
+        while elapsed + clock() - begun < until:
+            loss = runner.step(entry.batch_size, entry.micro_batch)
+            if runner.device.type != "cpu":
+                float(loss)  # wait, or the clock would run ahead of the device
+        elapsed += clock() - begun
+        try:
+            curve.last = sign * value(runner)
+        except JobError:
+            curve.last = math.inf
+        best = min(best, curve.last if math.isfinite(curve.last) else math.inf)
+        curve.times.append(elapsed)
+        curve.values.append(best)
+    curve.steps = runner.steps - first
+    return curve
+
+
+def _lane(entry: Entry, own: list[Curve], today: list[Curve], sign: float) -> Lane:
+    ratios = [speedup(a, b) for a, b in zip(own, today, strict=True)]
+    if entry.role == "today":
+        estimate = Estimate.exact(1.0, "x")
+    else:
+        logs = np.log(ratios)
+        wide = float(stats.t.ppf(0.975, len(logs) - 1))
+        half = wide * float(logs.std(ddof=1)) / math.sqrt(len(logs))
+        estimate = Estimate(
+            value=math.exp(logs.mean()),
+            low=math.exp(logs.mean() - half),
+            high=math.exp(logs.mean() + half),
+            unit="x",
+            n=len(logs),
+            method="heats, t interval of the log ratio",
+        )
+    return Lane(
+        role=entry.role,
+        batch_size=entry.batch_size,
+        micro_batch=entry.micro_batch,
+        lr=entry.lr,
+        steps=round(sum(c.steps for c in own) / len(own)),
+        metrics=tuple(sign * c.last for c in own),
+        speedup=estimate,
+    )
