@@ -14,6 +14,8 @@ Times are CPU seconds of training steps on one thread, evaluations left out.
 from __future__ import annotations
 
 import argparse
+import collections
+import dataclasses
 import json
 import math
 import statistics
@@ -71,19 +73,16 @@ def run_to_target(
 ) -> dict[str, Any]:
     """One run; ``seconds`` is infinite where the target was not met."""
     torch.manual_seed(seed)
-    job = rb.Job(**{**vars(job), "seed": seed})
+    job = dataclasses.replace(job, seed=seed)
     training = Training.start(job)
     if scaling is not None:
         apply_scaling(training.optimizer, scaling)
     if rate is not None:
         for group in training.optimizer.param_groups:
             group["lr"] = rate
-    row = None
+    rows = train_rows(training, batch, time_limit_s=limit_s, clock=time.process_time)
     try:
-        for row in train_rows(
-            training, batch, time_limit_s=limit_s, clock=time.process_time
-        ):
-            pass
+        row = collections.deque(rows, maxlen=1).pop()
     except rb.JobError:  # diverged
         row = None
     reached = row is not None and row.metric is not None and job.met(row.metric)
@@ -114,7 +113,9 @@ def run_grid(job: rb.Job, grid: Grid, seeds: int) -> dict[int, dict[float, list[
             found[batch][rate] = runs
             best = min(best, median_seconds(runs))
         rate, runs = min(found[batch].items(), key=lambda kv: median_seconds(kv[1]))
-        print(f"  B {batch:>4}  rate {rate:<8g} {median_seconds(runs):8.3f} s", flush=True)
+        print(
+            f"  B {batch:>4}  rate {rate:<8g} {median_seconds(runs):8.3f} s", flush=True
+        )
     return found
 
 
@@ -134,7 +135,7 @@ def with_today(job: rb.Job, batch: int, rate: float) -> rb.Job:
             group["lr"] = rate
         return made
 
-    return rb.Job(**{**vars(job), "batch_size": batch, "optimizer": optimizer})
+    return dataclasses.replace(job, batch_size=batch, optimizer=optimizer)
 
 
 def compare(name: str, grid: Grid, seeds: int) -> dict[str, Any]:
@@ -153,7 +154,9 @@ def compare(name: str, grid: Grid, seeds: int) -> dict[str, Any]:
             for b in per_batch
         ],
     )
-    print(f"  grid's best: B = {best}, {per_batch[best][1]:.3f} s; CPU {grid_cpu:.0f} s")
+    print(
+        f"  grid's best: B = {best}, {per_batch[best][1]:.3f} s; CPU {grid_cpu:.0f} s"
+    )
     print(f"  fitted to the grid's runs: B_crit {law.critical_batch}")
     rows = []
     for today in grid.todays:
@@ -229,7 +232,9 @@ def main() -> None:
     for name in given.jobs:
         grid, seeds = GRIDS[name], given.seeds
         if given.quick:
-            grid = Grid(grid.batches[1::2], grid.rates[1:-1], grid.todays[:1], 5.0, 10.0)
+            grid = Grid(
+                grid.batches[1::2], grid.rates[1:-1], grid.todays[:1], 5.0, 10.0
+            )
             seeds = 1
         result[name] = compare(name, grid, seeds)
         if given.out:

@@ -39,7 +39,7 @@ def blaming(what: str) -> Iterator[None]:
 
 
 def user_line(error: BaseException) -> str:
-    """The deepest frame of an exception outside of libraries, as ``file:line: code``."""
+    """The deepest frame outside of libraries, as ``file:line: code``."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {(error.text or '').strip()}"
     frames = traceback.extract_tb(error.__traceback__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import shlex
@@ -331,7 +332,8 @@ def report(run: Path) -> int:
     from rightbatch.run.train import read_trace
 
     found = Measurements.load(run / MEASUREMENTS)
-    goal, limits = None, {}
+    goal = None
+    limits: dict[str, float | None] = {}
     if (run / PLAN).exists():
         saved = Plan.load(run / PLAN)
         watts = 1.0 if saved.objective == "energy" else None  # the amount cancels
@@ -340,7 +342,12 @@ def report(run: Path) -> int:
             "deadline_s": saved.deadline_s,
             "memory_bytes": saved.memory_limit_bytes,
         }
-    decision = decide(found, goal, **limits)
+    decision = decide(
+        found,
+        goal,
+        deadline_s=limits.get("deadline_s"),
+        memory_bytes=limits.get("memory_bytes"),
+    )
     rows = read_trace(run / TRACE) if (run / TRACE).exists() else ()
     page = Page(found, decision.choice, decision.plan, rows)
     path = page.save(run / REPORT)
@@ -467,10 +474,8 @@ def _interrupted(console: Console, path: Path) -> int:
 
 def _drop_if_empty(folder: Path) -> None:
     """Take away a run folder that nothing came to lie in."""
-    try:
+    with contextlib.suppress(OSError):
         folder.rmdir()
-    except OSError:
-        pass
 
 
 def _command_line() -> str:
@@ -496,7 +501,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader has gone; nothing is left to say
         status = DECIDED
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         click.echo(_report_bug(error), err=True)
         status = FAILED
     sys.exit(status if isinstance(status, int) else DECIDED)

@@ -22,7 +22,7 @@ class Estimate:
         method: How value and interval were obtained, in a few words.
 
     Example:
-        >>> step = Estimate(value=0.5, low=0.4, high=0.6, unit="s", n=9, method="median")
+        >>> step = Estimate(value=0.5, low=0.4, high=0.6, unit="s")
         >>> print(step.scale(2.0))
         1 s (0.8 to 1.2)
     """

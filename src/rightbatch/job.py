@@ -136,7 +136,11 @@ class Job:
         return model.train()
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The job's optimizer over the trainable parameters of a model."""
+        """The job's optimizer over the trainable parameters of a model.
+
+        Raises:
+            JobError: Nothing is trainable, or no optimizer came back.
+        """
         params = [p for p in model.parameters() if p.requires_grad]
         if not params:
             raise JobError(
@@ -244,7 +248,11 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 def _check_data(data: Any) -> None:
-    """Refuse data whose examples cannot be counted or picked by number."""
+    """Refuse data whose examples cannot be counted or picked by number.
+
+    Raises:
+        SettingError: They cannot.
+    """
     if isinstance(data, tuple):
         if not data or not all(isinstance(t, Tensor) and t.ndim >= 1 for t in data):
             raise SettingError(

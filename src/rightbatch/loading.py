@@ -210,7 +210,8 @@ def _imported(spec: Spec) -> Any:
         if str(path.parent) not in sys.path:
             sys.path.insert(0, str(path.parent))
         made = importlib.util.spec_from_file_location(path.stem, path)
-        assert made is not None and made.loader is not None
+        assert made is not None
+        assert made.loader is not None
         module = importlib.util.module_from_spec(made)
         sys.modules[path.stem] = module  # so that its classes can be copied
         made.loader.exec_module(module)
@@ -227,7 +228,11 @@ class _blamed:
         """Nothing to prepare."""
 
     def __exit__(self, kind: object, error: BaseException | None, tb: object) -> None:
-        """Turn what the user's code raised into an error that names its line."""
+        """Turn what the user's code raised into an error that names its line.
+
+        Raises:
+            JobError: It raised.
+        """
         if error is None or isinstance(error, (RightbatchError, KeyboardInterrupt)):
             return
         message = str(error).strip() or type(error).__name__

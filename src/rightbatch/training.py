@@ -28,7 +28,11 @@ class Training:
 
     @classmethod
     def start(cls, job: Job, seed: int | None = None) -> Training:
-        """A fresh run at the job's own initial weights; ``seed`` orders the examples."""
+        """A fresh run at the job's initial weights; ``seed`` orders the examples.
+
+        Raises:
+            JobError: There are no examples, or model or optimizer cannot be made.
+        """
         if job.length == 0:
             raise JobError("the data set is empty", seen="len(data) = 0")
         model = job.make_model()
@@ -97,6 +101,9 @@ def accumulate(
 
     Returns:
         The mean loss of the whole batch, detached (shape ``()``).
+
+    Raises:
+        JobError: The loss cannot be differentiated, or the job's code raised.
     """
     optimizer.zero_grad(set_to_none=True)
     total, counted = torch.zeros((), device=next(model.parameters()).device), 0.0

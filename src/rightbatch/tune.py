@@ -238,8 +238,7 @@ def _measure_cost(
     )
     sizes = [p.micro_batch for p in times]
     training.step(min(2, job.length))  # makes the optimizer's state
-    probed = sorted({sizes[len(sizes) // 3], sizes[2 * len(sizes) // 3], sizes[-1]})
-    recorder.update(memory=tuple(measure_memory(training, b) for b in probed))
+    recorder.update(memory=tuple(measure_memory(training, b) for b in sizes))
     recorder.timed("cost", started)
     busy = ", machine busy: CPU time is used" if contention.busy else ""
     watcher.done(f"{len(times)} sizes, {sizes[0]} to {sizes[-1]}{busy}")
@@ -276,7 +275,8 @@ def _measure_noise(
 def _running(found: Trajectory, job: Job) -> str:
     if len(found.points) < 2:
         return str(found.points[-1].noise_scale)
-    return f"B_crit {short(critical_from_noise(found.points, job.batch_size).critical_batch)}"
+    law = critical_from_noise(found.points, job.batch_size)
+    return f"B_crit {short(law.critical_batch)}"
 
 
 def short(e: Estimate) -> str:

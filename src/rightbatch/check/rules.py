@@ -110,13 +110,13 @@ def scalar_loss(probe: Probe) -> Finding | None:
             why="nothing can be measured from it",
             fix="look for log(0), division by zero or bad examples in the data",
         )
-    if isinstance(count, Tensor) or count:
-        if float(count) <= 0 or not math.isfinite(float(count)):
-            raise JobError(
-                "the loss returned a count that is not positive",
-                seen=f"count {float(count)}",
-                fix="(sum, count) with the number of terms summed",
-            )
+    ragged = isinstance(count, Tensor) or count != 0
+    if ragged and not 0 < float(count) < math.inf:
+        raise JobError(
+            "the loss returned a count that is not positive",
+            seen=f"count {float(count)}",
+            fix="(sum, count) with the number of terms summed",
+        )
     return None
 
 

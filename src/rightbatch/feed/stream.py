@@ -37,7 +37,7 @@ class IndexStream:
         self.length, self.seed, self.position = length, seed, position
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
-    def take(self, count: int) -> Int64[Tensor, "count"]:
+    def take(self, count: int) -> Int64[Tensor, " count"]:
         """The next ``count`` example indices; the stream moves on by as many."""
         parts = []
         while count > 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -156,7 +157,7 @@ def _profile_end(
     end = _reach(b)[0 if direction < 0 else 1]
     if _loss(end, b, log_examples) <= limit or abs(end - best) < 1e-9:
         return direction * math.inf
-    root = optimize.brentq(lambda x: _loss(x, b, log_examples) - limit, best, end)
+    root: Any = optimize.brentq(lambda x: _loss(x, b, log_examples) - limit, best, end)
     return float(root)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
             "the job 'digits' needs scikit-learn, which carries its data",
             fix="pip install 'rightbatch[examples]'",
         ) from error
-    bunch = datasets.load_digits()
+    bunch: Any = datasets.load_digits()
     pixels = torch.tensor(bunch.data, dtype=torch.float32) / 16
     classes = torch.tensor(bunch.target)
     order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))

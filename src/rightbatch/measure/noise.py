@@ -101,7 +101,7 @@ def measure_noise(
 def optimizer_metric(
     optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]
 ) -> list[Tensor] | None:
-    r"""Adam's diagonal preconditioner $P = 1/(\sqrt{\hat v} + \epsilon)$, per parameter.
+    r"""Adam's diagonal preconditioner $P = 1/(\sqrt{\hat v} + \epsilon)$.
 
     The gradient's norm is then $g^\top P g$: with the preconditioner as a stand-in for
     the inverse curvature this is the noise scale $\mathrm{tr}(H\Sigma)/G^\top H G$ of

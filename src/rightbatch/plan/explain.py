@@ -129,7 +129,7 @@ def reasons(choice: Choice) -> tuple[Reason, ...]:
             )
         )
     race = _race_reason(choice)
-    return tuple([*found, *([race] if race else [])])
+    return (*found, race) if race else tuple(found)
 
 
 def _optimum_text(laws: Laws) -> str:
@@ -164,11 +164,10 @@ def _rate_text(choice: Choice) -> str:
 
 def _race_reason(choice: Choice) -> Reason | None:
     race, lane = choice.found.race, choice.lane
-    if race is None or lane is None or lane.role == "today":
-        own = race and next((x for x in race.lanes if x.role == "today"), None)
-        if race is None or own is None or choice.decided_by != "race":
-            return None
-        lane = own
+    if race is None or lane is None:
+        return None
+    if lane.role == "today" and choice.decided_by != "race":
+        return None
     predicted = 1 / choice.chosen.time.value
     agree = lane.speedup.low <= 1 / choice.chosen.time.low and (
         lane.speedup.high >= 1 / choice.chosen.time.high
@@ -271,7 +270,7 @@ def limits(choice: Choice) -> tuple[str, ...]:
             "made to the end at the chosen batch."
         )
     said.append(
-        "The learning rate follows a rule from today's; if today's is far off, so is it."
+        "The learning rate follows from today's by a rule: it is as good as today's."
     )
     if found.contention is not None and found.contention.busy:
         said.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from rightbatch.errors import SettingError
 
@@ -11,7 +12,7 @@ from rightbatch.errors import SettingError
 class Time:
     """The least time to the same result."""
 
-    name = "time"
+    name: ClassVar[str] = "time"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class Examples:
         tolerance: Share of examples above the fewest that is given for time.
     """
 
-    name = "examples"
+    name: ClassVar[str] = "examples"
     tolerance: float = 0.1
 
 
@@ -40,7 +41,7 @@ class Energy:
         watts: Power of the device while it trains.
     """
 
-    name = "energy"
+    name: ClassVar[str] = "energy"
     watts: float | None = None
 
 
@@ -52,7 +53,7 @@ class Money:
         per_hour: Price of the machine; None to compare batches without an amount.
     """
 
-    name = "money"
+    name: ClassVar[str] = "money"
     per_hour: float | None = None
 
 

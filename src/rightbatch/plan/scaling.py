@@ -162,9 +162,8 @@ def _scaled_group(group: dict[str, object], scaling: Scaling) -> dict[str, objec
     }
     for key, factor in factors.items():
         value = group.get(key)
-        if isinstance(value, torch.Tensor):  # capturable optimizers keep lr as a tensor
-            new[key] = value * factor
-        elif isinstance(value, (int, float)):
+        # Capturable optimizers keep the rate as a tensor.
+        if isinstance(value, (int, float, torch.Tensor)):
             new[key] = value * factor
     betas = group.get("betas")
     if isinstance(betas, tuple):

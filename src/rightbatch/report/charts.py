@@ -84,7 +84,9 @@ def _marks(choice: Choice, y: str) -> Any:
     if y != "time":
         base = base.encode(y=alt.Y("time:Q"))
     points = base.mark_point(filled=True, size=110, opacity=1).encode(x=x)
-    names = base.mark_text(dy=-14, fontWeight="bold").encode(x=x, text="label:N")
+    # Beside the point in the trade-off, where the curve runs steeply; else above it.
+    place: Spec = {"dy": -14} if y == "time" else {"dx": 12, "align": "left", "dy": -6}
+    names = base.mark_text(fontWeight="bold", **place).encode(x=x, text="label:N")
     return points + names
 
 
@@ -106,7 +108,7 @@ def time_chart(choice: Choice) -> Any:
     y = alt.Y(
         "time:Q",
         title="time to the same result (today = 1)",
-        scale=alt.Scale(type="log", domainMax=most, clamp=True),
+        scale=alt.Scale(type="log", domainMax=most, clamp=True, nice=False),
     )
     low, high = choice.flat
     flat = (
@@ -146,7 +148,7 @@ def step_chart(found: Measurements, choice: Choice) -> Any:
         {"B": b, "ms": 1e3 * law.seconds(b)}
         for b in (least * (most / least) ** (i / 60) for i in range(61))
     ]
-    y = alt.Y("ms:Q", title="step time (ms)", scale=alt.Scale(type="log"))
+    y = alt.Y("ms:Q", title="step time (ms)", scale=alt.Scale(type="log", nice=False))
     line = alt.Chart(alt.Data(values=curve)).mark_line(color=PLAIN)
     line = line.encode(x=_batch_axis("micro-batch (examples)"), y=y)
     base = alt.Chart(alt.Data(values=points)).encode(
@@ -164,35 +166,31 @@ def step_chart(found: Measurements, choice: Choice) -> Any:
 def noise_chart(found: Measurements, choice: Choice) -> Any:
     """The noise scale along the measuring run, and the critical batch it gives."""
     own = choice.laws.noise.metric == "optimizer"
+    critical = choice.laws.noise.critical_batch.value
+    ends = [p.noise_scale.high for p in found.noise if p.noise_scale.bounded]
+    top = min(max([*ends, 3 * critical]), 30 * critical)
     rows = []
-    top = max(
-        (p.noise_scale.high for p in found.noise if math.isfinite(p.noise_scale.high)),
-        default=1.0,
-    )
-    top = min(top, 30 * choice.laws.noise.critical_batch.value)
     for p in found.noise:
         e = p.noise_scale
-        if not math.isfinite(e.value) or e.value > top:
-            continue
         rows.append(
             {
                 "examples": p.examples,
-                "N": e.value,
-                "low": max(e.low, 0.3),
+                "N": _end(e.value, top),
+                "low": max(min(e.low, top), 0.3),
                 "high": _end(e.high, top),
                 "which": "plain",
             }
         )
-        if own and p.preconditioned is not None:
-            g = p.preconditioned
-            if g.grad_norm_sq > 0 and 0 < g.trace / g.grad_norm_sq <= top:
-                rows.append(
-                    {
-                        "examples": p.examples,
-                        "N": g.trace / g.grad_norm_sq,
-                        "which": "optimizer's metric",
-                    }
-                )
+        own_point = p.preconditioned if own else None
+        if own_point is not None:
+            signal, trace = own_point.grad_norm_sq, own_point.trace
+            rows.append(
+                {
+                    "examples": p.examples,
+                    "N": _end(trace / signal if signal > 0 else math.inf, top),
+                    "which": "optimizer's metric",
+                }
+            )
     names = ["plain", "optimizer's metric"] if own else ["plain"]
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("examples:Q", title="examples seen", axis=alt.Axis(grid=False)),
@@ -203,7 +201,9 @@ def noise_chart(found: Measurements, choice: Choice) -> Any:
             legend=alt.Legend(orient="top") if own else None,
         ),
     )
-    y = alt.Y("N:Q", title="noise scale (examples)", scale=alt.Scale(type="log"))
+    y = alt.Y(
+        "N:Q", title="noise scale (examples)", scale=alt.Scale(type="log", nice=False)
+    )
     bars = base.mark_rule(opacity=0.6).encode(
         y=alt.Y("low:Q", title="noise scale (examples)"), y2="high:Q"
     )
@@ -211,7 +211,6 @@ def noise_chart(found: Measurements, choice: Choice) -> Any:
     dots = base.mark_point(filled=True, opacity=1).encode(
         y=y, tooltip=["examples:Q", alt.Tooltip("N:Q", format=".3g"), "which:N"]
     )
-    critical = choice.laws.noise.critical_batch.value
     level = (
         alt.Chart(alt.Data(values=[{"N": critical, "label": f"B_crit {critical:.3g}"}]))
         .mark_rule(color=TODAY, strokeDash=[5, 4])
@@ -232,7 +231,11 @@ def progress_chart(choice: Choice) -> Any:
         .mark_line(point=True)
         .encode(
             x=_batch_axis(),
-            y=alt.Y("ratio:Q", title="needed (today = 1)", scale=alt.Scale(type="log")),
+            y=alt.Y(
+                "ratio:Q",
+                title="needed (today = 1)",
+                scale=alt.Scale(type="log", nice=False),
+            ),
             color=alt.Color(
                 "which:N",
                 title=None,
@@ -246,12 +249,13 @@ def progress_chart(choice: Choice) -> Any:
 
 def tradeoff_chart(choice: Choice) -> Any:
     """Time against examples: what speed costs in data."""
+    marked = (choice.chosen.batch_size, choice.today.batch_size)
     rows = [
         {
             "B": o.batch_size,
             "time": o.time.value,
             "examples": o.examples.value,
-            "label": f"{o.batch_size}",
+            "label": "" if o.batch_size in marked else f"{o.batch_size}",
         }
         for o in _shown(choice)
     ]
@@ -259,13 +263,13 @@ def tradeoff_chart(choice: Choice) -> Any:
         x=alt.X(
             "examples:Q",
             title="examples to the same result (today = 1)",
-            scale=alt.Scale(type="log"),
+            scale=alt.Scale(type="log", nice=False, padding=12),
             axis=alt.Axis(grid=False),
         ),
         y=alt.Y(
             "time:Q",
             title="time (today = 1)",
-            scale=alt.Scale(type="log"),
+            scale=alt.Scale(type="log", nice=False, padding=16),
         ),
         order=alt.Order("B:Q"),
     )

@@ -1,4 +1,4 @@
-"""The terminal: phases with progress, one table, one verdict; 80 columns, plain piped."""
+"""The terminal: phases with progress, one table, one verdict, in 80 columns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 import textwrap
 import time
 from collections.abc import Sequence
-
 from pathlib import Path
 
 from rich.console import Console
@@ -152,7 +151,7 @@ def _measured(point: TimePoint | None, peak: int | None) -> str:
     step = point.step_time_s
     error = f"± {100 * step.relative:.0f} %"
     rate = point.micro_batch / step.value
-    size = f"{peak / 2**20:.0f}" if peak is not None else ""
+    size = f"{peak / 2**20:.3g}" if peak is not None else ""
     return f"{show_seconds(step.value):>10}{error:>7}{rate:>7.0f}{size:>6}"
 
 
@@ -203,7 +202,9 @@ def answer(choice: Choice, plan: Plan) -> str:
     for i, a in enumerate(plan.alternatives):
         tail = "the same B"
         if a.batch_size != plan.batch_size:
-            tail = f"B = {a.batch_size}; B = {plan.batch_size} would cost {a.penalty:.0%} more"
+            tail = f"B = {a.batch_size}"
+            if a.penalty > 0.005:
+                tail += f"; B = {plan.batch_size} would cost {a.penalty:.0%} more"
         if a.condition.startswith("fewest"):
             tail = f"B = {a.batch_size}, taking {a.penalty:.0%} more time"
         parts.append(wrapped("If" if i == 0 else "", f"{a.condition}: {tail}"))
@@ -233,7 +234,7 @@ def memory_note(choice: Choice) -> str:
 
 
 class TrainingLine:
-    """One line that says where a training run stands; a line now and then when piped."""
+    """One live line on a training run; when piped, a line now and then."""
 
     def __init__(self, console: Console, job: Job) -> None:
         self.console, self.job = console, job

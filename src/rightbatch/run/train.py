@@ -17,8 +17,8 @@ from rightbatch.plan.plan import Plan
 from rightbatch.plan.scaling import Scaling, apply_scaling, scaling_for
 from rightbatch.record import to_plain
 from rightbatch.run.checkpoint import save_checkpoint
-from rightbatch.run.interrupt import Interrupt
 from rightbatch.run.folder import CHECKPOINTS, TRACE, make_run_folder
+from rightbatch.run.interrupt import Interrupt
 from rightbatch.run.loop import TraceRow, train_rows
 from rightbatch.training import Training
 
@@ -159,7 +159,11 @@ def _setting(
     rule: str,
     noise_scale: float | None,
 ) -> tuple[int, int, Scaling]:
-    """Batch, micro-batch and scaling from a plan, or from a batch size alone."""
+    """Batch, micro-batch and scaling from a plan, or from a batch size alone.
+
+    Raises:
+        SettingError: Both are given, or the plan is for another job.
+    """
     if plan is not None and batch_size is not None:
         raise SettingError("give a plan or a batch size, not both")
     if plan is None:
@@ -181,7 +185,7 @@ def _setting(
     return plan.batch_size, plan.micro_batch, plan.scaling
 
 
-def _open_trace(folder: Path | None, stack: contextlib.ExitStack):  # noqa: ANN202
+def _open_trace(folder: Path | None, stack: contextlib.ExitStack):
     if folder is None:
         return None
     try:
