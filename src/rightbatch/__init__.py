@@ -10,7 +10,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rightbatch.check import Finding, Findings, check
     from rightbatch.errors import (
         JobError,
         MissingExtraError,
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from rightbatch.estimate import Estimate
     from rightbatch.fit.progress import StepsLaw, fit_steps
     from rightbatch.job import Job
+    from rightbatch.lint import Finding, Findings, check
     from rightbatch.loading import load_job
     from rightbatch.measure.record import Measurements
     from rightbatch.plan.decide import Decision, decide
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from rightbatch.plan.plan import Plan
     from rightbatch.plan.scaling import Scaling, scale_hyperparameters
     from rightbatch.run.train import Run, train
-    from rightbatch.tune import Tuning, tune
+    from rightbatch.tuning import Tuning, tune
 
 _HOMES = {
-    "check": ("check", "Finding", "Findings"),
+    "lint": ("check", "Finding", "Findings"),
     "errors": (
         "JobError",
         "MissingExtraError",
@@ -51,7 +51,7 @@ _HOMES = {
     "plan.plan": ("Plan",),
     "plan.scaling": ("Scaling", "scale_hyperparameters"),
     "run.train": ("Run", "train"),
-    "tune": ("Tuning", "tune"),
+    "tuning": ("Tuning", "tune"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

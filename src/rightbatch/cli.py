@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import json
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
+from rightbatch.console import (
+    DECIDED,
+    FAILED,
+    INTERRUPTED,
+    UNDECIDED,
+    USAGE,
+    begin,
+    command_line,
+    drop_if_empty,
+    finish,
+    interrupted,
+    make_console,
+    report_bug,
+)
 from rightbatch.errors import (
     RightbatchError,
     SettingError,
@@ -20,14 +33,6 @@ from rightbatch.errors import (
 )
 from rightbatch.units import parse_bytes, parse_seconds
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from rightbatch.loading import Spec
-    from rightbatch.measure.record import Measurements
-    from rightbatch.plan.decide import Decision
-
-DECIDED, FAILED, USAGE, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -141,11 +146,11 @@ def tune(
     from rightbatch.plan.objective import objective_named
 
     goal = objective_named(objective, watts=watts, price=price)
-    console, spec, folder = _begin(job, out, as_json)
+    console, spec, folder = begin(job, out, as_json)
     from rightbatch.loading import load_job
     from rightbatch.report.terminal import TerminalWatcher
     from rightbatch.run.folder import MEASUREMENTS
-    from rightbatch.tune import tune as run_tune
+    from rightbatch.tuning import tune as run_tune
 
     watcher = TerminalWatcher(console, phases=4 if with_race else 3)
     path = folder / MEASUREMENTS
@@ -158,21 +163,21 @@ def tune(
             memory_bytes=memory,
             with_race=with_race,
             spec=spec.text,
-            command=_command_line(),
+            command=command_line(),
             measurements_path=path,
             watcher=watcher,
         )
     except KeyboardInterrupt:
         watcher.close()
-        return _interrupted(console, path)
+        return interrupted(console, path)
     except RightbatchError:
         watcher.close()
-        _drop_if_empty(folder)
+        drop_if_empty(folder)
         raise
     from rightbatch.plan.decide import Decision
 
     decision = Decision(plan=tuning.plan, choice=tuning.choice)
-    return _finish(console, folder, tuning.measurements, decision, as_json)
+    return finish(console, folder, tuning.measurements, decision, as_json)
 
 
 @cli.command()
@@ -182,7 +187,7 @@ def tune(
 @JSON
 def measure(job: str, budget: float, out: Path | None, as_json: bool) -> int:
     """Measure JOB's step time, memory and gradient noise; decide nothing."""
-    console, spec, folder = _begin(job, out, as_json)
+    console, spec, folder = begin(job, out, as_json)
     from rightbatch.loading import load_job
     from rightbatch.record import to_plain
     from rightbatch.report.terminal import (
@@ -193,7 +198,7 @@ def measure(job: str, budget: float, out: Path | None, as_json: bool) -> int:
         print_plain,
     )
     from rightbatch.run.folder import MEASUREMENTS
-    from rightbatch.tune import measure_job
+    from rightbatch.tuning import measure_job
 
     watcher = TerminalWatcher(console, phases=3)
     path = folder / MEASUREMENTS
@@ -202,16 +207,16 @@ def measure(job: str, budget: float, out: Path | None, as_json: bool) -> int:
             load_job(job),
             budget_s=budget,
             spec=spec.text,
-            command=_command_line(),
+            command=command_line(),
             path=path,
             watcher=watcher,
         )
     except KeyboardInterrupt:
         watcher.close()
-        return _interrupted(console, path)
+        return interrupted(console, path)
     except RightbatchError:
         watcher.close()
-        _drop_if_empty(folder)
+        drop_if_empty(folder)
         raise
     if as_json:
         click.echo(json.dumps(to_plain(recorder.found), allow_nan=False))
@@ -252,7 +257,7 @@ def plan(
     decision = decide(found, goal, deadline_s=deadline, memory_bytes=memory)
     folder = make_run_folder(out, f"{found.job.name}-{objective}")
     found.save(folder / NAME)
-    return _finish(_console(as_json), folder, found, decision, as_json)
+    return finish(make_console(as_json), folder, found, decision, as_json)
 
 
 @cli.command()
@@ -277,7 +282,7 @@ def train(
     """Train JOB by a plan, or at a batch size, to its target or for so long."""
     if plan_path is not None and plan_path.is_dir():
         plan_path /= "plan.json"
-    console, spec, _ = _begin(job, out, as_json, make=False)
+    console, spec, _ = begin(job, out, as_json, make=False)
     from rightbatch.loading import load_job
     from rightbatch.plan.plan import Plan
     from rightbatch.record import to_plain
@@ -300,7 +305,7 @@ def train(
                 watch=line.show,
             )
         except RightbatchError:
-            _drop_if_empty(folder)
+            drop_if_empty(folder)
             raise
     if as_json:
         document = {
@@ -360,8 +365,8 @@ def report(run: Path) -> int:
 @JSON
 def check(job: str, as_json: bool) -> int:
     """Check JOB for what would make its measurements wrong; measure nothing."""
-    console, spec, _ = _begin(job, None, as_json, make=False)
-    from rightbatch.check import check as run_check
+    console, spec, _ = begin(job, None, as_json, make=False)
+    from rightbatch.lint import check as run_check
     from rightbatch.loading import load_job
     from rightbatch.record import to_plain
     from rightbatch.report.terminal import print_plain
@@ -387,101 +392,6 @@ def doctor(as_json: bool) -> int:
     return DECIDED
 
 
-def _console(as_json: bool) -> Console:
-    """Results go to standard output; with --json that is kept for the document."""
-    from rich.console import Console
-
-    return Console(stderr=as_json, highlight=False, width=None)
-
-
-def _begin(
-    job: str, out: Path | None, as_json: bool, *, make: bool = True
-) -> tuple[Console, Spec, Path]:
-    """Understand the job, say so, make the folder: all before torch is imported."""
-    from rightbatch.environment import installed, summary
-    from rightbatch.loading import look_up
-    from rightbatch.run.folder import make_run_folder
-
-    spec = look_up(job)
-    folder = make_run_folder(out, spec.stem) if make else Path()
-    console = _console(as_json)
-    versions = f"rightbatch {installed('rightbatch')} | torch {installed('torch')}"
-    click.echo(f"{versions} | {summary()}"[:80], err=as_json)
-    click.echo(f" job    {spec.stem} | {spec.about}"[:80], err=as_json)
-    return console, spec, folder
-
-
-def _finish(
-    console: Console,
-    folder: Path,
-    found: Measurements,
-    decision: Decision,
-    as_json: bool,
-) -> int:
-    """Save plan and page, print the answer, return the exit status."""
-    from rightbatch.record import to_plain
-    from rightbatch.report import terminal
-    from rightbatch.report.page import Page
-    from rightbatch.run.folder import PLAN, REPORT
-
-    plan, choice = decision.plan, decision.choice
-    plan.save(folder / PLAN)
-    page = Page(found, choice, plan).save(folder / REPORT)
-    status = DECIDED if plan.decided else UNDECIDED
-    if as_json:
-        document = {"status": status, "folder": str(folder), "plan": to_plain(plan)}
-        click.echo(json.dumps(document, allow_nan=False))
-        return status
-    say = terminal.print_plain
-    say(console, terminal.job_line(found))
-    if found.findings:
-        say(console, terminal.findings_lines(found))
-    say(console, "\n" + terminal.table(choice))
-    if found.race is not None:
-        say(console, terminal.race_lines(found))
-    say(console, terminal.answer(choice, plan))
-    size = page.stat().st_size / 1e6
-    job, path = shlex.quote(found.job.spec), shlex.quote(str(folder / PLAN))
-    files = [
-        ("report", f"{page}   {size:.2f} MB, opens offline"),
-        ("plan", str(folder / PLAN)),
-        ("next", f"rightbatch train {job} --plan {path}"),
-    ]
-    say(console, "\n" + terminal.files_lines(files))
-    return status
-
-
-def _interrupted(console: Console, path: Path) -> int:
-    """After Ctrl-C: name what was kept."""
-    from rightbatch.report.terminal import print_plain
-
-    if not path.exists():
-        _drop_if_empty(path.parent)
-        print_plain(console, "\nInterrupted before anything was measured.")
-        return INTERRUPTED
-    from rightbatch.measure.record import Measurements
-
-    found = Measurements.load(path)
-    print_plain(
-        console,
-        f"\nInterrupted. Kept in {path}: {len(found.times)} step times, "
-        f"{len(found.noise)} noise points.",
-    )
-    if found.times and len(found.noise) >= 2:
-        print_plain(console, f" next   rightbatch plan {shlex.quote(str(path))}")
-    return INTERRUPTED
-
-
-def _drop_if_empty(folder: Path) -> None:
-    """Take away a run folder that nothing came to lie in."""
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-
-
-def _command_line() -> str:
-    return shlex.join(["rightbatch", *sys.argv[1:]])
-
-
 def main() -> None:
     """Run the command line; every failure is one clear message."""
     try:
@@ -502,7 +412,7 @@ def main() -> None:
         sys.stderr.close()  # the reader has gone; nothing is left to say
         status = DECIDED
     except Exception as error:
-        click.echo(_report_bug(error), err=True)
+        click.echo(report_bug(error), err=True)
         status = FAILED
     sys.exit(status if isinstance(status, int) else DECIDED)
 
@@ -511,22 +421,6 @@ def _status(error: RightbatchError) -> int:
     if isinstance(error, UnidentifiedError):
         return UNDECIDED
     return USAGE if isinstance(error, SettingError) else FAILED
-
-
-def _report_bug(error: Exception) -> str:
-    """Keep the traceback in a file, and say where."""
-    import tempfile
-    import traceback
-
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="rightbatch-", suffix=".log", delete=False, encoding="utf-8"
-    ) as file:
-        traceback.print_exception(error, file=file)
-    return (
-        f"error: rightbatch itself failed: {type(error).__name__}: {error}\n"
-        f"  why   this is a fault of rightbatch, not of your job\n"
-        f"  fix   please report it with the file {file.name}"
-    )
 
 
 if __name__ == "__main__":

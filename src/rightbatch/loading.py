@@ -209,11 +209,13 @@ def _imported(spec: Spec) -> Any:
         # Like `python file.py`: its neighbours can be imported, also later on.
         if str(path.parent) not in sys.path:
             sys.path.insert(0, str(path.parent))
-        made = importlib.util.spec_from_file_location(path.stem, path)
+        # A name of its own: a file called random.py must not replace the module.
+        name = f"_rightbatch_job_{path.stem}"
+        made = importlib.util.spec_from_file_location(name, path)
         assert made is not None
         assert made.loader is not None
         module = importlib.util.module_from_spec(made)
-        sys.modules[path.stem] = module  # so that its classes can be copied
+        sys.modules[name] = module  # so that its classes can be copied
         made.loader.exec_module(module)
         return module
 

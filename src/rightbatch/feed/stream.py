@@ -39,14 +39,14 @@ class IndexStream:
 
     def take(self, count: int) -> Int64[Tensor, " count"]:
         """The next ``count`` example indices; the stream moves on by as many."""
-        parts = []
+        parts = [torch.empty(0, dtype=torch.int64)]
         while count > 0:
             epoch, offset = divmod(self.position, self.length)
             part = self._epoch_order(epoch)[offset : offset + count]
             parts.append(part)
             self.position += len(part)
             count -= len(part)
-        return torch.cat(parts) if len(parts) != 1 else parts[0]
+        return torch.cat(parts)
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if epoch != self._epoch:

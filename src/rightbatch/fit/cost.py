@@ -18,6 +18,7 @@ from rightbatch.measure.record import Contention, MemoryPoint, TimePoint
 DRAWS = 120  # bootstrap draws behind an interval of the time law
 # A law with one parameter more must be this much better on held-out points. [assumed]
 PARSIMONY = 0.8
+GOOD_ENOUGH = 0.005  # relative error below which the line is kept [assumed]
 Array = Float[np.ndarray, "..."]
 
 
@@ -150,7 +151,9 @@ def fit_time(
     medians = np.array([np.median(r) for r in rounds])
     held_out = {kind: _held_out_error(kind, sizes, medians) for kind in KINDS}
     kind = min(held_out, key=lambda k: held_out[k])
-    if held_out[kind] > PARSIMONY * held_out["affine"]:
+    if held_out["affine"] < GOOD_ENOUGH or (
+        held_out[kind] > PARSIMONY * held_out["affine"]
+    ):
         kind = "affine"
     best = _fit(kind, sizes, medians)
     random = np.random.default_rng(seed)

@@ -78,7 +78,12 @@ def fit_steps(batch_sizes: Sequence[float], steps: Sequence[float]) -> StepsLaw:
             "batch_sizes and steps must be two lists of one length",
             seen=f"shapes {b.shape} and {s.shape}",
         )
-    if not (np.isfinite(b).all() and np.isfinite(s).all() and min(*b, *s, 1) > 0):
+    if not (
+        np.isfinite(b).all()
+        and np.isfinite(s).all()
+        and (b > 0).all()
+        and (s > 0).all()
+    ):
         raise SettingError(
             "batch sizes and steps must be positive numbers",
             seen=f"batch_sizes={list(batch_sizes)!r:.70}, steps={list(steps)!r:.70}",

@@ -5,6 +5,6 @@ before torch is imported.
 """
 
 BUILT_IN = {
-    "digits": "1,797 scanned digits, MLP of 85 k parameters, SGD with momentum",
-    "stdlib_gpt": "bytes of Python's standard library, causal transformer, AdamW",
+    "digits": "1,797 scanned digits, small MLP, SGD with momentum",
+    "stdlib_gpt": "bytes of Python's own library, transformer, AdamW",
 }

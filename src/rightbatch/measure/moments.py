@@ -59,8 +59,9 @@ def jackknife_moments(
 def noise_scale_of(found: NoiseMoments, groups: int, group_size: int) -> Estimate:
     """The ratio trace / |G|^2 with Fieller's 95 % interval (Fieller 1954).
 
-    Where the signal is not separated from zero the ratio has no upper bound; where
-    its estimate is not even positive, value and upper end are infinite.
+    Where the signal is not separated from zero the ratio has no upper bound, and the
+    lower one is that of the noise over the upper one of the signal. Where the signal's
+    estimate is not even positive, the value is infinite too.
     """
     a, g = found.trace, found.grad_norm_sq
     t_sq = float(stats.t.ppf(0.975, groups - 1)) ** 2
@@ -70,17 +71,16 @@ def noise_scale_of(found: NoiseMoments, groups: int, group_size: int) -> Estimat
     constant = a * a - t_sq * found.var_trace
     root = math.sqrt(max(half * half - square * constant, 0.0))
     value = a / g if g > 0 else math.inf
-    if square > 0:
+    if g > 0 and square > 0:
         low, high = (half - root) / square, (half + root) / square
     else:
-        # The set is not a bounded interval; its positive part starts at the larger
-        # root of the (now downward) quadratic, if that is positive.
-        low = (half - root) / square if square < 0 else constant / (2 * half)
+        t = math.sqrt(t_sq)
+        most = max(g, 0.0) + t * math.sqrt(found.var_grad_norm_sq)
+        low = (a - t * math.sqrt(found.var_trace)) / most if most > 0 else 0.0
         high = math.inf
-    low = min(max(low, 0.0), value)
     return Estimate(
         value=value,
-        low=low if math.isfinite(low) else 0.0,
+        low=min(max(low, 0.0), value),
         high=max(high, value),
         unit="examples",
         n=groups * group_size,

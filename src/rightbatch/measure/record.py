@@ -160,7 +160,7 @@ class MetricPoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FindingRecord:
-    """A finding of the checks, as saved: see `check.findings.Finding`."""
+    """A finding of the checks, as saved: see `lint.findings.Finding`."""
 
     code: str
     severity: str

@@ -125,8 +125,8 @@ def table(choice: Choice) -> str:
     points = {p.micro_batch: p for p in choice.found.times}
     memory = {p.micro_batch: p.peak_memory_bytes for p in choice.found.memory}
     head = (
-        f"{'':20}{'measured':<26}| predicted, today = 1\n"
-        f"{'B':>8}{'split':>9}{'step':>10}{'':7}{'ex/s':>7}{'MiB':>6} |"
+        f"{'':19}{'measured':<26}| predicted, today = 1\n"
+        f"{'B':>8}{'split':>8}{'step':>10}{'':7}{'ex/s':>7}{'MiB':>6} |"
         f"{'steps':>7}{'ex.':>6}{'time':>6} {'95 %':>12}"
     )
     lines = [head]
@@ -136,10 +136,10 @@ def table(choice: Choice) -> str:
         mark += "*" if option.batch_size == choice.today.batch_size else " "
         split = f"{option.micro_batch}x{option.accumulation}"
         lines.append(
-            f"{mark}{option.batch_size:>6}{split:>9}"
+            f"{mark}{option.batch_size:>6}{split:>8}"
             f"{_measured(point, memory.get(option.batch_size))} |"
-            f"{option.steps.value:>7.2f}{option.examples.value:>6.2f}"
-            f"{option.time.value:>6.2f} {_interval(option.time):>12}"
+            f"{_ratio(option.steps.value):>7}{_ratio(option.examples.value):>6}"
+            f"{_ratio(option.time.value):>6} {_interval(option.time):>12}"
         )
     lines.append(" > chosen   * today   split = examples in memory x accumulated")
     return "\n".join(lines)
@@ -158,8 +158,13 @@ def _measured(point: TimePoint | None, peak: int | None) -> str:
 def _interval(e: Estimate) -> str:
     if e.low == e.high:
         return ""
-    high = f"{e.high:.2f}" if math.isfinite(e.high) else "?"
-    return f"{e.low:.2f} to {high}"
+    high = _ratio(e.high) if math.isfinite(e.high) else "?"
+    return f"{_ratio(e.low)} to {high}"
+
+
+def _ratio(value: float) -> str:
+    """At most four characters up to 9,999."""
+    return f"{value:.2f}" if value < 9.995 else f"{value:.0f}"
 
 
 def race_lines(found: Measurements) -> str:

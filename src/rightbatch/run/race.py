@@ -63,10 +63,11 @@ def speedup(lane: Curve, today: Curve) -> float:
     Symmetric: exchanging the lanes gives the reciprocal. Bounded by ``MARKS`` either
     way, since nothing is known before the first mark.
     """
-    if lane.values[-1] <= today.values[-1]:
-        ratio = today.times[-1] / lane.time_to(today.values[-1])
-    else:
-        ratio = today.time_to(lane.values[-1]) / lane.times[-1]
+    common = max(lane.values[-1], today.values[-1])
+    if math.isinf(common):  # a lane that never had a finite value has lost
+        lost = (math.isinf(lane.values[-1]), math.isinf(today.values[-1]))
+        return {(True, False): 1 / MARKS, (False, True): float(MARKS)}.get(lost, 1.0)
+    ratio = today.time_to(common) / lane.time_to(common)
     return min(max(ratio, 1 / MARKS), float(MARKS))
 
 

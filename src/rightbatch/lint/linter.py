@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from rightbatch.blame import is_out_of_memory
-from rightbatch.check.findings import Finding, Findings
-from rightbatch.check.rules import RULES, Probe
 from rightbatch.errors import RightbatchError
 from rightbatch.isolation import preserved_rng
 from rightbatch.job import Job
+from rightbatch.lint.findings import Finding, Findings
+from rightbatch.lint.rules import RULES, Probe
 
 
 def check(job: Job) -> Findings:

@@ -1,6 +1,6 @@
 """The batch linter: what is wrong with a job before anything is measured."""
 
-from rightbatch.check.findings import Finding, Findings
-from rightbatch.check.linter import check
+from rightbatch.lint.findings import Finding, Findings
+from rightbatch.lint.linter import check
 
 __all__ = ["Finding", "Findings", "check"]

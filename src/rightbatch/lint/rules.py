@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rightbatch.check.findings import Finding
 from rightbatch.errors import JobError
 from rightbatch.isolation import evaluating
 from rightbatch.job import Job
+from rightbatch.lint.findings import Finding
 from rightbatch.training import Training, accumulate
 
 SUM_TOLERANCE = 0.02  # how far from 2 the ratio of a doubled batch may be [assumed]

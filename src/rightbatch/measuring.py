@@ -1,0 +1,193 @@
+"""Measuring a job: check, cost, noise, each saved as soon as it is known."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rightbatch.errors import SettingError
+from rightbatch.estimate import Estimate
+from rightbatch.fit.progress import critical_from_noise
+from rightbatch.isolation import preserved_rng
+from rightbatch.job import Job
+from rightbatch.lint import check
+from rightbatch.measure.facts import job_facts
+from rightbatch.measure.hardware import machine
+from rightbatch.measure.memory import measure_memory
+from rightbatch.measure.record import FindingRecord, Measurements
+from rightbatch.measure.time import measure_times
+from rightbatch.measure.trajectory import Trajectory, measure_trajectory
+from rightbatch.training import Training
+from rightbatch.watch import Watcher
+
+# Shares of the budget [assumed]; what a phase leaves over goes to the race.
+TIME_SHARE, NOISE_SHARE = 0.15, 0.35
+LEAST_BUDGET_S = 1.0
+# ``evaluate`` is called along the way if one call takes at most this share of the
+# budget [assumed].
+EVALUATE_SHARE = 1 / 100
+
+
+@dataclass
+class Recorder:
+    """Measurements as they grow, saved after every change where there is a file."""
+
+    found: Measurements
+    path: Path | None = None
+
+    def update(self, **changes: Any) -> None:
+        """Add what was measured, and save."""
+        self.found = replace(self.found, **changes)
+        if self.path is not None:
+            self.found.save(self.path)
+
+    def timed(self, phase: str, started: float) -> None:
+        """Note how long a phase took."""
+        self.found = self.found.spent(phase, time.monotonic() - started)
+
+
+def measure_job(
+    job: Job,
+    *,
+    budget_s: float,
+    spec: str = "",
+    command: str = "",
+    path: Path | None = None,
+    watcher: Watcher | None = None,
+) -> tuple[Recorder, Training | None]:
+    """Check a job, then measure time, memory and noise.
+
+    Args:
+        job: What is measured.
+        budget_s: The whole budget of a tuning; measuring takes about half.
+        spec: The job's address, kept in the record.
+        command: What was typed, kept in the record.
+        path: Where to save after every phase and every noise point.
+        watcher: Hears of progress.
+
+    Returns:
+        The recorder with what was found, and a warmed-up state for a race.
+
+    Raises:
+        JobError: The job cannot be measured.
+        SettingError: The budget is below one second, or not a number.
+    """
+    if not LEAST_BUDGET_S <= budget_s < math.inf:
+        raise SettingError(
+            f"the budget must be at least {LEAST_BUDGET_S:g} second",
+            seen=f"{budget_s:g} s",
+            fix="--budget 60",
+        )
+    watcher = watcher or Watcher()
+    with preserved_rng():
+        watcher.phase("Check the job", 3.0)
+        started = time.monotonic()
+        findings = check(job)
+        findings.raise_errors()
+        training = Training.start(job)
+        recorder = Recorder(
+            Measurements(
+                version=version("rightbatch"),
+                command=command,
+                started=datetime.now().astimezone().isoformat(timespec="seconds"),
+                job=job_facts(training, spec),
+                machine=machine(training.device.type),
+                findings=tuple(FindingRecord(**asdict(f)) for f in findings.items),
+            ),
+            path,
+        )
+        recorder.timed("check", started)
+        recorder.update()
+        kinds = f"{len(findings.warnings)} warnings" if findings.warnings else "ok"
+        watcher.done(f"{kinds}: {findings.rules} rules")
+        _measure_cost(job, training, recorder, TIME_SHARE * budget_s, watcher)
+        warm = _measure_noise(job, recorder, NOISE_SHARE * budget_s, budget_s, watcher)
+    return recorder, warm
+
+
+def _measure_cost(
+    job: Job,
+    training: Training,
+    recorder: Recorder,
+    budget_s: float,
+    watcher: Watcher,
+) -> None:
+    watcher.phase("Time and memory", budget_s)
+    started = time.monotonic()
+
+    def tick(size: int, visits: int) -> None:
+        watcher.progress(f"round {visits}, B = {size}")
+
+    times, contention, notes = measure_times(job, budget_s=budget_s, tick=tick)
+    extra = tuple(
+        FindingRecord(code="RB108", severity="note", what=n, seen="", why="", fix="")
+        for n in notes
+    )
+    recorder.update(
+        times=times,
+        contention=contention,
+        findings=(*recorder.found.findings, *extra),
+    )
+    sizes = [p.micro_batch for p in times]
+    training.step(min(2, job.length))  # makes the optimizer's state
+    recorder.update(memory=tuple(measure_memory(training, b) for b in sizes))
+    recorder.timed("cost", started)
+    busy = ", machine busy: CPU time is used" if contention.busy else ""
+    watcher.done(f"{len(times)} sizes, {sizes[0]} to {sizes[-1]}{busy}")
+
+
+def _measure_noise(
+    job: Job,
+    recorder: Recorder,
+    noise_budget_s: float,
+    budget_s: float,
+    watcher: Watcher,
+) -> Training | None:
+    watcher.phase("Gradient noise", noise_budget_s)
+    started = time.monotonic()
+
+    def tick(found: Trajectory, training: Training) -> None:
+        recorder.update(noise=tuple(found.points), metrics=tuple(found.metrics))
+        watcher.progress(f"step {training.steps}: {_running(found, job)}")
+
+    found = measure_trajectory(
+        job,
+        budget_s=noise_budget_s,
+        evaluate=evaluate_is_cheap(job, budget_s),
+        micro_batch=max(p.micro_batch for p in recorder.found.times),
+        tick=tick,
+    )
+    recorder.update(noise=tuple(found.points), metrics=tuple(found.metrics))
+    recorder.timed("noise", started)
+    end = ", target reached" if found.reached else ""
+    watcher.done(f"{_running(found, job)}, {len(found.points)} points{end}")
+    return found.warm
+
+
+def _running(found: Trajectory, job: Job) -> str:
+    if len(found.points) < 2:
+        return str(found.points[-1].noise_scale)
+    law = critical_from_noise(found.points, job.batch_size)
+    return f"B_crit {short(law.critical_batch)}"
+
+
+def short(e: Estimate) -> str:
+    """An estimate in few characters."""
+    high = f"{e.high:.2g}" if math.isfinite(e.high) else "?"
+    return f"{e.value:.3g} ({e.low:.2g} to {high})"
+
+
+def evaluate_is_cheap(job: Job, budget_s: float) -> bool:
+    """Whether one call of ``evaluate`` takes a small share of the budget."""
+    if job.evaluate is None:
+        return False
+    model = job.make_model()
+    job.evaluated(model)  # the first call may warm things up
+    started = time.monotonic()
+    job.evaluated(model)
+    return time.monotonic() - started < EVALUATE_SHARE * budget_s

@@ -1,0 +1,148 @@
+"""From a job to a plan: check, measure, decide, race, decide again."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rightbatch.isolation import preserved_rng
+from rightbatch.job import Job
+from rightbatch.measure.record import Measurements
+from rightbatch.measuring import Recorder, evaluate_is_cheap, measure_job
+from rightbatch.plan.choice import Choice, steps_to_target
+from rightbatch.plan.decide import decide
+from rightbatch.plan.objective import Objective
+from rightbatch.plan.plan import Plan
+from rightbatch.run.lanes import race_entries
+from rightbatch.run.race import Clock, race
+from rightbatch.training import Training
+from rightbatch.watch import Watcher
+
+if TYPE_CHECKING:
+    from rightbatch.report.page import Page
+
+RACE_LEAST = 0.1  # of the budget must be left for a race [assumed]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The answer: a plan, what was measured, and how one led to the other."""
+
+    plan: Plan
+    measurements: Measurements
+    choice: Choice
+
+    @property
+    def report(self) -> Page:
+        """The HTML page; ``tuning.report.save("report.html")``."""
+        from rightbatch.report.page import Page
+
+        return Page(self.measurements, self.choice, self.plan)
+
+
+def tune(
+    job: Job,
+    objective: Objective | None = None,
+    *,
+    budget_s: float = 60.0,
+    deadline_s: float | None = None,
+    memory_bytes: float | None = None,
+    with_race: bool = True,
+    spec: str = "",
+    command: str = "",
+    measurements_path: Path | None = None,
+    watcher: Watcher | None = None,
+) -> Tuning:
+    """Find the batch size and learning rate that reach the job's result soonest.
+
+    Args:
+        job: What is trained.
+        objective: What is to be least; default `Time`.
+        budget_s: Seconds that measuring and racing may take together.
+        deadline_s: Seconds to the target that must not be exceeded.
+        memory_bytes: Bytes a step may take; default 90 % of what is free.
+        with_race: Whether to race the plan against today's batch.
+        spec: The job's address, kept in the record.
+        command: What was typed, kept in the record.
+        measurements_path: Where to save measurements while they grow.
+        watcher: Hears of progress.
+
+    Raises:
+        JobError: The job cannot be measured.
+        SettingError: The budget is too small, or a limit makes no sense.
+        UnidentifiedError: The measurements do not suffice for a decision.
+
+    Example:
+        >>> import rightbatch as rb
+        >>> tuning = rb.tune(rb.load_job("digits"), budget_s=2)
+        >>> tuning.plan.today
+        16
+    """
+    watcher = watcher or Watcher()
+    ends = time.monotonic() + budget_s
+    with preserved_rng():
+        recorder, warm = measure_job(
+            job,
+            budget_s=budget_s,
+            spec=spec,
+            command=command,
+            path=measurements_path,
+            watcher=watcher,
+        )
+        limits: dict[str, Any] = {
+            "deadline_s": deadline_s,
+            "memory_bytes": memory_bytes,
+        }
+        decision = decide(recorder.found, objective, **limits)
+        left = ends - time.monotonic()
+        if with_race and warm is not None and left > RACE_LEAST * budget_s:
+            _race(job, warm, decision.choice, recorder, left, budget_s, watcher)
+            decision = decide(recorder.found, objective, **limits)
+        recorder.update()
+    return Tuning(decision.plan, recorder.found, decision.choice)
+
+
+def _race(
+    job: Job,
+    warm: Training,
+    choice: Choice,
+    recorder: Recorder,
+    left_s: float,
+    budget_s: float,
+    watcher: Watcher,
+) -> None:
+    watcher.phase("Race", left_s)
+    started = time.monotonic()
+
+    def tick(heat: int, heats: int, role: str) -> None:
+        watcher.progress(f"heat {heat} of {heats}: {role}")
+
+    reached = steps_to_target(recorder.found)
+    to_target = math.inf
+    if reached is not None:
+        today_s = choice.laws.time.seconds(
+            min(job.batch_size, choice.laws.time.largest)
+        )
+        to_target = max(reached - warm.steps, 1) * today_s
+    busy = recorder.found.contention is not None and recorder.found.contention.busy
+    clock: Clock = time.process_time if busy else time.perf_counter
+    result = race(
+        job,
+        warm,
+        race_entries(choice),
+        budget_s=left_s,
+        evaluate=evaluate_is_cheap(job, budget_s),
+        to_target_s=to_target,
+        clock=clock,
+        tick=tick,
+    )
+    recorder.update(race=result)
+    recorder.timed("race", started)
+    if result is None:
+        watcher.done("skipped: the budget allows too few steps")
+        return
+    best = max(result.lanes, key=lambda lane: lane.speedup.value)
+    watcher.done(f"{result.heats} heats, first: B = {best.batch_size} ({best.role})")

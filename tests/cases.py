@@ -1,0 +1,182 @@
+"""Jobs whose truth is known, and measurements made up from known laws."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import rightbatch as rb
+from rightbatch.estimate import Estimate
+from rightbatch.measure.moments import noise_scale_of
+from rightbatch.measure.record import (
+    JobFacts,
+    Lane,
+    Machine,
+    Measurements,
+    MemoryPoint,
+    NoiseMoments,
+    NoisePoint,
+    Race,
+    TimePoint,
+)
+
+
+def regression_job(
+    examples: int = 256,
+    width: int = 5,
+    batch_size: int = 16,
+    seed: int = 0,
+    **more: Any,
+) -> rb.Job:
+    """Linear regression with noisy targets: per-example gradients in closed form."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(examples, width, generator=generator)
+    truth = torch.arange(1.0, width + 1)
+    y = x @ truth[:, None] + torch.randn(examples, 1, generator=generator)
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return (model(batch[0]) - batch[1]).square().mean()
+
+    given: dict[str, Any] = {
+        "model": lambda: nn.Linear(width, 1, bias=False),
+        "loss": loss,
+        "data": (x, y),
+        "optimizer": lambda params: torch.optim.SGD(params, lr=0.01),
+        "batch_size": batch_size,
+    }
+    return rb.Job(**{**given, **more})
+
+
+def with_target(job: rb.Job, target: float = 2.0) -> rb.Job:
+    """The job with its own training loss as evaluation."""
+    x, y = job.data
+
+    def evaluate(model: nn.Module) -> float:
+        return float((model(x) - y).square().mean())
+
+    return replace(job, evaluate=evaluate, target=target)
+
+
+def made_up(
+    *,
+    t0: float = 2e-3,
+    t1: float = 5e-4,
+    critical: float = 64.0,
+    today: int = 64,
+    sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128),
+    jitter: float = 0.0,
+    spread: float = 0.02,
+    points: int = 8,
+    optimizer: str = "SGD",
+) -> Measurements:
+    """Measurements that follow known laws exactly, up to a stated jitter."""
+    generator = torch.Generator().manual_seed(0)
+
+    def rounds(b: int) -> tuple[float, ...]:
+        noise = 1 + jitter * torch.randn(9, generator=generator)
+        return tuple((float(n) * (t0 + t1 * b)) for n in noise)
+
+    times = []
+    for b in sizes:
+        r = rounds(b)
+        times.append(
+            TimePoint(
+                micro_batch=b,
+                step_time_s=Estimate.median(r, "s"),
+                process_time_s=Estimate.median(r, "s"),
+                update_time_s=0.1 * t0,
+                fetch_time_s=0.0,
+                rounds=r,
+                process_rounds=r,
+            )
+        )
+    signal = 1.0
+    moments = NoiseMoments(
+        grad_norm_sq=signal,
+        trace=critical * signal,
+        var_grad_norm_sq=(spread * signal) ** 2,
+        var_trace=(spread * critical) ** 2,
+        covariance=0.0,
+    )
+    noise = tuple(
+        NoisePoint(
+            step=10 * (i + 1),
+            examples=10 * (i + 1) * today,
+            loss=1.0 / (i + 1),
+            groups=32,
+            group_size=16,
+            noise_scale=noise_scale_of(moments, 32, 16),
+            plain=moments,
+            preconditioned=moments if optimizer.startswith("Adam") else None,
+        )
+        for i in range(points)
+    )
+    return Measurements(
+        version="0",
+        command="test",
+        started="2026-01-01T00:00:00",
+        job=JobFacts(
+            name="made_up",
+            spec="made_up",
+            example="example",
+            examples=100_000,
+            parameters=10,
+            optimizer=optimizer,
+            lr=0.1,
+            momentum=None,
+            betas=(0.9, 0.95) if optimizer.startswith("Adam") else None,
+            weight_decay=0.01,
+            batch_size=today,
+            has_evaluate=False,
+            target=None,
+            goal="min",
+            precision="float32",
+            seed=0,
+        ),
+        machine=Machine(
+            device="cpu",
+            processor="made up",
+            cores=2,
+            threads=1,
+            memory_bytes=2**34,
+            python="3",
+            torch="2",
+        ),
+        times=tuple(times),
+        memory=tuple(
+            MemoryPoint(micro_batch=b, peak_memory_bytes=10_000_000 + 100_000 * b)
+            for b in sizes
+        ),
+        noise=noise,
+    )
+
+
+def raced(
+    found: Measurements, speeds: dict[int, tuple[float, float, float]]
+) -> Measurements:
+    """The measurements with a race: batch to (speed, low, high); 1 is today's."""
+    lanes = tuple(
+        Lane(
+            role="today" if b == found.job.batch_size else "neighbour",
+            batch_size=b,
+            micro_batch=b,
+            lr=0.1,
+            steps=100,
+            metrics=(1.0, 1.0, 1.0),
+            speedup=Estimate(value=v, low=low, high=high, unit="x", n=3),
+        )
+        for b, (v, low, high) in speeds.items()
+    )
+    race = Race(
+        metric="evaluate", goal="min", start=2.0, seconds=1.0, heats=3, lanes=lanes
+    )
+    return replace(found, race=race)
+
+
+def optimum(t0: float, t1: float, critical: float) -> float:
+    """The closed form sqrt(B_crit t0 / t1)."""
+    return math.sqrt(critical * t0 / t1)

@@ -1,0 +1,72 @@
+"""Slow and obviously right: what the fast code is tested against."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import rightbatch as rb
+
+
+def whole_batch_gradient(
+    job: rb.Job, model: torch.nn.Module, batch: Any
+) -> list[Tensor]:
+    """The gradient of the mean loss of a batch taken at once, by autograd."""
+    result = job.loss(model, batch)
+    loss = result[0] / result[1] if isinstance(result, tuple) else result
+    params = [p for p in model.parameters() if p.requires_grad]
+    return [g.clone() for g in torch.autograd.grad(loss, params)]
+
+
+def per_example_gradients(job: rb.Job, model: torch.nn.Module) -> Tensor:
+    """Every example's own gradient, one backward pass each; (examples, parameters)."""
+    rows = []
+    for i in range(job.length):
+        batch = job.batch([i], torch.device("cpu"))
+        rows.append(
+            torch.cat([g.flatten() for g in whole_batch_gradient(job, model, batch)])
+        )
+    return torch.stack(rows).double()
+
+
+def true_noise(job: rb.Job, model: torch.nn.Module) -> tuple[float, float]:
+    """|G|^2 and tr Sigma over the whole data set, by their definitions."""
+    rows = per_example_gradients(job, model)
+    mean = rows.mean(0)
+    return float(mean @ mean), float((rows - mean).square().sum(1).mean())
+
+
+def pairwise_moments(gradients: np.ndarray, group_size: int) -> tuple[float, float]:
+    """Signal as the mean inner product of different groups; noise from the rest."""
+    pairs = list(itertools.permutations(range(len(gradients)), 2))
+    signal = sum(float(gradients[i] @ gradients[j]) for i, j in pairs) / len(pairs)
+    norms = sum(float(g @ g) for g in gradients) / len(gradients)
+    return signal, group_size * (norms - signal)
+
+
+def relative_time(
+    t0: float, t1: float, critical: float, b: float, today: float
+) -> float:
+    """Time to the same result over today's, from the two laws written out."""
+
+    def total(x: float) -> float:
+        return (t0 + t1 * x) * (1 + critical / x)
+
+    return total(b) / total(today)
+
+
+def steps_by_grid(b: np.ndarray, steps: np.ndarray) -> float:
+    """B_crit of least squares in log examples, by brute force over a fine grid."""
+    log_examples = np.log(b * steps)
+    best, found = math.inf, math.nan
+    for critical in np.geomspace(b.min() / 100, b.max() * 100, 20_001):
+        rest = log_examples - np.log1p(b / critical)
+        loss = float(np.square(rest - rest.mean()).sum())
+        if loss < best:
+            best, found = loss, float(critical)
+    return found
