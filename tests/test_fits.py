@@ -1,6 +1,7 @@
 """Both laws: the truth is found, the interval holds it, nonsense is refused."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_measured_times_and_memory_of_a_real_step() -> None:
 
 
 def test_a_size_that_fails_is_named() -> None:
-    def loss(model, batch):
+    def loss(model: Any, batch: Any) -> Any:
         if len(batch[0]) == 32:
             raise RuntimeError("not this one")
         return model(batch[0]).square().mean()
@@ -169,7 +170,7 @@ def test_an_exact_law_is_recovered() -> None:
         (lambda b: 1000 * math.exp(2 * math.sin(b)), "more runs"),  # chaos
     ],
 )
-def test_what_cannot_be_told_is_refused(steps, way: str) -> None:
+def test_what_cannot_be_told_is_refused(steps: Any, way: str) -> None:
     b = [16.0, 32.0, 64.0, 128.0]
     with pytest.raises(rb.UnidentifiedError) as refused:
         rb.fit_steps(b, [steps(x) for x in b])

@@ -5,6 +5,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,7 +101,7 @@ def test_held_out_loss_is_the_mean_loss() -> None:
     generator = torch.Generator().manual_seed(job.seed + 2)
     indices = torch.randint(40, (40,), generator=generator)
     batch = job.batch(indices, torch.device("cpu"))
-    expected = float(job.loss(training.model, batch).detach())
+    expected = float(job.mean_loss(training.model, batch)[0].detach())
     assert value == pytest.approx(expected, rel=1e-5)
 
 
@@ -188,7 +189,7 @@ def test_a_stop_between_steps_is_a_clean_end() -> None:
         {},  # no target: no end
     ],
 )
-def test_bad_settings_are_refused(given: dict) -> None:
+def test_bad_settings_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(rb.SettingError):
         rb.train(regression_job(), **given)
 
@@ -217,7 +218,7 @@ def test_a_trace_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
 
 
 class Malice:
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (exec, ("raise SystemExit('code was run')",))
 
 

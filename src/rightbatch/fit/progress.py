@@ -70,7 +70,7 @@ def fit_steps(batch_sizes: Sequence[float], steps: Sequence[float]) -> StepsLaw:
     Example:
         >>> law = fit_steps([8, 16, 32, 64, 128], [1100, 600, 345, 222, 160])
         >>> round(law.critical_batch.value)
-        81
+        83
     """
     b, s = np.asarray(batch_sizes, float), np.asarray(steps, float)
     if b.shape != s.shape or b.ndim != 1:
@@ -178,10 +178,10 @@ def _refuse_unidentified(b: Array, best: float, low: float, high: float) -> None
         way = "runs scatter more than the batch size changes them"
         fix = "more runs per batch size, or batch sizes further apart"
     elif not math.isfinite(high):
-        way = "examples to the target hardly grow: all batches are below the critical"
+        way = "no upper end: runs scatter, or all batches lie below the critical"
         fix = "run the job at larger batches"
     elif not math.isfinite(low):
-        way = "steps to the target hardly fall: all batches are above the critical"
+        way = "no lower end: runs scatter, or all batches lie above the critical"
         fix = "run the job at smaller batches"
     else:
         way = f"its interval is wider than a factor {WIDEST:g}"
