@@ -207,3 +207,9 @@ def test_built_in_jobs_are_sound(name: str) -> None:
     job = rb.load_job(name)
     assert codes(job) == set()
     assert job.length > 1000
+
+
+def test_the_example_is_sound() -> None:
+    example = Path(__file__).parent.parent / "examples" / "own_job.py"
+    assert codes(rb.load_job(str(example))) == set()
+    assert len(example.read_text().splitlines()) < 80

@@ -1,6 +1,7 @@
 """Gradient noise against its definitions, by brute force and by statistics."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rightbatch as rb
-from cases import regression_job, with_target
+from cases import made_up, regression_job
 from reference import pairwise_moments, per_example_gradients, true_noise
 from rightbatch.fit.progress import critical_from_noise
 from rightbatch.measure.moments import jackknife_moments, moments, noise_scale_of
 from rightbatch.measure.noise import measure_noise, optimizer_metric
-from rightbatch.measure.record import NoiseMoments
+from rightbatch.measure.record import MetricPoint, NoiseMoments
 from rightbatch.measure.trajectory import MOST_POINTS, measure_trajectory
+from rightbatch.plan.choice import points_of_progress, steps_of_progress
 from rightbatch.training import Training
 
 
@@ -141,14 +143,13 @@ def test_adams_metric_is_the_gradient_in_its_own_scale() -> None:
 
 
 def test_points_stay_evenly_spaced_from_the_start() -> None:
-    job = with_target(regression_job(), target=-1.0)
-    found = measure_trajectory(job, budget_s=1.0, evaluate=True)
+    found = measure_trajectory(regression_job(), budget_s=1.0, evaluate=False)
     steps = [p.step for p in found.points]
     gaps = {b - a for a, b in zip([0, *steps], steps, strict=False)}
     assert len(gaps) == 1
     assert len(steps) < MOST_POINTS
     assert found.warm is not None
-    last = max(steps[-1], found.metrics[-1].step)
+    last = steps[-1]  # the run ends within one spacing of it
     assert 0.15 * last <= found.warm.steps <= 0.55 * last
 
 
@@ -193,3 +194,21 @@ def test_a_point_without_signal_does_not_spoil_the_run() -> None:
     assert 50 < law.critical_batch.value < 120
     with pytest.raises(rb.UnidentifiedError, match="fewer than 2"):
         critical_from_noise(points[:1], 64)
+
+
+def test_noise_after_a_standstill_does_not_count() -> None:
+    """A run that overfits: its evaluation is best at step 40, and it runs to 100."""
+    found = made_up(points=10)  # at steps 10, 20, ... 100
+    metrics = tuple(
+        MetricPoint(step=s, examples=64 * s, metric=1 + abs(s - 40) / 40)
+        for s in range(2, 101, 2)
+    )
+    job = replace(found.job, has_evaluate=True, target=0.5)
+    over = replace(found, job=job, metrics=metrics)
+    assert [p.step for p in points_of_progress(over)] == [10, 20, 30, 40]
+    assert steps_of_progress(over) == 40
+    still = replace(over, metrics=metrics[:30])  # too early to call it a standstill
+    assert points_of_progress(still) == found.noise
+    assert steps_of_progress(still) is None
+    text = " ".join(rb.decide(over).plan.limits)
+    assert "stopped improving" in text

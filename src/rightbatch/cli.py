@@ -106,6 +106,9 @@ def _deciding(command: F) -> F:
     return command
 
 
+THREADS = click.option(
+    "--keep-threads", is_flag=True, help="Never fall back to one CPU thread."
+)
 OUT = click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -128,6 +131,7 @@ BUDGET = click.option(
 @BUDGET
 @_deciding
 @click.option("--race/--no-race", "with_race", default=True, help="Race the plan.")
+@THREADS
 @OUT
 @JSON
 def tune(
@@ -139,6 +143,7 @@ def tune(
     watts: float | None,
     price: float | None,
     with_race: bool,
+    keep_threads: bool,
     out: Path | None,
     as_json: bool,
 ) -> int:
@@ -166,6 +171,7 @@ def tune(
             command=command_line(),
             measurements_path=path,
             watcher=watcher,
+            threads="present" if keep_threads else "auto",
         )
     except KeyboardInterrupt:
         watcher.close()
@@ -183,9 +189,12 @@ def tune(
 @cli.command()
 @click.argument("job")
 @BUDGET
+@THREADS
 @OUT
 @JSON
-def measure(job: str, budget: float, out: Path | None, as_json: bool) -> int:
+def measure(
+    job: str, budget: float, keep_threads: bool, out: Path | None, as_json: bool
+) -> int:
     """Measure JOB's step time, memory and gradient noise; decide nothing."""
     console, spec, folder = begin(job, out, as_json)
     from rightbatch.loading import load_job
@@ -210,6 +219,7 @@ def measure(job: str, budget: float, out: Path | None, as_json: bool) -> int:
             command=command_line(),
             path=path,
             watcher=watcher,
+            threads="present" if keep_threads else "auto",
         )
     except KeyboardInterrupt:
         watcher.close()
@@ -283,6 +293,8 @@ def train(
     if plan_path is not None and plan_path.is_dir():
         plan_path /= "plan.json"
     console, spec, _ = begin(job, out, as_json, make=False)
+    import torch
+
     from rightbatch.loading import load_job
     from rightbatch.plan.plan import Plan
     from rightbatch.record import to_plain
@@ -292,6 +304,8 @@ def train(
 
     chosen = Plan.load(plan_path) if plan_path is not None else None
     loaded = load_job(job)
+    if chosen is not None and chosen.threads is not None:
+        torch.set_num_threads(chosen.threads)  # its step times hold for these
     folder = out or make_run_folder(None, f"train-{spec.stem}")
     with TrainingLine(console, loaded) as line:
         try:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rightbatch.units import show_number
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
@@ -123,9 +125,10 @@ class Estimate:
 
     def __str__(self) -> str:
         unit = f" {self.unit}" if self.unit else ""
+        value, low = show_number(self.value), show_number(self.low)
         if self.low == self.high:
-            return f"{self.value:.3g}{unit}"
+            return f"{value}{unit}"
         if not math.isfinite(self.value):
-            return f"at least {self.low:.3g}{unit}"
-        high = f"{self.high:.3g}" if math.isfinite(self.high) else "no upper bound"
-        return f"{self.value:.3g}{unit} ({self.low:.3g} to {high})"
+            return f"at least {low}{unit}"
+        high = show_number(self.high) if math.isfinite(self.high) else "no upper bound"
+        return f"{value}{unit} ({low} to {high})"

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from rightbatch.errors import SettingError
 from rightbatch.estimate import Estimate
@@ -20,9 +22,11 @@ from rightbatch.measure.facts import job_facts
 from rightbatch.measure.hardware import machine
 from rightbatch.measure.memory import measure_memory
 from rightbatch.measure.record import FindingRecord, Measurements
+from rightbatch.measure.threads import pick_threads
 from rightbatch.measure.time import measure_times
 from rightbatch.measure.trajectory import Trajectory, measure_trajectory
 from rightbatch.training import Training
+from rightbatch.units import show_number, show_seconds
 from rightbatch.watch import Watcher
 
 # Shares of the budget [assumed]; what a phase leaves over goes to the race.
@@ -59,6 +63,7 @@ def measure_job(
     command: str = "",
     path: Path | None = None,
     watcher: Watcher | None = None,
+    threads: Literal["present", "auto"] = "present",
 ) -> tuple[Recorder, Training | None]:
     """Check a job, then measure time, memory and noise.
 
@@ -69,6 +74,7 @@ def measure_job(
         command: What was typed, kept in the record.
         path: Where to save after every phase and every noise point.
         watcher: Hears of progress.
+        threads: ``"auto"`` sets torch to one thread if that is faster for this job.
 
     Returns:
         The recorder with what was found, and a warmed-up state for a race.
@@ -89,6 +95,13 @@ def measure_job(
         started = time.monotonic()
         findings = check(job)
         findings.raise_errors()
+        note = ""
+        if threads == "auto":
+            picked, seconds = pick_threads(job)
+            if picked != torch.get_num_threads():
+                one, many = (show_seconds(s) for s in seconds.values())
+                note = f", 1 thread (a step {one}, with {max(seconds)} {many})"
+                torch.set_num_threads(picked)
         training = Training.start(job)
         recorder = Recorder(
             Measurements(
@@ -104,7 +117,7 @@ def measure_job(
         recorder.timed("check", started)
         recorder.update()
         kinds = f"{len(findings.warnings)} warnings" if findings.warnings else "ok"
-        watcher.done(f"{kinds}: {findings.rules} rules")
+        watcher.done(f"{kinds}: {findings.rules} rules{note}")
         _measure_cost(job, training, recorder, TIME_SHARE * budget_s, watcher)
         warm = _measure_noise(job, recorder, NOISE_SHARE * budget_s, budget_s, watcher)
     return recorder, warm
@@ -164,7 +177,9 @@ def _measure_noise(
     )
     recorder.update(noise=tuple(found.points), metrics=tuple(found.metrics))
     recorder.timed("noise", started)
-    end = ", target reached" if found.reached else ""
+    end = (
+        ", at target" if found.reached else ", at a standstill" if found.stalled else ""
+    )
     watcher.done(f"{_running(found, job)}, {len(found.points)} points{end}")
     return found.warm
 
@@ -178,8 +193,8 @@ def _running(found: Trajectory, job: Job) -> str:
 
 def short(e: Estimate) -> str:
     """An estimate in few characters."""
-    high = f"{e.high:.2g}" if math.isfinite(e.high) else "?"
-    return f"{e.value:.3g} ({e.low:.2g} to {high})"
+    high = show_number(e.high) if math.isfinite(e.high) else "?"
+    return f"{show_number(e.value)} ({show_number(e.low)} to {high})"
 
 
 def evaluate_is_cheap(job: Job, budget_s: float) -> bool:

@@ -6,13 +6,13 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rightbatch.isolation import preserved_rng
 from rightbatch.job import Job
 from rightbatch.measure.record import Measurements
 from rightbatch.measuring import Recorder, evaluate_is_cheap, measure_job
-from rightbatch.plan.choice import Choice, steps_to_target
+from rightbatch.plan.choice import Choice, steps_of_progress
 from rightbatch.plan.decide import decide
 from rightbatch.plan.objective import Objective
 from rightbatch.plan.plan import Plan
@@ -55,6 +55,7 @@ def tune(
     command: str = "",
     measurements_path: Path | None = None,
     watcher: Watcher | None = None,
+    threads: Literal["present", "auto"] = "present",
 ) -> Tuning:
     """Find the batch size and learning rate that reach the job's result soonest.
 
@@ -69,6 +70,7 @@ def tune(
         command: What was typed, kept in the record.
         measurements_path: Where to save measurements while they grow.
         watcher: Hears of progress.
+        threads: ``"auto"`` sets torch to one thread if that is faster for this job.
 
     Raises:
         JobError: The job cannot be measured.
@@ -91,6 +93,7 @@ def tune(
             command=command,
             path=measurements_path,
             watcher=watcher,
+            threads=threads,
         )
         limits: dict[str, Any] = {
             "deadline_s": deadline_s,
@@ -120,7 +123,7 @@ def _race(
     def tick(heat: int, heats: int, role: str) -> None:
         watcher.progress(f"heat {heat} of {heats}: {role}")
 
-    reached = steps_to_target(recorder.found)
+    reached = steps_of_progress(recorder.found)
     to_target = math.inf
     if reached is not None:
         today_s = choice.laws.time.seconds(

@@ -79,6 +79,19 @@ def show_seconds(seconds: float) -> str:
     return f"{seconds / 3600:.3g} h"
 
 
+def show_number(value: float) -> str:
+    """Three significant digits, without an exponent up to a million.
+
+    Example:
+        >>> show_number(0.12345), show_number(5391.2), show_number(1.5e9)
+        ('0.123', '5,390', '1.5e+09')
+    """
+    if 1000 <= abs(value) < 1e6:
+        digits = len(str(int(abs(value)))) - 3
+        return f"{round(value / 10**digits) * 10**digits:,}"
+    return f"{value:.3g}"
+
+
 def show_bytes(count: float) -> str:
     """A size in GiB or MiB.
 

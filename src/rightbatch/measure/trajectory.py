@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,8 @@ from rightbatch.training import Training
 MOST_POINTS = 12  # at which every other one is dropped and the spacing doubled
 FIRST_SPACING = 2  # updates
 EVALUATION_GROWTH = 1.08  # in examples seen, as in run/loop.py but coarser [assumed]
+LEAST_METRICS = 20  # evaluations before a standstill is believed [assumed]
+STALLED = 2.5  # times the step of the best value [assumed]
 WARM_SHARE = 0.3  # of the run, after which its state is kept for a race [assumed]
 GROUP_SHARE = 4  # a group is this fraction of today's batch [assumed]
 
@@ -30,6 +32,7 @@ class Trajectory:
         metrics: The job's ``evaluate`` along the way.
         warm: A state of the run about a third of its way, for a race to start from.
         reached: Whether the target was met.
+        stalled: Whether ``evaluate`` stopped improving long before the end.
         seconds: Wall seconds of the training steps alone.
     """
 
@@ -37,6 +40,7 @@ class Trajectory:
     metrics: list[MetricPoint]
     warm: Training | None = None
     reached: bool = False
+    stalled: bool = False
     seconds: float = 0.0
 
 
@@ -48,7 +52,7 @@ def measure_trajectory(
     micro_batch: int | None = None,
     tick: Callable[[Trajectory, Training], None] = lambda found, training: None,
 ) -> Trajectory:
-    """Train as today until the target or the budget; measure noise at even spacing.
+    """Train as today until the target, a standstill or the budget; measure noise.
 
     How long the run will be is not known beforehand. So the spacing starts small and
     doubles whenever there are too many points, every other one being dropped: at any
@@ -71,7 +75,7 @@ def measure_trajectory(
     group = max(1, batch // GROUP_SHARE)
     due = 0
     kept: list[Training] = []  # the state at every noise point, one third of which last
-    while not found.reached:
+    while not (found.reached or (found.stalled and len(found.points) >= 4)):
         step_started = time.perf_counter()
         loss = training.step(batch, micro_batch)
         if training.steps % spacing == 0:
@@ -98,22 +102,41 @@ def measure_trajectory(
                 )
             )
             found.reached = job.met(value)
+            found.stalled = has_stalled(found.metrics, job.goal)
             due = math.ceil(training.examples * EVALUATION_GROWTH)
         if time.monotonic() - started > budget_s and len(found.points) >= 2:
             break
-    found.warm = _nearest(kept, WARM_SHARE * training.steps)
+    end = best_step(found.metrics, job.goal) if found.stalled else training.steps
+    found.warm = _nearest(kept, WARM_SHARE * end)
     return found
+
+
+def best_step(metrics: Sequence[MetricPoint], goal: str) -> int:
+    """The step at which ``evaluate`` was at its best."""
+    sign = 1 if goal == "min" else -1
+    return min(metrics, key=lambda m: sign * m.metric).step
+
+
+def has_stalled(metrics: Sequence[MetricPoint], goal: str) -> bool:
+    """Whether the best value is so old that the run went as far again without one.
+
+    What comes after it (overfitting, most often) is no progress, and its noise, which
+    grows without end as the training loss goes to zero, must not count.
+    """
+    if len(metrics) < LEAST_METRICS:
+        return False
+    return metrics[-1].step >= STALLED * best_step(metrics, goal)
 
 
 def _keep_warm(kept: list[Training], training: Training) -> list[Training]:
     """Keep few states, one of which lies near the warm share of any later end.
 
     A state is kept when it is 1.5 x further than the last; those that no longer can
-    be nearest (below a sixth of the present step) are let go.
+    be nearest (too far below the present step, even if it stalled) are let go.
     """
     if not kept or training.steps >= 1.5 * kept[-1].steps:
         kept = [*kept, training.fork()]
-    return [t for t in kept if t.steps >= training.steps / 6]
+    return [t for t in kept if t.steps >= training.steps / 15]
 
 
 def _nearest(kept: list[Training], steps: float) -> Training | None:

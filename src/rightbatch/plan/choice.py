@@ -10,7 +10,8 @@ import numpy as np
 from rightbatch.errors import SettingError, UnidentifiedError
 from rightbatch.fit.cost import fit_memory, fit_time
 from rightbatch.fit.progress import critical_from_noise
-from rightbatch.measure.record import Lane, Measurements
+from rightbatch.measure.record import Lane, Measurements, NoisePoint
+from rightbatch.measure.trajectory import best_step, has_stalled
 from rightbatch.plan.objective import Examples, Objective, Time
 from rightbatch.plan.options import Laws, Option, candidate_batches
 from rightbatch.plan.scaling import ADAM_FAMILY, Scaling, scaling_for
@@ -140,10 +141,19 @@ def laws_of(found: Measurements) -> Laws:
     return Laws(
         time=fit_time(found.times, found.contention),
         memory=fit_memory(found.memory) if len(found.memory) >= 2 else None,
-        noise=critical_from_noise(found.noise, found.job.batch_size),
+        noise=critical_from_noise(points_of_progress(found), found.job.batch_size),
         today=found.job.batch_size,
         steps_to_target=steps_to_target(found),
     )
+
+
+def points_of_progress(found: Measurements) -> tuple[NoisePoint, ...]:
+    """The noise points up to the best evaluation, if the run stood still after it."""
+    metrics, goal = found.metrics, found.job.goal
+    if steps_to_target(found) is not None or not has_stalled(metrics, goal):
+        return found.noise
+    end = best_step(metrics, goal)
+    return tuple(p for p in found.noise if p.step <= end) or found.noise[:1]
 
 
 def steps_to_target(found: Measurements) -> int | None:
@@ -155,6 +165,14 @@ def steps_to_target(found: Measurements) -> int | None:
         if point.metric <= target if lower else point.metric >= target:
             return point.step
     return None
+
+
+def steps_of_progress(found: Measurements) -> int | None:
+    """Steps to the target, or to the best value of a run that stood still, or None."""
+    reached = steps_to_target(found)
+    if reached is None and has_stalled(found.metrics, found.job.goal):
+        return best_step(found.metrics, found.job.goal)
+    return reached
 
 
 def cost(option: Option, objective: Objective) -> float:

@@ -7,16 +7,18 @@ import math
 
 from rightbatch.estimate import Estimate
 from rightbatch.fit.progress import critical_from_noise
-from rightbatch.plan.choice import Choice, best_option
+from rightbatch.measure.trajectory import has_stalled
+from rightbatch.plan.choice import Choice, best_option, points_of_progress
 from rightbatch.plan.objective import Energy, Examples, Money, Time
 from rightbatch.plan.options import Laws, Option
 from rightbatch.plan.plan import Alternative, Plan, Reason
-from rightbatch.units import show_seconds
+from rightbatch.units import show_number, show_seconds
 
 
 def make_plan(choice: Choice) -> Plan:
     """The plan that says what was chosen, and why."""
-    job, chosen = choice.found.job, choice.chosen
+    found, chosen = choice.found, choice.chosen
+    job = found.job
     predicted = {
         "step_time_s": chosen.step_time_s,
         "steps_vs_today": chosen.steps,
@@ -48,6 +50,7 @@ def make_plan(choice: Choice) -> Plan:
         verdict=verdict(choice),
         memory_limit_bytes=choice.limit_bytes,
         deadline_s=choice.deadline_s,
+        threads=found.machine.threads if found.machine.device == "cpu" else None,
     )
 
 
@@ -94,9 +97,9 @@ def reasons(choice: Choice) -> tuple[Reason, ...]:
     found = [
         Reason(
             topic="balance",
-            text=f"Past about {critical.value:.3g} examples a batch adds little that "
-            f"is new; below about {half.value:.3g} a step is mostly its fixed "
-            f"{show_seconds(t0.value)}.",
+            text=f"Past about {show_number(critical.value)} examples a batch adds "
+            f"little that is new; below about {show_number(half.value)} a step is "
+            f"mostly its fixed {show_seconds(t0.value)}.",
             numbers={"critical_batch": critical.value, "half_batch": half.value},
             source="McCandlish et al. 2018, arXiv:1812.06162",
         ),
@@ -138,12 +141,13 @@ def _optimum_text(laws: Laws) -> str:
     if laws.time.kind == "affine":
         t0, t1 = laws.time.overhead.value, laws.time.per_example.value
         return (
-            f"B_opt = sqrt(B_crit * t0 / t1) = sqrt({critical:.3g} * "
-            f"{show_seconds(t0)} / {show_seconds(t1)}) = {optimum:.3g}"
+            f"B_opt = sqrt(B_crit * t0 / t1) = sqrt({show_number(critical)} * "
+            f"{show_seconds(t0)} / {show_seconds(t1)}) = {show_number(optimum)}"
         )
     return (
-        f"B_opt near sqrt(B_crit * B_half) = sqrt({critical:.3g} * {half:.3g}) = "
-        f"{optimum:.3g} (the {laws.time.kind} law is minimised numerically)"
+        f"B_opt near sqrt(B_crit * B_half) = sqrt({show_number(critical)} * "
+        f"{show_number(half)}) = {show_number(optimum)} (the {laws.time.kind} law is "
+        "minimised numerically)"
     )
 
 
@@ -178,7 +182,7 @@ def _race_reason(choice: Choice) -> Reason | None:
             f"B = {lane.batch_size}, and the race decides."
         )
     else:
-        word = "agree" if agree else "differ; the order of the lanes is the same"
+        word = "agree" if agree else "differ"
         text = (
             f"{race.heats} heats of {show_seconds(race.seconds)} each: "
             f"{span(lane.speedup)} x as fast as B = {choice.found.job.batch_size}; "
@@ -208,12 +212,13 @@ def alternatives(choice: Choice) -> tuple[Alternative, ...]:
             dataclasses.replace(laws, time=faster),
         )
     )
-    late = choice.found.noise[len(choice.found.noise) // 2 :]
+    points = points_of_progress(choice.found)
+    late = points[len(points) // 2 :]
     if len(late) >= 2:
         later = critical_from_noise(late, laws.today).critical_batch.value
         cases.append(
             (
-                f"noise as late in the run ({later:.3g})",
+                f"noise as late in the run ({show_number(later)})",
                 later,
                 laws,
             )
@@ -252,15 +257,15 @@ def limits(choice: Choice) -> tuple[str, ...]:
     found, laws = choice.found, choice.laws
     said = []
     if laws.steps_to_target is None:
-        reach = found.noise[-1].examples if found.noise else 0
-        why = (
-            "the job has no target"
-            if found.job.target is None
-            else ("the target was not reached within the budget")
-        )
+        reach = points_of_progress(found)[-1].examples
+        why = "the job has no target"
+        if has_stalled(found.metrics, found.job.goal):
+            why = "the evaluation stopped improving there, before the target"
+        elif found.job.target is not None:
+            why = "the target was not reached within the budget"
         said.append(
-            f"Noise was followed for {reach} examples only ({why}); it usually grows "
-            "later, which favours larger batches."
+            f"Noise was followed for {reach:,} examples only ({why}); it usually "
+            "grows later, which favours larger batches."
         )
     if found.race is None:
         said.append("No race was run: the comparison rests on the two laws alone.")

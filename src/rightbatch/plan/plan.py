@@ -57,6 +57,7 @@ class Plan:
         verdict: The decision in plain words.
         memory_limit_bytes: What a step was allowed to take.
         deadline_s: Seconds to the target that were allowed, if limited.
+        threads: Threads of torch on the CPU it was measured with; None elsewhere.
     """
 
     job: str
@@ -80,6 +81,7 @@ class Plan:
     verdict: str
     memory_limit_bytes: float
     deadline_s: float | None = None
+    threads: int | None = None
 
     def save(self, path: Path) -> None:
         """Write as JSON, atomically.

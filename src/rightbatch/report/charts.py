@@ -35,7 +35,18 @@ def _finished(chart: Any) -> Spec:
     spec: Spec = chart.properties(width="container", height=HEIGHT).to_dict()
     # Data stay inside each chart; colours of axes come from the page's theme.
     spec.pop("config", None)
-    return spec
+    return _finite(spec)
+
+
+def _finite(value: Any) -> Any:
+    """The same without infinities, which JSON does not have and no axis can show."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _batch_axis(title: str = "batch size B (examples per step)") -> alt.X:
@@ -168,7 +179,9 @@ def noise_chart(found: Measurements, choice: Choice) -> Any:
     own = choice.laws.noise.metric == "optimizer"
     critical = choice.laws.noise.critical_batch.value
     ends = [p.noise_scale.high for p in found.noise if p.noise_scale.bounded]
-    top = min(max([*ends, 3 * critical]), 30 * critical)
+    top = max([*ends, 1.0])
+    if math.isfinite(critical):
+        top = min(max(top, 3 * critical), 30 * critical)
     rows = []
     for p in found.noise:
         e = p.noise_scale

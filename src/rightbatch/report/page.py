@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import html
 import json
 import math
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from rightbatch.plan.plan import Plan
 from rightbatch.record import to_plain, write_text
 from rightbatch.report.charts import all_charts
 from rightbatch.run.loop import TraceRow
-from rightbatch.units import show_bytes, show_seconds
+from rightbatch.units import show_bytes, show_number, show_seconds
 
 MOST_BYTES = 2_000_000
 
@@ -94,18 +93,14 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        seconds=show_seconds, bytes=show_bytes, estimate=_estimate, three=_three
+        seconds=show_seconds, bytes=show_bytes, estimate=_estimate, three=show_number
     )
     return environment
-
-
-def _three(value: float) -> str:
-    return f"{value:.3g}"
 
 
 def _estimate(e: Estimate) -> str:
     """Value with its interval, the interval small beside it."""
     if e.low == e.high:
-        return f"{e.value:.3g}"
-    high = f"{e.high:.3g}" if math.isfinite(e.high) else "no upper bound"
-    return f"{e.value:.3g} ({html.escape(f'{e.low:.3g} to {high}')})"
+        return show_number(e.value)
+    high = show_number(e.high) if math.isfinite(e.high) else "no upper bound"
+    return f"{show_number(e.value)} ({show_number(e.low)} to {high})"

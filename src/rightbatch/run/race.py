@@ -21,7 +21,7 @@ from rightbatch.training import Training
 
 MARKS = 10  # evaluations of a lane in a heat
 MIN_HEATS, MAX_HEATS = 3, 8
-LEAST_STEPS = 10  # updates of the slowest lane below which a heat tells nothing
+LEAST_STEPS = 20  # updates of the slowest lane below which a heat tells nothing
 Clock = Callable[[], float]
 
 

@@ -1,0 +1,59 @@
+"""Whether torch's threads help this job here, or wait for each other."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from rightbatch.job import Job
+from rightbatch.training import Training
+
+ROUNDS = 7
+VISIT_S = 0.03
+WORTH = 1.10  # one thread must be this much faster to be taken instead [assumed]
+
+
+def pick_threads(job: Job) -> tuple[int, dict[int, float]]:
+    """The faster of torch's present number of threads and one, for today's batch.
+
+    Small operations on a busy machine can be a hundred times slower with threads,
+    because each waits for one that is not running. Only CPU jobs are tried.
+
+    Args:
+        job: Timed at its own batch size, in interleaved rounds, by wall time.
+
+    Returns:
+        The number to use, and the seconds of a step by number of threads. Torch's own
+        setting is as before.
+    """
+    present = torch.get_num_threads()
+    training = Training.start(job)
+    if present == 1 or training.device.type != "cpu":
+        return present, {}
+    size = min(job.batch_size, job.length)
+    for group in training.optimizer.param_groups:
+        group["lr"] = group["lr"] * 0.0
+    seconds: dict[int, list[float]] = {1: [], present: []}
+    try:
+        for _ in range(ROUNDS):
+            for threads, times in seconds.items():
+                torch.set_num_threads(threads)
+                training.step(size)
+                times.append(_visit(training, size))
+    finally:
+        torch.set_num_threads(present)
+    medians = {threads: statistics.median(t) for threads, t in seconds.items()}
+    return (1 if medians[1] * WORTH < medians[present] else present), medians
+
+
+def _visit(training: Training, size: int) -> float:
+    """Median step time over a short visit, one step at the least."""
+    times: list[float] = []
+    until = time.perf_counter() + VISIT_S
+    while not times or time.perf_counter() < until:
+        started = time.perf_counter()
+        training.step(size)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
