@@ -138,26 +138,44 @@ def with_today(job: rb.Job, batch: int, rate: float) -> rb.Job:
     return dataclasses.replace(job, batch_size=batch, optimizer=optimizer)
 
 
-def compare(name: str, grid: Grid, seeds: int) -> dict[str, Any]:
-    """The whole comparison for one job."""
+def whole_grid(job: rb.Job, grid: Grid, seeds: int) -> dict[str, Any]:
+    """Run the grid; the best rate, its seconds and steps for every batch."""
+    cpu = time.process_time()
+    found = run_grid(job, grid, seeds)
+    cpu = time.process_time() - cpu
+    best = {}
+    for batch, rates in found.items():
+        rate, seconds = best_rate(rates)
+        steps = statistics.median(r["steps"] for r in rates[rate])
+        best[str(batch)] = {"rate": rate, "seconds": seconds, "steps": steps}
+    law = rb.fit_steps([int(b) for b in best], [v["steps"] for v in best.values()])
+    c = law.critical_batch
+    return {
+        "cpu_s": cpu,
+        "best": best,
+        "critical_batch": [c.value, c.low, c.high],
+        "seconds": {
+            str(b): {str(r): [x["seconds"] for x in runs] for r, runs in rates.items()}
+            for b, rates in found.items()
+        },
+    }
+
+
+def compare(
+    name: str, grid: Grid, seeds: int, earlier: dict[str, Any] | None
+) -> dict[str, Any]:
+    """The whole comparison for one job; ``earlier`` is a grid already run."""
     job = rb.load_job(name)
     print(f"\n{name}: grid of {len(grid.batches)} x {len(grid.rates)}, {seeds} seeds")
-    grid_cpu = time.process_time()
-    found = run_grid(job, grid, seeds)
-    grid_cpu = time.process_time() - grid_cpu
-    per_batch = {b: best_rate(rates) for b, rates in found.items()}
+    ran = earlier or whole_grid(job, grid, seeds)
+    per_batch = {int(b): (v["rate"], v["seconds"]) for b, v in ran["best"].items()}
     best = min(per_batch, key=lambda b: per_batch[b][1])
-    law = rb.fit_steps(
-        list(per_batch),
-        [
-            statistics.median(r["steps"] for r in found[b][per_batch[b][0]])
-            for b in per_batch
-        ],
-    )
+    value, low, high = ran["critical_batch"]
     print(
-        f"  grid's best: B = {best}, {per_batch[best][1]:.3f} s; CPU {grid_cpu:.0f} s"
+        f"  grid's best: B = {best}, {per_batch[best][1]:.3f} s; "
+        f"CPU {ran['cpu_s']:.0f} s; fitted B_crit {value:.1f} ({low:.1f} to {high:.1f})",
+        flush=True,
     )
-    print(f"  fitted to the grid's runs: B_crit {law.critical_batch}")
     rows = []
     for today in grid.todays:
         mine = with_today(job, today, per_batch[today][0])
@@ -165,7 +183,7 @@ def compare(name: str, grid: Grid, seeds: int) -> dict[str, Any]:
         tuning = rb.tune(mine, budget_s=grid.budget_s, spec=name)
         cpu = time.process_time() - cpu
         plan = tuning.plan
-        fresh = range(100, 100 + 2 * seeds + 1)  # seeds the grid has not seen
+        fresh = range(100, 100 + seeds + 2)  # seeds the grid has not seen
         limit = 10 * per_batch[best][1] + 1
         planned, now, largest = [], [], []
         top = max(grid.batches)
@@ -181,7 +199,8 @@ def compare(name: str, grid: Grid, seeds: int) -> dict[str, Any]:
                 run_to_target(mine, plan.batch_size, seed, limit, scaling=plan.scaling)
             )
             now.append(run_to_target(mine, today, seed, limit))
-            largest.append(run_to_target(mine, top, seed, limit, scaling=rule))
+            if len(largest) < 3:  # the slowest by far
+                largest.append(run_to_target(mine, top, seed, limit, scaling=rule))
             best_again.append(
                 run_to_target(job, best, seed, limit, rate=per_batch[best][0])
             )
@@ -197,7 +216,7 @@ def compare(name: str, grid: Grid, seeds: int) -> dict[str, Any]:
             "plan_vs_today": median_seconds(planned) / median_seconds(now),
             "largest_vs_best": median_seconds(largest) / reference,
             "predicted_vs_today": plan.predicted["time_vs_today"].value,
-            "tune_cpu_vs_grid": cpu / grid_cpu,
+            "tune_cpu_vs_grid": cpu / ran["cpu_s"],
         }
         rows.append(row)
         print(
@@ -207,16 +226,7 @@ def compare(name: str, grid: Grid, seeds: int) -> dict[str, Any]:
             f"tune/grid CPU {row['tune_cpu_vs_grid']:.3f}",
             flush=True,
         )
-    return {
-        "grid": {
-            str(b): {str(r): [x["seconds"] for x in runs] for r, runs in rates.items()}
-            for b, rates in found.items()
-        },
-        "best": {str(b): list(v) for b, v in per_batch.items()},
-        "fitted_critical": law.critical_batch.value,
-        "fitted_r_squared": law.r_squared,
-        "rows": rows,
-    }
+    return {"grid": ran, "rows": rows}
 
 
 def main() -> None:
@@ -226,9 +236,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a smaller grid, 1 seed")
     parser.add_argument("--out", type=Path)
+    parser.add_argument(
+        "--reuse",
+        type=Path,
+        help="an earlier --out: take its grid; its best setting is run again anyway",
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
-    result = {}
+    result: dict[str, Any] = {}
+    earlier = json.loads(given.reuse.read_text()) if given.reuse else {}
     for name in given.jobs:
         grid, seeds = GRIDS[name], given.seeds
         if given.quick:
@@ -236,7 +252,7 @@ def main() -> None:
                 grid.batches[1::2], grid.rates[1:-1], grid.todays[:1], 5.0, 10.0
             )
             seeds = 1
-        result[name] = compare(name, grid, seeds)
+        result[name] = compare(name, grid, seeds, earlier.get(name, {}).get("grid"))
         if given.out:
             given.out.write_text(json.dumps(result, indent=1))
 
