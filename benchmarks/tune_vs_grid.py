@@ -173,7 +173,8 @@ def compare(
     value, low, high = ran["critical_batch"]
     print(
         f"  grid's best: B = {best}, {per_batch[best][1]:.3f} s; "
-        f"CPU {ran['cpu_s']:.0f} s; fitted B_crit {value:.1f} ({low:.1f} to {high:.1f})",
+        f"CPU {ran['cpu_s']:.0f} s; "
+        f"fitted B_crit {value:.1f} ({low:.1f} to {high:.1f})",
         flush=True,
     )
     rows = []
@@ -187,12 +188,7 @@ def compare(
         limit = 10 * per_batch[best][1] + 1
         planned, now, largest = [], [], []
         top = max(grid.batches)
-        rule = scaling_for(
-            tuning.measurements.job.optimizer,
-            today,
-            top,
-            rule="auto" if "Adam" in tuning.measurements.job.optimizer else "linear",
-        )
+        rule = scaling_for(tuning.measurements.job.family, today, top)
         best_again = []
         for seed in fresh:  # interleaved, so that the machine treats all alike
             planned.append(

@@ -126,6 +126,8 @@ def made_up(
             examples=100_000,
             parameters=10,
             optimizer=optimizer,
+            family="adam" if optimizer.startswith("Adam") else "sgd",
+            decoupled_decay=optimizer == "AdamW",
             lr=0.1,
             momentum=None,
             betas=(0.9, 0.95) if optimizer.startswith("Adam") else None,

@@ -21,6 +21,7 @@ ROOMS = [
     "isolation",
     "watch",
     "feed",
+    "optimizers",
     "job",
     "training",
     "jobs",

@@ -97,7 +97,11 @@ def test_train_follows_the_plan_and_report_tells_of_it(tuned: tuple[Path, str]) 
     assert done.returncode == 0, done.stderr
     assert "Target 0.12 reached" in done.stdout
     names = {p.name for p in (cwd / "trained").iterdir()}
-    assert names == {"trace.jsonl", "checkpoints"}
+    origin = {"measurements.json", "plan.json"}
+    assert names == {"trace.jsonl", "checkpoints", *origin}
+    told = run("report", "trained", cwd=cwd)
+    assert told.returncode == 0, told.stderr
+    assert "The training run" in (cwd / "trained" / "report.html").read_text()
     page = folder / "report.html"
     before = page.read_text()
     page.unlink()
@@ -175,6 +179,15 @@ BAD = {
 }
 
 
+def test_json_stands_alone_on_standard_output(tmp_path: Path) -> None:
+    text = "print('noise from the user')\n"
+    (tmp_path / "loud.py").write_text(JOB + text)
+    done = run("tune", "loud.py", "--budget", "2", "--no-race", "--json", cwd=tmp_path)
+    assert done.returncode in (0, 3), done.stderr
+    assert json.loads(done.stdout)["plan"]["job"] == "loud"
+    assert "noise from the user" in done.stderr
+
+
 @pytest.mark.parametrize("fault", BAD)
 def test_bad_jobs_end_in_one_clear_error(fault: str, tmp_path: Path) -> None:
     line, status, message = BAD[fault]
@@ -235,11 +248,13 @@ def test_a_target_that_is_never_met_is_undecided(tmp_path: Path) -> None:
     assert late.returncode == 3
     assert "deadline cannot be judged" in late.stderr
     tuned = run("tune", "job.py", "--budget", "2", cwd=tmp_path)
-    assert "target was not reached within the budget" in " ".join(tuned.stdout.split())
+    said = " ".join(tuned.stdout.split())
+    assert "target was not reached within the budget" in said
+    assert tuned.returncode in (0, 3)  # by the laws alone: docs/decisions/002
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [0.1, 2.5, 4.0, 6.0])
+@pytest.mark.parametrize("after", [0.1, 2.5, 8.0, 15.0])
 def test_ctrl_c_keeps_what_was_measured(after: float, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "rightbatch", "tune", "stdlib_gpt", "--out", "r"],
@@ -258,9 +273,11 @@ def test_ctrl_c_keeps_what_was_measured(after: float, tmp_path: Path) -> None:
     assert "Interrupted" in out + err
     assert "Traceback" not in out + err
     path = tmp_path / "r" / "measurements.json"
+    assert path.exists() or after < 8
     if path.exists():
         found = rb.Measurements.load(path)
         assert f"{len(found.times)} step times" in out
+        assert found.times or after < 8
 
 
 @pytest.mark.slow

@@ -195,3 +195,41 @@ def test_datasets_and_collate_functions() -> None:
 def test_bad_fields_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(rb.SettingError, match=message):
         regression_job(**change)
+
+
+class Clipped(torch.optim.SGD):
+    """An optimizer with an attribute of its own, which deepcopy would lose."""
+
+    def __init__(self, params: Any) -> None:
+        super().__init__(params, lr=0.01, momentum=0.9)
+        self.limit = 1.0
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], self.limit)
+        return super().step(closure)
+
+
+class Keeping(nn.Module):
+    """Keeps a tensor of its forward pass, which cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(5, 1)
+        self.register_buffer("count", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.last(x)
+        self.count += 1
+        return self.kept
+
+
+def test_forks_need_no_deepcopy() -> None:
+    start = Training.start(regression_job(model=Keeping, optimizer=Clipped))
+    for _ in range(3):
+        start.step(16)
+    fork = start.fork()
+    assert [int(b) for t in (fork, start) for b in t.model.buffers()] == [3, 3]
+    assert torch.equal(start.step(16), fork.step(16))
+    for p, q in zip(start.model.parameters(), fork.model.parameters(), strict=True):
+        assert torch.equal(p, q)

@@ -58,6 +58,20 @@ def unsteady(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return (model(batch[0]) - batch[1]).square().mean() * (1 + random.random())
 
 
+class Sparse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4, 1, sparse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.table((x[:, 0] > 0).long())
+
+
+def sparse_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+ONE = nn.Linear(5, 1)
 stranger = nn.Parameter(torch.zeros(1))
 FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "empty": ("RB101", {"data": (torch.zeros(0, 5), torch.zeros(0, 1))}),
@@ -67,6 +81,9 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
         "RB102",
         {"optimizer": lambda params: torch.optim.SGD([stranger], lr=0.1)},
     ),
+    "one network": ("RB102", {"model": lambda: ONE}),
+    "lazy": ("RB102", {"model": lambda: nn.LazyLinear(1)}),
+    "sparse": ("RB107", {"model": Sparse, "loss": sparse_loss}),
     "lbfgs": ("RB103", {"optimizer": lambda p: torch.optim.LBFGS(list(p))}),
     "vector": ("RB104", {"loss": squared(lambda x: x)}),
     "nan": ("RB104", {"loss": squared(lambda x: x.mean() * float("nan"))}),
@@ -140,6 +157,7 @@ job = rb.Job(
 )
 def make(): return job
 number = 3
+other, twin = 1, job
 """
 
 
@@ -150,7 +168,7 @@ def path(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", ["", ":job", ":make"])
+@pytest.mark.parametrize("name", ["", ":job", ":make", ":twin"])
 def test_files_load(path: Path, name: str) -> None:
     job = rb.load_job(f"{path}{name}")
     assert (job.batch_size, job.name) == (8, "my_training")

@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rightbatch as rb
-from cases import made_up, regression_job
+from cases import made_up, regression_job, with_target
 from reference import pairwise_moments, per_example_gradients, true_noise
 from rightbatch.fit.progress import critical_from_noise
 from rightbatch.measure.moments import jackknife_moments, moments, noise_scale_of
 from rightbatch.measure.noise import measure_noise, optimizer_metric
 from rightbatch.measure.record import MetricPoint, NoiseMoments
-from rightbatch.measure.trajectory import MOST_POINTS, measure_trajectory
+from rightbatch.measure.trajectory import (
+    MOST_POINTS,
+    has_stalled,
+    measure_trajectory,
+)
 from rightbatch.plan.choice import points_of_progress, steps_of_progress
 from rightbatch.training import Training
 
@@ -201,7 +205,7 @@ def test_noise_after_a_standstill_does_not_count() -> None:
     found = made_up(points=10)  # at steps 10, 20, ... 100
     metrics = tuple(
         MetricPoint(step=s, examples=64 * s, metric=1 + abs(s - 40) / 40)
-        for s in range(2, 101, 2)
+        for s in range(2, 111, 2)
     )
     job = replace(found.job, has_evaluate=True, target=0.5)
     over = replace(found, job=job, metrics=metrics)
@@ -212,3 +216,30 @@ def test_noise_after_a_standstill_does_not_count() -> None:
     assert steps_of_progress(still) is None
     text = " ".join(rb.decide(over).plan.limits)
     assert "stopped improving" in text
+
+
+def test_a_plateau_is_no_standstill() -> None:
+    """Accuracy stays at that of the majority for long, then rises."""
+    flat = [MetricPoint(step=s, examples=s, metric=0.9) for s in range(1, 400)]
+    assert not has_stalled(flat, "max")
+    assert not has_stalled([replace(m, metric=0.9) for m in flat], "min")
+
+
+def test_zero_gradients_are_left_out() -> None:
+    law = critical_from_noise([point(1.0, 50.0)] * 3 + [point(0.0, 0.0)], 64)
+    assert law.critical_batch.value == pytest.approx(50, rel=0.01)
+
+
+def test_batch_norm_at_a_small_batch_is_measured_in_groups_it_runs_on() -> None:
+    tuning = rb.tune(regression_job(model=Normed, batch_size=4), budget_s=2)
+    assert tuning.measurements.times[0].micro_batch == 2
+    assert tuning.measurements.noise[0].group_size >= 2
+    assert min(o.batch_size for o in tuning.choice.options) >= 2
+
+
+def test_a_target_met_at_once_still_has_points() -> None:
+    job = with_target(regression_job(), target=30.0)
+    assert not job.met(job.evaluated(job.make_model()))
+    found = measure_trajectory(job, budget_s=5.0, evaluate=True)
+    assert found.reached
+    assert len(found.points) >= 4

@@ -13,6 +13,7 @@ import rightbatch as rb
 from cases import made_up, optimum, raced
 from reference import relative_time
 from rightbatch.measure.record import MetricPoint
+from rightbatch.optimizers import decay_is_decoupled, optimizer_family
 from rightbatch.plan.choice import choose
 from rightbatch.plan.objective import objective_named
 from rightbatch.plan.scaling import scaling_for
@@ -140,6 +141,44 @@ def test_noise_that_tells_nothing_is_undecided() -> None:
     assert plan.verdict.startswith("Undecided")
 
 
+def test_a_race_that_tells_nothing_settles_nothing() -> None:
+    sizes = (1, 4, 16, 64, 256, 1024, 4096)
+    found = made_up(t0=0.05, t1=1e-4, sizes=sizes, spread=3.0, points=2)
+    chosen = choose(found).chosen.batch_size
+    wide = {chosen: (1.5, 0.5, 4.0), 64: (1.0, 1.0, 1.0)}
+    assert not choose(raced(found, wide)).decided
+    clear = {chosen: (1.5, 1.4, 1.6), 64: (1.0, 1.0, 1.0)}
+    assert choose(raced(found, clear)).decided
+    still = raced(found, clear)
+    assert still.race is not None
+    lanes = tuple(replace(lane, metrics=(2.0, 2.0, 2.0)) for lane in still.race.lanes)
+    still = replace(still, race=replace(still.race, lanes=lanes))
+    assert not choose(still).decided  # nobody left the start
+
+
+def test_no_signal_at_all_is_undecided_and_says_at_least() -> None:
+    found = made_up()
+    silent = replace(found.noise[0].plain, grad_norm_sq=-0.05)
+    noise = tuple(replace(p, plain=silent) for p in found.noise)
+    plan = rb.decide(replace(found, noise=noise)).plan
+    assert not plan.decided
+    assert "inf" not in " ".join([plan.verdict, *(r.text for r in plan.why)])
+    assert "What would settle it" in plan.verdict
+
+
+def test_amounts_are_told() -> None:
+    found = with_run(1000)
+    for goal, topic in (
+        (rb.Money(per_hour=3.0), "money"),
+        (rb.Energy(watts=65), "energy"),
+    ):
+        plan = rb.decide(found, goal).plan
+        reason = next(r for r in plan.why if r.topic == topic)
+        hours = plan.predicted["seconds_to_target"].value / 3600
+        expected = hours * (3.0 if topic == "money" else 65)
+        assert next(iter(reason.numbers.values())) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("name", ["time", "examples", "money"])
 def test_objectives_by_name(name: str) -> None:
     assert choose(made_up(), objective_named(name)).objective.name == name
@@ -160,17 +199,56 @@ def test_energy_needs_power_and_is_labelled() -> None:
 
 @given(powers, powers, st.floats(1, 1e4))
 def test_scaling_there_and_back_is_nothing(a: int, b: int, noise: float) -> None:
-    for optimizer in ("SGD", "AdamW"):
-        there = scaling_for(optimizer, a, b, noise_scale=noise)
-        back = scaling_for(optimizer, b, a, noise_scale=noise)
+    for family in ("adam", "sgd"):
+        there = scaling_for(family, a, b, noise_scale=noise, decoupled_decay=True)
+        back = scaling_for(family, b, a, noise_scale=noise, decoupled_decay=True)
         for field in ("lr", "beta2", "eps", "weight_decay"):
             product = getattr(there, field) * getattr(back, field)
             assert product == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize("to", [2, 16, 128, 4096])
+def test_a_warm_adam_takes_steps_of_the_size_it_should(to: int) -> None:
+    """The second moment, bias-corrected, is the same before and after a change."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    adam = torch.optim.AdamW([weight], lr=0.01, betas=(0.9, 0.999), eps=1e-12)
+    for _ in range(50):
+        weight.grad = torch.full((3,), 0.5)
+        adam.step()
+
+    def corrected() -> float:
+        group, state = adam.param_groups[0], adam.state[weight]
+        steps = float(state["step"])
+        return float(state["exp_avg_sq"][0]) / (1 - group["betas"][1] ** steps)
+
+    before = corrected()
+    rb.scale_hyperparameters(adam, batch_from=16, batch_to=to)
+    assert corrected() == pytest.approx(before, rel=1e-5)
+    assert adam.param_groups[0]["betas"][1] >= 0.9  # however much the batch grows
+
+
+def test_unknown_optimizers_take_the_careful_rule() -> None:
+    class Own(torch.optim.AdamW):
+        pass
+
+    class Strange(torch.optim.Optimizer):
+        def __init__(self, params: Any) -> None:
+            super().__init__(params, {"lr": 0.1})
+
+    weight = [torch.nn.Parameter(torch.ones(3))]
+    families = [
+        optimizer_family(kind(weight))
+        for kind in (Own, Strange, torch.optim.Adagrad, torch.optim.SGD)
+    ]
+    assert families == ["adam", "other", "adam", "sgd"]
+    assert scaling_for("other", 16, 64).lr == 2.0
+    assert decay_is_decoupled(Own(weight))
+    assert not decay_is_decoupled(torch.optim.SGD(weight, lr=0.1))
+
+
 def test_the_noise_aware_rule_is_linear_below_and_flat_above() -> None:
-    below = scaling_for("SGD", 8, 16, noise_scale=1e6).lr
-    above = scaling_for("SGD", 8192, 16384, noise_scale=10).lr
+    below = scaling_for("sgd", 8, 16, noise_scale=1e6).lr
+    above = scaling_for("sgd", 8192, 16384, noise_scale=10).lr
     assert below == pytest.approx(2.0, rel=1e-3)
     assert above == pytest.approx(1.0, rel=1e-3)
 
@@ -191,6 +269,7 @@ def test_every_param_group_follows(kind: Any) -> None:
         assert new["initial_lr"] == pytest.approx(old["initial_lr"] * done.lr)
         if "betas" in old:
             assert new["betas"] == (old["betas"][0], old["betas"][1] ** 0.25)
+            assert new["weight_decay"] == pytest.approx(old["weight_decay"] * 0.5)
             assert new["eps"] == pytest.approx(old["eps"] * 2)
         if "alpha" in old:
             assert new["alpha"] == pytest.approx(old["alpha"] ** 0.25)
@@ -215,7 +294,7 @@ def test_settings_without_effect_are_said() -> None:
 
 
 def test_the_sde_rule_keeps_decay_per_example() -> None:
-    s = scaling_for("AdamW", 16, 64, rule="adam-sde")
+    s = scaling_for("adam", 16, 64, rule="adam-sde", decoupled_decay=True)
     assert (s.lr, s.beta1, s.beta2, s.eps) == (2.0, 4.0, 4.0, 0.5)
     assert s.lr * s.weight_decay == pytest.approx(4.0)
-    assert math.isclose(scaling_for("SGD", 16, 64).lr, 4.0)
+    assert math.isclose(scaling_for("sgd", 16, 64).lr, 4.0)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import rightbatch as rb
 from cases import made_up, raced, regression_job, with_target
+from rightbatch.feed.held_out import hold_out
 from rightbatch.measure.trajectory import measure_trajectory
 from rightbatch.plan.choice import choose
 from rightbatch.plan.scaling import apply_scaling, scaling_for
@@ -48,7 +49,7 @@ def test_twice_as_fast_is_two() -> None:
 
 
 def entry(role: str, size: int, lr: float = 0.01) -> Entry:
-    scaling = scaling_for("SGD", 16, size, rule="none")
+    scaling = scaling_for("sgd", 16, size, rule="none")
     return Entry(
         role=role,
         batch_size=size,
@@ -76,7 +77,7 @@ def test_a_race_of_equals_is_a_draw_and_a_handicap_is_seen() -> None:
         warm,
         [entry("plan", 16), entry("today", 16), slow],
         budget_s=0.9,
-        evaluate=True,
+        held_out=None,
         clock=lambda: next(counter) * 1e-3,
     )
     assert result is not None
@@ -89,20 +90,42 @@ def test_a_race_of_equals_is_a_draw_and_a_handicap_is_seen() -> None:
 
 
 def test_a_race_without_time_is_not_run() -> None:
-    job = regression_job()
+    job = with_target(regression_job())
     entries = [replace(entry("today", 16), step_s=10.0)]
-    assert race(job, Training.start(job), entries, budget_s=1, evaluate=False) is None
+    assert race(job, Training.start(job), entries, budget_s=1, held_out=None) is None
 
 
-def test_held_out_loss_is_the_mean_loss() -> None:
-    job = regression_job(examples=40)
-    training = Training.start(job)
-    value = held_out_loss(job, count=40)(training)
-    generator = torch.Generator().manual_seed(job.seed + 2)
-    indices = torch.randint(40, (40,), generator=generator)
-    batch = job.batch(indices, torch.device("cpu"))
+def test_held_out_loss_is_the_mean_loss_on_examples_nobody_trains_on() -> None:
+    job = regression_job(examples=200)
+    kept, held = hold_out(200, seed=0)
+    assert sorted([*kept.tolist(), *held.tolist()]) == list(range(200))
+    assert len(held) == 10
+    training = Training.start(job, only=kept)
+    seen = {int(i) for i in training.stream.take(400)}
+    assert seen == set(kept.tolist())
+    assert {int(i) for i in training.fork(seed=7).stream.take(400)} == seen
+    batch = job.batch(held, torch.device("cpu"))
     expected = float(job.mean_loss(training.model, batch)[0].detach())
-    assert value == pytest.approx(expected, rel=1e-5)
+    assert held_out_loss(job, held)(training) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_lane_that_fails_has_lost_and_the_race_goes_on() -> None:
+    job = with_target(regression_job(examples=512), target=0.0)
+    warm = Training.start(job)
+    warm.step(16)
+    wild = replace(entry("wild", 16), scaling=replace(entry("x", 16).scaling, lr=1e30))
+    lanes = [entry("plan", 16), entry("today", 16), wild]
+    counter = itertools.count()
+    result = race(
+        job,
+        warm,
+        lanes,
+        budget_s=0.9,
+        held_out=None,
+        clock=lambda: next(counter) * 1e-3,
+    )
+    assert result is not None
+    assert result.lanes[2].speedup.value < 0.2
 
 
 def test_the_lanes_are_plan_today_and_a_neighbour() -> None:
@@ -151,11 +174,20 @@ def test_two_runs_of_one_seed_are_alike() -> None:
 def test_a_plan_sets_batch_and_rate() -> None:
     found = made_up(t0=4e-3, t1=1e-3, critical=100)
     plan = rb.decide(found).plan
-    job = with_target(regression_job(examples=512, batch_size=64, name="made_up"), 1.5)
+    regression = regression_job(
+        examples=512,
+        batch_size=64,
+        name="made_up",
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+    )
+    job = with_target(regression, 1.5)
     run = rb.train(job, plan)
     assert run.batch_size == plan.batch_size
     with pytest.raises(rb.SettingError, match="another job"):
         rb.train(replace(job, name="other"), plan)
+    faster = replace(job, optimizer=lambda p: torch.optim.SGD(p, lr=0.02))
+    with pytest.raises(rb.SettingError, match="changed since the plan"):
+        rb.train(faster, plan)
 
 
 def test_a_target_out_of_reach_ends_all_the_same() -> None:
@@ -240,7 +272,7 @@ def test_scaled_training_follows_the_scaled_rate() -> None:
     """A step after scaling is the step of an optimizer made with the scaled rate."""
     job = regression_job()
     scaled = Training.start(job)
-    apply_scaling(scaled.optimizer, scaling_for("SGD", 16, 32))
+    apply_scaling(scaled.optimizer, scaling_for("sgd", 16, 32))
     made = Training.start(
         replace(job, optimizer=lambda params: torch.optim.SGD(params, lr=0.02))
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -23,7 +22,10 @@ from rightbatch.console import (
     drop_if_empty,
     finish,
     interrupted,
+    keep_origin,
     make_console,
+    print_document,
+    quiet_load,
     report_bug,
 )
 from rightbatch.errors import (
@@ -152,16 +154,20 @@ def tune(
 
     goal = objective_named(objective, watts=watts, price=price)
     console, spec, folder = begin(job, out, as_json)
-    from rightbatch.loading import load_job
-    from rightbatch.report.terminal import TerminalWatcher
-    from rightbatch.run.folder import MEASUREMENTS
-    from rightbatch.tuning import tune as run_tune
+    try:
+        from rightbatch.plan.decide import Decision
+        from rightbatch.report.terminal import TerminalWatcher
+        from rightbatch.run.folder import MEASUREMENTS
+        from rightbatch.tuning import tune as run_tune
+    except KeyboardInterrupt:  # while torch was being imported
+        drop_if_empty(folder)
+        raise
 
     watcher = TerminalWatcher(console, phases=4 if with_race else 3)
     path = folder / MEASUREMENTS
     try:
         tuning = run_tune(
-            load_job(job),
+            quiet_load(job, as_json),
             goal,
             budget_s=budget,
             deadline_s=deadline,
@@ -173,6 +179,8 @@ def tune(
             watcher=watcher,
             threads="present" if keep_threads else "auto",
         )
+        decision = Decision(plan=tuning.plan, choice=tuning.choice)
+        return finish(console, folder, tuning.measurements, decision, as_json)
     except KeyboardInterrupt:
         watcher.close()
         return interrupted(console, path)
@@ -180,10 +188,6 @@ def tune(
         watcher.close()
         drop_if_empty(folder)
         raise
-    from rightbatch.plan.decide import Decision
-
-    decision = Decision(plan=tuning.plan, choice=tuning.choice)
-    return finish(console, folder, tuning.measurements, decision, as_json)
 
 
 @cli.command()
@@ -197,7 +201,6 @@ def measure(
 ) -> int:
     """Measure JOB's step time, memory and gradient noise; decide nothing."""
     console, spec, folder = begin(job, out, as_json)
-    from rightbatch.loading import load_job
     from rightbatch.record import to_plain
     from rightbatch.report.terminal import (
         TerminalWatcher,
@@ -213,7 +216,7 @@ def measure(
     path = folder / MEASUREMENTS
     try:
         recorder, _ = measure_job(
-            load_job(job),
+            quiet_load(job, as_json),
             budget_s=budget,
             spec=spec.text,
             command=command_line(),
@@ -229,7 +232,7 @@ def measure(
         drop_if_empty(folder)
         raise
     if as_json:
-        click.echo(json.dumps(to_plain(recorder.found), allow_nan=False))
+        print_document(to_plain(recorder.found))
         return DECIDED
     print_plain(console, job_line(recorder.found))
     if recorder.found.findings:
@@ -295,7 +298,6 @@ def train(
     console, spec, _ = begin(job, out, as_json, make=False)
     import torch
 
-    from rightbatch.loading import load_job
     from rightbatch.plan.plan import Plan
     from rightbatch.record import to_plain
     from rightbatch.report.terminal import TrainingLine, print_plain, run_lines
@@ -303,7 +305,7 @@ def train(
     from rightbatch.run.train import train as run_train
 
     chosen = Plan.load(plan_path) if plan_path is not None else None
-    loaded = load_job(job)
+    loaded = quiet_load(job, as_json)
     if chosen is not None and chosen.threads is not None:
         torch.set_num_threads(chosen.threads)  # its step times hold for these
     folder = out or make_run_folder(None, f"train-{spec.stem}")
@@ -321,6 +323,8 @@ def train(
         except RightbatchError:
             drop_if_empty(folder)
             raise
+    if plan_path is not None:
+        keep_origin(plan_path.parent, folder)
     if as_json:
         document = {
             "reached": run.reached,
@@ -330,7 +334,7 @@ def train(
             "scaling": to_plain(run.scaling),
             "folder": str(folder),
         }
-        click.echo(json.dumps(document, allow_nan=False))
+        print_document(document)
     else:
         print_plain(console, run_lines(run, loaded, folder))
     if run.interrupted:
@@ -381,13 +385,12 @@ def check(job: str, as_json: bool) -> int:
     """Check JOB for what would make its measurements wrong; measure nothing."""
     console, spec, _ = begin(job, None, as_json, make=False)
     from rightbatch.lint import check as run_check
-    from rightbatch.loading import load_job
     from rightbatch.record import to_plain
     from rightbatch.report.terminal import print_plain
 
-    findings = run_check(load_job(job))
+    findings = run_check(quiet_load(job, as_json))
     if as_json:
-        click.echo(json.dumps(to_plain(findings), allow_nan=False))
+        print_document(to_plain(findings))
     else:
         print_plain(console, str(findings))
         if findings:
@@ -402,7 +405,10 @@ def doctor(as_json: bool) -> int:
     from rightbatch.report.doctor import examine, lines
 
     found = examine()
-    click.echo(json.dumps(found) if as_json else lines(found))
+    if as_json:
+        print_document(found)
+    else:
+        click.echo(lines(found))
     return DECIDED
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import shutil
 import sys
 import tempfile
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +20,7 @@ from rightbatch.loading import Spec, look_up
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rightbatch.job import Job
     from rightbatch.measure.record import Measurements
     from rightbatch.plan.decide import Decision
 
@@ -66,7 +68,7 @@ def finish(
     status = DECIDED if plan.decided else UNDECIDED
     if as_json:
         document = {"status": status, "folder": str(folder), "plan": to_plain(plan)}
-        click.echo(json.dumps(document, allow_nan=False))
+        print_document(document)
         return status
     say = terminal.print_plain
     say(console, terminal.job_line(found))
@@ -112,6 +114,32 @@ def drop_if_empty(folder: Path) -> None:
     """Take away a run folder that nothing came to lie in."""
     with contextlib.suppress(OSError):
         folder.rmdir()
+
+
+def keep_origin(origin: Path, folder: Path) -> None:
+    """Put plan and measurements beside a run trained by them, for its report."""
+    from rightbatch.run.folder import MEASUREMENTS, PLAN
+
+    for name in (MEASUREMENTS, PLAN):
+        if (origin / name).is_file() and not (folder / name).exists():
+            shutil.copyfile(origin / name, folder / name)
+
+
+def quiet_load(job: str, as_json: bool) -> Job:
+    """Load a job; with --json, what its code prints goes to standard error for good.
+
+    Standard output then holds the document alone (`print_document`).
+    """
+    if as_json:
+        sys.stdout = sys.stderr
+    from rightbatch.loading import load_job
+
+    return load_job(job)
+
+
+def print_document(plain: Any) -> None:
+    """One JSON document on the real standard output."""
+    print(json.dumps(plain, allow_nan=False), file=sys.__stdout__, flush=True)
 
 
 def command_line() -> str:

@@ -126,9 +126,9 @@ class Estimate:
     def __str__(self) -> str:
         unit = f" {self.unit}" if self.unit else ""
         value, low = show_number(self.value), show_number(self.low)
-        if self.low == self.high:
+        if self.low == self.high and math.isfinite(self.value):
             return f"{value}{unit}"
         if not math.isfinite(self.value):
-            return f"at least {low}{unit}"
+            return f"at least {low}{unit}" if math.isfinite(self.low) else "unbounded"
         high = show_number(self.high) if math.isfinite(self.high) else "no upper bound"
         return f"{value}{unit} ({low} to {high})"

@@ -27,7 +27,8 @@ class Job:
     Args:
         model: A factory ``() -> nn.Module``, called under ``seed``, or a module, which
             is copied before every use and itself left as it is.
-        loss: ``(model, batch) ->`` the mean over the batch's examples, a scalar; or
+        loss: Called in training mode, and in eval mode by checks and races;
+            ``(model, batch) ->`` the mean over the batch's examples, a scalar; or
             ``(sum, count)`` where targets are ragged or masked, so that batches can be
             split without a mean of means.
         data: A map-style dataset, or a tuple of tensors with equal first axis.
@@ -142,6 +143,12 @@ class Job:
             JobError: Nothing is trainable, or no optimizer came back.
         """
         params = [p for p in model.parameters() if p.requires_grad]
+        if any(isinstance(p, nn.UninitializedParameter) for p in params):
+            raise JobError(
+                "the model has lazy layers whose shapes are not known yet",
+                why="there are no parameters to give to the optimizer",
+                fix="run one batch through the network inside model()",
+            )
         if not params:
             raise JobError(
                 "the model has no trainable parameter",

@@ -127,6 +127,10 @@ def _top_level(tree: ast.Module) -> dict[str, ast.expr | None]:
             for target in node.targets:
                 if isinstance(target, ast.Name):
                     names[target.id] = node.value
+                else:  # several at once: a, job = build()
+                    for part in ast.walk(target):
+                        if isinstance(part, ast.Name):
+                            names[part.id] = None
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             names[node.target.id] = node.value
         elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):

@@ -14,6 +14,7 @@ import torch
 
 from rightbatch.errors import SettingError
 from rightbatch.estimate import Estimate
+from rightbatch.feed.held_out import hold_out
 from rightbatch.fit.progress import critical_from_noise
 from rightbatch.isolation import preserved_rng
 from rightbatch.job import Job
@@ -21,7 +22,12 @@ from rightbatch.lint import check
 from rightbatch.measure.facts import job_facts
 from rightbatch.measure.hardware import machine
 from rightbatch.measure.memory import measure_memory
-from rightbatch.measure.record import FindingRecord, Measurements
+from rightbatch.measure.record import (
+    FindingRecord,
+    Measurements,
+    MemoryPoint,
+    TimePoint,
+)
 from rightbatch.measure.threads import pick_threads
 from rightbatch.measure.time import measure_times
 from rightbatch.measure.trajectory import Trajectory, measure_trajectory
@@ -33,8 +39,21 @@ from rightbatch.watch import Watcher
 TIME_SHARE, NOISE_SHARE = 0.15, 0.35
 LEAST_BUDGET_S = 1.0
 # ``evaluate`` is called along the way if one call takes at most this share of the
-# budget [assumed].
-EVALUATE_SHARE = 1 / 100
+# budget; a race makes some hundred calls [assumed].
+EVALUATE_SHARE = 1 / 500
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a race starts from.
+
+    Attributes:
+        warm: A warmed-up state of the measuring run.
+        held_out: Examples left aside to compare by; None: the job's ``evaluate``.
+    """
+
+    warm: Training
+    held_out: torch.Tensor | None
 
 
 @dataclass
@@ -64,7 +83,7 @@ def measure_job(
     path: Path | None = None,
     watcher: Watcher | None = None,
     threads: Literal["present", "auto"] = "present",
-) -> tuple[Recorder, Training | None]:
+) -> tuple[Recorder, Start | None]:
     """Check a job, then measure time, memory and noise.
 
     Args:
@@ -77,7 +96,7 @@ def measure_job(
         threads: ``"auto"`` sets torch to one thread if that is faster for this job.
 
     Returns:
-        The recorder with what was found, and a warmed-up state for a race.
+        The recorder with what was found, and a start for a race.
 
     Raises:
         JobError: The job cannot be measured.
@@ -136,7 +155,12 @@ def _measure_cost(
     def tick(size: int, visits: int) -> None:
         watcher.progress(f"round {visits}, B = {size}")
 
-    times, contention, notes = measure_times(job, budget_s=budget_s, tick=tick)
+    def keep(points: tuple[TimePoint, ...]) -> None:
+        recorder.update(times=points)
+
+    times, contention, notes = measure_times(
+        job, budget_s=budget_s, tick=tick, keep=keep
+    )
     extra = tuple(
         FindingRecord(code="RB108", severity="note", what=n, seen="", why="", fix="")
         for n in notes
@@ -148,7 +172,13 @@ def _measure_cost(
     )
     sizes = [p.micro_batch for p in times]
     training.step(min(2, job.length))  # makes the optimizer's state
-    recorder.update(memory=tuple(measure_memory(training, b) for b in sizes))
+    # The largest first: the law is the line through the two largest.
+    memory: list[MemoryPoint] = []
+    for size in reversed(sizes):
+        memory.insert(0, measure_memory(training, size))
+        if len(memory) >= 3 and time.monotonic() - started > 1.5 * budget_s:
+            break
+    recorder.update(memory=tuple(memory))
     recorder.timed("cost", started)
     busy = ", machine busy: CPU time is used" if contention.busy else ""
     watcher.done(f"{len(times)} sizes, {sizes[0]} to {sizes[-1]}{busy}")
@@ -160,7 +190,7 @@ def _measure_noise(
     noise_budget_s: float,
     budget_s: float,
     watcher: Watcher,
-) -> Training | None:
+) -> Start | None:
     watcher.phase("Gradient noise", noise_budget_s)
     started = time.monotonic()
 
@@ -168,11 +198,19 @@ def _measure_noise(
         recorder.update(noise=tuple(found.points), metrics=tuple(found.metrics))
         watcher.progress(f"step {training.steps}: {_running(found, job)}")
 
+    sizes = [p.micro_batch for p in recorder.found.times]
+    cost = _evaluate_seconds(job)
+    recorder.update(evaluate_s=cost)
+    only = held_out = None
+    if cost is None or cost > EVALUATE_SHARE * budget_s:
+        only, held_out = hold_out(job.length, job.seed)
     found = measure_trajectory(
         job,
         budget_s=noise_budget_s,
-        evaluate=evaluate_is_cheap(job, budget_s),
-        micro_batch=max(p.micro_batch for p in recorder.found.times),
+        evaluate=held_out is None,
+        micro_batch=max(sizes),
+        least_group=min(sizes),
+        only=only,
         tick=tick,
     )
     recorder.update(noise=tuple(found.points), metrics=tuple(found.metrics))
@@ -181,7 +219,7 @@ def _measure_noise(
         ", at target" if found.reached else ", at a standstill" if found.stalled else ""
     )
     watcher.done(f"{_running(found, job)}, {len(found.points)} points{end}")
-    return found.warm
+    return Start(found.warm, held_out) if found.warm is not None else None
 
 
 def _running(found: Trajectory, job: Job) -> str:
@@ -197,12 +235,10 @@ def short(e: Estimate) -> str:
     return f"{show_number(e.value)} ({show_number(e.low)} to {high})"
 
 
-def evaluate_is_cheap(job: Job, budget_s: float) -> bool:
-    """Whether one call of ``evaluate`` takes a small share of the budget."""
+def _evaluate_seconds(job: Job) -> float | None:
+    """How long one call of ``evaluate`` takes; the checks have called it before."""
     if job.evaluate is None:
-        return False
-    model = job.make_model()
-    job.evaluated(model)  # the first call may warm things up
-    started = time.monotonic()
+        return None
+    model, started = job.make_model(), time.monotonic()
     job.evaluated(model)
-    return time.monotonic() - started < EVALUATE_SHARE * budget_s
+    return time.monotonic() - started

@@ -27,8 +27,15 @@ class Training:
     examples: int = 0
 
     @classmethod
-    def start(cls, job: Job, seed: int | None = None) -> Training:
-        """A fresh run at the job's initial weights; ``seed`` orders the examples.
+    def start(
+        cls, job: Job, seed: int | None = None, only: Tensor | None = None
+    ) -> Training:
+        """A fresh run at the job's initial weights.
+
+        Args:
+            job: What is trained.
+            seed: Orders the examples; default the job's own.
+            only: Indices of the examples to train on; default all.
 
         Raises:
             JobError: There are no examples, or model or optimizer cannot be made.
@@ -36,7 +43,11 @@ class Training:
         if job.length == 0:
             raise JobError("the data set is empty", seen="len(data) = 0")
         model = job.make_model()
-        order = IndexStream(job.length, seed=job.seed if seed is None else seed)
+        order = IndexStream(
+            job.length if only is None else len(only),
+            seed=job.seed if seed is None else seed,
+            only=only,
+        )
         return cls(job, model, job.make_optimizer(model), order)
 
     @property
@@ -68,16 +79,23 @@ class Training:
     def fork(self, seed: int | None = None) -> Training:
         """A copy that goes its own way from here, on the same stream or another one.
 
-        The copy is deep: weights, buffers and optimizer state are its own.
+        Weights, buffers and optimizer state are its own.
         """
-        # Copied together, so that the optimizer keeps pointing at the model's tensors.
-        model, optimizer = copy.deepcopy((self.model, self.optimizer))
-        stream = IndexStream(
+        # By state, not by deepcopy: optimizers and models of users often cannot be
+        # copied (hooks, attributes of their own, tensors kept from a forward pass).
+        new = Training.start(self.job)
+        new.model.load_state_dict(self.model.state_dict())
+        for own, other in zip(new.model.buffers(), self.model.buffers(), strict=True):
+            own.copy_(other)  # those that are not part of the state too
+        new.optimizer.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        new.stream = IndexStream(
             self.stream.length,
             seed=self.stream.seed if seed is None else seed,
             position=self.stream.position if seed is None else 0,
+            only=self.stream.only,
         )
-        return Training(self.job, model, optimizer, stream, self.steps, self.examples)
+        new.steps, new.examples = self.steps, self.examples
+        return new
 
 
 def accumulate(

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from rightbatch.isolation import preserved_rng
 from rightbatch.job import Job
 from rightbatch.measure.record import Measurements
-from rightbatch.measuring import Recorder, evaluate_is_cheap, measure_job
+from rightbatch.measuring import Recorder, Start, measure_job
 from rightbatch.plan.choice import Choice, steps_of_progress
 from rightbatch.plan.decide import decide
 from rightbatch.plan.objective import Objective
 from rightbatch.plan.plan import Plan
 from rightbatch.run.lanes import race_entries
 from rightbatch.run.race import Clock, race
-from rightbatch.training import Training
 from rightbatch.watch import Watcher
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def tune(
     watcher = watcher or Watcher()
     ends = time.monotonic() + budget_s
     with preserved_rng():
-        recorder, warm = measure_job(
+        recorder, start = measure_job(
             job,
             budget_s=budget_s,
             spec=spec,
@@ -101,8 +100,8 @@ def tune(
         }
         decision = decide(recorder.found, objective, **limits)
         left = ends - time.monotonic()
-        if with_race and warm is not None and left > RACE_LEAST * budget_s:
-            _race(job, warm, decision.choice, recorder, left, budget_s, watcher)
+        if with_race and start is not None and left > RACE_LEAST * budget_s:
+            _race(job, start, decision.choice, recorder, left, watcher)
             decision = decide(recorder.found, objective, **limits)
         recorder.update()
     return Tuning(decision.plan, recorder.found, decision.choice)
@@ -110,11 +109,10 @@ def tune(
 
 def _race(
     job: Job,
-    warm: Training,
+    start: Start,
     choice: Choice,
     recorder: Recorder,
     left_s: float,
-    budget_s: float,
     watcher: Watcher,
 ) -> None:
     watcher.phase("Race", left_s)
@@ -129,15 +127,15 @@ def _race(
         today_s = choice.laws.time.seconds(
             min(job.batch_size, choice.laws.time.largest)
         )
-        to_target = max(reached - warm.steps, 1) * today_s
+        to_target = max(reached - start.warm.steps, 1) * today_s
     busy = recorder.found.contention is not None and recorder.found.contention.busy
     clock: Clock = time.process_time if busy else time.perf_counter
     result = race(
         job,
-        warm,
+        start.warm,
         race_entries(choice),
         budget_s=left_s,
-        evaluate=evaluate_is_cheap(job, budget_s),
+        held_out=start.held_out,
         to_target_s=to_target,
         clock=clock,
         tick=tick,
@@ -145,7 +143,7 @@ def _race(
     recorder.update(race=result)
     recorder.timed("race", started)
     if result is None:
-        watcher.done("skipped: the budget allows too few steps")
+        watcher.done("not run: the budget allows too few steps or evaluations")
         return
     best = max(result.lanes, key=lambda lane: lane.speedup.value)
     watcher.done(f"{result.heats} heats, first: B = {best.batch_size} ({best.role})")

@@ -20,6 +20,7 @@ class IndexStream:
         length: Number of examples in the data set.
         seed: Seed of the order.
         position: Examples already taken since the start of epoch 0.
+        only: The indices to draw from, shape (length,); default 0 to length - 1.
 
     Raises:
         ValueError: ``length`` is below 1 or ``position`` below 0.
@@ -31,10 +32,18 @@ class IndexStream:
         True
     """
 
-    def __init__(self, length: int, *, seed: int = 0, position: int = 0) -> None:
+    def __init__(
+        self,
+        length: int,
+        *,
+        seed: int = 0,
+        position: int = 0,
+        only: Int64[Tensor, " length"] | None = None,
+    ) -> None:
         if length < 1 or position < 0:
             raise ValueError(f"length {length} must be >= 1, position {position} >= 0")
         self.length, self.seed, self.position = length, seed, position
+        self.only = only
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def take(self, count: int) -> Int64[Tensor, " count"]:
@@ -46,7 +55,8 @@ class IndexStream:
             parts.append(part)
             self.position += len(part)
             count -= len(part)
-        return torch.cat(parts)
+        taken = torch.cat(parts)
+        return taken if self.only is None else self.only[taken]
 
     def _epoch_order(self, epoch: int) -> Tensor:
         if epoch != self._epoch:

@@ -56,7 +56,9 @@ class TimeLaw:
         held_out: Root mean square relative error on left-out points, by kind.
         update_s: The part of a step made once however it is accumulated.
         clock: ``"wall"``, or ``"process"`` where the machine was busy.
+        smallest: Smallest micro-batch that was timed.
         largest: Largest micro-batch that was timed.
+        n: Number of sizes timed.
     """
 
     kind: str
@@ -65,7 +67,9 @@ class TimeLaw:
     held_out: dict[str, float]
     update_s: float
     clock: str
+    smallest: int
     largest: int
+    n: int
 
     def seconds(self, b: float, draw: int | None = None) -> float:
         """Time of one step at micro-batch ``b``, by the fit or by one of its draws."""
@@ -114,7 +118,7 @@ class TimeLaw:
             float(f(None)),
             [float(f(d)) for d in range(len(self.draws))],
             unit=unit,
-            n=len(self.draws),
+            n=self.n,
             method=f"{self.kind} law, bootstrap over rounds",
         )
 
@@ -173,7 +177,9 @@ def fit_time(
         held_out=held_out,
         update_s=points[0].update_time_s,
         clock="process" if busy else "wall",
+        smallest=int(sizes.min()),
         largest=int(sizes.max()),
+        n=len(sizes),
     )
 
 

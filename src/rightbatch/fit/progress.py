@@ -107,7 +107,11 @@ def fit_steps(batch_sizes: Sequence[float], steps: Sequence[float]) -> StepsLaw:
     _refuse_unidentified(b, best_log, low, high)
     critical = _estimate(best_log, low, high, "examples", len(b))
     # S_min at a critical batch is the mean level left when its shape is taken out.
-    levels = [_log_minimum(x, b, log_examples) for x in (best_log, low, high)]
+    # Its own interval needs the joint region of both parameters, which is wider.
+    joint = loss * (1 + 2 * float(stats.f.ppf(0.95, 2, freedom)) / freedom)
+    ends = [_profile_end(best_log, b, log_examples, joint, d) for d in (-1, 1)]
+    reach = [x for x in (best_log, low, high, *ends) if math.isfinite(x)]
+    levels = [_log_minimum(x, b, log_examples) for x in reach]
     return StepsLaw(
         min_steps=_estimate(levels[0], min(levels), max(levels), "steps", len(b)),
         critical_batch=critical,
@@ -292,6 +296,8 @@ def _weighted(pairs: Sequence[tuple[float, float]], batch_size: int) -> float:
     for g, t in pairs:
         # |g_B|^2 = G + T/B is positive; its estimate is kept so where G's is not.
         norm = max(g + t / batch_size, 0.25 * t / batch_size)
+        if norm <= 0:
+            continue  # every gradient is zero: neither signal nor noise
         signal += g / norm
         noise += t / norm
     return noise / signal if signal > 0 else math.inf

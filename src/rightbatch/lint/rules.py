@@ -68,6 +68,15 @@ def trainable(probe: Probe) -> Finding | None:
     """Model and optimizer can be made, and something can be trained."""
     parameters = {id(p) for p in probe.model.parameters() if p.requires_grad}
     held = {id(p) for g in probe.training.optimizer.param_groups for p in g["params"]}
+    again = {p.data_ptr() for p in probe.job.make_model().parameters()}
+    if again & {p.data_ptr() for p in probe.model.parameters()} - {0}:
+        raise JobError(
+            "model() returns the same network every time",
+            seen="two calls share parameters",
+            why="every measurement would train the network of the one before",
+            fix="build the network inside model(), or pass the module itself: "
+            "Job(model=net)",
+        )
     if not held & parameters:
         raise JobError(
             "the optimizer holds no parameter of the model",
@@ -172,6 +181,13 @@ def differentiable(probe: Probe) -> Finding | None:
     job, size = probe.job, min(probe.job.batch_size, probe.job.length)
     accumulate(job, probe.model, probe.training.optimizer, [probe.batch(size)], [size])
     named = [(n, p) for n, p in probe.model.named_parameters() if p.requires_grad]
+    sparse = [n for n, p in named if p.grad is not None and p.grad.is_sparse]
+    if sparse:
+        raise JobError(
+            "sparse gradients are not supported",
+            seen=", ".join(sparse[:3]),
+            fix="Embedding(..., sparse=False)",
+        )
     bad = [n for n, p in named if p.grad is not None and not p.grad.isfinite().all()]
     if bad:
         raise JobError(

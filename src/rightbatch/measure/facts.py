@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rightbatch.measure.record import JobFacts
+from rightbatch.optimizers import decay_is_decoupled, optimizer_family
 from rightbatch.training import Training
 
 
@@ -17,6 +18,8 @@ def job_facts(training: Training, spec: str) -> JobFacts:
         examples=job.length,
         parameters=sum(p.numel() for p in training.model.parameters()),
         optimizer=type(training.optimizer).__name__,
+        family=optimizer_family(training.optimizer),
+        decoupled_decay=decay_is_decoupled(training.optimizer),
         lr=float(group["lr"]),
         momentum=float(momentum) if momentum is not None else None,
         betas=tuple(float(b) for b in betas) if betas else None,

@@ -6,7 +6,6 @@ without bias; the ratio is formed once, at the end.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 
@@ -156,9 +155,3 @@ def _refuse_nonfinite(loss: float, gradient: list[Tensor | None], step: int) -> 
             why="no noise can be measured there, and training has diverged",
             fix="lower the learning rate, or mask the examples that give NaN",
         )
-
-
-def measure_points(steps: int, count: int) -> list[int]:
-    """Steps at which to measure a run of ``steps``: even, its start left out."""
-    marks = (round(steps * (i + 1) / count) for i in range(count))
-    return [step for step, _ in itertools.groupby(marks) if step > 0]

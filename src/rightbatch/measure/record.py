@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rightbatch.estimate import Estimate
+from rightbatch.optimizers import Family
 from rightbatch.record import read_json, write_json
 
 FORMAT = "rightbatch/measurements/1"
@@ -21,6 +22,8 @@ class JobFacts:
     examples: int
     parameters: int
     optimizer: str
+    family: Family
+    decoupled_decay: bool
     lr: float
     momentum: float | None
     betas: tuple[float, ...] | None
@@ -217,7 +220,10 @@ class Race:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurements:
-    """Everything measured of a job on a machine; filled in as phases finish."""
+    """Everything measured of a job on a machine; filled in as phases finish.
+
+    ``evaluate_s`` is how long one call of the job's ``evaluate`` takes.
+    """
 
     version: str
     command: str
@@ -230,6 +236,7 @@ class Measurements:
     memory: tuple[MemoryPoint, ...] = ()
     noise: tuple[NoisePoint, ...] = ()
     metrics: tuple[MetricPoint, ...] = ()
+    evaluate_s: float | None = None
     race: Race | None = None
     seconds: dict[str, float] | None = None
 

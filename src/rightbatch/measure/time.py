@@ -6,7 +6,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -21,6 +21,7 @@ from rightbatch.training import Training
 MIN_SIZES = 6
 MIN_ROUNDS, MAX_ROUNDS = 5, 40
 VISIT_S = 0.012  # repeat small steps within a visit until so much has passed [assumed]
+PAYS = 1.1  # examples per second must still grow by so much at a doubling [assumed]
 TIGHT = 0.02  # stop when every median is known within 2 % [assumed]
 
 
@@ -34,9 +35,10 @@ class _Visits:
 
 
 def step_sizes(job: Job) -> list[int]:
-    """Micro-batches worth timing: doubling from 1 past twice today's batch.
+    """Micro-batches to time first: doubling from 1 past twice today's batch.
 
-    At least six where the data set allows; none beyond the data set.
+    At least six where the data set allows; none beyond the data set. `measure_times`
+    goes on doubling while larger ones pay.
     """
     top = min(job.length, max(2 * job.batch_size, 128))
     sizes = [1]
@@ -55,6 +57,7 @@ def measure_times(
     budget_s: float,
     sizes: list[int] | None = None,
     tick: Callable[[int, int], None] = lambda size, visit: None,
+    keep: Callable[[tuple[TimePoint, ...]], None] = lambda points: None,
 ) -> tuple[tuple[TimePoint, ...], Contention, tuple[str, ...]]:
     """Time whole steps at several micro-batches in interleaved, shuffled rounds.
 
@@ -65,6 +68,7 @@ def measure_times(
         budget_s: Wall seconds; three rounds are made even when they take longer.
         sizes: Micro-batches; default `step_sizes`.
         tick: Called with (size, visits so far) after every visit.
+        keep: Called with the points so far after every round.
 
     Returns:
         The points in order of size; whether the machine was busy; notes on sizes that
@@ -74,12 +78,13 @@ def measure_times(
         JobError: The model fails at a size above 1.
     """
     training = Training.start(job)
-    training.step(min(job.batch_size, job.length, 2))  # makes the optimizer's state
+    training.step(min(job.batch_size, job.length))  # makes the optimizer's state
     for group in training.optimizer.param_groups:
         group["lr"] = group["lr"] * 0.0
     gauge, started = PressureGauge(), time.monotonic()
     visits, notes = _warm_up(training, sizes or step_sizes(job), budget_s)
     order, shuffler, updates = list(visits), random.Random(0), []
+    points: tuple[TimePoint, ...] = ()
     for count in range(MAX_ROUNDS):
         elapsed = time.monotonic() - started
         if count >= 3 and elapsed * (1 + 1 / count) > budget_s:
@@ -91,11 +96,13 @@ def measure_times(
             _visit(training, size, visits[size])
             tick(size, len(visits[size].wall))
         updates.append(_update_time(training))
-    update = statistics.median(updates)
-    points = tuple(_point(size, visits[size], update) for size in sorted(visits))
+        points = _points(visits, statistics.median(updates))
+        keep(points)
     on_cpu = training.device.type == "cpu"
     ratios = [p.step_time_s.value / max(p.process_time_s.value, 1e-9) for p in points]
     contention = gauge.contention(statistics.median(ratios) if on_cpu else 1.0)
+    if not on_cpu:  # CPU time says nothing of a step on an accelerator
+        contention = replace(contention, busy=False)
     return points, contention, notes
 
 
@@ -105,7 +112,10 @@ def _warm_up(
     """Two unmeasured steps at every size; growth ends where time or memory does."""
     visits: dict[int, _Visits] = {}
     notes: list[str] = []
-    for size in sizes:
+    queue, rate = list(sizes), 0.0
+    today = min(training.job.batch_size, training.job.length)
+    while queue:
+        size = queue.pop(0)
         try:
             training.step(size)
             started = time.perf_counter()
@@ -113,8 +123,8 @@ def _warm_up(
             _wait(training.device)
             seconds = time.perf_counter() - started
         except JobError as error:
-            if size == 1:
-                notes.append(f"batch 1 fails and is left out: {error.seen}")
+            if size < today:
+                notes.append(f"batch {size} fails and is left out: {error.seen}")
                 continue
             raise JobError(
                 f"the job fails at batch size {size}",
@@ -128,9 +138,14 @@ def _warm_up(
             notes.append(f"batch {size} does not fit in memory")
             break
         visits[size] = _Visits()
-        enough = len(visits) >= MIN_SIZES and size >= training.job.batch_size
+        enough = len(visits) >= MIN_SIZES and size >= today
         if enough and seconds * 2 > budget_s / 10:
             break
+        larger = 2 * size
+        pays = size / seconds > PAYS * rate
+        if not queue and pays and larger <= training.job.length:
+            queue.append(larger)
+        rate = size / seconds
     if not visits:
         raise JobError("no batch size could be timed", seen="; ".join(notes))
     return visits, tuple(notes)
@@ -178,6 +193,10 @@ def _wait(device: torch.device) -> None:
 
 def _tight(samples: list[float]) -> bool:
     return Estimate.median(samples, "s").relative < TIGHT
+
+
+def _points(visits: dict[int, _Visits], update: float) -> tuple[TimePoint, ...]:
+    return tuple(_point(size, visits[size], update) for size in sorted(visits))
 
 
 def _point(size: int, visits: _Visits, update: float) -> TimePoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from rightbatch.training import Training
 MOST_POINTS = 12  # at which every other one is dropped and the spacing doubled
 FIRST_SPACING = 2  # updates
 EVALUATION_GROWTH = 1.08  # in examples seen, as in run/loop.py but coarser [assumed]
-LEAST_METRICS = 20  # evaluations before a standstill is believed [assumed]
+LEAST_POINTS = 4
+WINDOW = 5  # latest evaluations whose median counts as the present value
+WORSE = 0.02  # of all that was gained must be lost again at a standstill [assumed]
+LEAST_METRICS = 30  # evaluations before a standstill is believed [assumed]
 STALLED = 2.5  # times the step of the best value [assumed]
 WARM_SHARE = 0.3  # of the run, after which its state is kept for a race [assumed]
 GROUP_SHARE = 4  # a group is this fraction of today's batch [assumed]
@@ -50,6 +54,8 @@ def measure_trajectory(
     budget_s: float,
     evaluate: bool,
     micro_batch: int | None = None,
+    least_group: int = 1,
+    only: torch.Tensor | None = None,
     tick: Callable[[Trajectory, Training], None] = lambda found, training: None,
 ) -> Trajectory:
     """Train as today until the target, a standstill or the budget; measure noise.
@@ -63,6 +69,8 @@ def measure_trajectory(
         budget_s: Wall seconds for training, measuring and evaluating together.
         evaluate: Whether the job's ``evaluate`` is cheap enough to be called.
         micro_batch: Largest number of examples in memory at once.
+        least_group: Fewest examples the model runs on.
+        only: Indices of the examples to train on; default all.
         tick: Called after every measurement.
 
     Raises:
@@ -70,12 +78,13 @@ def measure_trajectory(
     """
     started, found = time.monotonic(), Trajectory([], [])
     generator = torch.Generator().manual_seed(job.seed + 1)
-    training, spacing = Training.start(job), FIRST_SPACING
+    training, spacing = Training.start(job, only=only), FIRST_SPACING
     batch = min(job.batch_size, job.length)
-    group = max(1, batch // GROUP_SHARE)
+    group = max(least_group, batch // GROUP_SHARE)
     due = 0
     kept: list[Training] = []  # the state at every noise point, one third of which last
-    while not (found.reached or (found.stalled and len(found.points) >= 4)):
+    # A target met at once still leaves a few points to judge the noise by.
+    while not ((found.reached or found.stalled) and len(found.points) >= LEAST_POINTS):
         step_started = time.perf_counter()
         loss = training.step(batch, micro_batch)
         if training.steps % spacing == 0:
@@ -101,7 +110,7 @@ def measure_trajectory(
                     step=training.steps, examples=training.examples, metric=value
                 )
             )
-            found.reached = job.met(value)
+            found.reached = found.reached or job.met(value)
             found.stalled = has_stalled(found.metrics, job.goal)
             due = math.ceil(training.examples * EVALUATION_GROWTH)
         if time.monotonic() - started > budget_s and len(found.points) >= 2:
@@ -112,31 +121,37 @@ def measure_trajectory(
 
 
 def best_step(metrics: Sequence[MetricPoint], goal: str) -> int:
-    """The step at which ``evaluate`` was at its best."""
+    """The last step at which ``evaluate`` was at its best."""
     sign = 1 if goal == "min" else -1
-    return min(metrics, key=lambda m: sign * m.metric).step
+    return min(reversed(metrics), key=lambda m: sign * m.metric).step
 
 
 def has_stalled(metrics: Sequence[MetricPoint], goal: str) -> bool:
-    """Whether the best value is so old that the run went as far again without one.
+    """Whether ``evaluate`` has clearly got worse again, long after its best value.
 
-    What comes after it (overfitting, most often) is no progress, and its noise, which
-    grows without end as the training loss goes to zero, must not count.
+    What comes after the best (overfitting, most often) is no progress, and its noise,
+    which grows without end as the training loss goes to zero, must not count. A
+    plateau is no standstill: a run may leave it.
     """
     if len(metrics) < LEAST_METRICS:
         return False
-    return metrics[-1].step >= STALLED * best_step(metrics, goal)
+    sign = 1 if goal == "min" else -1
+    values = [sign * m.metric for m in metrics]
+    lost = statistics.median(values[-WINDOW:]) - min(values)
+    gained = values[0] - min(values)
+    late = metrics[-1].step >= STALLED * best_step(metrics, goal)
+    return late and lost > WORSE * gained > 0
 
 
 def _keep_warm(kept: list[Training], training: Training) -> list[Training]:
     """Keep few states, one of which lies near the warm share of any later end.
 
-    A state is kept when it is 1.5 x further than the last; those that no longer can
+    A state is kept when it is twice as far as the last; those that no longer can
     be nearest (too far below the present step, even if it stalled) are let go.
     """
-    if not kept or training.steps >= 1.5 * kept[-1].steps:
+    if not kept or training.steps >= 2 * kept[-1].steps:
         kept = [*kept, training.fork()]
-    return [t for t in kept if t.steps >= training.steps / 15]
+    return [t for t in kept if t.steps >= training.steps / 12]
 
 
 def _nearest(kept: list[Training], steps: float) -> Training | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from rightbatch.measure.record import Lane, Measurements, NoisePoint
 from rightbatch.measure.trajectory import best_step, has_stalled
 from rightbatch.plan.objective import Examples, Objective, Time
 from rightbatch.plan.options import Laws, Option, candidate_batches
-from rightbatch.plan.scaling import ADAM_FAMILY, Scaling, scaling_for
+from rightbatch.plan.scaling import Scaling, scaling_for
 
 FLAT = 1.10  # batches within 10 % of the best count as equally good [assumed]
 # The laws decide when, in 9 of 10 draws of all that is uncertain, the choice costs at
@@ -101,13 +102,10 @@ def choose(
     regret = _regret(laws, allowed, by_model, objective)
     chosen = _race_choice(found, allowed, by_model, objective)
     lane = lane_of(found, chosen.batch_size)
-    raced = lane is not None and not isinstance(objective, Examples)
-    settled = raced and lane is not None and lane.speedup.low > 1 / FLAT
+    settled = not isinstance(objective, Examples) and race_settles(found, lane)
+    told = math.isfinite(laws.noise.critical_batch.value)
     best = min(cost(o, objective) for o in allowed)
     flat = [o.batch_size for o in allowed if cost(o, objective) <= FLAT * best]
-    noise = None
-    if found.job.optimizer not in ADAM_FAMILY:
-        noise = laws.noise.critical_batch.value
     return Choice(
         found=found,
         laws=laws,
@@ -118,15 +116,9 @@ def choose(
         by_model=by_model,
         flat=(flat[0], flat[-1]),
         regret=regret,
-        decided=regret <= TOLERATED or settled,
+        decided=(regret <= TOLERATED and told) or settled,
         decided_by="model" if chosen is by_model else "race",
-        scaling=scaling_for(
-            found.job.optimizer,
-            laws.today,
-            chosen.batch_size,
-            rule=rule,
-            noise_scale=noise,
-        ),
+        scaling=scaling_of(found, laws, chosen.batch_size, rule),
         limit_bytes=limit,
         deadline_s=deadline_s,
     )
@@ -153,7 +145,8 @@ def points_of_progress(found: Measurements) -> tuple[NoisePoint, ...]:
     if steps_to_target(found) is not None or not has_stalled(metrics, goal):
         return found.noise
     end = best_step(metrics, goal)
-    return tuple(p for p in found.noise if p.step <= end) or found.noise[:1]
+    kept = tuple(p for p in found.noise if p.step <= end)
+    return kept if len(kept) >= 2 else found.noise
 
 
 def steps_to_target(found: Measurements) -> int | None:
@@ -173,6 +166,23 @@ def steps_of_progress(found: Measurements) -> int | None:
     if reached is None and has_stalled(found.metrics, found.job.goal):
         return best_step(found.metrics, found.job.goal)
     return reached
+
+
+def scaling_of(
+    found: Measurements, laws: Laws, batch_size: int, rule: str = "auto"
+) -> Scaling:
+    """How the job's optimizer follows to a batch, with the noise that was measured."""
+    critical = laws.noise.critical_batch
+    # Without an upper bound, what is at least known of it: that rate is the safer one.
+    noise = critical.value if math.isfinite(critical.value) else critical.low
+    return scaling_for(
+        found.job.family,
+        laws.today,
+        batch_size,
+        rule=rule,
+        noise_scale=noise,
+        decoupled_decay=found.job.decoupled_decay,
+    )
 
 
 def cost(option: Option, objective: Objective) -> float:
@@ -199,6 +209,24 @@ def lane_of(found: Measurements, batch_size: int) -> Lane | None:
     """The lane of a batch in the race, if there was one."""
     lanes = found.race.lanes if found.race else ()
     return next((lane for lane in lanes if lane.batch_size == batch_size), None)
+
+
+def race_settles(found: Measurements, lane: Lane | None) -> bool:
+    """Whether the race says that a lane is, within 10 %, as fast as any other in it.
+
+    A race without progress, or without scatter to judge it by, says nothing.
+    """
+    if found.race is None or lane is None:
+        return False
+    race, sign = found.race, (1 if found.race.goal == "min" else -1)
+    ended = [m for each in race.lanes for m in each.metrics]
+    if not any(sign * m < sign * race.start for m in ended):
+        return False
+    judged = [x.speedup for x in race.lanes if x.role != "today"]  # whose own is 1
+    if any(s.low == s.high for s in judged):
+        return False
+    others = [x.speedup for x in race.lanes if x is not lane]
+    return all(s.high / FLAT <= lane.speedup.low for s in others)
 
 
 def _race_choice(
@@ -269,8 +297,9 @@ def _regret(
     laws: Laws, options: Sequence[Option], chosen: Option, objective: Objective
 ) -> float:
     index = next(i for i, o in enumerate(options) if o is chosen)
+    allowance = 1.0
     draws = laws.time_draws(options)
     if isinstance(objective, Examples):
-        # Fewer examples are never in doubt; how many fewer is.
-        draws = laws.example_draws(options) / (1 + objective.tolerance)
-    return float(np.quantile(draws[:, index] / draws.min(axis=1), SURE))
+        draws, allowance = laws.example_draws(options), 1 + objective.tolerance
+    excess = draws[:, index] / draws.min(axis=1) / allowance
+    return float(np.quantile(np.maximum(excess, 1.0), SURE))

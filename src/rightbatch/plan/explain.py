@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 from rightbatch.estimate import Estimate
-from rightbatch.fit.progress import critical_from_noise
-from rightbatch.measure.trajectory import has_stalled
-from rightbatch.plan.choice import Choice, best_option, points_of_progress
-from rightbatch.plan.objective import Energy, Examples, Money, Time
-from rightbatch.plan.options import Laws, Option
-from rightbatch.plan.plan import Alternative, Plan, Reason
+from rightbatch.plan.caveats import alternatives, limits
+from rightbatch.plan.choice import Choice
+from rightbatch.plan.objective import Energy, Examples, Money
+from rightbatch.plan.options import Laws
+from rightbatch.plan.plan import Plan, Reason
+from rightbatch.plan.scaling import scaled_beta2
 from rightbatch.units import show_number, show_seconds
 
 
@@ -37,6 +36,7 @@ def make_plan(choice: Choice) -> Plan:
         batch_size=chosen.batch_size,
         micro_batch=chosen.micro_batch,
         accumulation=chosen.accumulation,
+        optimizer=job.optimizer,
         lr=job.lr * choice.scaling.lr,
         scaling=choice.scaling,
         schedule="constant",
@@ -64,7 +64,8 @@ def verdict(choice: Choice) -> str:
     if not choice.decided:
         return (
             f"Undecided: B = {chosen.batch_size} is the best guess, but with what is "
-            f"known it may cost {choice.regret:.1f} x the time of the best batch."
+            f"known it may cost {choice.regret:.1f} x what the best batch does. "
+            f"{settle(choice)}"
         )
     if chosen.batch_size == job.batch_size:
         return f"Keep B = {job.batch_size} with lr {job.lr:.3g}. {flat}"
@@ -83,6 +84,19 @@ def verdict(choice: Choice) -> str:
     return f"{sentence}. {flat}"
 
 
+def settle(choice: Choice) -> str:
+    """What would settle an undecided choice: more of what is least known."""
+    laws = choice.laws
+    critical = laws.noise.critical_batch
+    if choice.found.race is None and not isinstance(choice.objective, Examples):
+        more = "a race (leave out --no-race, or raise --budget)"
+    elif laws.time.half_batch.relative > critical.relative:
+        more = "a quieter machine, or a larger --budget: step times are least known"
+    else:
+        more = f"a larger --budget: the critical batch, {critical}, is least known"
+    return f"What would settle it: {more}."
+
+
 def span(e: Estimate) -> str:
     """A ratio with its interval, two digits each."""
     high = f"{e.high:.2g}" if math.isfinite(e.high) else "no bound"
@@ -94,12 +108,19 @@ def reasons(choice: Choice) -> tuple[Reason, ...]:
     laws, chosen = choice.laws, choice.chosen
     critical, half = laws.noise.critical_batch, laws.time.half_batch
     t0, t1 = laws.time.overhead, laws.time.per_example
+    past = (
+        f"Past about {show_number(critical.value)} examples a batch adds little that "
+        "is new"
+    )
+    if not math.isfinite(critical.value):
+        past = "As far as the noise tells, no batch is too large"
+        if math.isfinite(critical.low):
+            past = f"Only past {show_number(critical.low)} examples or more does a batch add little"
     found = [
         Reason(
             topic="balance",
-            text=f"Past about {show_number(critical.value)} examples a batch adds "
-            f"little that is new; below about {show_number(half.value)} a step is "
-            f"mostly its fixed {show_seconds(t0.value)}.",
+            text=f"{past}; below about {show_number(half.value)} a step is mostly "
+            f"its fixed {show_seconds(t0.value)}.",
             numbers={"critical_batch": critical.value, "half_batch": half.value},
             source="McCandlish et al. 2018, arXiv:1812.06162",
         ),
@@ -131,12 +152,43 @@ def reasons(choice: Choice) -> tuple[Reason, ...]:
                 numbers={"limit_bytes": choice.limit_bytes},
             )
         )
+    found += _amount(choice)
     race = _race_reason(choice)
     return (*found, race) if race else tuple(found)
 
 
+def _amount(choice: Choice) -> list[Reason]:
+    """Money or energy to the target, where power or price and the time are known."""
+    objective, seconds = choice.objective, choice.chosen.seconds
+    if seconds is None:
+        return []
+    hours = seconds.scale(1 / 3600)
+    if isinstance(objective, Money) and objective.per_hour is not None:
+        total = hours.scale(objective.per_hour)
+        text = f"To the target: {show_number(total.value)} at {objective.per_hour:g} an"
+        return [
+            Reason(topic="money", text=f"{text} hour.", numbers={"total": total.value})
+        ]
+    if isinstance(objective, Energy) and objective.watts is not None:
+        total = hours.scale(objective.watts, "Wh")
+        text = f"To the target: {show_number(total.value)} Wh, modelled at"
+        return [
+            Reason(
+                topic="energy",
+                text=f"{text} {objective.watts:g} W.",
+                numbers={"watt_hours": total.value},
+            )
+        ]
+    return []
+
+
 def _optimum_text(laws: Laws) -> str:
     critical, half = laws.noise.critical_batch.value, laws.time.half_batch.value
+    if not math.isfinite(critical):
+        return (
+            "B_opt = sqrt(B_crit * t0 / t1): no upper bound, since the gradient's "
+            "signal is not told from its noise"
+        )
     optimum = math.sqrt(critical * half)
     if laws.time.kind == "affine":
         t0, t1 = laws.time.overhead.value, laws.time.per_example.value
@@ -157,7 +209,7 @@ def _rate_text(choice: Choice) -> str:
         return f"lr {job.lr:.3g}, as today: the batch is the same."
     extra = []
     if job.betas is not None and s.beta2 != 1.0 and len(job.betas) > 1:
-        extra.append(f"beta2 {job.betas[1] ** s.beta2:.4g}")
+        extra.append(f"beta2 {scaled_beta2(job.betas[1], s):.4g}")
     if s.eps != 1.0:
         extra.append(f"eps x {s.eps:.3g}")
     if job.weight_decay and s.weight_decay != 1.0:
@@ -193,98 +245,3 @@ def _race_reason(choice: Choice) -> Reason | None:
         text=text,
         numbers={"speedup": lane.speedup.value, "predicted": predicted},
     )
-
-
-def alternatives(choice: Choice) -> tuple[Alternative, ...]:
-    """What the laws would choose if something were otherwise."""
-    laws, critical = choice.laws, choice.laws.noise.critical_batch.value
-    cases = [
-        ("critical batch 3 x smaller", critical / 3, laws),
-        ("critical batch 3 x larger", critical * 3, laws),
-    ]
-    half = laws.time.parameters.copy()
-    half[0] /= 2
-    faster = dataclasses.replace(laws.time, parameters=half)
-    cases.append(
-        (
-            "fixed cost of a step halved",
-            critical,
-            dataclasses.replace(laws, time=faster),
-        )
-    )
-    points = points_of_progress(choice.found)
-    late = points[len(points) // 2 :]
-    if len(late) >= 2:
-        later = critical_from_noise(late, laws.today).critical_batch.value
-        cases.append(
-            (
-                f"noise as late in the run ({show_number(later)})",
-                later,
-                laws,
-            )
-        )
-    found = [_otherwise(choice, *case) for case in cases]
-    if not isinstance(choice.objective, Examples):
-        fewest = best_option(choice.options, Examples())
-        penalty = fewest.time.value / choice.by_model.time.value - 1
-        found.append(
-            Alternative(
-                condition="fewest examples instead of least time",
-                batch_size=fewest.batch_size,
-                penalty=penalty,
-            )
-        )
-    return tuple(found)
-
-
-def _otherwise(
-    choice: Choice, condition: str, critical: float, laws: Laws
-) -> Alternative:
-    def time(o: Option) -> float:
-        step = laws.time.step_seconds(o.micro_batch, o.accumulation)
-        return laws.ratio(critical, o.batch_size) * step
-
-    best = min(choice.options, key=time)
-    return Alternative(
-        condition=condition,
-        batch_size=best.batch_size,
-        penalty=time(choice.chosen) / time(best) - 1,
-    )
-
-
-def limits(choice: Choice) -> tuple[str, ...]:
-    """What was not checked, so that nobody takes more from it than it holds."""
-    found, laws = choice.found, choice.laws
-    said = []
-    if laws.steps_to_target is None:
-        reach = points_of_progress(found)[-1].examples
-        why = "the job has no target"
-        if has_stalled(found.metrics, found.job.goal):
-            why = "the evaluation stopped improving there, before the target"
-        elif found.job.target is not None:
-            why = "the target was not reached within the budget"
-        said.append(
-            f"Noise was followed for {reach:,} examples only ({why}); it usually "
-            "grows later, which favours larger batches."
-        )
-    if found.race is None:
-        said.append("No race was run: the comparison rests on the two laws alone.")
-    else:
-        said.append(
-            f"The race lasted {show_seconds(found.race.seconds)} a lane; no run was "
-            "made to the end at the chosen batch."
-        )
-    said.append(
-        "The learning rate follows from today's by a rule: it is as good as today's."
-    )
-    if found.contention is not None and found.contention.busy:
-        said.append(
-            f"Times are uncertain: {found.contention.reason}. CPU time was fitted."
-        )
-    if isinstance(choice.objective, Energy | Money):
-        said.append(
-            f"{choice.objective.name.capitalize()} is modelled as proportional to time."
-        )
-    if isinstance(choice.objective, Time | Energy | Money) and laws.memory is None:
-        said.append("Memory was not measured; the split assumes everything timed fits.")
-    return tuple(said)

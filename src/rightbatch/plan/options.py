@@ -84,9 +84,10 @@ class Laws:
     def option(self, batch_size: int, limit_bytes: float | None) -> Option | None:
         """Everything the laws say of one batch; None if it does not fit."""
         split = self.split(batch_size, limit_bytes)
-        today = self.split(self.today, None) or (self.time.largest, 1)
+        today = self.split(self.today, None)
         if split is None:
             return None
+        assert today is not None, "without a limit every batch has a split"
 
         def step(draw: int | None) -> float:
             return self.time.step_seconds(*split, draw)
@@ -125,7 +126,7 @@ class Laws:
             f(None),
             draws,
             unit=unit,
-            n=len(draws),
+            n=self.noise.critical_batch.n,
             method=f"{self.time.kind} law and noise, joint draws",
         )
 
@@ -160,5 +161,6 @@ class Laws:
 def candidate_batches(laws: Laws, examples: int) -> list[int]:
     """Powers of two and today's batch; the optimum is too flat to need finer steps."""
     top = min(examples, BEYOND * max(laws.time.largest, laws.today))
-    powers = [2**i for i in range(top.bit_length()) if 2**i <= top]
+    least = laws.time.smallest
+    powers = [2**i for i in range(top.bit_length()) if least <= 2**i <= top]
     return sorted({*powers, laws.today})

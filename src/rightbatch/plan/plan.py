@@ -44,6 +44,7 @@ class Plan:
         batch_size: Examples per optimizer step.
         micro_batch: Examples in memory at once.
         accumulation: Micro-batches per step.
+        optimizer: Class of the optimizer it is for.
         lr: Learning rate of the first param group.
         scaling: How every optimizer number follows from today's.
         schedule: ``"constant"``: one batch size for the whole run.
@@ -68,6 +69,7 @@ class Plan:
     batch_size: int
     micro_batch: int
     accumulation: int
+    optimizer: str
     lr: float
     scaling: Scaling
     schedule: str

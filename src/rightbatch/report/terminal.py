@@ -22,7 +22,7 @@ from rightbatch.plan.plan import Plan
 from rightbatch.run.folder import TRACE
 from rightbatch.run.loop import TraceRow
 from rightbatch.run.train import Run
-from rightbatch.units import show_bytes, show_seconds
+from rightbatch.units import show_seconds
 from rightbatch.watch import Watcher
 
 WIDTH = 80
@@ -210,8 +210,9 @@ def answer(choice: Choice, plan: Plan) -> str:
             tail = f"B = {a.batch_size}"
             if a.penalty > 0.005:
                 tail += f"; B = {plan.batch_size} would cost {a.penalty:.0%} more"
-        if a.condition.startswith("fewest"):
-            tail = f"B = {a.batch_size}, taking {a.penalty:.0%} more time"
+        for start, more in (("fewest", "time"), ("least time", "examples")):
+            if a.condition.startswith(start):
+                tail = f"B = {a.batch_size}, taking {a.penalty:.0%} more {more}"
         parts.append(wrapped("If" if i == 0 else "", f"{a.condition}: {tail}"))
     for i, text in enumerate(plan.limits):
         parts.append(wrapped("Limits" if i == 0 else "", text))
@@ -231,11 +232,6 @@ def findings_lines(found: Measurements) -> str:
 def files_lines(files: Sequence[tuple[str, str]]) -> str:
     """Last of all: where everything is, and what to type next."""
     return "\n".join(f" {label:<7}{text}" for label, text in files)
-
-
-def memory_note(choice: Choice) -> str:
-    """The memory limit in words."""
-    return f"{show_bytes(choice.limit_bytes)} allowed"
 
 
 class TrainingLine:

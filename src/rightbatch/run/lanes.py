@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from rightbatch.plan.choice import Choice
+from rightbatch.plan.choice import Choice, scaling_of
 from rightbatch.plan.options import Option
-from rightbatch.plan.scaling import scaling_for
 from rightbatch.run.race import Entry
 
 
@@ -40,13 +39,8 @@ def _less_certain(
 
 def _entry(choice: Choice, role: str, option: Option) -> Entry:
     job = choice.found.job
-    scaling = scaling_for(
-        job.optimizer,
-        job.batch_size,
-        option.batch_size,
-        rule=choice.scaling.rule,
-        noise_scale=choice.laws.noise.critical_batch.value,
-    )
+    rule = choice.scaling.rule
+    scaling = scaling_of(choice.found, choice.laws, option.batch_size, rule)
     return Entry(
         role=role,
         batch_size=option.batch_size,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+from rightbatch.blame import is_out_of_memory
 from rightbatch.errors import JobError
 from rightbatch.estimate import Estimate
 from rightbatch.isolation import evaluating
@@ -71,23 +72,17 @@ def speedup(lane: Curve, today: Curve) -> float:
     return min(max(ratio, 1 / MARKS), float(MARKS))
 
 
-def held_out_loss(job: Job, count: int = 512) -> Callable[[Training], float]:
-    """A stand-in for ``evaluate``: the mean loss on fixed training examples.
-
-    The lanes train on these too; from a warm start that helps all of them alike.
-    """
-    count = min(count, job.length)
-    generator = torch.Generator().manual_seed(job.seed + 2)
-    indices = torch.randint(job.length, (count,), generator=generator)
+def held_out_loss(job: Job, indices: torch.Tensor) -> Callable[[Training], float]:
+    """The mean loss, in eval mode, on examples no lane has trained on."""
 
     def value(training: Training) -> float:
         total = 0.0
         with evaluating(training.model):
-            for part in indices.split(min(count, job.batch_size)):
+            for part in indices.split(min(len(indices), job.batch_size)):
                 batch = job.batch(part, training.device)
                 loss, n = job.mean_loss(training.model, batch)
                 total += float(loss) / (float(n) or 1.0) * len(part)
-        return total / count
+        return total / len(indices)
 
     return value
 
@@ -98,7 +93,7 @@ def race(
     entries: Sequence[Entry],
     *,
     budget_s: float,
-    evaluate: bool,
+    held_out: torch.Tensor | None,
     to_target_s: float = math.inf,
     clock: Clock = time.perf_counter,
     tick: Callable[[int, int, str], None] = lambda heat, heats, role: None,
@@ -113,7 +108,7 @@ def race(
         warm: The common start; copied, never moved.
         entries: The lanes; one has the role ``"today"``.
         budget_s: Wall seconds for everything.
-        evaluate: Compare by the job's ``evaluate``; else by `held_out_loss`.
+        held_out: Examples to compare by their loss; None for the job's ``evaluate``.
         to_target_s: How long today's batch needs from here to the target, if known:
             there is nothing to compare beyond.
         clock: What equal time is measured by.
@@ -122,8 +117,14 @@ def race(
     Returns:
         The result, or None where the budget allows too few steps to tell anything.
     """
-    sign = -1.0 if evaluate and job.goal == "max" else 1.0
-    value = (lambda t: job.evaluated(t.model)) if evaluate else held_out_loss(job)
+    by_evaluate = held_out is None
+    sign = -1.0 if by_evaluate and job.goal == "max" else 1.0
+
+    def value(training: Training) -> float:
+        if held_out is None:
+            return job.evaluated(training.model)
+        return held_out_loss(job, held_out)(training)
+
     started = time.perf_counter()
     start = value(warm)
     cost = (time.perf_counter() - started) * MARKS
@@ -142,8 +143,8 @@ def race(
             curve = _run_lane(runner, entry, lane_s, value, sign, clock)
             curves[entry.role].append(curve)
     return Race(
-        metric="evaluate" if evaluate else "held-out loss",
-        goal=job.goal if evaluate else "min",
+        metric="evaluate" if by_evaluate else "held-out loss",
+        goal=job.goal if by_evaluate else "min",
         start=start,
         seconds=lane_s,
         heats=heats,
@@ -159,24 +160,35 @@ def _run_lane(
     sign: float,
     clock: Clock,
 ) -> Curve:
+    """One lane of one heat; one that fails or diverges goes on as infinitely bad."""
     curve, elapsed, first = Curve(), 0.0, runner.steps
-    best = math.inf
+    best, failed = math.inf, False
     for mark in range(1, MARKS + 1):
-        until, begun = lane_s * mark / MARKS, clock()
-        while elapsed + clock() - begun < until:
-            loss = runner.step(entry.batch_size, entry.micro_batch)
-            if runner.device.type != "cpu":
-                float(loss)  # wait, or the clock would run ahead of the device
-        elapsed += clock() - begun
+        until = lane_s * mark / MARKS
         try:
-            curve.last = sign * value(runner)
-        except JobError:
-            curve.last = math.inf
+            elapsed += (
+                0.0 if failed else _train_until(runner, entry, until - elapsed, clock)
+            )
+            curve.last = math.inf if failed else sign * value(runner)
+        except (JobError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, JobError) and not is_out_of_memory(error):
+                raise
+            curve.last, failed = math.inf, True
         best = min(best, curve.last if math.isfinite(curve.last) else math.inf)
-        curve.times.append(elapsed)
+        curve.times.append(until if failed else elapsed)
         curve.values.append(best)
     curve.steps = runner.steps - first
     return curve
+
+
+def _train_until(runner: Training, entry: Entry, seconds: float, clock: Clock) -> float:
+    """Train for so long by the clock, or four times so long by the wall."""
+    begun, wall = clock(), time.perf_counter()
+    while clock() - begun < seconds and time.perf_counter() - wall < 4 * seconds:
+        loss = runner.step(entry.batch_size, entry.micro_batch)
+        if runner.device.type != "cpu":
+            float(loss)  # wait, or the clock would run ahead of the device
+    return clock() - begun
 
 
 def _lane(entry: Entry, own: list[Curve], today: list[Curve], sign: float) -> Lane:

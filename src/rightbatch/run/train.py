@@ -11,8 +11,10 @@ from pathlib import Path
 
 import torch
 
-from rightbatch.errors import RunFolderError, SettingError
+from rightbatch.blame import is_out_of_memory
+from rightbatch.errors import JobError, RightbatchError, RunFolderError, SettingError
 from rightbatch.job import Job, check_batch_size
+from rightbatch.optimizers import decay_is_decoupled, optimizer_family
 from rightbatch.plan.plan import Plan
 from rightbatch.plan.scaling import Scaling, apply_scaling, scaling_for
 from rightbatch.record import to_plain
@@ -103,24 +105,39 @@ def train(
     training = Training.start(job)
     apply_scaling(training.optimizer, scaling)
     rows: list[TraceRow] = []
+    checkpoint = folder / CHECKPOINTS / "last.pt" if folder else None
     with contextlib.ExitStack() as stack:
         trace = _open_trace(folder, stack)
         interrupt = stack.enter_context(Interrupt())
-        for row in train_rows(
-            training,
-            size,
-            micro_batch=micro,
-            max_examples=end,
-            stop=lambda: interrupt.asked,
-        ):
-            rows.append(row)
-            if trace is not None:
-                trace.write(json.dumps(to_plain(row)) + "\n")
-                trace.flush()
-            watch(row)
-    checkpoint = folder / CHECKPOINTS / "last.pt" if folder else None
-    if checkpoint is not None:
-        save_checkpoint(training, checkpoint, size)
+        try:
+            for row in train_rows(
+                training,
+                size,
+                micro_batch=micro,
+                max_examples=end,
+                stop=lambda: interrupt.asked,
+            ):
+                rows.append(row)
+                if trace is not None:
+                    trace.write(json.dumps(to_plain(row)) + "\n")
+                    trace.flush()
+                watch(row)
+        except (RuntimeError, MemoryError) as error:
+            if not rows and folder is not None:
+                (folder / TRACE).unlink(missing_ok=True)
+            if not is_out_of_memory(error):
+                raise
+            raise JobError(
+                f"a batch of {size} does not fit in memory",
+                seen=str(error).splitlines()[0][:70],
+                fix=f"a plan (it splits batches), or --batch-size {max(1, size // 2)}",
+            ) from error
+        except RightbatchError:
+            if not rows and folder is not None:
+                (folder / TRACE).unlink(missing_ok=True)
+            raise
+        if checkpoint is not None:
+            save_checkpoint(training, checkpoint, size)
     metric = rows[-1].metric
     reached = None if job.target is None or metric is None else job.met(metric)
     return Run(
@@ -169,9 +186,14 @@ def _setting(
     if plan is None:
         size = job.batch_size if batch_size is None else batch_size
         check_batch_size(size)
-        optimizer = type(job.make_optimizer(job.make_model())).__name__
+        optimizer = job.make_optimizer(job.make_model())
         scaling = scaling_for(
-            optimizer, job.batch_size, size, rule=rule, noise_scale=noise_scale
+            optimizer_family(optimizer),
+            job.batch_size,
+            size,
+            rule=rule,
+            noise_scale=noise_scale,
+            decoupled_decay=decay_is_decoupled(optimizer),
         )
         return size, size, scaling
     if (plan.job, plan.today) != (job.name, job.batch_size):
@@ -181,6 +203,19 @@ def _setting(
             f"job: {job.name} at batch {job.batch_size}",
             why="its learning rate follows from that job's own",
             fix="rightbatch tune this job first",
+        )
+    optimizer = job.make_optimizer(job.make_model())
+    today = float(optimizer.param_groups[0]["lr"])
+    kind = type(optimizer).__name__
+    same_rate = math.isclose(today * plan.scaling.lr, plan.lr, rel_tol=1e-6)
+    if kind != plan.optimizer or not same_rate:
+        raise SettingError(
+            "the job's optimizer has changed since the plan was made",
+            seen=f"plan: {plan.optimizer} to lr {plan.lr:.4g}; job: {kind} at lr "
+            f"{today:.4g}, which the plan would make {today * plan.scaling.lr:.4g}",
+            why="the plan changes today's rate by a factor; it would be applied twice",
+            fix="leave the job at the optimizer and rate it was tuned with, or tune "
+            "it again",
         )
     return plan.batch_size, plan.micro_batch, plan.scaling
 
