@@ -107,20 +107,17 @@ def reasons(choice: Choice) -> tuple[Reason, ...]:
     """Where the optimum comes from, then rate, split and race."""
     laws, chosen = choice.laws, choice.chosen
     critical, half = laws.noise.critical_batch, laws.time.half_batch
-    t0, t1 = laws.time.overhead, laws.time.per_example
-    past = (
-        f"Past about {show_number(critical.value)} examples a batch adds little that "
-        "is new"
-    )
+    past = f"Past about {show_number(critical.value)} examples"
+    past += " a batch adds little that is new"
     if not math.isfinite(critical.value):
         past = "As far as the noise tells, no batch is too large"
-        if math.isfinite(critical.low):
-            past = f"Only past {show_number(critical.low)} examples or more does a batch add little"
+    if math.isfinite(critical.low) and not math.isfinite(critical.value):
+        past = f"Below {show_number(critical.low)} examples a batch still pays in full"
     found = [
         Reason(
             topic="balance",
             text=f"{past}; below about {show_number(half.value)} a step is mostly "
-            f"its fixed {show_seconds(t0.value)}.",
+            f"its fixed {show_seconds(laws.time.overhead.value)}.",
             numbers={"critical_batch": critical.value, "half_batch": half.value},
             source="McCandlish et al. 2018, arXiv:1812.06162",
         ),
@@ -129,8 +126,8 @@ def reasons(choice: Choice) -> tuple[Reason, ...]:
             text=_optimum_text(laws),
             numbers={
                 "critical_batch": critical.value,
-                "t0_s": t0.value,
-                "t1_s": t1.value,
+                "t0_s": laws.time.overhead.value,
+                "t1_s": laws.time.per_example.value,
                 "optimum": math.sqrt(critical.value * half.value),
             },
             source="minimum of (t0 + t1 B)(1 + B_crit/B)",
