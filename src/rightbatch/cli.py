@@ -281,6 +281,7 @@ def plan(
 @click.option("--batch-size", type=int, help="Instead of a plan; the rate follows.")
 @click.option("--epochs", type=float, help="Passes over the data; else to the target.")
 @click.option("--examples", type=int, help="The same, in examples.")
+@THREADS
 @OUT
 @JSON
 def train(
@@ -289,6 +290,7 @@ def train(
     batch_size: int | None,
     epochs: float | None,
     examples: int | None,
+    keep_threads: bool,
     out: Path | None,
     as_json: bool,
 ) -> int:
@@ -298,6 +300,7 @@ def train(
     console, spec, _ = begin(job, out, as_json, make=False)
     import torch
 
+    from rightbatch.measure.threads import pick_threads
     from rightbatch.plan.plan import Plan
     from rightbatch.record import to_plain
     from rightbatch.report.terminal import TrainingLine, print_plain, run_lines
@@ -306,8 +309,9 @@ def train(
 
     chosen = Plan.load(plan_path) if plan_path is not None else None
     loaded = quiet_load(job, as_json)
-    if chosen is not None and chosen.threads is not None:
-        torch.set_num_threads(chosen.threads)  # its step times hold for these
+    if not keep_threads:
+        planned = chosen.threads if chosen is not None else None
+        torch.set_num_threads(planned or pick_threads(loaded)[0])
     folder = out or make_run_folder(None, f"train-{spec.stem}")
     with TrainingLine(console, loaded) as line:
         try:
