@@ -88,10 +88,10 @@ def settle(choice: Choice) -> str:
     """What would settle an undecided choice: more of what is least known."""
     laws = choice.laws
     critical = laws.noise.critical_batch
-    if choice.found.race is None and not isinstance(choice.objective, Examples):
-        more = "a race (leave out --no-race, or raise --budget)"
-    elif laws.time.half_batch.relative > critical.relative:
+    if laws.time.half_batch.relative > critical.relative:
         more = "a quieter machine, or a larger --budget: step times are least known"
+    elif choice.found.race is None and not isinstance(choice.objective, Examples):
+        more = "a race (leave out --no-race, or raise --budget)"
     else:
         more = f"a larger --budget: the critical batch, {critical}, is least known"
     return f"What would settle it: {more}."
