@@ -286,7 +286,9 @@ def test_a_rule_outside_its_domain_changes_nothing() -> None:
 def test_settings_without_effect_are_said() -> None:
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
     with pytest.warns(UserWarning, match="no effect"):
-        rb.scale_hyperparameters(optimizer, batch_from=8, batch_to=16, noise_scale=50.0)
+        rb.scale_hyperparameters(
+            optimizer, batch_from=8, batch_to=16, rule="adam-sqrt", noise_scale=50.0
+        )
     for bad in ({"rule": "cubic"}, {"rule": "noise-aware"}, {"batch_to": 0}):
         given: dict[str, Any] = {"batch_from": 8, "batch_to": 16, **bad}
         with pytest.raises(rb.SettingError):

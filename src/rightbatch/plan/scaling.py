@@ -13,10 +13,15 @@ from rightbatch.errors import SettingError
 from rightbatch.job import check_batch_size
 from rightbatch.optimizers import Family, decay_is_decoupled, optimizer_family
 
-Rule = Literal["auto", "linear", "noise-aware", "adam-sqrt", "adam-sde", "none"]
+Rule = Literal[
+    "auto", "linear", "noise-aware", "adam-noise-aware", "adam-sqrt", "adam-sde", "none"
+]
 SOURCES = {
     "linear": "Goyal et al. 2017, arXiv:1706.02677",
     "noise-aware": "McCandlish et al. 2018, arXiv:1812.06162, eq. 2.11",
+    "adam-noise-aware": "McCandlish et al. 2018, eq. 2.11, under Adam's normalisation "
+    "[derived: docs/decisions/007]; below the noise scale Malladi et al. 2022, "
+    "arXiv:2205.10287; beta2: Marek et al. 2025, arXiv:2507.07101",
     "adam-sqrt": "Malladi et al. 2022, arXiv:2205.10287; beta2 as a half-life in "
     "examples, beta1 kept: Marek et al. 2025, arXiv:2507.07101",
     "adam-sde": "Malladi et al. 2022, arXiv:2205.10287",
@@ -70,13 +75,15 @@ def scaling_for(
 ) -> Scaling:
     """Work out how an optimizer's numbers follow the batch.
 
-    ``auto`` takes, for the Adam family, ``adam-sqrt``: with ratio r = B'/B, lr times
-    sqrt(r), eps over sqrt(r), beta2 to the power r, beta1 as it is; for optimizers it
-    does not know too, as the more careful assumption. For SGD it takes
-    ``noise-aware``, lr proportional to 1 / (1 + noise_scale / B), which is the
-    linear rule while both batches are far below the noise scale; without a noise scale
-    it is ``linear``. ``adam-sde`` is the full rule of Malladi et al., beta1 included;
-    docs/decisions/003 says why it is not the default.
+    With ratio r = B'/B, ``auto`` takes for SGD ``noise-aware``, lr proportional to
+    1 / (1 + noise_scale / B), which is the linear rule while both batches are far below
+    the noise scale; without a noise scale it is ``linear``. For the Adam family, and as
+    the more careful assumption for optimizers it does not know, it takes
+    ``adam-noise-aware``, lr proportional to 1 / sqrt(1 + noise_scale / B), which is the
+    square root below the noise scale; without one ``adam-sqrt``, lr times sqrt(r). Both
+    take eps over sqrt(r), beta2 to the power r, and leave beta1. ``adam-sde`` is the
+    full rule of Malladi et al., beta1 included; docs/decisions/003 says why it is not
+    the default.
 
     Args:
         family: Of the optimizer, see `optimizer_family`.
@@ -106,9 +113,10 @@ def scaling_for(
             f"there is no scaling rule {name!r}",
             fix=f"one of auto, {', '.join(SOURCES)}",
         )
-    if name == "noise-aware" and not (noise_scale and math.isfinite(noise_scale)):
+    known = noise_scale is not None and 0 < noise_scale < math.inf
+    if "noise-aware" in name and not known:
         raise SettingError(
-            "the noise-aware rule needs a noise scale",
+            f"the rule {name} needs a noise scale",
             seen=f"noise_scale={noise_scale}",
             fix="pass noise_scale=... in examples, or rule='linear'",
         )
@@ -119,8 +127,13 @@ def scaling_for(
     elif name == "noise-aware":
         assert noise_scale is not None
         lr = (1 + noise_scale / batch_from) / (1 + noise_scale / batch_to)
-    elif name in ("adam-sqrt", "adam-sde"):
+    elif name.startswith("adam-"):
         lr, beta2, eps = root, ratio, 1 / root
+        if name == "adam-noise-aware":
+            assert noise_scale is not None
+            lr = math.sqrt(
+                (1 + noise_scale / batch_from) / (1 + noise_scale / batch_to)
+            )
         beta1 = ratio if name == "adam-sde" else 1.0
     return Scaling(
         rule=name,
@@ -139,13 +152,17 @@ def scaling_for(
 
 
 def _auto(family: Family, noise_scale: float | None) -> tuple[str, str]:
-    if family == "adam":
-        return "adam-sqrt", "the optimizer divides by the gradient's size"
+    known = noise_scale is not None and 0 < noise_scale < math.inf
+    if family == "sgd":
+        if known:
+            return "noise-aware", "linear below the noise scale, flat above it"
+        return "linear", "no noise scale known"
+    whose = "the optimizer divides by the gradient's size"
     if family == "other":
-        return "adam-sqrt", "assumed: the optimizer is not known to the rules"
-    if noise_scale and math.isfinite(noise_scale):
-        return "noise-aware", "linear below the noise scale, flat above it"
-    return "linear", "no noise scale known"
+        whose = "assumed: the optimizer is not known to the rules"
+    if known:
+        return "adam-noise-aware", f"root below the noise scale, flat above; {whose}"
+    return "adam-sqrt", whose
 
 
 def scaled_beta2(beta2: float, scaling: Scaling) -> float:
@@ -256,7 +273,7 @@ def scale_hyperparameters(
         noise_scale=noise_scale,
         decoupled_decay=decay_is_decoupled(optimizer),
     )
-    if noise_scale is not None and scaling.rule not in ("noise-aware",):
+    if noise_scale is not None and "noise-aware" not in scaling.rule:
         warnings.warn(
             f"noise_scale has no effect on the rule {scaling.rule}", stacklevel=2
         )
