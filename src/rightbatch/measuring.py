@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -115,12 +116,20 @@ def measure_job(
         findings = check(job)
         findings.raise_errors()
         note = ""
-        if threads == "auto":
-            picked, seconds = pick_threads(job)
-            if picked != torch.get_num_threads():
-                one, many = (show_seconds(s) for s in seconds.values())
-                note = f", 1 thread (a step {one}, with {max(seconds)} {many})"
+        picked, seconds = pick_threads(job)
+        if picked != torch.get_num_threads():
+            one, many = (show_seconds(s) for s in seconds.values())
+            note = f", 1 thread (a step {one}, with {max(seconds)} {many})"
+            if threads == "auto":
                 torch.set_num_threads(picked)
+            else:
+                note = ""
+                warnings.warn(
+                    f"a step takes {one} with one thread, {many} with "
+                    f"{max(seconds)}: call torch.set_num_threads(1), or pass "
+                    "threads='auto'",
+                    stacklevel=3,
+                )
         training = Training.start(job)
         recorder = Recorder(
             Measurements(

@@ -10,8 +10,9 @@ import torch
 from rightbatch.job import Job
 from rightbatch.training import Training
 
-ROUNDS = 7
+ROUNDS, LEAST_ROUNDS = 7, 2
 VISIT_S = 0.03
+LONGEST_S = 3.0  # after which no further round is begun [assumed]
 WORTH = 1.10  # one thread must be this much faster to be taken instead [assumed]
 
 
@@ -36,8 +37,11 @@ def pick_threads(job: Job) -> tuple[int, dict[int, float]]:
     for group in training.optimizer.param_groups:
         group["lr"] = group["lr"] * 0.0
     seconds: dict[int, list[float]] = {1: [], present: []}
+    started = time.monotonic()
     try:
-        for _ in range(ROUNDS):
+        for count in range(ROUNDS):
+            if count >= LEAST_ROUNDS and time.monotonic() - started > LONGEST_S:
+                break
             for threads, times in seconds.items():
                 torch.set_num_threads(threads)
                 training.step(size)
