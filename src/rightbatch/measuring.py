@@ -119,7 +119,7 @@ def measure_job(
         picked, seconds = pick_threads(job)
         if picked != torch.get_num_threads():
             one, many = (show_seconds(s) for s in seconds.values())
-            note = f", 1 thread (a step {one}, with {max(seconds)} {many})"
+            note = f", 1 thread ({one} a step; {max(seconds)}: {many})"
             if threads == "auto":
                 torch.set_num_threads(picked)
             else:
