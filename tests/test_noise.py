@@ -14,6 +14,7 @@ from torch import nn
 import rightbatch as rb
 from cases import made_up, regression_job, with_target
 from reference import pairwise_moments, per_example_gradients, true_noise
+from rightbatch.feed.held_out import hold_out
 from rightbatch.fit.progress import critical_from_noise
 from rightbatch.measure.moments import jackknife_moments, moments, noise_scale_of
 from rightbatch.measure.noise import measure_noise, optimizer_metric
@@ -147,7 +148,7 @@ def test_adams_metric_is_the_gradient_in_its_own_scale() -> None:
 
 
 def test_points_stay_evenly_spaced_from_the_start() -> None:
-    found = measure_trajectory(regression_job(), budget_s=1.0, evaluate=False)
+    found = measure_trajectory(regression_job(), budget_s=1.0)
     steps = [p.step for p in found.points]
     gaps = {b - a for a, b in zip([0, *steps], steps, strict=False)}
     assert len(gaps) == 1
@@ -160,7 +161,7 @@ def test_points_stay_evenly_spaced_from_the_start() -> None:
 def test_a_run_that_diverges_is_named() -> None:
     job = regression_job(optimizer=lambda p: torch.optim.SGD(p, lr=1e4))
     with pytest.raises(rb.JobError, match="not finite"):
-        measure_trajectory(job, budget_s=5.0, evaluate=False)
+        measure_trajectory(job, budget_s=5.0)
 
 
 def point(signal: float, noise: float) -> Any:
@@ -215,7 +216,7 @@ def test_noise_after_a_standstill_does_not_count() -> None:
     assert points_of_progress(still) == found.noise
     assert steps_of_progress(still) is None
     text = " ".join(rb.decide(over).plan.limits)
-    assert "stopped improving" in text
+    assert "got worse after that" in text
 
 
 def test_a_plateau_is_no_standstill() -> None:
@@ -240,6 +241,15 @@ def test_batch_norm_at_a_small_batch_is_measured_in_groups_it_runs_on() -> None:
 def test_a_target_met_at_once_still_has_points() -> None:
     job = with_target(regression_job(), target=30.0)
     assert not job.met(job.evaluated(job.make_model()))
-    found = measure_trajectory(job, budget_s=5.0, evaluate=True)
+    found = measure_trajectory(job, budget_s=5.0)
     assert found.reached
     assert len(found.points) >= 4
+
+
+def test_without_evaluate_held_out_examples_notice_overfitting() -> None:
+    """Ten training examples, forty weights: the held-out loss soon gets worse."""
+    job = regression_job(examples=60, width=40, batch_size=5)
+    kept, held = hold_out(60, seed=0)
+    found = measure_trajectory(job, budget_s=20.0, only=kept[:10], held_out=held)
+    assert found.stalled or found.metrics[-1].metric < found.metrics[0].metric
+    assert not found.reached

@@ -156,6 +156,14 @@ def test_a_race_that_tells_nothing_settles_nothing() -> None:
     assert not choose(still).decided  # nobody left the start
 
 
+def test_a_lane_counts_only_for_the_split_it_ran() -> None:
+    found = made_up(t0=4e-3, t1=1e-3, critical=100)
+    fast = raced(found, {128: (3.0, 2.9, 3.1), 16: (1.1, 1.0, 1.2), 64: (1, 1, 1)})
+    assert choose(fast).chosen.batch_size == 128
+    tight = choose(fast, memory_bytes=10_000_000 + 17 * 100_000)
+    assert tight.chosen.batch_size != 128  # raced whole, it would have to be split
+
+
 def test_no_signal_at_all_is_undecided_and_says_at_least() -> None:
     found = made_up()
     silent = replace(found.noise[0].plain, grad_norm_sq=-0.05)

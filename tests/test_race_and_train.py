@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import rightbatch as rb
 from cases import made_up, raced, regression_job, with_target
 from rightbatch.feed.held_out import hold_out
+from rightbatch.measure.held_out import held_out_loss
 from rightbatch.measure.trajectory import measure_trajectory
 from rightbatch.plan.choice import choose
 from rightbatch.plan.scaling import apply_scaling, scaling_for
@@ -22,14 +23,15 @@ from rightbatch.run.checkpoint import load_checkpoint
 from rightbatch.run.folder import make_run_folder
 from rightbatch.run.lanes import race_entries
 from rightbatch.run.loop import train_rows
-from rightbatch.run.race import MARKS, Curve, Entry, held_out_loss, race, speedup
+from rightbatch.run.race import MARKS, Curve, Entry, race, speedup
 from rightbatch.run.train import read_trace
 from rightbatch.training import Training
 
 curves = st.lists(st.floats(0.01, 10), min_size=MARKS, max_size=MARKS).map(
     lambda values: Curve(
+        start=5.0,
         times=[float(i + 1) for i in range(MARKS)],
-        values=list(itertools.accumulate(values, min)),
+        values=list(itertools.accumulate([5.0, *values], min))[1:],
     )
 )
 
@@ -43,8 +45,8 @@ def test_speed_is_symmetric_and_bounded(a: Curve, b: Curve) -> None:
 
 def test_twice_as_fast_is_two() -> None:
     times = [float(i + 1) for i in range(MARKS)]
-    slow = Curve(times=times, values=[10 - t / 2 for t in times])
-    fast = Curve(times=times, values=[10 - t for t in times])
+    slow = Curve(start=10.0, times=times, values=[10 - t / 2 for t in times])
+    fast = Curve(start=10.0, times=times, values=[10 - t for t in times])
     assert speedup(fast, slow) == pytest.approx(2.0)
 
 
@@ -106,7 +108,7 @@ def test_held_out_loss_is_the_mean_loss_on_examples_nobody_trains_on() -> None:
     assert {int(i) for i in training.fork(seed=7).stream.take(400)} == seen
     batch = job.batch(held, torch.device("cpu"))
     expected = float(job.mean_loss(training.model, batch)[0].detach())
-    assert held_out_loss(job, held)(training) == pytest.approx(expected, rel=1e-5)
+    assert held_out_loss(training, held) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_lane_that_fails_has_lost_and_the_race_goes_on() -> None:
@@ -141,7 +143,7 @@ def test_the_lanes_are_plan_today_and_a_neighbour() -> None:
 
 def test_the_warm_start_lies_early_in_the_run() -> None:
     job = with_target(regression_job(), target=1.5)
-    found = measure_trajectory(job, budget_s=20.0, evaluate=True)
+    found = measure_trajectory(job, budget_s=20.0)
     assert found.reached
     assert found.warm is not None
     assert found.warm.steps < found.metrics[-1].step

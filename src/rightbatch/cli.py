@@ -21,9 +21,11 @@ from rightbatch.console import (
     command_line,
     drop_if_empty,
     finish,
+    folded,
     interrupted,
     keep_origin,
     make_console,
+    note_interrupts,
     print_document,
     quiet_load,
     report_bug,
@@ -396,7 +398,7 @@ def check(job: str, as_json: bool) -> int:
     if as_json:
         print_document(to_plain(findings))
     else:
-        print_plain(console, str(findings))
+        print_plain(console, folded(str(findings)))
         if findings:
             print_plain(console, f"next: rightbatch tune {shlex.quote(spec.text)}")
     return DECIDED if findings else FAILED
@@ -418,6 +420,7 @@ def doctor(as_json: bool) -> int:
 
 def main() -> None:
     """Run the command line; every failure is one clear message."""
+    note_interrupts()
     try:
         status = cli.main(standalone_mode=False)
     except click.UsageError as error:
@@ -427,7 +430,7 @@ def main() -> None:
         error.show()
         status = FAILED
     except RightbatchError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(folded(f"error: {error}"), err=True)
         status = _status(error)
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nInterrupted.", err=True)

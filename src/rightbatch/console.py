@@ -6,8 +6,10 @@ import contextlib
 import json
 import shlex
 import shutil
+import signal
 import sys
 import tempfile
+import textwrap
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from rightbatch.measure.record import Measurements
     from rightbatch.plan.decide import Decision
 
+ASKED: list[int] = []  # interrupts received
 DECIDED, FAILED, USAGE, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
@@ -80,10 +83,11 @@ def finish(
     say(console, terminal.answer(choice, plan))
     size = page.stat().st_size / 1e6
     job, path = shlex.quote(found.job.spec), shlex.quote(str(folder / PLAN))
+    end = "" if found.job.target is not None else " --epochs 10"
     files = [
         ("report", f"{page}   {size:.2f} MB, opens offline"),
         ("plan", str(folder / PLAN)),
-        ("next", f"rightbatch train {job} --plan {path}"),
+        ("next", f"rightbatch train {job} --plan {path}{end}"),
     ]
     say(console, "\n" + terminal.files_lines(files))
     return status
@@ -134,7 +138,36 @@ def quiet_load(job: str, as_json: bool) -> Job:
         sys.stdout = sys.stderr
     from rightbatch.loading import load_job
 
-    return load_job(job)
+    loaded = load_job(job)
+    if ASKED:  # an import swallowed the interrupt
+        raise KeyboardInterrupt
+    return loaded
+
+
+def note_interrupts() -> None:
+    """Remember Ctrl-C besides raising it: libraries may swallow it while imported."""
+
+    def handle(number: int, frame: object) -> None:
+        ASKED.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handle)
+
+
+def folded(text: str) -> str:
+    """Lines of more than 80 columns wrapped, continued under their own text."""
+    lines = []
+    for line in text.splitlines():
+        found = textwrap.wrap(
+            line,
+            80,
+            subsequent_indent=" " * 8,
+            break_long_words=False,
+            break_on_hyphens=False,
+            drop_whitespace=True,
+        )
+        lines += found or [""]
+    return "\n".join(lines)
 
 
 def print_document(plain: Any) -> None:

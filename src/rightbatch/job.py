@@ -206,7 +206,15 @@ class Job:
         """The value of ``evaluate``, in eval mode and without gradients."""
         assert self.evaluate is not None
         with evaluating(model), blaming("evaluate(model)"):
-            return float(self.evaluate(model))
+            value = self.evaluate(model)
+        if not isinstance(value, (int, float, Tensor)) and not hasattr(
+            value, "__float__"
+        ):
+            raise JobError(
+                f"evaluate(model) returned {type(value).__name__}, not a number",
+                fix="return a float, such as the mean loss on held-out data",
+            )
+        return float(value)
 
     def met(self, value: float) -> bool:
         """Whether ``value`` is at the target or beyond it."""

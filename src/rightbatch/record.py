@@ -65,7 +65,7 @@ def from_plain(kind: Any, value: Any) -> Any:
     return value
 
 
-def write_json(path: Path, value: Any, kind: str) -> None:
+def write_json(path: str | Path, value: Any, kind: str) -> None:
     """Write a record atomically: a reader sees the old file or the new, never half.
 
     Args:
@@ -76,6 +76,7 @@ def write_json(path: Path, value: Any, kind: str) -> None:
     Raises:
         RunFolderError: The folder cannot be written.
     """
+    path = Path(path)
     text = json.dumps({"format": kind, **to_plain(value)}, indent=1, allow_nan=False)
     write_text(path, text + "\n")
 
@@ -102,13 +103,14 @@ def write_text(path: Path, text: str) -> None:
         ) from error
 
 
-def read_json(path: Path, record: type[T], kind: str) -> T:
+def read_json(path: str | Path, record: type[T], kind: str) -> T:
     """Read a record that `write_json` wrote.
 
     Raises:
         RunFolderError: No such file, not JSON, another format or version, or a
             field that is missing or of the wrong type.
     """
+    path = Path(path)
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

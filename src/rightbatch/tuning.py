@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 RACE_LEAST = 0.1  # of the budget must be left for a race [assumed]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tuning:
     """The answer: a plan, what was measured, and how one led to the other."""
 
     plan: Plan
     measurements: Measurements
     choice: Choice
+
+    def __repr__(self) -> str:
+        return f"Tuning({self.plan.verdict})"
 
     @property
     def report(self) -> Page:

@@ -35,7 +35,7 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_bytes(text: str) -> float:
-    """Bytes from ``"16GiB"``, ``"500MB"`` or a plain number.
+    """Bytes from ``"16GiB"`` or ``"500MB"``; the unit is required.
 
     Raises:
         SettingError: It is neither, or not positive.
@@ -44,6 +44,8 @@ def parse_bytes(text: str) -> float:
         >>> parse_bytes("1KiB")
         1024.0
     """
+    if text.strip()[-1:].isdigit():
+        raise SettingError(f"{text!r} lacks a unit of memory", fix="16GiB, 500MB")
     return _parse(text, BYTES, "an amount of memory", "16GiB, 500MB")
 
 

@@ -274,13 +274,14 @@ def target_ahead(probe: Probe) -> Finding | None:
             fix="return a finite number, such as the mean loss on held-out data",
         )
     if job.met(value):
+        other = "max" if job.goal == "min" else "min"
         better = "lower" if job.goal == "min" else "higher"
         raise JobError(
             "the target is already met at the start",
             seen=f"evaluate(model) = {value:.4g}, target {job.target:.4g}, "
             f"{better} is better",
             why="there is nothing to train",
-            fix="another target, or goal='max' if higher values are better",
+            fix=f"another target, or goal={other!r}",
         )
     return None
 

@@ -222,7 +222,8 @@ class Race:
 class Measurements:
     """Everything measured of a job on a machine; filled in as phases finish.
 
-    ``evaluate_s`` is how long one call of the job's ``evaluate`` takes.
+    ``evaluate_s`` is how long one call of the job's ``evaluate`` takes; ``metric`` is
+    what ``metrics`` are: ``"evaluate"`` or ``"held-out loss"``.
     """
 
     version: str
@@ -237,10 +238,16 @@ class Measurements:
     noise: tuple[NoisePoint, ...] = ()
     metrics: tuple[MetricPoint, ...] = ()
     evaluate_s: float | None = None
+    metric: str = "evaluate"
     race: Race | None = None
     seconds: dict[str, float] | None = None
 
-    def save(self, path: Path) -> None:
+    @property
+    def metric_goal(self) -> str:
+        """Whether lower or higher ``metrics`` are better."""
+        return self.job.goal if self.metric == "evaluate" else "min"
+
+    def save(self, path: str | Path) -> None:
         """Write as JSON, atomically.
 
         Raises:
@@ -249,7 +256,7 @@ class Measurements:
         write_json(path, self, FORMAT)
 
     @classmethod
-    def load(cls, path: Path) -> Measurements:
+    def load(cls, path: str | Path) -> Measurements:
         """Read what `save` wrote.
 
         Raises:

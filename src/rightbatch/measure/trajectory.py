@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from rightbatch.job import Job
+from rightbatch.measure.held_out import held_out_loss
 from rightbatch.measure.noise import measure_noise
 from rightbatch.measure.record import MetricPoint, NoisePoint
 from rightbatch.training import Training
@@ -52,7 +53,7 @@ def measure_trajectory(
     job: Job,
     *,
     budget_s: float,
-    evaluate: bool,
+    held_out: torch.Tensor | None = None,
     micro_batch: int | None = None,
     least_group: int = 1,
     only: torch.Tensor | None = None,
@@ -67,7 +68,7 @@ def measure_trajectory(
     Args:
         job: What to train, at its own batch size and learning rate.
         budget_s: Wall seconds for training, measuring and evaluating together.
-        evaluate: Whether the job's ``evaluate`` is cheap enough to be called.
+        held_out: Examples whose loss stands in for the job's ``evaluate``.
         micro_batch: Largest number of examples in memory at once.
         least_group: Fewest examples the model runs on.
         only: Indices of the examples to train on; default all.
@@ -81,7 +82,7 @@ def measure_trajectory(
     training, spacing = Training.start(job, only=only), FIRST_SPACING
     batch = min(job.batch_size, job.length)
     group = max(least_group, batch // GROUP_SHARE)
-    due = 0
+    due, goal = 0, (job.goal if held_out is None else "min")
     kept: list[Training] = []  # the state at every noise point, one third of which last
     # A target met at once still leaves a few points to judge the noise by.
     while not ((found.reached or found.stalled) and len(found.points) >= LEAST_POINTS):
@@ -103,19 +104,22 @@ def measure_trajectory(
                 # The later of each pair stays, so the spacing still counts from 0.
                 found.points, spacing = found.points[1::2], spacing * 2
             tick(found, training)
-        if evaluate and training.examples >= due:
-            value = job.evaluated(training.model)
+        if training.examples >= due and (job.evaluate or held_out is not None):
+            if held_out is None:
+                value = job.evaluated(training.model)
+            else:
+                value = held_out_loss(training, held_out)
             found.metrics.append(
                 MetricPoint(
                     step=training.steps, examples=training.examples, metric=value
                 )
             )
-            found.reached = found.reached or job.met(value)
-            found.stalled = has_stalled(found.metrics, job.goal)
+            found.reached |= held_out is None and job.met(value)
+            found.stalled = has_stalled(found.metrics, goal)
             due = math.ceil(training.examples * EVALUATION_GROWTH)
         if time.monotonic() - started > budget_s and len(found.points) >= 2:
             break
-    end = best_step(found.metrics, job.goal) if found.stalled else training.steps
+    end = best_step(found.metrics, goal) if found.stalled else training.steps
     found.warm = _nearest(kept, WARM_SHARE * end)
     return found
 

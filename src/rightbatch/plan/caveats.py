@@ -7,7 +7,7 @@ import math
 
 from rightbatch.fit.progress import critical_from_noise
 from rightbatch.measure.trajectory import has_stalled
-from rightbatch.plan.choice import Choice, best_option, points_of_progress
+from rightbatch.plan.choice import Choice, best_option, points_of_progress, race_tells
 from rightbatch.plan.objective import Energy, Examples, Money, Time
 from rightbatch.plan.options import Laws, Option
 from rightbatch.plan.plan import Alternative
@@ -85,18 +85,24 @@ def limits(choice: Choice) -> tuple[str, ...]:
     if laws.steps_to_target is None:
         reach = points_of_progress(found)[-1].examples
         why = "the job has no target"
-        if has_stalled(found.metrics, found.job.goal):
-            why = "the evaluation stopped improving there, before the target"
-        elif found.job.has_evaluate and not found.metrics:
+        if has_stalled(found.metrics, found.metric_goal):
+            why = f"the {found.metric} got worse after that"
+        elif found.job.has_evaluate and found.metric != "evaluate":
             why = "its evaluation is too slow to be called along the run"
         elif found.job.target is not None:
             why = "the target was not reached within the budget"
         said.append(
-            f"Noise was followed for {reach:,} examples only ({why}); it usually "
-            "grows later, which favours larger batches."
+            f"Noise was followed for {reach:,} examples, "
+            f"{show_number(reach / found.job.examples)} passes over the data ({why}); "
+            "it usually grows later, which favours larger batches."
         )
     if found.race is None:
         said.append("No race was run: the comparison rests on the two laws alone.")
+    elif not race_tells(found.race):
+        said.append(
+            "The race tells nothing: no lane got better than the start "
+            f"({show_number(found.race.start)})."
+        )
     else:
         said.append(
             f"The race lasted {show_seconds(found.race.seconds)} a lane; no run was "
@@ -110,7 +116,13 @@ def limits(choice: Choice) -> tuple[str, ...]:
             f"Times are uncertain: {found.contention.reason}. CPU time was fitted."
         )
     largest = laws.time.largest
-    if choice.chosen.batch_size > largest or choice.by_model.micro_batch == largest:
+    last = choice.options[-1].batch_size
+    if choice.by_model.batch_size == last and 2 * last > found.job.examples:
+        said.append(
+            f"No larger batch was considered: the data are {found.job.examples:,} "
+            "examples."
+        )
+    elif choice.chosen.batch_size > largest or choice.by_model.micro_batch == largest:
         said.append(
             f"Steps of more than {largest} examples at once were not timed; larger "
             "batches are reckoned as accumulated."

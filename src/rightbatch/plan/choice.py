@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import numpy as np
 from rightbatch.errors import SettingError, UnidentifiedError
 from rightbatch.fit.cost import fit_memory, fit_time
 from rightbatch.fit.progress import critical_from_noise
-from rightbatch.measure.record import Lane, Measurements, NoisePoint
+from rightbatch.measure.record import Lane, Measurements, NoisePoint, Race
 from rightbatch.measure.trajectory import best_step, has_stalled
 from rightbatch.plan.objective import Examples, Objective, Time
 from rightbatch.plan.options import Laws, Option, candidate_batches
@@ -63,7 +64,7 @@ class Choice:
     @property
     def lane(self) -> Lane | None:
         """The race lane of the chosen batch, if it was raced."""
-        return lane_of(self.found, self.chosen.batch_size)
+        return lane_of(self.found, self.chosen)
 
 
 def choose(
@@ -101,7 +102,7 @@ def choose(
     by_model = best_option(allowed, objective)
     regret = _regret(laws, allowed, by_model, objective)
     chosen = _race_choice(found, allowed, by_model, objective)
-    lane = lane_of(found, chosen.batch_size)
+    lane = lane_of(found, chosen)
     settled = not isinstance(objective, Examples) and race_settles(found, lane)
     told = math.isfinite(laws.noise.critical_batch.value)
     best = min(cost(o, objective) for o in allowed)
@@ -141,7 +142,7 @@ def laws_of(found: Measurements) -> Laws:
 
 def points_of_progress(found: Measurements) -> tuple[NoisePoint, ...]:
     """The noise points up to the best evaluation, if the run stood still after it."""
-    metrics, goal = found.metrics, found.job.goal
+    metrics, goal = found.metrics, found.metric_goal
     if steps_to_target(found) is not None or not has_stalled(metrics, goal):
         return found.noise
     end = best_step(metrics, goal)
@@ -152,7 +153,7 @@ def points_of_progress(found: Measurements) -> tuple[NoisePoint, ...]:
 def steps_to_target(found: Measurements) -> int | None:
     """Steps after which the measuring run met the target, if it did."""
     target, lower = found.job.target, found.job.goal == "min"
-    if target is None:
+    if target is None or found.metric != "evaluate":
         return None
     for point in found.metrics:
         if point.metric <= target if lower else point.metric >= target:
@@ -163,8 +164,8 @@ def steps_to_target(found: Measurements) -> int | None:
 def steps_of_progress(found: Measurements) -> int | None:
     """Steps to the target, or to the best value of a run that stood still, or None."""
     reached = steps_to_target(found)
-    if reached is None and has_stalled(found.metrics, found.job.goal):
-        return best_step(found.metrics, found.job.goal)
+    if reached is None and has_stalled(found.metrics, found.metric_goal):
+        return best_step(found.metrics, found.metric_goal)
     return reached
 
 
@@ -205,10 +206,20 @@ def best_option(options: Sequence[Option], objective: Objective) -> Option:
     return min(options, key=lambda o: cost(o, objective))
 
 
-def lane_of(found: Measurements, batch_size: int) -> Lane | None:
-    """The lane of a batch in the race, if there was one."""
-    lanes = found.race.lanes if found.race else ()
-    return next((lane for lane in lanes if lane.batch_size == batch_size), None)
+def lane_of(found: Measurements, option: Option) -> Lane | None:
+    """The lane of a batch in a race that tells something; split the same way."""
+    if found.race is None or not race_tells(found.race):
+        return None
+    key = (option.batch_size, option.micro_batch)
+    lanes = found.race.lanes
+    return next((x for x in lanes if (x.batch_size, x.micro_batch) == key), None)
+
+
+def race_tells(race: Race) -> bool:
+    """Whether any lane ended, in the median of its heats, better than the start."""
+    sign = 1 if race.goal == "min" else -1
+    ends = [statistics.median(sign * m for m in lane.metrics) for lane in race.lanes]
+    return min(ends) < sign * race.start
 
 
 def race_settles(found: Measurements, lane: Lane | None) -> bool:
@@ -218,10 +229,7 @@ def race_settles(found: Measurements, lane: Lane | None) -> bool:
     """
     if found.race is None or lane is None:
         return False
-    race, sign = found.race, (1 if found.race.goal == "min" else -1)
-    ended = [m for each in race.lanes for m in each.metrics]
-    if not any(sign * m < sign * race.start for m in ended):
-        return False
+    race = found.race
     judged = [x.speedup for x in race.lanes if x.role != "today"]  # whose own is 1
     if any(s.low == s.high for s in judged):
         return False
@@ -236,13 +244,13 @@ def _race_choice(
     objective: Objective,
 ) -> Option:
     """The laws' choice, unless another lane was clearly faster in the race."""
-    mine = lane_of(found, by_model.batch_size)
+    mine = lane_of(found, by_model)
     if mine is None or found.race is None or isinstance(objective, Examples):
         return by_model
     winner = max(found.race.lanes, key=lambda lane: lane.speedup.value)
     if winner.speedup.low <= mine.speedup.high:
         return by_model  # the race does not tell them apart
-    return next((o for o in allowed if o.batch_size == winner.batch_size), by_model)
+    return next((o for o in allowed if lane_of(found, o) is winner), by_model)
 
 
 def _limit_bytes(found: Measurements, memory_bytes: float | None) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from rightbatch.estimate import Estimate
+from rightbatch.measure.record import Lane
 from rightbatch.plan.caveats import alternatives, limits
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.objective import Energy, Examples, Money
@@ -12,6 +13,8 @@ from rightbatch.plan.options import Laws
 from rightbatch.plan.plan import Plan, Reason
 from rightbatch.plan.scaling import scaled_beta2
 from rightbatch.units import show_number, show_seconds
+
+VAGUE = 4.0  # end over end of a race's interval [assumed]
 
 
 def make_plan(choice: Choice) -> Plan:
@@ -78,10 +81,17 @@ def verdict(choice: Choice) -> str:
         f"{span(counted)} of today's {unit}"
     )
     lane = choice.lane
-    if lane is not None and unit == "time":
+    if lane is not None and unit == "time" and not vague(lane):
         share = lane.speedup.map(lambda x: 1 / x)
         sentence += f"; in the race it took {span(share)}"
+    if unit == "examples":
+        sentence += f" and {span(chosen.time)} of its time"
     return f"{sentence}. {flat}"
+
+
+def vague(lane: Lane) -> bool:
+    """Whether a lane's interval is so wide that quoting it would mislead."""
+    return lane.speedup.high > VAGUE * lane.speedup.low
 
 
 def settle(choice: Choice) -> str:
@@ -231,11 +241,13 @@ def _race_reason(choice: Choice) -> Reason | None:
             f"B = {lane.batch_size}, and the race decides."
         )
     else:
-        word = "agree" if agree else "differ"
+        word = "They agree." if agree else "They differ."
+        if vague(lane):
+            word = "So wide an interval tells little."
         text = (
             f"{race.heats} heats of {show_seconds(race.seconds)} each: "
             f"{span(lane.speedup)} x as fast as B = {choice.found.job.batch_size}; "
-            f"the laws said {predicted:.2g} x. They {word}."
+            f"the laws said {predicted:.2g} x. {word}"
         )
     return Reason(
         topic="race",

@@ -85,7 +85,7 @@ class Plan:
     deadline_s: float | None = None
     threads: int | None = None
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write as JSON, atomically.
 
         Raises:
@@ -94,7 +94,7 @@ class Plan:
         write_json(path, self, FORMAT)
 
     @classmethod
-    def load(cls, path: Path) -> Plan:
+    def load(cls, path: str | Path) -> Plan:
         """Read what `save` wrote.
 
         Raises:

@@ -16,7 +16,7 @@ from rich.text import Text
 from rightbatch.estimate import Estimate
 from rightbatch.job import Job
 from rightbatch.measure.record import Measurements, TimePoint
-from rightbatch.plan.choice import Choice
+from rightbatch.plan.choice import Choice, race_tells
 from rightbatch.plan.options import Option
 from rightbatch.plan.plan import Plan
 from rightbatch.run.folder import TRACE
@@ -117,6 +117,8 @@ def table_options(choice: Choice) -> list[Option]:
     rows = {o.batch_size: o for o in near}
     rows.update({o.batch_size: o for o in choice.options if o.batch_size in marked})
     rows[choice.today.batch_size] = choice.today
+    between = [o for o in choice.options if min(rows) < o.batch_size < max(rows)]
+    rows.update({o.batch_size: rows.get(o.batch_size, o) for o in between})
     return [rows[b] for b in sorted(rows)]
 
 
@@ -151,8 +153,11 @@ def _measured(point: TimePoint | None, peak: int | None) -> str:
     step = point.step_time_s
     error = f"± {100 * step.relative:.0f} %"
     rate = point.micro_batch / step.value
-    size = f"{peak / 2**20:.3g}" if peak is not None else ""
-    return f"{show_seconds(step.value):>10}{error:>7}{rate:>7.0f}{size:>6}"
+    shown = f"{rate:.0f}" if rate < 99_999 else f"{rate / 1e3:.0f}k"
+    size = ""
+    if peak is not None:
+        size = f"{peak / 2**20:.0f}" if peak > 2**26 else f"{peak / 2**20:.1f}"
+    return f"{show_seconds(step.value):>10}{error:>7} {shown:>6} {size:>5}"
 
 
 def _interval(e: Estimate) -> str:
@@ -184,6 +189,8 @@ def race_lines(found: Measurements) -> str:
             f"        B = {lane.batch_size:<6}{lane.role:<11}"
             f"lr {lane.lr:<9.3g}{lane.steps:>6} steps   {mark}"
         )
+    if not race_tells(race):
+        lines.append("        No lane got better than the start: this tells nothing.")
     return "\n".join(lines)
 
 

@@ -25,6 +25,10 @@ def make_run_folder(out: Path | None, stem: str) -> Path:
     if out is None:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         out = _unused(Path("runs") / f"{stem}-{stamp}")
+    if out == Path():
+        raise RunFolderError(
+            "the run folder needs a name", seen="--out ''", fix="--out runs/mine"
+        )
     held = [name for name in KNOWN if (out / name).exists()]
     if held:
         raise RunFolderError(

@@ -14,8 +14,8 @@ from scipy import stats
 from rightbatch.blame import is_out_of_memory
 from rightbatch.errors import JobError
 from rightbatch.estimate import Estimate
-from rightbatch.isolation import evaluating
 from rightbatch.job import Job
+from rightbatch.measure.held_out import held_out_loss
 from rightbatch.measure.record import Lane, Race
 from rightbatch.plan.scaling import Scaling, apply_scaling
 from rightbatch.training import Training
@@ -40,8 +40,12 @@ class Entry:
 
 @dataclass
 class Curve:
-    """Best value so far (less is better) at each mark of one lane in one heat."""
+    """Best value so far (less is better) at each mark of one lane in one heat.
 
+    ``start`` is the value at the common start, at time 0.
+    """
+
+    start: float = math.inf
     times: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
     last: float = math.inf
@@ -49,12 +53,13 @@ class Curve:
 
     def time_to(self, value: float) -> float:
         """When the curve first reached a value, interpolated between marks."""
-        for i, found in enumerate(self.values):
+        before, t0 = self.start, 0.0
+        for found, t1 in zip(self.values, self.times, strict=True):
             if found <= value:
-                if i == 0 or self.values[i - 1] == found:
-                    return self.times[i]
-                share = (self.values[i - 1] - value) / (self.values[i - 1] - found)
-                return self.times[i - 1] + share * (self.times[i] - self.times[i - 1])
+                if not math.isfinite(before) or before <= value:
+                    return t1
+                return t0 + (t1 - t0) * (before - value) / (before - found)
+            before, t0 = found, t1
         return math.inf
 
 
@@ -65,26 +70,16 @@ def speedup(lane: Curve, today: Curve) -> float:
     way, since nothing is known before the first mark.
     """
     common = max(lane.values[-1], today.values[-1])
-    if math.isinf(common):  # a lane that never had a finite value has lost
-        lost = (math.isinf(lane.values[-1]), math.isinf(today.values[-1]))
-        return {(True, False): 1 / MARKS, (False, True): float(MARKS)}.get(lost, 1.0)
+    moved = [c.values[-1] < c.start for c in (lane, today)]
+    if not all(moved) or math.isinf(common):
+        # Who never got better than the start, or never had a finite value, has lost.
+        finite = [math.isfinite(c.values[-1]) for c in (lane, today)]
+        fit = [m and f for m, f in zip(moved, finite, strict=True)]
+        return {(True, False): float(MARKS), (False, True): 1 / MARKS}.get(
+            (fit[0], fit[1]), 1.0
+        )
     ratio = today.time_to(common) / lane.time_to(common)
     return min(max(ratio, 1 / MARKS), float(MARKS))
-
-
-def held_out_loss(job: Job, indices: torch.Tensor) -> Callable[[Training], float]:
-    """The mean loss, in eval mode, on examples no lane has trained on."""
-
-    def value(training: Training) -> float:
-        total = 0.0
-        with evaluating(training.model):
-            for part in indices.split(min(len(indices), job.batch_size)):
-                batch = job.batch(part, training.device)
-                loss, n = job.mean_loss(training.model, batch)
-                total += float(loss) / (float(n) or 1.0) * len(part)
-        return total / len(indices)
-
-    return value
 
 
 def race(
@@ -123,7 +118,7 @@ def race(
     def value(training: Training) -> float:
         if held_out is None:
             return job.evaluated(training.model)
-        return held_out_loss(job, held_out)(training)
+        return held_out_loss(training, held_out)
 
     started = time.perf_counter()
     start = value(warm)
@@ -140,7 +135,8 @@ def race(
             tick(heat + 1, heats, entry.role)
             runner = warm.fork(seed=job.seed + 1000 + heat)
             apply_scaling(runner.optimizer, entry.scaling)
-            curve = _run_lane(runner, entry, lane_s, value, sign, clock)
+            curve = Curve(start=sign * start)
+            _run_lane(runner, entry, lane_s, value, sign, clock, curve)
             curves[entry.role].append(curve)
     return Race(
         metric="evaluate" if by_evaluate else "held-out loss",
@@ -159,10 +155,11 @@ def _run_lane(
     value: Callable[[Training], float],
     sign: float,
     clock: Clock,
-) -> Curve:
+    curve: Curve,
+) -> None:
     """One lane of one heat; one that fails or diverges goes on as infinitely bad."""
-    curve, elapsed, first = Curve(), 0.0, runner.steps
-    best, failed = math.inf, False
+    elapsed, first = 0.0, runner.steps
+    best, failed = curve.start, False
     for mark in range(1, MARKS + 1):
         until = lane_s * mark / MARKS
         try:
@@ -178,7 +175,6 @@ def _run_lane(
         curve.times.append(until if failed else elapsed)
         curve.values.append(best)
     curve.steps = runner.steps - first
-    return curve
 
 
 def _train_until(runner: Training, entry: Entry, seconds: float, clock: Clock) -> float:

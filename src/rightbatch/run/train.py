@@ -14,6 +14,7 @@ import torch
 from rightbatch.blame import is_out_of_memory
 from rightbatch.errors import JobError, RightbatchError, RunFolderError, SettingError
 from rightbatch.job import Job, check_batch_size
+from rightbatch.loading import DEFAULT_NAME
 from rightbatch.optimizers import decay_is_decoupled, optimizer_family
 from rightbatch.plan.plan import Plan
 from rightbatch.plan.scaling import Scaling, apply_scaling, scaling_for
@@ -27,7 +28,7 @@ from rightbatch.training import Training
 LONGEST_EPOCHS = 1000  # a run to a target gives up after so many [assumed]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Run:
     """A finished run.
 
@@ -48,6 +49,13 @@ class Run:
     rows: tuple[TraceRow, ...]
     checkpoint: Path | None
     model: torch.nn.Module
+
+    def __repr__(self) -> str:
+        last = self.last
+        return (
+            f"Run(batch_size={self.batch_size}, reached={self.reached}, "
+            f"steps={last.steps}, examples={last.examples}, metric={last.metric})"
+        )
 
     @property
     def last(self) -> TraceRow:
@@ -196,7 +204,9 @@ def _setting(
             decoupled_decay=decay_is_decoupled(optimizer),
         )
         return size, size, scaling
-    if (plan.job, plan.today) != (job.name, job.batch_size):
+    # A job without a name of its own is called after its file by the command line.
+    named = DEFAULT_NAME not in (plan.job, job.name)
+    if plan.today != job.batch_size or (named and plan.job != job.name):
         raise SettingError(
             "the plan is for another job",
             seen=f"plan: {plan.job} at batch {plan.today}; "
