@@ -246,7 +246,7 @@ def short(e: Estimate) -> str:
 
 
 def _evaluate_seconds(job: Job) -> float | None:
-    """How long one call of ``evaluate`` takes: the least of three, if they are short."""
+    """How long one call of ``evaluate`` takes: the least of three short ones."""
     if job.evaluate is None:
         return None
     model, times = job.make_model(), []

@@ -18,7 +18,7 @@ from rightbatch.measure.record import NoiseMoments, NoisePoint
 DRAWS = 400  # Monte-Carlo draws behind an interval [assumed]
 # How far the critical batch of runs may lie from the noise scale, either way: the 95 %
 # end of a log-normal error of the theory [assumed; the two built-in jobs lie within a
-# factor of 1.4, see docs/how-it-decides.md, other jobs in the literature farther off].
+# factor of 1.7, see docs/how-it-decides.md, other jobs in the literature farther off].
 THEORY_FACTOR = 2.5
 # An interval of B_crit wider than this factor end to end is no identification.
 WIDEST = 30.0  # [assumed]
