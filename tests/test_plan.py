@@ -120,7 +120,7 @@ def test_the_race_wins_where_it_disagrees() -> None:
     )
     assert choose(close).chosen.batch_size == model
     # A race in time says nothing about the fewest examples.
-    assert choose(lost, rb.Examples()).decided_by == "model"
+    assert choose(lost, rb.Examples()).decided_by == "laws"
 
 
 def test_today_is_kept_where_it_wins_the_race() -> None:

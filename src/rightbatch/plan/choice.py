@@ -40,7 +40,7 @@ class Choice:
         flat: Smallest and largest batch predicted within 10 % of the best.
         regret: What the laws' choice costs over the best, at the 90th percentile.
         decided: Whether that is little enough, or a race has settled it.
-        decided_by: ``"model"`` or ``"race"``.
+        decided_by: ``"laws"`` or ``"race"``.
         scaling: How the optimizer's numbers follow from today's.
         limit_bytes: Memory the options had to fit in.
         deadline_s: Seconds to the target they had to keep, if any.
@@ -118,7 +118,7 @@ def choose(
         flat=(flat[0], flat[-1]),
         regret=regret,
         decided=(regret <= TOLERATED and told) or settled,
-        decided_by="model" if chosen is by_model else "race",
+        decided_by="laws" if chosen is by_model else "race",
         scaling=scaling_of(found, laws, chosen.batch_size, rule),
         limit_bytes=limit,
         deadline_s=deadline_s,

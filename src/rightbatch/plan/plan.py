@@ -39,7 +39,7 @@ class Plan:
         job: Name of the job it is for.
         spec: How the job is loaded, such as ``"train.py:job"``.
         decided: False when the evidence does not settle the batch.
-        decided_by: ``"model"`` or ``"race"``.
+        decided_by: ``"laws"`` or ``"race"``.
         objective: What was to be least.
         batch_size: Examples per optimizer step.
         micro_batch: Examples in memory at once.
