@@ -2,6 +2,7 @@
 
 import math
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -240,13 +241,22 @@ def test_waiting_for_data_is_no_busy_machine() -> None:
         assert largest.step_time_s.value > 2e-4 * largest.micro_batch
 
 
-def test_larger_sizes_are_timed_while_they_pay() -> None:
+def test_larger_sizes_are_timed_while_they_pay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A step of constant cost: every doubling doubles the rate, to the data's end."""
+    now = 0.0
+    clock = SimpleNamespace(
+        perf_counter=lambda: now, monotonic=lambda: now, process_time=lambda: now
+    )
+    monkeypatch.setattr("rightbatch.measure.time.time", clock)
 
     def loss(model: Any, batch: Any) -> Any:
-        time.sleep(2e-3)
+        nonlocal now
+        now += 2e-3
         return model(batch[0][:1]).square().mean()
 
     job = regression_job(examples=2048, batch_size=16, loss=loss)
     points, _, _ = measure_times(job, budget_s=3.0)
     assert points[-1].micro_batch == 2048
+    assert points[-1].step_time_s.value == pytest.approx(2e-3)
