@@ -11,18 +11,17 @@ from torch import Tensor, nn
 
 import rightbatch as rb
 from rightbatch.estimate import Estimate
-from rightbatch.measure.moments import noise_scale_of
 from rightbatch.measure.record import (
     JobFacts,
     Lane,
     Machine,
     Measurements,
     MemoryPoint,
-    NoiseMoments,
     NoisePoint,
     Race,
     TimePoint,
 )
+from rightbatch.noise.moments import NoiseMoments, ratio
 
 
 def regression_job(
@@ -109,7 +108,7 @@ def made_up(
             loss=1.0 / (i + 1),
             groups=32,
             group_size=16,
-            noise_scale=noise_scale_of(moments, 32, 16),
+            noise_scale=ratio(moments, samples=32, n=512, method="made up"),
             plain=moments,
             preconditioned=moments if optimizer.startswith("Adam") else None,
         )

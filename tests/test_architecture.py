@@ -20,6 +20,7 @@ ROOMS = [
     "record",
     "isolation",
     "watch",
+    "noise",
     "feed",
     "optimizers",
     "job",

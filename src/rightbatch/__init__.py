@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from rightbatch.job import Job
     from rightbatch.lint import Finding, Findings, check
     from rightbatch.loading import load_job
+    from rightbatch.measure.one_shot import noise_scale
     from rightbatch.measure.record import Measurements
+    from rightbatch.noise.monitor import NoiseMonitor
+    from rightbatch.noise.scale import NoiseScale
     from rightbatch.plan.decide import Decision, decide
     from rightbatch.plan.objective import Energy, Examples, Money, Time
     from rightbatch.plan.plan import Plan
@@ -46,6 +49,9 @@ _HOMES = {
     "job": ("Job",),
     "loading": ("load_job",),
     "measure.record": ("Measurements",),
+    "measure.one_shot": ("noise_scale",),
+    "noise.monitor": ("NoiseMonitor",),
+    "noise.scale": ("NoiseScale",),
     "plan.decide": ("Decision", "decide"),
     "plan.objective": ("Energy", "Examples", "Money", "Time"),
     "plan.plan": ("Plan",),
@@ -67,6 +73,8 @@ __all__ = [
     "Measurements",
     "MissingExtraError",
     "Money",
+    "NoiseMonitor",
+    "NoiseScale",
     "Plan",
     "RightbatchError",
     "Run",
@@ -81,6 +89,7 @@ __all__ = [
     "decide",
     "fit_steps",
     "load_job",
+    "noise_scale",
     "scale_hyperparameters",
     "train",
     "tune",

@@ -13,7 +13,8 @@ from scipy import optimize, stats
 
 from rightbatch.errors import SettingError, UnidentifiedError
 from rightbatch.estimate import Estimate
-from rightbatch.measure.record import NoiseMoments, NoisePoint
+from rightbatch.measure.record import NoisePoint
+from rightbatch.noise.moments import NoiseMoments
 
 DRAWS = 400  # Monte-Carlo draws behind an interval [assumed]
 # How far the critical batch of runs may lie from the noise scale, either way: the 95 %

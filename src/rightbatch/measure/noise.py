@@ -7,24 +7,60 @@ without bias; the ratio is formed once, at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rightbatch.errors import JobError
-from rightbatch.measure.moments import jackknife_moments, noise_scale_of
+from rightbatch.isolation import preserved_rng
 from rightbatch.measure.record import NoisePoint
+from rightbatch.noise.micro_batches import inner
+from rightbatch.noise.moments import NoiseMoments, jackknife_moments, ratio
+from rightbatch.noise.preconditioned import optimizer_metric
 from rightbatch.training import Training, accumulate
 
 GROUPS = 32  # |G|^2 gains only sqrt(k/(k-1)) beyond 8 [derived]; intervals like more
 FEW_GROUPS = 12
-LARGE_MODEL = 20_000_000  # parameters from which on fewer gradients are kept [assumed]
+LARGE_MODEL = 20_000_000  # parameters from which on fewer groups are drawn [assumed]
+# Bytes of gradients that are kept to be compared; above, they are made twice. [assumed]
+KEPT_BYTES = 256 << 20
+
+
+@dataclass
+class Comparison:
+    """Each group's gradient against the sum of all, parameter by parameter.
+
+    Attributes:
+        squares: Squared norms, shape (groups, parameters).
+        crosses: Inner products with the sum of all groups' gradients, same shape.
+        own_squares: The same in the optimizer's metric; None if it has none.
+        own_crosses: The same in the optimizer's metric.
+        losses: Mean loss of each group.
+    """
+
+    squares: np.ndarray
+    crosses: np.ndarray
+    own_squares: np.ndarray | None
+    own_crosses: np.ndarray | None
+    losses: list[float] = field(default_factory=list)
+
+    def plain(self, group_size: int) -> NoiseMoments:
+        """Moments over all parameters in the Euclidean metric."""
+        return jackknife_moments(self.squares.sum(1), self.crosses.sum(1), group_size)
+
+    def own(self, group_size: int) -> NoiseMoments | None:
+        """Moments in the optimizer's metric."""
+        if self.own_squares is None or self.own_crosses is None:
+            return None
+        squares, crosses = self.own_squares.sum(1), self.own_crosses.sum(1)
+        return jackknife_moments(squares, crosses, group_size)
 
 
 def group_count(parameters: int) -> int:
-    """How many group gradients to hold in memory at once."""
+    """How many groups to draw for a model of this size."""
     return GROUPS if parameters < LARGE_MODEL else FEW_GROUPS
 
 
@@ -54,16 +90,95 @@ def measure_noise(
     Raises:
         JobError: A gradient is NaN or infinite.
     """
-    job, model = training.job, training.model
-    parameters = [p for g in training.optimizer.param_groups for p in g["params"]]
+    parameters = trained(training)
     count = groups or group_count(sum(p.numel() for p in parameters))
+    draws = [
+        torch.randint(training.job.length, (group_size,), generator=generator)
+        for _ in range(count)
+    ]
+    found = compare(training, draws, micro_batch=micro_batch, tick=tick)
+    plain = found.plain(group_size)
+    return NoisePoint(
+        step=training.steps,
+        examples=training.examples,
+        loss=float(np.mean(found.losses)),
+        groups=count,
+        group_size=group_size,
+        noise_scale=ratio(
+            plain,
+            samples=count,
+            n=count * group_size,
+            method=f"{count} groups of {group_size}, Fieller",
+        ),
+        plain=plain,
+        preconditioned=found.own(group_size),
+    )
+
+
+def trained(training: Training) -> list[torch.nn.Parameter]:
+    """The parameters the optimizer holds."""
+    return [p for g in training.optimizer.param_groups for p in g["params"]]
+
+
+def compare(
+    training: Training,
+    draws: list[Tensor],
+    *,
+    micro_batch: int,
+    tick: Callable[[], None] = lambda: None,
+    kept_bytes: int = KEPT_BYTES,
+) -> Comparison:
+    """Gradients of groups of examples, each against the sum of all.
+
+    Where all of them together are small they are kept; otherwise they are made twice,
+    with the same random numbers, and only their sum is kept. The result is the same.
+
+    Args:
+        training: The run; nothing in it is changed.
+        draws: Indices of each group's examples.
+        micro_batch: Largest number of examples in memory at once.
+        tick: Called after every group.
+        kept_bytes: Most bytes of gradients to keep beside the sum.
+
+    Raises:
+        JobError: A gradient is NaN or infinite.
+    """
+    parameters = trained(training)
+    size = sum(p.numel() * p.element_size() for p in parameters)
+    metric = optimizer_metric(training.optimizer, parameters)
+    losses: list[float] = []
+    total: list[Tensor | None] = [None] * len(parameters)
+
+    def first_pass() -> Iterator[list[Tensor | None]]:
+        for loss, gradient in _gradients(training, draws, micro_batch):
+            losses.append(loss)
+            _add(total, gradient)
+            tick()
+            yield gradient
+
+    if size * len(draws) <= kept_bytes:
+        kept = list(first_pass())
+        rows = [_against(g, total, metric) for g in kept]
+    else:
+        with preserved_rng():
+            for _ in first_pass():
+                pass
+        again = _gradients(training, draws, micro_batch)
+        rows = [_against(gradient, total, metric) for _, gradient in again]
+    values = np.array(rows).transpose(1, 0, 2)  # (4, groups, parameters)
+    own = (values[2], values[3]) if metric is not None else (None, None)
+    return Comparison(values[0], values[1], *own, losses)
+
+
+def _gradients(
+    training: Training, draws: list[Tensor], micro_batch: int
+) -> Iterator[tuple[float, list[Tensor | None]]]:
+    """Each group's mean loss and gradient; buffers and ``.grad`` are put back."""
+    job, model, parameters = training.job, training.model, trained(training)
     buffers = [b.clone() for b in model.buffers()]
     held = [p.grad for p in parameters]
-    gradients: list[list[Tensor | None]] = []
-    losses: list[float] = []
     try:
-        for _ in range(count):
-            indices = torch.randint(job.length, (group_size,), generator=generator)
+        for indices in draws:
             parts = indices.split(micro_batch)
             loss = accumulate(
                 job,
@@ -72,71 +187,48 @@ def measure_noise(
                 (job.batch(part, training.device) for part in parts),
                 [len(part) for part in parts],
             )
-            losses.append(float(loss))
-            gradients.append([p.grad for p in parameters])
-            _refuse_nonfinite(losses[-1], gradients[-1], training.steps)
-            tick()
+            gradient = [p.grad for p in parameters]
+            _refuse_nonfinite(float(loss), gradient, training.steps)
+            yield float(loss), gradient
     finally:
-        for parameter, gradient in zip(parameters, held, strict=True):
-            parameter.grad = gradient
+        for parameter, old in zip(parameters, held, strict=True):
+            parameter.grad = old
         with torch.no_grad():
-            for buffer, old in zip(model.buffers(), buffers, strict=True):
-                buffer.copy_(old)
-    plain = jackknife_moments(_gram(gradients, None), group_size)
-    metric = optimizer_metric(training.optimizer, parameters)
-    own = jackknife_moments(_gram(gradients, metric), group_size) if metric else None
-    return NoisePoint(
-        step=training.steps,
-        examples=training.examples,
-        loss=float(np.mean(losses)),
-        groups=count,
-        group_size=group_size,
-        noise_scale=noise_scale_of(plain, count, group_size),
-        plain=plain,
-        preconditioned=own,
-    )
+            for buffer, was in zip(model.buffers(), buffers, strict=True):
+                buffer.copy_(was)
 
 
-def optimizer_metric(
-    optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]
-) -> list[Tensor] | None:
-    r"""Adam's diagonal preconditioner $P = 1/(\sqrt{\hat v} + \epsilon)$.
-
-    The gradient's norm is then $g^\top P g$: with the preconditioner as a stand-in for
-    the inverse curvature this is the noise scale $\mathrm{tr}(H\Sigma)/G^\top H G$ of
-    McCandlish et al. 2018 taken along Adam's own step. None before the first update,
-    or for an optimizer that keeps no second moments.
-    """
-    metric = []
-    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    for parameter in parameters:
-        state = optimizer.state.get(parameter, {})
-        group = groups[id(parameter)]
-        if "exp_avg_sq" not in state or "betas" not in group:
-            return None
-        correction = 1 - group["betas"][1] ** float(state["step"])
-        root = (state["exp_avg_sq"] / correction).sqrt()
-        metric.append(1 / (root + group["eps"]))
-    return metric
-
-
-def _gram(
-    gradients: list[list[Tensor | None]], metric: list[Tensor] | None
-) -> np.ndarray:
-    """Inner products of the gradients, parameter by parameter, in float64."""
-    count = len(gradients)
-    total = np.zeros((count, count))
-    for k, parts in enumerate(zip(*gradients, strict=True)):
-        present = [g for g in parts if g is not None]
-        if not present:
+def _add(total: list[Tensor | None], gradient: list[Tensor | None]) -> None:
+    for i, one in enumerate(gradient):
+        if one is None:
             continue
-        zero = torch.zeros_like(present[0])
-        rows = torch.stack([(zero if g is None else g).flatten() for g in parts])
-        rows = rows.float()
+        before = total[i]
+        total[i] = one.float().clone() if before is None else before.add_(one)
+
+
+def _against(
+    gradient: list[Tensor | None],
+    total: list[Tensor | None],
+    metric: list[Tensor] | None,
+) -> list[list[float]]:
+    """Squares and crosses, plain and in the metric, of every parameter."""
+    device = next((t.device for t in total if t is not None), torch.device("cpu"))
+    zero = torch.zeros((), device=device)
+    rows: list[list[Tensor]] = [[], [], [], []]
+    for k, (one, whole) in enumerate(zip(gradient, total, strict=True)):
+        if one is None or whole is None:
+            for row in rows:
+                row.append(zero)
+            continue
+        one = one.float()
+        rows[0].append(inner(one, one))
+        rows[1].append(inner(one, whole))
         if metric is not None:
-            rows = rows * metric[k].flatten().float().sqrt()
-        total += (rows @ rows.T).double().cpu().numpy()
-    return total
+            own = one * metric[k].float()
+            rows[2].append(inner(own, one))
+            rows[3].append(inner(own, whole))
+    used = rows if metric is not None else [rows[0], rows[1], rows[0], rows[0]]
+    return torch.stack([torch.stack(row) for row in used]).double().tolist()
 
 
 def _refuse_nonfinite(loss: float, gradient: list[Tensor | None], step: int) -> None:

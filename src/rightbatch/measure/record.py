@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rightbatch.estimate import Estimate
+from rightbatch.noise.moments import NoiseMoments
 from rightbatch.optimizers import Family
 from rightbatch.record import read_json, write_json
 
@@ -106,25 +107,6 @@ class Contention:
     busy: bool
     stalled: float | None
     reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoiseMoments:
-    """Signal and noise of the gradient in one metric, with their covariance.
-
-    Attributes:
-        grad_norm_sq: Unbiased estimate of the squared norm of the mean gradient.
-        trace: Unbiased estimate of the trace of the per-example covariance.
-        var_grad_norm_sq: Jackknife variance of ``grad_norm_sq``.
-        var_trace: Jackknife variance of ``trace``.
-        covariance: Jackknife covariance of the two.
-    """
-
-    grad_norm_sq: float
-    trace: float
-    var_grad_norm_sq: float
-    var_trace: float
-    covariance: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

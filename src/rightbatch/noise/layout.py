@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-
 Axis = Literal["first", "second", "interleaved"]
 
 

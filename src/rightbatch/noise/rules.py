@@ -90,7 +90,7 @@ def gram_squares(x: Tensor, g: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Outer(Rule):
-    """A matrix: gradient $\\sum_r g_r x_r^\\top$, or its transpose for ``x @ w``."""
+    r"""A matrix: gradient $\sum_r g_r x_r^\top$, or its transpose for ``x @ w``."""
 
     layout: Layout
     transposed: bool = False

@@ -41,6 +41,7 @@ class Tally:
         observer: Shown every group's gradient, if there is one.
         squares: Squared norms of the groups' parts, by parameter.
         totals: Squared norm of the sum of these parts.
+        conflicts: Parameters whose uses cannot be added up, by index, and why.
         surprises: Parameters used more than once that were not known to be.
     """
 
@@ -53,7 +54,9 @@ class Tally:
     totals: dict[Key, Tensor] = field(default_factory=dict)
     groups: dict[Key, Groups] = field(default_factory=dict)
     surprises: set[Key] = field(default_factory=set)
+    conflicts: dict[int, str] = field(default_factory=dict)
     closed: bool = False
+    stand_in: Tally | None = None  # takes everything while the layout is tested
     _parked: dict[Key, list[tuple[Rule, Tensor, Tensor]]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -74,6 +77,8 @@ class Tally:
 
     def take(self, key: Key, rule: Rule, saved: Tensor, g: Tensor) -> Tensor:
         """The parameter's gradient from this use; its norms are noted on the way."""
+        if self.stand_in is not None:
+            return self.stand_in.take(key, rule, saved, g)
         if saved.is_floating_point() and saved.dtype != g.dtype:
             saved = saved.to(g.dtype)  # autocast did so inside the operation
         if self.closed:
@@ -91,6 +96,9 @@ class Tally:
 
     def add_group(self, key: Key, group: int, part: Tensor, sizes: Groups) -> None:
         """One group's gradient, where an operation is run group by group."""
+        if self.stand_in is not None:
+            self.stand_in.add_group(key, group, part, sizes)
+            return
         self.groups[key] = sizes
         before = self._running.get(key)
         seen = self._seen.get(key, 0)
@@ -104,12 +112,22 @@ class Tally:
         if seen + 1 == sizes.count:
             self.totals[key] = square(self._running.pop(key))
 
+    @torch.no_grad()
     def close(self) -> None:
         """Add up what was used more than once; nothing is noted any more."""
         for key, uses in self._parked.items():
             self._settle(key, uses)
         for key in [k for k in self.squares if k not in self.totals]:
             self.surprises.add(key)  # some groups never came
+        parts = defaultdict(set)
+        for key in self.groups:
+            parts[key.index].add(key.part)
+        for key in self.surprises:
+            if any(p < 0 for p in key.part):
+                self.conflicts[key.index] = "a view of it is used more than once"
+        for index, found in parts.items():
+            if len(found) > 1 and (() in found or any(p[-1] < 0 for p in found)):
+                self.conflicts[index] = "it is used whole and in part"
         self._parked.clear()
         self._ties.clear()
         self._lookups.clear()
@@ -183,6 +201,10 @@ class Tally:
             part = None
             for rule, saved, g in uses:
                 one = rule.gradient(saved, g, slice(a, b))
+                if part is not None and part.shape != one.shape:
+                    self.conflicts[key.index] = "it is used in different shapes"
+                    del self.groups[key]
+                    return
                 part = one if part is None else part + one
             assert part is not None
             norms.append(uses[0][0].square_of(part))

@@ -1,0 +1,1 @@
+"""Gradient noise while a model trains: where it is read, and what it amounts to."""

@@ -1,0 +1,98 @@
+"""How often to measure, so that measuring costs no more than it may."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+REMEMBERED = 31  # steps whose times are kept, of each kind [assumed]
+LOAN = 4  # measured steps that are made at once, to learn what they cost [assumed]
+LONGEST = 1000.0  # steps between two measured ones at most [assumed]
+PLAIN_FIRST = 2  # plain steps before the first measured one [assumed]
+
+
+@dataclass
+class Budget:
+    """A purse: every step pays in a share of its time, measured steps take out.
+
+    A step's time is what passes between one update and the next, so that on an
+    accelerator, which runs behind, it is still the time of a step. Medians of recent
+    steps are compared: one stall neither buys nor costs a measurement.
+
+    Attributes:
+        share: Time that measuring may take, over the time of training without.
+        clock: Seconds, only differences count.
+    """
+
+    share: float
+    clock: Callable[[], float]
+    steps: int = 0
+    measured: int = 0
+    spent_s: float = 0.0
+    earned_s: float = 0.0
+    plain_s: float = 0.0
+    _times: dict[str, deque[float]] = field(
+        default_factory=lambda: defaultdict(lambda: deque(maxlen=REMEMBERED))
+    )
+    _last: float | None = None
+
+    def extra(self, kind: str) -> float | None:
+        """Median seconds a step of this kind takes more than a plain one."""
+        if not self._times[kind] or not self._times[""]:
+            return None
+        plain = statistics.median(self._times[""])
+        return max(statistics.median(self._times[kind]) - plain, 0.0)
+
+    def affords(self, kind: str) -> bool:
+        """Whether the next step may be measured in this way."""
+        if self.share == float("inf"):
+            return True
+        if self.steps < PLAIN_FIRST:
+            return False
+        extra = self.extra(kind)
+        if extra is None or len(self._times[kind]) < LOAN:
+            return self.steps % 2 == 0  # by turns with plain steps, to compare
+        return self.spent_s + extra <= self.earned_s
+
+    def interval(self, kind: str) -> float:
+        """Steps from one measured step to the next that keep to the share."""
+        extra, plain = self.extra(kind), self._times[""]
+        if self.share == float("inf"):
+            return 1.0
+        if extra is None or len(self._times[kind]) < LOAN:
+            return 2.0
+        wanted = extra / max(self.share * statistics.median(plain), 1e-12)
+        return min(max(1.0, wanted), LONGEST)
+
+    def step(self, kind: str) -> None:
+        """A step has ended: plain (``""``), or measured in some way."""
+        now = self.clock()
+        seconds, self._last = None if self._last is None else now - self._last, now
+        self.steps += 1
+        self.measured += bool(kind)
+        if seconds is None:
+            return
+        self._times[kind].append(seconds)
+        plain = statistics.median(self._times[""]) if self._times[""] else seconds
+        self.plain_s += plain
+        self.earned_s += self.share * plain
+        if kind:
+            self.spent_s += self.extra(kind) or 0.0
+
+    def once(self, seconds: float) -> None:
+        """Something that is done once, such as a check, has taken so long."""
+        self.spent_s += seconds
+        if self._last is not None:
+            self._last += seconds  # it is not the step's own time
+
+    @property
+    def cost(self) -> float:
+        """Share of the training time that measuring has taken so far."""
+        return self.spent_s / self.plain_s if self.plain_s else 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Counts for a checkpoint; times are measured anew on whatever runs next."""
+        return {"steps": self.steps, "measured": self.measured}

@@ -1,0 +1,106 @@
+"""Samples of signal and noise on the clock of examples, in little memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+BLOCKS = 512  # samples are merged in pairs beyond so many [assumed]
+
+
+@dataclass
+class Block:
+    """The weighted sum of a few neighbouring samples.
+
+    Attributes:
+        first: Examples seen when the first of them was measured.
+        last: Examples seen when the last one was.
+        weight: Sum of their weights, which are examples measured.
+        count: How many samples.
+        signal: Weighted sum of |G|^2, one number for each parameter.
+        noise: Weighted sum of tr Sigma.
+    """
+
+    first: float
+    last: float
+    weight: float
+    count: int
+    signal: np.ndarray
+    noise: np.ndarray
+
+    def join(self, other: Block) -> Block:
+        """This block and the one after it as one."""
+        return Block(
+            self.first,
+            other.last,
+            self.weight + other.weight,
+            self.count + other.count,
+            self.signal + other.signal,
+            self.noise + other.noise,
+        )
+
+
+@dataclass
+class Ledger:
+    """Keeps numerators and denominators apart, weighted by examples, bounded in size.
+
+    Attributes:
+        blocks: Oldest first; at most ``BLOCKS``.
+    """
+
+    blocks: list[Block] = field(default_factory=list)
+
+    def add(
+        self, clock: float, weight: float, signal: np.ndarray, noise: np.ndarray
+    ) -> None:
+        """One sample: unbiased and unclipped, negative values and all."""
+        block = Block(clock, clock, weight, 1, signal * weight, noise * weight)
+        self.blocks.append(block)
+        if len(self.blocks) > BLOCKS:
+            even = len(self.blocks) // 2 * 2
+            pairs = zip(self.blocks[0:even:2], self.blocks[1:even:2], strict=True)
+            self.blocks = [a.join(b) for a, b in pairs] + self.blocks[even:]
+
+    @property
+    def count(self) -> int:
+        """Samples in all."""
+        return sum(b.count for b in self.blocks)
+
+    def since(self, clock: float, at_least: int = 0) -> list[Block]:
+        """The blocks of samples from ``clock`` on, but no fewer than ``at_least``."""
+        found = [b for b in self.blocks if b.last >= clock]
+        return found if len(found) >= at_least else self.blocks[-at_least:]
+
+    def state(self) -> list[dict[str, Any]]:
+        """Plain numbers, for a checkpoint."""
+        return [
+            {
+                "first": b.first,
+                "last": b.last,
+                "weight": b.weight,
+                "count": b.count,
+                "signal": b.signal.tolist(),
+                "noise": b.noise.tolist(),
+            }
+            for b in self.blocks
+        ]
+
+    @classmethod
+    def from_state(cls, state: Sequence[dict[str, Any]]) -> Ledger:
+        """What `state` gave."""
+        return cls(
+            [
+                Block(
+                    first=one["first"],
+                    last=one["last"],
+                    weight=one["weight"],
+                    count=one["count"],
+                    signal=np.asarray(one["signal"], float),
+                    noise=np.asarray(one["noise"], float),
+                )
+                for one in state
+            ]
+        )

@@ -1,0 +1,93 @@
+"""One measured step as numbers: signal and noise of every parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rightbatch.noise.moments import finite_population, unbiased
+from rightbatch.noise.preconditioned import Lens
+from rightbatch.noise.tally import Tally
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one step said.
+
+    Attributes:
+        batch: Examples in the step.
+        signal: Unbiased |G|^2 of each parameter.
+        noise: Unbiased tr Sigma of each parameter.
+        total: Squared norm of the batch's gradient, of each parameter.
+        metrics: Signal and noise in other metrics; of the sign, gain and deviation.
+        gain_batch: Examples behind the sign.
+    """
+
+    batch: int
+    signal: np.ndarray
+    noise: np.ndarray
+    total: np.ndarray
+    metrics: dict[str, Pair] = field(default_factory=dict)
+    gain_batch: int = 0
+
+    @property
+    def finite(self) -> bool:
+        """Whether no gradient was NaN or infinite."""
+        both = np.concatenate([self.signal, self.noise, self.total])
+        return bool(np.isfinite(both).all())
+
+    @property
+    def zero(self) -> bool:
+        """Whether there was no gradient at all."""
+        return not self.total.any()
+
+
+def from_tally(tally: Tally, count: int, population: int | None) -> Sample:
+    """Norms taken inside the weight gradients; parameters may be cut differently."""
+    signal, noise, total = (np.zeros(count) for _ in range(3))
+    keys = list(tally.squares)
+    if keys:
+        sums = torch.stack([tally.squares[k].sum() for k in keys])
+        wholes = torch.stack([tally.totals[k] for k in keys])
+        values = torch.stack([sums, wholes]).double().cpu().numpy()
+        for key, parts, whole in zip(keys, *values, strict=True):
+            one = unbiased(parts, whole, tally.groups[key].sizes)
+            if population is not None:
+                one = finite_population(*one, population)
+            signal[key.index] += one[0]
+            noise[key.index] += one[1]
+            total[key.index] += whole
+    return Sample(tally.batch, signal, noise, total)
+
+
+def from_groups(
+    parts: Tensor, totals: Tensor, sizes: Sequence[int], population: int | None
+) -> Sample:
+    """Norms of micro-batches or ranks: the same groups for every parameter."""
+    values = torch.stack([parts.double(), totals.double()]).cpu().numpy()
+    signal, noise = unbiased(values[0], values[1], sizes)
+    if population is not None:
+        signal, noise = finite_population(signal, noise, population)
+    return Sample(sum(sizes), signal, noise, values[1])
+
+
+def metric_pairs(
+    lens: Lens, found: dict[str, tuple[Tensor, Tensor]], scale: float
+) -> dict[str, Pair]:
+    """Signal and noise in every metric the lens saw."""
+    pairs = {}
+    for name, (first, second) in found.items():
+        parts = first.double().cpu().numpy()
+        totals = second.double().cpu().numpy()
+        if name == "sign":
+            pairs[name] = parts / scale, totals / scale
+        else:
+            signal, noise = unbiased(parts, totals, lens.sizes)
+            pairs[name] = signal / scale**2, noise / scale**2
+    return pairs
