@@ -34,6 +34,7 @@ class Budget:
     spent_s: float = 0.0
     earned_s: float = 0.0
     plain_s: float = 0.0
+    by_kind: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     _times: dict[str, deque[float]] = field(
         default_factory=lambda: defaultdict(lambda: deque(maxlen=REMEMBERED))
     )
@@ -46,8 +47,13 @@ class Budget:
         plain = statistics.median(self._times[""])
         return max(statistics.median(self._times[kind]) - plain, 0.0)
 
-    def affords(self, kind: str) -> bool:
-        """Whether the next step may be measured in this way."""
+    def affords(self, kind: str, part: float = 1.0) -> bool:
+        """Whether the next step may be measured in this way.
+
+        Args:
+            kind: In which way.
+            part: How much of all that may be spent this way may take.
+        """
         if self.share == float("inf"):
             return True
         if self.steps < PLAIN_FIRST:
@@ -55,6 +61,8 @@ class Budget:
         extra = self.extra(kind)
         if extra is None or len(self._times[kind]) < LOAN:
             return self.steps % 2 == 0  # by turns with plain steps, to compare
+        if self.by_kind[kind] + extra > part * self.earned_s:
+            return False
         return self.spent_s + extra <= self.earned_s
 
     def interval(self, kind: str) -> float:
@@ -80,7 +88,9 @@ class Budget:
         self.plain_s += plain
         self.earned_s += self.share * plain
         if kind:
-            self.spent_s += self.extra(kind) or 0.0
+            extra = self.extra(kind) or 0.0
+            self.spent_s += extra
+            self.by_kind[kind] += extra
 
     def once(self, seconds: float) -> None:
         """Something that is done once, such as a check, has taken so long."""

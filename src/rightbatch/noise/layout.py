@@ -21,18 +21,22 @@ class Layout:
             first axis: ``(batch, ...)``, or ``(batch * length, ...)``; ``"second"``
             for ``(length, batch, ...)``, as recurrent layers and attention have it
             inside; ``"interleaved"`` for that with both axes made one.
+        order: In which order to take the examples, shape (batch,); None: as they are.
     """
 
     batch: int
     axis: Axis
+    order: Tensor | None = None
 
     def split(self, tensor: Tensor) -> Tensor:
         """View as ``(batch, entries, *rest)``, an example's entries side by side."""
         if self.axis == "second":
-            return tensor.transpose(0, 1)
-        if self.axis == "interleaved":
-            return tensor.unflatten(0, (-1, self.batch)).transpose(0, 1)
-        return tensor.reshape(self.batch, -1, *tensor.shape[1:])
+            found = tensor.transpose(0, 1)
+        elif self.axis == "interleaved":
+            found = tensor.unflatten(0, (-1, self.batch)).transpose(0, 1)
+        else:
+            found = tensor.reshape(self.batch, -1, *tensor.shape[1:])
+        return found if self.order is None else found[self.order]
 
     @property
     def index(self) -> int:
@@ -41,7 +45,12 @@ class Layout:
 
 
 def layouts(
-    tensor: Tensor, batch: int, *, inside: bool = False, features: bool = True
+    tensor: Tensor,
+    batch: int,
+    *,
+    inside: bool = False,
+    features: bool = True,
+    order: Tensor | None = None,
 ) -> tuple[Layout, ...]:
     """The layouts a tensor may have, the likeliest first; empty if none fits.
 
@@ -50,6 +59,7 @@ def layouts(
         batch: Examples in the batch.
         inside: Whether it is inside an operation that has the length first.
         features: Whether the last axis has features, not examples.
+        order: In which order to take the examples.
     """
     found: list[Axis] = []
     shape = tensor.shape
@@ -60,7 +70,7 @@ def layouts(
         found.append("second")
     if whole and shape[0] > batch:
         found.append("interleaved")
-    return tuple(Layout(batch, axis) for axis in found)
+    return tuple(Layout(batch, axis, order) for axis in found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +116,11 @@ class Groups:
     def slices(self) -> tuple[tuple[int, int], ...]:
         """First and last-but-one example of each group."""
         return tuple(zip(self.bounds, self.bounds[1:], strict=False))
+
+    def strided(self, device: torch.device) -> Tensor:
+        """The order in which neighbours come into different groups, (batch,)."""
+        every = torch.arange(self.batch, device=device)
+        return torch.cat([every[j :: self.count] for j in range(self.count)])
 
     @property
     def equal(self) -> int:

@@ -36,7 +36,7 @@ class Listener:
         self._inner: list[Any] = []
         self._stance: Any = None
 
-    def enter(self, tally: Tally, only: Any = None) -> None:
+    def enter(self, tally: Tally, only: frozenset[int] | None = None) -> None:
         """The model's forward pass begins."""
         if self.mode is None or self.mode.tally is not tally:
             self.mode = TapMode(self.parameters, tally, self.sites, only)

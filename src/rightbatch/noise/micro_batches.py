@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rightbatch.noise.rules import square
+from rightbatch.noise.rules import square, wide
 from rightbatch.noise.tally import Key, Observer
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product in float32."""
-    if a.dtype == b.dtype == torch.float32 and a.is_contiguous() and b.is_contiguous():
+    """Inner product, summed in single precision at least."""
+    kind = wide(a)
+    if a.dtype == b.dtype == kind and a.is_contiguous() and b.is_contiguous():
         return torch.dot(a.view(-1), b.view(-1))
-    return (a.float() * b.float()).sum()
+    return (a.to(kind) * b.to(kind)).sum()
 
 
 @dataclass

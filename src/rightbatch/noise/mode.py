@@ -43,7 +43,7 @@ class TapMode(TorchFunctionMode):
         parameters: The tracked ones.
         tally: What the taps report to.
         sites: What is known of the parameters' layouts; added to.
-        only: Names of the operations to tap; default all.
+        only: Indices of the parameters to tap; default all.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class TapMode(TorchFunctionMode):
         parameters: Sequence[Tensor],
         tally: Tally,
         sites: Sites,
-        only: frozenset[str] | None = None,
+        only: frozenset[int] | None = None,
     ) -> None:
         super().__init__()
-        self.parameters, self.tally, self.only = parameters, tally, only
+        self.parameters, self.tally = parameters, tally
         self.coupled = False  # an operation mixes the examples of a batch
         self.skipped = False  # something was left alone because `allowed` said so
         self.allowed: Callable[[], bool] = lambda: True
-        self._planner = Planner(tally.batch, sites)
+        self._planner = Planner(tally.batch, sites, order=tally.order)
         for i, parameter in enumerate(parameters):
-            if i not in sites.excluded:
+            if i not in sites.excluded and (only is None or i in only):
                 self._planner.sources[id(parameter)] = Source(Key(i), parameter)
         self._copies: dict[tuple[Key, int], Tensor] = {}
 
@@ -94,8 +94,6 @@ class TapMode(TorchFunctionMode):
             return self._derived(name, func, args, kwargs, given)
         if any(type(s.tensor) not in (Tensor, nn.Parameter) for s in given):
             return None  # a distributed or quantised tensor
-        if self.only is not None and name not in self.only:
-            return None
         plan = self._planner.plan(name, func, args, kwargs)
         if plan is None:
             return self._by_group(name, func, args, kwargs, given)
@@ -155,24 +153,32 @@ class TapMode(TorchFunctionMode):
             return None
         if self._planner.inside:
             return None
+        order = self.tally.order
         groups = Groups.of(self.tally.batch, self.tally.count)
         outs = []
         for j, (a, b) in enumerate(groups.slices):
             swap = {id(s.tensor): self._copy(s, j, groups) for s in given}
             cut = {
-                id(t): t.narrow(axis, a, b - a)
+                id(t): (
+                    t.narrow(axis, a, b - a)
+                    if order is None
+                    else t.index_select(axis, order[a:b])
+                )
                 for t, axis in axes.inputs
                 if id(t) not in swap
             }
             if name in RECURRENT | CELLS:
                 cut = {k: v.contiguous() for k, v in cut.items()}
             outs.append(func(*_swap(args, swap | cut), **_swap(kwargs, swap | cut)))
+
+        def whole(parts: Sequence[Tensor], axis: int) -> Tensor:
+            out = torch.cat(list(parts), axis)
+            return out if order is None else out.index_select(axis, order.argsort())
+
         if isinstance(outs[0], Tensor):
-            return torch.cat(outs, axes.outputs[0])
-        return tuple(
-            torch.cat(list(parts), axis)
-            for parts, axis in zip(zip(*outs, strict=True), axes.outputs, strict=True)
-        )
+            return whole(outs, axes.outputs[0])
+        joined = zip(zip(*outs, strict=True), axes.outputs, strict=True)
+        return tuple(whole(parts, axis) for parts, axis in joined)
 
     def _copy(self, source: Source, group: int, groups: Groups) -> Tensor:
         """The group's copy of a parameter: one for all its uses, so that they add."""

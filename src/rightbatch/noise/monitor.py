@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from rightbatch.noise.ledger import Ledger
 from rightbatch.noise.listening import batch_of
 from rightbatch.noise.preconditioned import Lens, root_moments
 from rightbatch.noise.ranks import world
-from rightbatch.noise.reading import Names, metrics_of, noise_of
+from rightbatch.noise.reading import Names, by_proxy, metrics_of, noise_of
 from rightbatch.noise.rules import square
 from rightbatch.noise.samples import Sample
 from rightbatch.noise.scale import Coverage, NoiseScale
@@ -29,7 +29,7 @@ from rightbatch.noise.sources import Accumulated, AcrossRanks, Inside, Source
 
 GROUPS = 8  # |G|^2 gains only sqrt(k/(k-1)) beyond [derived: docs/noise.md]
 WINDOW = 0.33  # share of all examples so far that an estimate looks back on [assumed]
-LEAST = 16  # samples in the window at least [assumed]
+LEAST = 4  # samples in the window at least [assumed]
 METRICS_EVERY = 4  # every so many measured steps the optimizer's metrics too [assumed]
 QUIET = 5  # updates without a forward pass until we say so [assumed]
 
@@ -55,6 +55,9 @@ class NoiseMonitor:
         grad_scaler: The loop's ``GradScaler``, whose factor is divided out.
         metrics: Whether to measure in the optimizer's metrics too; default: if it
             divides by the gradient's own size, or takes its sign.
+        proxy: Whether to measure normalisation layers alone in steps between, and to
+            carry their noise scale over by the ratio seen in whole measurements. Almost
+            free, but only as good as that ratio is constant.
         verify: Whether to test once, by an extra backward pass, that each example's
             gradient is seen where it belongs.
         clock: Seconds; what the overhead is measured with.
@@ -94,6 +97,7 @@ class NoiseMonitor:
         example: str = "example",
         grad_scaler: Any = None,
         metrics: bool | None = None,
+        proxy: bool = False,
         verify: bool = True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -103,11 +107,12 @@ class NoiseMonitor:
         self._parameters: list[Tensor] = [p for _, p in tracked]
         self._ids = {id(p) for p in self._parameters}
         self._axis, self._example, self._scaler = batch_axis, example, grad_scaler
-        self._metrics, self._population = metrics, population
+        self._metrics, self._population, self._proxy = metrics, population, proxy
         self._budget = Budget(overhead, clock)
         self._clock = clock
         self._ledger = Ledger()
         self._metric_ledgers: dict[str, Ledger] = {}
+        self._norm_ledger = Ledger()  # of normalisation layers, in every measured step
         self._examples, self._skipped, self._zero = 0, 0, 0
         self._batch, self._gain_batch, self._measured = 0, 0, 0
         self._micro: list[int] = []  # examples of each forward pass of this step
@@ -123,6 +128,13 @@ class NoiseMonitor:
         self._across: AcrossRanks | None = None
         if self._world > 1:
             self._across = AcrossRanks(model, self._parameters, population, self._world)
+        self._norms = _norm_parameters(model, self._parameters)
+        if proxy and not self._norms:
+            raise SettingError(
+                "proxy=True needs normalisation layers with parameters of their own",
+                seen="no LayerNorm, RMSNorm, GroupNorm or InstanceNorm in the model",
+                fix="leave proxy out",
+            )
         units = None if self._across is None else self._across.units
         self._names = _names(tracked, optimizer, units)
         self._source: Source = self._across or self._inside
@@ -145,6 +157,9 @@ class NoiseMonitor:
         source = self._source
         found = noise_of(blocks, self._names, f"{source.name}")
         middle = (blocks[0].first + blocks[-1].last) / 2 if blocks else 0.0
+        if self._proxy and blocks:
+            between = self._norm_ledger.since(since, at_least=LEAST)
+            found = by_proxy(found, self._ledger.blocks, between, self._norms)
         return replace(
             found,
             metrics=metrics_of(
@@ -177,6 +192,7 @@ class NoiseMonitor:
             "batch": self._batch,
             "gain_batch": self._gain_batch,
             "ledger": self._ledger.state(),
+            "norms": self._norm_ledger.state(),
             "metrics": {n: one.state() for n, one in self._metric_ledgers.items()},
             "budget": self._budget.state(),
         }
@@ -199,6 +215,7 @@ class NoiseMonitor:
         self._zero, self._measured = state["zero"], state["measured"]
         self._batch, self._gain_batch = state["batch"], state["gain_batch"]
         self._ledger = Ledger.from_state(state["ledger"])
+        self._norm_ledger = Ledger.from_state(state["norms"])
         self._metric_ledgers = {
             n: Ledger.from_state(one) for n, one in state["metrics"].items()
         }
@@ -276,6 +293,8 @@ class NoiseMonitor:
     def _begin_step(self) -> None:
         self._source = self._choose()
         self._kind = self._wanted()
+        proxy = self._kind == "proxy"
+        self._inside.only = frozenset(self._norms) if proxy else None
         if self._kind:
             self._source.begin(self._lens_for, self._usual)
 
@@ -292,7 +311,10 @@ class NoiseMonitor:
         kind = "metrics" if turn and self._sees_metrics() else "norms"
         if self._across is not None and self._next:
             return kind if self._budget.steps >= self._next else ""
-        return kind if self._budget.affords(kind) else ""
+        if self._budget.affords(kind):
+            return kind
+        between = self._proxy and self._measured and self._source is self._inside
+        return "proxy" if between and self._budget.affords("proxy", 0.5) else ""
 
     def _sees_metrics(self) -> bool:
         if self._metrics is not None:
@@ -347,6 +369,15 @@ class NoiseMonitor:
                 "measured inside a batch; accumulate two or more micro-batches, train "
                 "on several ranks, or use GroupNorm",
             )
+        alike = self._inside.neighbours.alike()
+        if alike is not None:
+            self._warn(
+                "neighbours",
+                f"groups of neighbouring examples differ {alike:.2f} x as much as "
+                "groups taken across the batch: examples are not independent (packed, "
+                "sorted, repeated), and the noise scale is off; shuffle the examples, "
+                "or call what belongs together one example",
+            )
         if sample is None:
             return
         if not sample.finite:
@@ -354,9 +385,14 @@ class NoiseMonitor:
         elif sample.zero:
             self._zero += 1
         else:
-            self._note(sample)
+            self._note(sample, kind)
 
-    def _note(self, sample: Sample) -> None:
+    def _note(self, sample: Sample, kind: str) -> None:
+        if self._proxy:
+            signal, noise = sample.signal[self._norms], sample.noise[self._norms]
+            self._norm_ledger.add(self._examples, sample.batch, signal, noise)
+        if kind == "proxy":
+            return
         self._measured += 1
         self._batch = sample.batch
         self._ledger.add(self._examples, sample.batch, sample.signal, sample.noise)
@@ -458,3 +494,15 @@ def _names(
     }
     names, parameters = zip(*tracked, strict=True)
     return Names(tuple(names), tuple(groups.get(id(p), -1) for p in parameters))
+
+
+def _norm_parameters(model: nn.Module, parameters: Sequence[Tensor]) -> list[int]:
+    """Indices of the parameters of normalisation layers, by the layers' names."""
+    found = {
+        id(p)
+        for module in model.modules()
+        if "norm" in type(module).__name__.lower()
+        and "Batch" not in type(module).__name__
+        for p in module.parameters(recurse=False)
+    }
+    return [i for i, p in enumerate(parameters) if id(p) in found]

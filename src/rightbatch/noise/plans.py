@@ -15,7 +15,7 @@ from rightbatch.noise.layout import Layout, layouts
 from rightbatch.noise.tally import Key
 
 CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
-NORMS = {"layer_norm", "rms_norm", "group_norm", "instance_norm"}
+NORMS = frozenset({"layer_norm", "rms_norm", "group_norm", "instance_norm"})
 
 
 VIEW = -1  # in a key's part: a parameter seen through a view of it
@@ -100,12 +100,14 @@ class Planner:
         sites: What is known of the parameters' layouts.
         sources: The parameters, and what was derived from them, by ``id``.
         inside: Whether the calls are inside torch's attention, length first.
+        order: In which order the examples are cut into groups; None: as they are.
     """
 
     batch: int
     sites: Sites
     sources: dict[int, Source] = field(default_factory=dict)
     inside: bool = False
+    order: Tensor | None = None
 
     def source(self, value: Any) -> Source | None:
         """The tracked parameter this is, if it is one."""
@@ -158,6 +160,7 @@ class Planner:
             self.batch,
             inside=self.inside,
             features=features,
+            order=self.order,
         )
         wrong = 0 if source is None else self.sites.wrong.get(source.key.index, 0)
         if source is not None and source.table is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -110,6 +110,48 @@ def noise_of(blocks: Sequence[Block], names: Names, method: str) -> NoiseScale:
         steps=window.count,
         window=round(blocks[-1].last - blocks[0].first),
     )
+
+
+def by_proxy(
+    found: NoiseScale,
+    whole: Sequence[Block],
+    between: Sequence[Block],
+    norms: Sequence[int],
+) -> NoiseScale:
+    """The whole's noise scale from that of normalisation layers alone.
+
+    The ratio of the two comes from all steps in which both were measured, so its own
+    uncertainty is added (Gray et al. 2024, arXiv:2411.00999, found it constant).
+
+    Args:
+        found: From whole measurements in the window: its noise scale is replaced.
+        whole: Samples of all parameters, of the whole run.
+        between: Samples of the normalisation layers in the window.
+        norms: Which of all parameters these are.
+    """
+    everything, part = Window.of(whole), Window.of(between)
+    n = len(between)
+    direct = ratio(part.moments(), samples=n, n=part.count, method="")
+    pair = everything.moments(), everything.moments(norms)
+    all_of, some_of = (
+        ratio(one, samples=len(whole), n=everything.count, method="") for one in pair
+    )
+    if not (direct.bounded and all_of.bounded and some_of.bounded):
+        return found
+    factor = all_of.value / some_of.value
+    # Both ratios come from the same steps: their errors are taken as if they did not.
+    spread = math.hypot(direct.relative, all_of.relative, some_of.relative)
+    value = direct.value * factor
+    estimate = Estimate(
+        value=value,
+        low=value / (1 + spread),
+        high=value * (1 + spread),
+        unit="examples",
+        n=part.count,
+        method=f"{part.count} steps of normalisation layers x {factor:.2f}",
+    )
+    better = estimate.relative < found.noise_scale.relative
+    return replace(found, noise_scale=estimate) if better else found
 
 
 def metrics_of(

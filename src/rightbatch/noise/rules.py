@@ -31,9 +31,14 @@ PASS_COST = 40
 SIDE_BY_SIDE = 1 << 20
 
 
+def wide(tensor: Tensor) -> torch.dtype:
+    """The precision for sums of squares: single at least."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 def square(tensor: Tensor) -> Tensor:
-    """The squared norm in float32, whatever the tensor's own precision."""
-    return torch.linalg.vector_norm(tensor, dtype=torch.float32).square()
+    """The squared norm, summed in single precision at least."""
+    return torch.linalg.vector_norm(tensor, dtype=wide(tensor)).square()
 
 
 class Rule:
@@ -81,10 +86,10 @@ def gram_squares(x: Tensor, g: Tensor) -> Tensor:
         g: Output gradients, shape (groups, entries, features out).
     """
     if x.shape[1] == 1:
-        a = torch.linalg.vector_norm(x[:, 0], dim=1, dtype=torch.float32)
-        b = torch.linalg.vector_norm(g[:, 0], dim=1, dtype=torch.float32)
+        a = torch.linalg.vector_norm(x[:, 0], dim=1, dtype=wide(x))
+        b = torch.linalg.vector_norm(g[:, 0], dim=1, dtype=wide(g))
         return (a * b).square()
-    x, g = x.float(), g.float()
+    x, g = x.to(wide(x)), g.to(wide(g))
     return (x @ x.mT).mul_(g @ g.mT).sum((1, 2))
 
 
@@ -151,7 +156,7 @@ class Table(Rule):
         )
         ids = split.reshape(groups.batch, -1)
         keys, slots = (ids + group[:, None] * self.rows).unique(return_inverse=True)
-        values = self.layout.split(g).reshape(-1, g.shape[-1]).float()
+        values = self.layout.split(g).reshape(-1, g.shape[-1]).to(wide(g))
         sums = values.new_zeros(len(keys), g.shape[-1])
         sums.index_add_(0, slots.reshape(-1), values)
         sums[keys % self.rows == self.padding] = 0
@@ -195,7 +200,8 @@ class Kernel(Rule):
         )[1]
 
     def squares(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
-        if self.transposed or not groups.equal or saved.shape[0] != groups.batch:
+        moved = saved.shape[0] != groups.batch or self.layout.order is not None
+        if self.transposed or not groups.equal or moved:
             return None
         places = math.prod(g.shape[2:]) * groups.equal
         inner = math.prod(self.shape[1:])
@@ -270,7 +276,7 @@ class Broadcast(Rule):
         return (parts if part is None else parts[part]).sum(0)
 
     def stack(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
-        return groups.sum(self._parts(saved, g).float())
+        return groups.sum(self._parts(saved, g).to(wide(g)))
 
 
 @dataclass(frozen=True, slots=True)

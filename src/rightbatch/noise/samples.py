@@ -27,6 +27,8 @@ class Sample:
         total: Squared norm of the batch's gradient, of each parameter.
         metrics: Signal and noise in other metrics; of the sign, gain and deviation.
         gain_batch: Examples behind the sign.
+        between: Noise of the parameters whose groups have several examples; depends
+            on which examples are neighbours, if these are not independent.
     """
 
     batch: int
@@ -35,6 +37,7 @@ class Sample:
     total: np.ndarray
     metrics: dict[str, Pair] = field(default_factory=dict)
     gain_batch: int = 0
+    between: float = 0.0
 
     @property
     def finite(self) -> bool:
@@ -51,7 +54,7 @@ class Sample:
 def from_tally(tally: Tally, count: int, population: int | None) -> Sample:
     """Norms taken inside the weight gradients; parameters may be cut differently."""
     signal, noise, total = (np.zeros(count) for _ in range(3))
-    keys = list(tally.squares)
+    keys, between = list(tally.squares), 0.0
     if keys:
         sums = torch.stack([tally.squares[k].sum() for k in keys])
         wholes = torch.stack([tally.totals[k] for k in keys])
@@ -63,7 +66,9 @@ def from_tally(tally: Tally, count: int, population: int | None) -> Sample:
             signal[key.index] += one[0]
             noise[key.index] += one[1]
             total[key.index] += whole
-    return Sample(tally.batch, signal, noise, total)
+            if tally.groups[key].count < tally.batch:
+                between += float(one[1])
+    return Sample(tally.batch, signal, noise, total, between=between)
 
 
 def from_groups(

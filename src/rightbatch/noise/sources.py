@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -72,14 +76,14 @@ class Source:
 
 def _scaled(sample: Sample, scale: float, lens: Lens | None, found: Any) -> Sample:
     square = scale * scale
-    pairs = {} if lens is None else metric_pairs(lens, found, scale)
-    return Sample(
-        sample.batch,
-        sample.signal / square,
-        sample.noise / square,
-        sample.total / square,
-        pairs,
-        0 if lens is None else lens.gain_batch,
+    return replace(
+        sample,
+        signal=sample.signal / square,
+        noise=sample.noise / square,
+        total=sample.total / square,
+        metrics={} if lens is None else metric_pairs(lens, found, scale),
+        gain_batch=0 if lens is None else lens.gain_batch,
+        between=sample.between / square,
     )
 
 
@@ -106,6 +110,8 @@ class Inside(Source):
         self._tally: Tally | None = None
         self._lens_for: LensFor = lambda sizes: None
         self._unchecked = True
+        self.neighbours = Neighbours()
+        self.only: frozenset[int] | None = None
 
     @property
     def waiting(self) -> bool:
@@ -125,9 +131,12 @@ class Inside(Source):
         if tally is None or tally.batch != batch:
             count = batch if self.groups is None else min(self.groups, batch)
             self.lens = self._lens_for(Groups.of(batch, count).sizes)
-            tally = Tally(batch, count, self._shared, self._untied, self.lens)
+            order = None
+            if self.lens is None and self.only is None and self.neighbours.turn():
+                order = Groups.of(batch, count).strided(self.parameters[0].device)
+            tally = Tally(batch, count, self._shared, self._untied, self.lens, order)
             self._tally = tally
-        self._listener.enter(tally)
+        self._listener.enter(tally, self.only)
 
     def forward_ends(self, output: Any) -> None:
         mode = self._listener.mode
@@ -171,9 +180,12 @@ class Inside(Source):
             self.trouble = "a second micro-batch"
         if self.trouble:
             return None
-        self._note_missing(tally)
+        if self.only is None and tally.order is None:
+            self._note_missing(tally)
         found = None if self.lens is None else self.lens.read()
         sample = from_tally(tally, len(self.parameters), self.population)
+        if self.only is None and sample.finite:
+            self.neighbours.add(sample.between, tally.order is not None)
         return _scaled(sample, scale, self.lens, found)
 
     def _note_missing(self, tally: Tally) -> None:
@@ -192,6 +204,46 @@ class Inside(Source):
         self._listener.close()
 
     detach = cancel
+
+
+@dataclass
+class Neighbours:
+    """Whether neighbouring examples are more alike than others.
+
+    Now and then the groups are cut across the batch instead of along it. If examples
+    are independent both give the same noise; packed, sorted or repeated examples don't.
+    """
+
+    every: int = 8  # measured steps from one such cut to the next [assumed]
+    count: int = 0
+    _along: deque[float] = field(default_factory=lambda: deque(maxlen=7))
+    _ratios: deque[float] = field(default_factory=lambda: deque(maxlen=64))
+
+    def turn(self) -> bool:
+        """Whether the next measured step is cut across."""
+        self.count += 1
+        return self.count % self.every == 0
+
+    def add(self, noise: float, across: bool) -> None:
+        """The noise of one measured step, cut along the batch or across."""
+        if not across:
+            self._along.append(noise)
+        elif len(self._along) == 7 and noise > 0 and sum(self._along) > 0:
+            self._ratios.append(statistics.mean(self._along) / noise)
+
+    def alike(self) -> float | None:
+        """How many times the noise between neighbours' groups is the other, if not 1.
+
+        None unless it differs by a quarter, and by four standard errors.
+        """
+        if len(self._ratios) < 8:
+            return None
+        logs = [math.log(r) for r in self._ratios]
+        mean = statistics.mean(logs)
+        error = statistics.stdev(logs) / math.sqrt(len(logs))
+        if abs(mean) < math.log(1.25) or abs(mean) < 4 * error:
+            return None
+        return math.exp(mean)
 
 
 class Accumulated(Source):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rightbatch.noise.layout import Groups
-from rightbatch.noise.rules import Outer, Rule, Table, square
+from rightbatch.noise.rules import Outer, Rule, Table, square, wide
 
 
 class Key(NamedTuple):
@@ -38,6 +38,7 @@ class Tally:
         shared: Parameters known to be used more than once: their parts are added
             before the norm is taken.
         untied: Those among them that are more than one embedding and one output layer.
+        order: In which order the examples are cut into groups; None: as they are.
         observer: Shown every group's gradient, if there is one.
         squares: Squared norms of the groups' parts, by parameter.
         totals: Squared norm of the sum of these parts.
@@ -50,6 +51,7 @@ class Tally:
     shared: frozenset[Key] = frozenset()
     untied: frozenset[Key] = frozenset()
     observer: Observer | None = None
+    order: Tensor | None = None
     squares: dict[Key, Tensor] = field(default_factory=dict)
     totals: dict[Key, Tensor] = field(default_factory=dict)
     groups: dict[Key, Groups] = field(default_factory=dict)
@@ -105,7 +107,7 @@ class Tally:
         if self.observer is not None:
             self.observer.see(key, before, part, seen)
         if not seen:
-            self.squares[key] = part.new_zeros(sizes.count, dtype=torch.float32)
+            self.squares[key] = part.new_zeros(sizes.count, dtype=wide(part))
         self.squares[key][group] = square(part)
         self._running[key] = part.clone() if before is None else before + part
         self._seen[key] = seen + 1
@@ -151,7 +153,7 @@ class Tally:
             parts = rule.stack(saved, g, groups)
             if parts is not None:
                 flat = parts.reshape(len(parts), -1)
-                norms = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float32)
+                norms = torch.linalg.vector_norm(flat, dim=1, dtype=wide(flat))
                 return parts.sum(0).to(g.dtype), norms.square()
         running, norms = None, []
         for j, (a, b) in enumerate(groups.slices):
@@ -235,7 +237,7 @@ class _Tie:
         self, rule: Rule, saved: Tensor, g: Tensor, gradient: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Inner products with the other use's gradients, once both are known."""
-        zero = g.new_zeros(self.groups.count, dtype=torch.float32)
+        zero = g.new_zeros(self.groups.count, dtype=wide(g))
         if isinstance(rule, Table):
             if self.rows is None or self.total_rows is None:
                 return zero, zero[0]
@@ -243,7 +245,7 @@ class _Tie:
             dots = (sums * self.rows).sum(1)
             cross = zero.index_add_(0, keys // self.table.rows, dots)
             used = self.ids.unique()
-            return cross, (gradient[used].float() * self.total_rows).sum()
+            return cross, (gradient[used].to(wide(g)) * self.total_rows).sum()
         assert isinstance(rule, Outer)
         split_ids = self.table.layout.split(self.ids)
         kept = []
@@ -251,7 +253,7 @@ class _Tie:
             used = split_ids[a:b].unique()
             x = rule.layout.split(saved)[a:b].reshape(-1, saved.shape[-1])
             out = rule.layout.split(g)[a:b].reshape(-1, g.shape[-1])
-            kept.append(out[:, used].float().mT @ x.float())
+            kept.append(out[:, used].to(wide(g)).mT @ x.to(wide(g)))
         self.rows = torch.cat(kept)
-        self.total_rows = gradient[self.ids.unique()].float()
+        self.total_rows = gradient[self.ids.unique()].to(wide(g))
         return zero, zero[0]
