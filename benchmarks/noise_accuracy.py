@@ -32,8 +32,10 @@ from torch.nn import functional as F
 import rightbatch as rb
 from noise_models import Transformer
 from rightbatch.jobs.stdlib_gpt import read_library
+from rightbatch.noise.monitor import WINDOW
 
 LENGTH, EXAMPLES, BATCH = 32, 4096, 16
+TRUTH_EVERY = 20  # steps
 DECAY = 0.98  # of the moving averages that the other forms are given
 
 
@@ -190,6 +192,7 @@ def training(name: str, steps: int, every: int) -> dict[str, Any]:
     forms["monitor, every step"] = rb.NoiseMonitor(twin, follower, math.inf)
     several, raw = MultiStep(), RawNorm()
     rows: dict[str, list[float]] = collections.defaultdict(list)
+    truths: list[tuple[int, float, float]] = []
     for step, x in enumerate(batches(job, 7), start=1):
         optimizer.zero_grad()
         loss(model, (x,)).backward()
@@ -205,16 +208,21 @@ def training(name: str, steps: int, every: int) -> dict[str, Any]:
         if block:
             noise = float(block[0].noise.sum() / block[0].weight)
             raw.see(noise, float(gradient @ gradient))
+        if step % TRUTH_EVERY == 0:
+            known = truth(job, model)
+            truths.append((step, known.trace.value, known.grad_norm_sq.value))
         if step % every == 0:
-            held = [p.grad for p in model.parameters()]
-            true = truth(job, model).noise_scale.value
-            for p, g in zip(model.parameters(), held, strict=True):
-                p.grad = g
-            rows["truth"].append(true)
+            here = truths[-1][1] / truths[-1][2]
+            # What a window averages: noise and signal apart, then their ratio.
+            inside = [t for t in truths if t[0] > (1 - WINDOW) * step]
+            over = sum(t[1] for t in inside) / sum(t[2] for t in inside)
+            rows["truth"].append(here)
             for form, monitor in forms.items():
-                rows[form].append(monitor.noise_scale.value / true)
-            rows["ten steps as one batch"].append(several.scale / true)
-            rows["raw norm"].append(raw.scale / true)
+                value = monitor.noise_scale.value
+                rows[form].append(value / here)
+                rows[f"{form}, its window"].append(value / over)
+            rows["ten steps as one batch"].append(several.scale / here)
+            rows["raw norm"].append(raw.scale / here)
         away += time.process_time() - left
         if step >= steps:
             break
@@ -255,7 +263,7 @@ def main() -> None:
         for form, median in found["median"].items():
             worst = math.exp(found["worst"][form])
             row = " ".join(f"{v:.2f}" for v in found["rows"][form])
-            print(f"  {form:24} {median:6.2f} x  worst {worst:.2f} x   {row}")
+            print(f"  {form:30} {median:6.2f} x  worst {worst:.2f} x   {row}")
         print(f"  cost by its own account {found['cost']:.3f}", flush=True)
     if options.runs:
         report["fixed"] = fixed_weights(options.runs, options.steps)

@@ -70,3 +70,42 @@ def steps_by_grid(b: np.ndarray, steps: np.ndarray) -> float:
         if loss < best:
             best, found = loss, float(critical)
     return found
+
+
+def group_gradients(
+    model: torch.nn.Module, loss: Any, inputs: list[torch.Tensor], cuts: list[int]
+) -> list[list[torch.Tensor]]:
+    """Each group's part of the gradient: its examples alone, one backward each.
+
+    ``loss(model, inputs)`` is a sum over examples; inputs have them on axis 0.
+    """
+    found = []
+    for a, b in zip(cuts, cuts[1:], strict=False):
+        value = loss(model, [x[a:b] for x in inputs])
+        parameters = list(model.parameters())
+        grads = torch.autograd.grad(value, parameters, allow_unused=True)
+        found.append(
+            [
+                torch.zeros_like(p) if g is None else g
+                for p, g in zip(parameters, grads, strict=True)
+            ]
+        )
+    return found
+
+
+def noise_by_pairs(parts: list[torch.Tensor], sizes: list[int]) -> tuple[float, float]:
+    """|G|^2 and tr Sigma from a batch's groups, from the definitions alone.
+
+    Signal: inner products of different groups' mean gradients, each pair weighted by
+    the product of its sizes. Noise: what the batch gradient's parts have beyond it.
+    """
+    batch = sum(sizes)
+    signal = weight = 0.0
+    for i, j in itertools.permutations(range(len(parts)), 2):
+        signal += float(
+            (parts[i] * parts[j]).sum()
+        )  # parts are sums over the batch's B
+        weight += sizes[i] * sizes[j] / batch**2
+    signal /= weight
+    squares = sum(float(p.square().sum()) for p in parts)
+    return signal, batch * (squares - signal * sum((m / batch) ** 2 for m in sizes))

@@ -28,7 +28,7 @@ from rightbatch.noise.scale import Coverage, NoiseScale
 from rightbatch.noise.sources import Accumulated, AcrossRanks, Inside, Source
 
 GROUPS = 8  # |G|^2 gains only sqrt(k/(k-1)) beyond [derived: docs/noise.md]
-WINDOW = 0.33  # share of all examples so far that an estimate looks back on [assumed]
+WINDOW = 0.25  # share of the run an estimate looks back on [measured: docs/noise.md]
 LEAST = 4  # samples in the window at least [assumed]
 METRICS_EVERY = 4  # every so many measured steps the optimizer's metrics too [assumed]
 QUIET = 5  # updates without a forward pass until we say so [assumed]
@@ -149,7 +149,7 @@ class NoiseMonitor:
         """The noise scale now, whole, by layer and in the optimizer's metrics.
 
         Args:
-            window: Examples to look back on; default the last third of the run.
+            window: Examples to look back on; default the last quarter of the run.
         """
         back = WINDOW * self._examples if window is None else window
         since = self._examples - back

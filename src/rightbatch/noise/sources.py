@@ -174,6 +174,8 @@ class Inside(Source):
         self._listener.sites.excluded |= tally.conflicts
         if tally.surprises or tally.conflicts:
             self.trouble = "parameters used more than once were found"
+        if tally.differentiated:
+            self.trouble = "the loss has gradients in it"
         if self.coupled:
             self.trouble = "BatchNorm mixes the examples of a batch"
         if len(batches) != 1 and not self.trouble:

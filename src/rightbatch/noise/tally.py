@@ -58,6 +58,7 @@ class Tally:
     surprises: set[Key] = field(default_factory=set)
     conflicts: dict[int, str] = field(default_factory=dict)
     closed: bool = False
+    differentiated: bool = False  # somebody differentiated through the gradient
     stand_in: Tally | None = None  # takes everything while the layout is tested
     _parked: dict[Key, list[tuple[Rule, Tensor, Tensor]]] = field(
         default_factory=lambda: defaultdict(list)

@@ -28,6 +28,7 @@ class Tap(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (g,) = grads
         made: list[Tensor | None] = []
+        ctx.tally.differentiated |= torch.is_grad_enabled()
         for (key, rule), saved, kind in zip(
             ctx.uses, ctx.saved_tensors, ctx.kinds, strict=True
         ):
