@@ -59,8 +59,9 @@ def unbiased(
     """
     batch = sum(sizes)
     q = sum((m / batch) ** 2 for m in sizes)
-    signal = (total - parts) / (1 - q)
-    return signal, batch * (parts - q * total) / (1 - q)
+    with np.errstate(invalid="ignore"):  # infinite gradients are sorted out later
+        signal = (total - parts) / (1 - q)
+        return signal, batch * (parts - q * total) / (1 - q)
 
 
 def finite_population(
@@ -72,7 +73,8 @@ def finite_population(
     $\mathrm{Cov} = -\Sigma/(N-1)$ (Cochran 1977, theorem 2.2), so the estimates above
     aim at $|G|^2 - \mathrm{tr}\,\Sigma/(N-1)$ and $\mathrm{tr}\,\Sigma\,N/(N-1)$.
     """
-    return signal + noise / population, noise * (population - 1) / population
+    with np.errstate(invalid="ignore"):
+        return signal + noise / population, noise * (population - 1) / population
 
 
 def jackknife_moments(

@@ -172,6 +172,7 @@ class NoiseMonitor:
             age=round(self._examples - middle) if blocks else 0,
             skipped=self._skipped,
             zero=self._zero,
+            trouble=source.trouble,
             cost=self._budget.cost,
             example=self._example,
             population=self._population,

@@ -10,7 +10,13 @@ import numpy as np
 
 from rightbatch.estimate import Estimate
 from rightbatch.noise.ledger import Block, Ledger
-from rightbatch.noise.moments import NoiseMoments, around, ratio, sampled_moments
+from rightbatch.noise.moments import (
+    NoiseMoments,
+    around,
+    quantile,
+    ratio,
+    sampled_moments,
+)
 from rightbatch.noise.preconditioned import sign_scale
 from rightbatch.noise.scale import LayerNoise, MetricNoise, NoiseScale
 
@@ -132,15 +138,10 @@ def by_proxy(
     everything, part = Window.of(whole), Window.of(between)
     n = len(between)
     direct = ratio(part.moments(), samples=n, n=part.count, method="")
-    pair = everything.moments(), everything.moments(norms)
-    all_of, some_of = (
-        ratio(one, samples=len(whole), n=everything.count, method="") for one in pair
-    )
-    if not (direct.bounded and all_of.bounded and some_of.bounded):
+    factor, error = _factor(everything, norms)
+    if not (direct.bounded and math.isfinite(error)):
         return found
-    factor = all_of.value / some_of.value
-    # Both ratios come from the same steps: their errors are taken as if they did not.
-    spread = math.hypot(direct.relative, all_of.relative, some_of.relative)
+    spread = math.hypot(direct.relative, quantile(len(whole)) * error)
     value = direct.value * factor
     estimate = Estimate(
         value=value,
@@ -152,6 +153,28 @@ def by_proxy(
     )
     better = estimate.relative < found.noise_scale.relative
     return replace(found, noise_scale=estimate) if better else found
+
+
+def _factor(window: Window, norms: Sequence[int]) -> tuple[float, float]:
+    """The whole's ratio over that of some parameters; relative jackknife error."""
+    weights = window.weights[:, None]
+    columns = np.stack(
+        [
+            window.noise.sum(1),
+            window.signal.sum(1),
+            window.noise[:, norms].sum(1),
+            window.signal[:, norms].sum(1),
+        ],
+        axis=1,
+    )
+    sums = (weights * columns).sum(0)
+    without = sums - weights * columns
+    if len(columns) < 3 or (without <= 0).any() or (sums <= 0).any():
+        return math.nan, math.inf
+    logs = np.log(without) @ np.array([1.0, -1.0, -1.0, 1.0])
+    n = len(logs)
+    error = math.sqrt((n - 1) / n * float(((logs - logs.mean()) ** 2).sum()))
+    return float(sums[0] * sums[3] / (sums[1] * sums[2])), error
 
 
 def metrics_of(

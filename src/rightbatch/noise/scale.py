@@ -83,6 +83,7 @@ class NoiseScale:
         age: Examples seen from the middle of the window until now.
         skipped: Steps left out because the gradient was not finite.
         zero: Steps left out because every gradient was zero.
+        trouble: Why the last step that was to be measured gave nothing.
         cost: Share of the training time that measuring has taken; None: not known.
         example: What one example is.
         population: Size of the data set, if batches repeat nothing within an epoch.
@@ -103,6 +104,7 @@ class NoiseScale:
     age: int = 0
     skipped: int = 0
     zero: int = 0
+    trouble: str = ""
     cost: float | None = None
     example: str = "example"
     population: int | None = None
@@ -138,7 +140,8 @@ class NoiseScale:
         )
         if self.steps == 0:
             lost = [(self.zero, "all gradients zero"), (self.skipped, "not finite")]
-            seen = "; ".join(f"{n} steps {what}" for n, what in lost if n)
+            told = [f"{n} steps {what}" for n, what in lost if n]
+            seen = "; ".join([*told, *([self.trouble] if self.trouble else [])])
             return "nothing measured yet" + (f" ({seen})" if seen else "")
         if not known.bounded:
             if known.low <= 0:
