@@ -80,7 +80,7 @@ def group_gradients(
     ``loss(model, inputs)`` is a sum over examples; inputs have them on axis 0.
     """
     found = []
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    for a, b in itertools.pairwise(cuts):
         value = loss(model, [x[a:b] for x in inputs])
         parameters = list(model.parameters())
         grads = torch.autograd.grad(value, parameters, allow_unused=True)

@@ -1,4 +1,4 @@
-"""A monitor in people's own loops: the pitfalls of others, one by one, and bad input."""
+"""A monitor in people's own loops: the pitfalls of others, and bad input."""
 
 import copy
 import itertools
@@ -61,9 +61,8 @@ def train(
 
 
 def watch(model: nn.Module, optimizer: Any = None, **settings: Any) -> rb.NoiseMonitor:
-    return rb.NoiseMonitor(
-        model, optimizer, **{"overhead": math.inf, "metrics": False, **settings}
-    )
+    given: dict[str, Any] = {"overhead": math.inf, "metrics": False, **settings}
+    return rb.NoiseMonitor(model, optimizer, **given)
 
 
 def perceptron(*, seed: int = 0) -> nn.Module:
@@ -211,6 +210,7 @@ def test_the_ledger_stays_small_and_loses_nothing() -> None:
 # Pitfall 3, and facts 5 and 6: what others do must be seen failing.
 
 
+@pytest.mark.slow
 def test_estimators_that_mix_steps_are_wrong_while_training() -> None:
     # Momentum at a high rate on a quadratic: the weights swing, so the mean of ten
     # steps' gradients is far smaller than any of them. Truth at every step; medians.
@@ -622,12 +622,11 @@ def test_trained_gradients_are_the_same_with_and_without_us() -> None:
         torch.manual_seed(0)
         model = Deep()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-        if watched:
-            monitor = watch(model, optimizer, metrics=True)
+        monitor = watch(model, optimizer, metrics=True) if watched else None
         train(model, optimizer, draws(job, 16), 30)
+        assert monitor is None or monitor.read().steps > 0
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-5)
-    assert monitor.read().steps > 0
 
 
 def test_only_what_is_trained_counts() -> None:
@@ -913,14 +912,15 @@ def true_noise_of(job: rb.Job, model: nn.Module) -> tuple[float, float]:
 
 def test_bad_settings_are_refused() -> None:
     model = perceptron()
-    for settings in (
+    bad: list[dict[str, Any]] = [
         {"overhead": 0.0},
         {"overhead": math.nan},
         {"groups": 1},
         {"groups": "all"},
         {"population": 1},
         {"proxy": True},
-    ):
+    ]
+    for settings in bad:
         with pytest.raises(rb.SettingError):
             rb.NoiseMonitor(model, **settings)
     with pytest.raises(rb.SettingError, match="does not hold the model's parameters"):
@@ -945,10 +945,14 @@ def test_a_model_that_is_never_called_is_told() -> None:
     twin = perceptron()
     monitor = watch(model)
     optimizer = still(model)
-    with pytest.warns(UserWarning, match="no forward pass of the model was seen"):
+
+    def updates() -> None:
         for x, y in itertools.islice(draws(regression_job(), 8), 6):
             (twin(x) - y).square().mean().backward()
             optimizer.step()
+
+    with pytest.warns(UserWarning, match="no forward pass of the model was seen"):
+        updates()
     assert monitor.read().steps == 0
 
 
@@ -1031,6 +1035,8 @@ def test_noise_at_other_weights() -> None:
     assert found.grad_norm_sq.value == pytest.approx(signal, rel=1e-5)
     with pytest.raises(rb.SettingError, match="not the job's model"):
         rb.noise_scale(job, at=nn.Linear(3, 1))
-    for settings in ({"budget_s": 0.0}, {"precision": 0.0}, {"group_size": 0}):
+    bad: list[dict[str, Any]] = [{"budget_s": 0.0}, {"precision": 0.0}]
+    bad.append({"group_size": 0})
+    for settings in bad:
         with pytest.raises(rb.SettingError):
             rb.noise_scale(job, **settings)

@@ -166,6 +166,8 @@ def compare(
         again = _gradients(training, draws, micro_batch)
         rows = [_against(gradient, total, metric) for _, gradient in again]
     values = np.array(rows).transpose(1, 0, 2)  # (4, groups, parameters)
+    if not np.isfinite(values).all():
+        raise _not_finite(training.steps, f"norms up to {np.nanmax(values):.3g}")
     own = (values[2], values[3]) if metric is not None else (None, None)
     return Comparison(values[0], values[1], *own, losses)
 
@@ -241,9 +243,13 @@ def _refuse_nonfinite(loss: float, gradient: list[Tensor | None], step: int) -> 
         )
     total = float(torch.stack(norms).norm())
     if not (math.isfinite(loss) and math.isfinite(total)):
-        raise JobError(
-            f"loss or gradient is not finite at step {step}",
-            seen=f"loss {loss}, gradient norm {total}",
-            why="no noise can be measured there, and training has diverged",
-            fix="lower the learning rate, or mask the examples that give NaN",
-        )
+        raise _not_finite(step, f"loss {loss}, gradient norm {total}")
+
+
+def _not_finite(step: int, seen: str) -> JobError:
+    return JobError(
+        f"loss or gradient is not finite at step {step}",
+        seen=seen,
+        why="no noise can be measured there, and training has diverged",
+        fix="lower the learning rate, or mask the examples that give NaN",
+    )

@@ -58,21 +58,27 @@ class Budget:
             return True
         if self.steps < PLAIN_FIRST:
             return False
-        extra = self.extra(kind)
-        if extra is None or len(self._times[kind]) < LOAN:
+        if self.measured < LOAN:
             return self.steps % 2 == 0  # by turns with plain steps, to compare
+        extra = self._guess(kind)
         if self.by_kind[kind] + extra > part * self.earned_s:
             return False
         return self.spent_s + extra <= self.earned_s
 
+    def _guess(self, kind: str) -> float:
+        """What a step of this kind takes more; twice another kind's, if unknown."""
+        known = self.extra(kind)
+        others = [self.extra(other) or 0.0 for other in list(self._times) if other]
+        return known if known is not None else 2 * max(others, default=0.0)
+
     def interval(self, kind: str) -> float:
         """Steps from one measured step to the next that keep to the share."""
-        extra, plain = self.extra(kind), self._times[""]
+        plain = self._times[""]
         if self.share == float("inf"):
             return 1.0
-        if extra is None or len(self._times[kind]) < LOAN:
+        if not plain or self.measured < LOAN:
             return 2.0
-        wanted = extra / max(self.share * statistics.median(plain), 1e-12)
+        wanted = self._guess(kind) / max(self.share * statistics.median(plain), 1e-12)
         return min(max(1.0, wanted), LONGEST)
 
     def step(self, kind: str) -> None:

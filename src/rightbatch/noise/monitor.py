@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -21,15 +20,21 @@ from rightbatch.noise.ledger import Ledger
 from rightbatch.noise.listening import batch_of
 from rightbatch.noise.preconditioned import Lens, root_moments
 from rightbatch.noise.ranks import world
-from rightbatch.noise.reading import Names, by_proxy, metrics_of, noise_of
+from rightbatch.noise.reading import by_proxy, metrics_of, noise_of
 from rightbatch.noise.rules import square
 from rightbatch.noise.samples import Sample
 from rightbatch.noise.scale import Coverage, NoiseScale
+from rightbatch.noise.settings import (
+    check_settings,
+    names,
+    norm_parameters,
+    tracked,
+)
 from rightbatch.noise.sources import Accumulated, AcrossRanks, Inside, Source
 
 GROUPS = 8  # |G|^2 gains only sqrt(k/(k-1)) beyond [derived: docs/noise.md]
 WINDOW = 0.25  # share of the run an estimate looks back on [measured: docs/noise.md]
-LEAST = 4  # samples in the window at least [assumed]
+LEAST = 2  # samples of the window at least: an interval needs two [derived]
 METRICS_EVERY = 4  # every so many measured steps the optimizer's metrics too [assumed]
 QUIET = 5  # updates without a forward pass until we say so [assumed]
 
@@ -101,10 +106,10 @@ class NoiseMonitor:
         verify: bool = True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        _check_settings(overhead, groups, population)
+        check_settings(overhead, groups, population)
         self.model, self.optimizer = model, optimizer
-        tracked = _tracked(model, optimizer)
-        self._parameters: list[Tensor] = [p for _, p in tracked]
+        watched = tracked(model, optimizer)
+        self._parameters: list[Tensor] = [p for _, p in watched]
         self._ids = {id(p) for p in self._parameters}
         self._axis, self._example, self._scaler = batch_axis, example, grad_scaler
         self._metrics, self._population, self._proxy = metrics, population, proxy
@@ -128,7 +133,7 @@ class NoiseMonitor:
         self._across: AcrossRanks | None = None
         if self._world > 1:
             self._across = AcrossRanks(model, self._parameters, population, self._world)
-        self._norms = _norm_parameters(model, self._parameters)
+        self._norms = norm_parameters(model, self._parameters)
         if proxy and not self._norms:
             raise SettingError(
                 "proxy=True needs normalisation layers with parameters of their own",
@@ -136,7 +141,7 @@ class NoiseMonitor:
                 fix="leave proxy out",
             )
         units = None if self._across is None else self._across.units
-        self._names = _names(tracked, optimizer, units)
+        self._names = names(watched, optimizer, units)
         self._source: Source = self._across or self._inside
         self._hooks = self._attach()
 
@@ -309,6 +314,7 @@ class NoiseMonitor:
         if self._source is self._inside and self._inside.coupled:
             return ""
         turn = self._measured % METRICS_EVERY == METRICS_EVERY - 1
+        turn &= self._measured > METRICS_EVERY  # first what the plain ones cost
         kind = "metrics" if turn and self._sees_metrics() else "norms"
         if self._across is not None and self._next:
             return kind if self._budget.steps >= self._next else ""
@@ -431,79 +437,3 @@ class NoiseMonitor:
         if about not in self._warned:
             self._warned.add(about)
             warnings.warn(f"NoiseMonitor: {text}", stacklevel=2)
-
-
-def _check_settings(overhead: float, groups: Any, population: int | None) -> None:
-    if not overhead > 0 or math.isnan(overhead):
-        raise SettingError(
-            f"overhead={overhead} leaves no time to measure",
-            seen=f"overhead = {overhead}",
-            fix="a positive share such as 0.02, or math.inf for every step",
-        )
-    if groups != "examples" and (not isinstance(groups, int) or groups < 2):
-        raise SettingError(
-            f"groups={groups!r} cannot be compared",
-            seen=f"groups = {groups!r}",
-            why="noise is the difference between groups of the same batch",
-            fix='2 or more, such as 8, or "examples"',
-        )
-    if population is not None and population < 2:
-        raise SettingError(
-            f"population={population} is no data set", fix="its number of examples"
-        )
-
-
-def _tracked(
-    model: nn.Module, optimizer: torch.optim.Optimizer | None
-) -> list[tuple[str, Tensor]]:
-    """The trainable parameters, by name, that the optimizer holds."""
-    named: list[tuple[str, Tensor]] = [
-        (n, p) for n, p in model.named_parameters() if p.requires_grad
-    ]
-    if not named:
-        raise SettingError(
-            "the model has no trainable parameters",
-            seen="no parameter has requires_grad=True",
-            fix="unfreeze what is to be trained before making the monitor",
-        )
-    if optimizer is None:
-        return named
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    mine = [(n, p) for n, p in named if id(p) in held]
-    if not mine:
-        raise SettingError(
-            "the optimizer does not hold the model's parameters",
-            seen=f"{len(named)} trainable parameters, none of them among the "
-            f"optimizer's {len(held)}",
-            why="its steps would say nothing of this model's gradient",
-            fix="make the optimizer from model.parameters(), after wrapping or moving",
-        )
-    return mine
-
-
-def _names(
-    tracked: list[tuple[str, Tensor]],
-    optimizer: torch.optim.Optimizer | None,
-    units: list[str] | None,
-) -> Names:
-    if units is not None:  # FSDP: what is told apart is a wrapped module
-        return Names(tuple(units), (-1,) * len(units))
-    groups = {
-        id(p): i
-        for i, group in enumerate(optimizer.param_groups if optimizer else [])
-        for p in group["params"]
-    }
-    names, parameters = zip(*tracked, strict=True)
-    return Names(tuple(names), tuple(groups.get(id(p), -1) for p in parameters))
-
-
-def _norm_parameters(model: nn.Module, parameters: Sequence[Tensor]) -> list[int]:
-    """Indices of the parameters of normalisation layers, by the layers' names."""
-    found = {
-        id(p)
-        for module in model.modules()
-        if "norm" in type(module).__name__.lower()
-        and "Batch" not in type(module).__name__
-        for p in module.parameters(recurse=False)
-    }
-    return [i for i, p in enumerate(parameters) if id(p) in found]

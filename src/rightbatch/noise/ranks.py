@@ -116,6 +116,8 @@ def listen_to_ddp(
 
         return work.get_future().then(read)
 
+    # DDP reads a hook's annotations, and takes none that are text.
+    average.__annotations__.clear()
     try:
         model.register_comm_hook(ranks, average)
     except RuntimeError as error:

@@ -1,0 +1,68 @@
+"""Ranks as groups: 2 and 4 gloo processes against direct computation."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def _end(text: str) -> str:
+    lines = [line for line in text.splitlines() if "Error" in line]
+    return "\n".join(lines[:5])
+
+
+def torchrun(kind: str, ranks: int, folder: Path) -> dict[str, Any]:
+    out = folder / "found.json"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={ranks}", str(HERE / "ranks.py"), kind, str(out)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)},
+    )
+    assert done.returncode == 0, _end(done.stderr)
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "ddp, adam", "ddp, accumulated"])
+def test_ranks_give_the_direct_computation(
+    kind: str, ranks: int, tmp_path: Path
+) -> None:
+    found = torchrun(kind, ranks, tmp_path)
+    assert found["source"] == "ranks"
+    steps = 10 if kind == "ddp, adam" else 5
+    assert found["steps"] == steps
+    assert found["batch"] == 6 * ranks
+    assert found["examples"] == steps * 6 * ranks
+    assert found["signal"] == pytest.approx(found["true signal"], rel=1e-4)
+    assert found["noise"] == pytest.approx(found["true noise"], rel=1e-4)
+    values = [value for value, _ in found["everyone"]]
+    assert len(set(values)) == 1  # every rank reads the same
+    if kind == "fsdp":
+        assert set(found["layers"]) >= {"0", "2"}
+    if kind == "ddp, adam":
+        assert "sign" in found["metrics"]
+
+
+def test_ranks_agree_on_what_to_measure(tmp_path: Path) -> None:
+    found = torchrun("ddp, budget", 2, tmp_path)
+    first, second = (measured for _, measured in found["everyone"])
+    assert first == second
+    assert 4 <= first[-1] < 60
+
+
+def test_two_exchanges_in_a_step_give_nothing(tmp_path: Path) -> None:
+    found = torchrun("ddp, synchronised twice", 2, tmp_path)
+    assert found["steps"] == 0
+    assert "more than once" in found["trouble"]
