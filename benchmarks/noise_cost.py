@@ -7,6 +7,7 @@ above what model and data take. One thread.
 
     python -m venv .venv-peers
     .venv-peers/bin/pip install -c constraints.txt -e . -r benchmarks/peers.txt
+    .venv-peers/bin/pip install --no-deps backpack-for-pytorch==1.7.1  # no torchvision
     .venv-peers/bin/python benchmarks/noise_cost.py            # some minutes
 """
 

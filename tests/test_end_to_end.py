@@ -314,7 +314,7 @@ class Listener(Watcher):
 
 def test_tune_from_python() -> None:
     listener = Listener()
-    tuning = rb.tune(regression_job(examples=2000), budget_s=3, watcher=listener)
+    tuning = rb.tune(regression_job(examples=2000), budget_s=6, watcher=listener)
     assert listener.heard[:3] == ["Check the job", "Time and memory", "Gradient noise"]
     assert tuning.plan.batch_size >= 1
     assert tuning.measurements.race is not None

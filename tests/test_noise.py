@@ -51,7 +51,7 @@ def test_moments_are_unbiased() -> None:
     grads = rows.mean(axis=2)
     parts = (grads / 6) ** 2
     totals = grads.mean(axis=1) ** 2
-    found = np.stack(unbiased(parts.sum((1, 2)), totals.sum(1), [5] * 6), axis=1)
+    found = np.stack(unbiased(parts.sum((1, 2)), totals.sum(1), 1 / 6, 30), axis=1)
     for column, truth in ((0, float(mean @ mean)), (1, 6.0)):
         error = found[:, column].std() / math.sqrt(len(found))
         assert abs(found[:, column].mean() - truth) < 4 * error

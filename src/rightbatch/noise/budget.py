@@ -60,7 +60,8 @@ class Budget:
             return False
         if self.measured < LOAN:
             return self.steps % 2 == 0  # by turns with plain steps, to compare
-        extra = self._guess(kind)
+        cheap = part < 1 and self.extra(kind) is None  # tried once, to know its cost
+        extra = 0.0 if cheap else self._guess(kind)
         if self.by_kind[kind] + extra > part * self.earned_s:
             return False
         return self.spent_s + extra <= self.earned_s

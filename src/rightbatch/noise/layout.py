@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -88,6 +89,7 @@ class Groups:
     bounds: tuple[int, ...]
 
     @classmethod
+    @functools.cache
     def of(cls, batch: int, count: int) -> Groups:
         """Cut into ``count`` groups whose sizes differ by at most one."""
         count = min(count, batch)
@@ -116,6 +118,11 @@ class Groups:
     def slices(self) -> tuple[tuple[int, int], ...]:
         """First and last-but-one example of each group."""
         return tuple(zip(self.bounds, self.bounds[1:], strict=False))
+
+    @property
+    def concentration(self) -> float:
+        """Sum of the squared shares of the groups; 1 / count if they are equal."""
+        return sum((m / self.batch) ** 2 for m in self.sizes)
 
     def strided(self, device: torch.device) -> Tensor:
         """The order in which neighbours come into different groups, (batch,)."""

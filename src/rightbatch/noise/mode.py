@@ -30,6 +30,7 @@ VIEWS = {
     *("flatten", "unflatten", "contiguous", "to", "float", "type_as", "narrow"),
 }
 PARTS = {"chunk", "split", "unbind", "tensor_split"}
+DERIVING = VIEWS | PARTS | {"__getitem__", "__get__"}
 RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 CELLS = {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 TRANSPOSED = torch.Tensor.T.__get__  # type: ignore[attr-defined]
@@ -69,10 +70,10 @@ class TapMode(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in COUPLED and (args[5:6] or [kwargs.get("training")])[0]:
-            self.coupled = True
         if name == "__get__" and func != TRANSPOSED:
             return func(*args, **kwargs)
+        if name in COUPLED and (args[5:6] or [kwargs.get("training")])[0]:
+            self.coupled = True
         if name == "multi_head_attention_forward" and torch.is_grad_enabled():
             return self._inside(func, args, kwargs)
         source = self._planner.source
@@ -90,7 +91,7 @@ class TapMode(TorchFunctionMode):
         self, name: str, func: Any, args: Any, kwargs: Any, given: list[Source]
     ) -> Any:
         """The call's result with its parameters tapped, or None to leave it alone."""
-        if name in VIEWS | PARTS or name in ("__getitem__", "__get__"):
+        if name in DERIVING:
             return self._derived(name, func, args, kwargs, given)
         if any(type(s.tensor) not in (Tensor, nn.Parameter) for s in given):
             return None  # a distributed or quantised tensor

@@ -32,8 +32,14 @@ class NoiseMoments:
     covariance: float
 
 
+def concentration(sizes: Sequence[int]) -> float:
+    """Sum of the squared shares of groups of these sizes; 1 / k for k equal ones."""
+    batch = sum(sizes)
+    return sum((m / batch) ** 2 for m in sizes)
+
+
 def unbiased(
-    parts: np.ndarray, total: np.ndarray, sizes: Sequence[int]
+    parts: np.ndarray, total: np.ndarray, q: np.ndarray | float, batch: int
 ) -> tuple[np.ndarray, np.ndarray]:
     r"""$|G|^2$ and $\mathrm{tr}\,\Sigma$ from one batch cut into groups.
 
@@ -47,18 +53,17 @@ def unbiased(
     Args:
         parts: $\sum_j |w_j|^2$, any shape.
         total: $|\sum_j w_j|^2$, same shape.
-        sizes: Examples in each group; two at least.
+        q: `concentration` of the groups' sizes; below 1.
+        batch: Examples in all.
 
     Returns:
         Signal and noise, in the shape given; either may be negative by chance.
 
     Example:
-        >>> signal, noise = unbiased(np.array(6.0), np.array(4.0), [1, 1])
+        >>> signal, noise = unbiased(np.array(6.0), np.array(4.0), 0.5, 2)
         >>> float(signal), float(noise)
         (-4.0, 16.0)
     """
-    batch = sum(sizes)
-    q = sum((m / batch) ** 2 for m in sizes)
     with np.errstate(invalid="ignore"):  # infinite gradients are sorted out later
         signal = (total - parts) / (1 - q)
         return signal, batch * (parts - q * total) / (1 - q)

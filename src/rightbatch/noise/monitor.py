@@ -86,7 +86,7 @@ class NoiseMonitor:
         ...     loss.backward()
         ...     optimizer.step()
         ...     optimizer.zero_grad()
-        >>> monitor.read().steps
+        >>> monitor.read(window=20 * 16).steps
         20
     """
 

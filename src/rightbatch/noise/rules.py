@@ -36,9 +36,14 @@ def wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
+def norm(tensor: Tensor) -> Tensor:
+    """The norm, summed in single precision at least."""
+    return torch.linalg.vector_norm(tensor, dtype=wide(tensor))
+
+
 def square(tensor: Tensor) -> Tensor:
     """The squared norm, summed in single precision at least."""
-    return torch.linalg.vector_norm(tensor, dtype=wide(tensor)).square()
+    return norm(tensor).square()
 
 
 class Rule:
@@ -50,8 +55,8 @@ class Rule:
         """The parameter's gradient from the examples of ``part``; None: from all."""
         raise NotImplementedError
 
-    def squares(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
-        """Squared norms of the groups' gradients, ``(groups,)``, float32.
+    def norms(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
+        """Norms of the groups' gradients, ``(groups,)``, single precision at least.
 
         None where forming the gradients is the cheaper way.
         """
@@ -61,9 +66,9 @@ class Rule:
         """The groups' gradients side by side, ``(groups, *shape)``, if small."""
         return None
 
-    def square_of(self, gradient: Tensor) -> Tensor:
-        """Squared norm of what `gradient` returned for the whole batch."""
-        return square(gradient)
+    def norm_of(self, gradient: Tensor) -> Tensor:
+        """Norm of what `gradient` returned."""
+        return norm(gradient)
 
 
 def _rows(layout: Layout, tensor: Tensor, part: slice | None) -> Tensor:
@@ -78,8 +83,8 @@ def _by_group(layout: Layout, tensor: Tensor, groups: Groups) -> Tensor:
     return layout.split(tensor).reshape(groups.count, -1, tensor.shape[-1])
 
 
-def gram_squares(x: Tensor, g: Tensor) -> Tensor:
-    r"""$\|\sum_r g_r x_r^\top\|^2$ for each group, without forming the sums.
+def gram_norms(x: Tensor, g: Tensor) -> Tensor:
+    r"""$\|\sum_r g_r x_r^\top\|$ for each group, without forming the sums.
 
     Args:
         x: Inputs, shape (groups, entries, features in).
@@ -88,9 +93,9 @@ def gram_squares(x: Tensor, g: Tensor) -> Tensor:
     if x.shape[1] == 1:
         a = torch.linalg.vector_norm(x[:, 0], dim=1, dtype=wide(x))
         b = torch.linalg.vector_norm(g[:, 0], dim=1, dtype=wide(g))
-        return (a * b).square()
+        return a * b
     x, g = x.to(wide(x)), g.to(wide(g))
-    return (x @ x.mT).mul_(g @ g.mT).sum((1, 2))
+    return (x @ x.mT).mul_(g @ g.mT).sum((1, 2)).clamp_(min=0).sqrt_()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,7 @@ class Outer(Rule):
         out = _rows(self.layout, g, part)
         return x.mT @ out if self.transposed else out.mT @ x
 
-    def squares(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
+    def norms(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
         entries = math.prod(saved.shape[:-1]) // groups.count
         inner, outer = saved.shape[-1], g.shape[-1]
         if entries * entries * (inner + outer) > PASS_COST * inner * outer:
@@ -116,9 +121,9 @@ class Outer(Rule):
                 (_rows(self.layout, saved, p)[None], _rows(self.layout, g, p)[None])
                 for p in parts
             )
-            return torch.cat([gram_squares(x, d) for x, d in pairs])
+            return torch.cat([gram_norms(x, d) for x, d in pairs])
         x = _by_group(self.layout, saved, groups)
-        return gram_squares(x, _by_group(self.layout, g, groups))
+        return gram_norms(x, _by_group(self.layout, g, groups))
 
     def stack(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
         size = groups.count * saved.shape[-1] * g.shape[-1]
@@ -162,10 +167,11 @@ class Table(Rule):
         sums[keys % self.rows == self.padding] = 0
         return keys, sums
 
-    def squares(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
+    def norms(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
         keys, sums = self.segments(saved, g, groups)
         per_key = sums.square().sum(1)
-        return per_key.new_zeros(groups.count).index_add_(0, keys // self.rows, per_key)
+        sums = per_key.new_zeros(groups.count)
+        return sums.index_add_(0, keys // self.rows, per_key).sqrt_()
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +205,7 @@ class Kernel(Rule):
             (False, True, False),
         )[1]
 
-    def squares(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
+    def norms(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
         moved = saved.shape[0] != groups.batch or self.layout.order is not None
         if self.transposed or not groups.equal or moved:
             return None
@@ -221,7 +227,8 @@ class Kernel(Rule):
         d = g.flatten(2).unflatten(1, (self.groups, -1)).unflatten(0, lanes[:2])
         # (groups, size, lanes, features, places) -> (groups * lanes, rows, features)
         x, d = (t.permute(0, 2, 1, 4, 3).flatten(2, 3).flatten(0, 1) for t in (x, d))
-        return gram_squares(x, d).unflatten(0, (groups.count, -1)).sum(1)
+        lanes_norms = gram_norms(x, d).unflatten(0, (groups.count, -1))
+        return torch.linalg.vector_norm(lanes_norms, dim=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,8 +279,17 @@ class Broadcast(Rule):
         return g.reshape(self.layout.batch, *self.own)
 
     def gradient(self, saved: Tensor, g: Tensor, part: slice | None) -> Tensor:
+        if part is None and self.factor is None and self.sign > 0:
+            axes = [i for i, size in enumerate(self.aligned) if size == 1]
+            return g.sum(axes).reshape(self.own)
         parts = self._parts(saved, g)
         return (parts if part is None else parts[part]).sum(0)
+
+    def norms(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
+        vectors = g.shape == (groups.batch, *self.own) and self.factor is None
+        if vectors and groups.count == groups.batch and self.layout.order is None:
+            return torch.linalg.vector_norm(g, dim=1, dtype=wide(g))
+        return None
 
     def stack(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
         return groups.sum(self._parts(saved, g).to(wide(g)))
@@ -296,18 +312,18 @@ class Reached(Rule):
     def gradient(self, saved: Tensor, g: Tensor, part: slice | None) -> Tensor:
         return self.inner.gradient(saved, g, part)
 
-    def squares(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
+    def norms(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
         found = self.inner.stack(saved, g, groups)
         assert found is not None
         return self._through(found)
 
-    def square_of(self, gradient: Tensor) -> Tensor:
+    def norm_of(self, gradient: Tensor) -> Tensor:
         return self._through(gradient[None])[0]
 
     def _through(self, found: Tensor) -> Tensor:
         count = len(found)
         table = Table(Layout(count, "first"), self.rows, self.padding)
         ids = self.ids.expand(count, *self.ids.shape)
-        squares = table.squares(ids, found, Groups.of(count, count))
-        assert squares is not None
-        return squares
+        norms = table.norms(ids, found, Groups.of(count, count))
+        assert norms is not None
+        return norms

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rightbatch.noise.moments import finite_population, unbiased
+from rightbatch.noise.moments import concentration, finite_population, unbiased
 from rightbatch.noise.preconditioned import Lens
 from rightbatch.noise.tally import Tally
 
@@ -56,18 +56,23 @@ def from_tally(tally: Tally, count: int, population: int | None) -> Sample:
     signal, noise, total = (np.zeros(count) for _ in range(3))
     keys, between = list(tally.squares), 0.0
     if keys:
-        sums = torch.stack([tally.squares[k].sum() for k in keys])
+        squares = torch.cat([tally.squares[k] for k in keys])
         wholes = torch.stack([tally.totals[k] for k in keys])
-        values = torch.stack([sums, wholes]).double().cpu().numpy()
-        for key, parts, whole in zip(keys, *values, strict=True):
-            one = unbiased(parts, whole, tally.groups[key].sizes)
-            if population is not None:
-                one = finite_population(*one, population)
-            signal[key.index] += one[0]
-            noise[key.index] += one[1]
-            total[key.index] += whole
-            if tally.groups[key].count < tally.batch:
-                between += float(one[1])
+        values = torch.cat([squares, wholes]).double().cpu().numpy()
+        groups = [tally.groups[k] for k in keys]
+        starts = np.cumsum([0, *(g.count for g in groups[:-1])])
+        parts = np.add.reduceat(values[: len(squares)], starts)
+        whole = values[len(squares) :]
+        q = np.array([g.concentration for g in groups])
+        one, other = unbiased(parts, whole, q, tally.batch)
+        if population is not None:
+            one, other = finite_population(one, other, population)
+        index = [k.index for k in keys]
+        np.add.at(signal, index, one)
+        np.add.at(noise, index, other)
+        np.add.at(total, index, whole)
+        several = [g.count < tally.batch for g in groups]
+        between = float(other[several].sum())
     return Sample(tally.batch, signal, noise, total, between=between)
 
 
@@ -76,7 +81,7 @@ def from_groups(
 ) -> Sample:
     """Norms of micro-batches or ranks: the same groups for every parameter."""
     values = torch.stack([parts.double(), totals.double()]).cpu().numpy()
-    signal, noise = unbiased(values[0], values[1], sizes)
+    signal, noise = unbiased(values[0], values[1], concentration(sizes), sum(sizes))
     if population is not None:
         signal, noise = finite_population(signal, noise, population)
     return Sample(sum(sizes), signal, noise, values[1])
@@ -93,6 +98,8 @@ def metric_pairs(
         if name == "sign":
             pairs[name] = parts / scale, totals / scale
         else:
-            signal, noise = unbiased(parts, totals, lens.sizes)
+            signal, noise = unbiased(
+                parts, totals, concentration(lens.sizes), sum(lens.sizes)
+            )
             pairs[name] = signal / scale**2, noise / scale**2
     return pairs

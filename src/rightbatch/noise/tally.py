@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from rightbatch.noise.layout import Groups
-from rightbatch.noise.rules import Outer, Rule, Table, square, wide
+from rightbatch.noise.rules import Broadcast, Kernel, Outer, Rule, Table, square, wide
+
+VECTORS = (Outer, Broadcast)  # rules for which one vector per example is simplest
 
 
 class Key(NamedTuple):
@@ -65,6 +67,8 @@ class Tally:
     )
     _ties: dict[Key, _Tie] = field(default_factory=dict)
     _lookups: dict[Key, tuple[Table, Tensor]] = field(default_factory=dict)
+    _norms: dict[Key, Tensor] = field(default_factory=dict)  # not squared yet
+    _wholes: dict[Key, Tensor] = field(default_factory=dict)
     _running: dict[Key, Tensor] = field(default_factory=dict)
     _seen: dict[Key, int] = field(default_factory=dict)
 
@@ -92,9 +96,8 @@ class Tally:
             self.surprises.add(key)
             return rule.gradient(saved, g, None)
         groups = self.groups[key] = self._grouping(rule, saved, g)
-        gradient, squares = self._measure(key, rule, saved, g, groups)
-        self.squares[key] = squares
-        self.totals[key] = rule.square_of(gradient)
+        gradient, self._norms[key] = self._measure(key, rule, saved, g, groups)
+        self._wholes[key] = rule.norm_of(gradient)
         return gradient
 
     def add_group(self, key: Key, group: int, part: Tensor, sizes: Groups) -> None:
@@ -120,6 +123,12 @@ class Tally:
         """Add up what was used more than once; nothing is noted any more."""
         for key, uses in self._parked.items():
             self._settle(key, uses)
+        if self._norms:  # squared together: many small operations cost more
+            squares = torch.cat(list(self._norms.values())).square()
+            sizes = [len(n) for n in self._norms.values()]
+            self.squares.update(zip(self._norms, squares.split(sizes), strict=True))
+            totals = torch.stack(list(self._wholes.values())).square().unbind()
+            self.totals.update(zip(self._wholes, totals, strict=True))
         for key in [k for k in self.squares if k not in self.totals]:
             self.surprises.add(key)  # some groups never came
         parts = defaultdict(set)
@@ -138,33 +147,37 @@ class Tally:
         self.closed = True
 
     def _grouping(self, rule: Rule, saved: Tensor, g: Tensor) -> Groups:
+        if self.observer is not None or self.count == self.batch:
+            return Groups.of(self.batch, self.count)
         # One vector per example: its norm costs less than any group's.
-        alone = isinstance(rule, Outer) and g.numel() == self.batch * g.shape[-1]
-        if alone and self.observer is None:
+        if g.dim() == 2 and len(g) == self.batch and isinstance(rule, VECTORS):
             return Groups.of(self.batch, self.batch)
+        if isinstance(rule, Kernel):  # a small group's costs nearly a large one's
+            return Groups.of(self.batch, max(2, self.count // 2))
         return Groups.of(self.batch, self.count)
 
     def _measure(
         self, key: Key, rule: Rule, saved: Tensor, g: Tensor, groups: Groups
     ) -> tuple[Tensor, Tensor]:
+        """The gradient, and the norms of the groups' parts of it."""
         if self.observer is None:
-            squares = rule.squares(saved, g, groups)
-            if squares is not None:
-                return rule.gradient(saved, g, None), squares
+            found = rule.norms(saved, g, groups)
+            if found is not None:
+                return rule.gradient(saved, g, None), found
             parts = rule.stack(saved, g, groups)
             if parts is not None:
                 flat = parts.reshape(len(parts), -1)
                 norms = torch.linalg.vector_norm(flat, dim=1, dtype=wide(flat))
-                return parts.sum(0).to(g.dtype), norms.square()
-        running, norms = None, []
+                return parts.sum(0).to(g.dtype), norms
+        running, each = None, []
         for j, (a, b) in enumerate(groups.slices):
             part = rule.gradient(saved, g, slice(a, b))
-            norms.append(rule.square_of(part))
+            each.append(rule.norm_of(part))
             if self.observer is not None:
                 self.observer.see(key, running, part, j)
             running = part if running is None else running.add_(part)
         assert running is not None
-        return running, torch.stack(norms)
+        return running, torch.stack(each)
 
     def _take_shared(self, key: Key, rule: Rule, saved: Tensor, g: Tensor) -> Tensor:
         tie = self._tie(key, rule)
@@ -175,9 +188,9 @@ class Tally:
             self.surprises.add(key)
         tie.met.add(type(rule))
         self.groups[key] = tie.groups
-        gradient, squares = self._measure(key, rule, saved, g, tie.groups)
+        gradient, norms = self._measure(key, rule, saved, g, tie.groups)
         cross, cross_total = tie.join(rule, saved, g, gradient)
-        total = rule.square_of(gradient)
+        squares, total = norms.square(), rule.norm_of(gradient).square()
         self.squares[key] = self.squares.get(key, 0) + squares + 2 * cross
         self.totals[key] = self.totals.get(key, 0) + total + 2 * cross_total
         return gradient
@@ -210,13 +223,13 @@ class Tally:
                     return
                 part = one if part is None else part + one
             assert part is not None
-            norms.append(uses[0][0].square_of(part))
+            norms.append(uses[0][0].norm_of(part))
             if self.observer is not None:
                 self.observer.see(key, total, part, j)
             total = part if total is None else total.add_(part)
         assert total is not None
-        self.squares[key] = torch.stack(norms)
-        self.totals[key] = uses[0][0].square_of(total)
+        self.squares[key] = torch.stack(norms).square()
+        self.totals[key] = uses[0][0].norm_of(total).square()
 
 
 @dataclass
