@@ -104,8 +104,9 @@ def one_step(
 
 @pytest.mark.parametrize(("groups", "batch"), [(4, 12), (4, 10), (2, 7), (10, 10)])
 def test_a_step_is_its_definition(groups: int, batch: int) -> None:
-    job, model = regression_job(), nn.Conv1d(5, 1, 1)  # no layer has a vector form
-    x, y = job.data[0][:batch, :, None], job.data[1][:batch, :, None]
+    job, model = regression_job(), nn.Linear(5, 1)
+    # With a length, so that an example is no single vector.
+    x, y = job.data[0][:batch, None], job.data[1][:batch, None]
     small, larger = divmod(batch, groups)
     cuts = [small + (j < larger) for j in range(groups)]
     parts = []
@@ -545,13 +546,13 @@ def test_contrastive_losses_are_refused_where_the_loss_is_known() -> None:
 @pytest.mark.parametrize("alike", [True, False])
 def test_neighbours_that_are_alike_are_noticed(alike: bool) -> None:
     # Sorted by target within each batch, as length-sorted batches are.
-    job, model = regression_job(), nn.Conv1d(5, 1, 1)
+    job, model = regression_job(), nn.Linear(5, 1)
     monitor = watch(model, optimizer := still(model))
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for x, y in draws(job, 32):
             order = y[:, 0].argsort() if alike else torch.arange(32)
-            yield x[order, :, None], y[order, :, None]
+            yield x[order, None], y[order, None]
 
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")

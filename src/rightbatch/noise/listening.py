@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -151,7 +152,7 @@ def test_independence(
         real.shared, real.untied = shared, untied
     failed: dict[int, str] = {}
     for key, squares in tally.squares.items():
-        inside = tally.groups[key].bounds.index(groups.bounds[1])
+        inside = bisect_left(tally.groups[key].bounds, groups.bounds[1])
         outside = float(squares[inside:].sum())
         if outside > OUTSIDE * float(squares.sum()):
             share = outside / float(squares.sum())
