@@ -243,7 +243,7 @@ def amortised(case: Case, steps: int) -> dict[str, float]:
     return {
         "ratio": spent[1] / spent[0],
         "own account": 1 + (read.cost or 0.0),
-        "measured": read.steps,
+        "measured": monitor._measured,
         "steps": steps,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,40 +75,37 @@ def layouts(
     return tuple(Layout(batch, axis, order) for axis in found)
 
 
+@functools.cache
+def _bounds(batch: int, count: int) -> tuple[int, ...]:
+    small, larger = divmod(batch, count)
+    return tuple(j * small + min(j, larger) for j in range(count + 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """A batch cut into groups of neighbouring examples.
+    """A batch cut into groups of neighbours, whose sizes differ by at most one.
 
     Attributes:
-        bounds: Where each group begins, and the batch ends: ``(0, 4, 8)``.
+        batch: Examples in all.
+        count: How many groups; at most ``batch``.
 
     Example:
         >>> Groups.of(batch=10, count=4).sizes
         (3, 3, 2, 2)
     """
 
-    bounds: tuple[int, ...]
+    batch: int
+    count: int
 
     @classmethod
-    @functools.cache
     def of(cls, batch: int, count: int) -> Groups:
-        """Cut into ``count`` groups whose sizes differ by at most one."""
-        count = min(count, batch)
-        small, larger = divmod(batch, count)
-        bounds = [0]
-        for j in range(count):
-            bounds.append(bounds[-1] + small + (j < larger))
-        return cls(tuple(bounds))
+        """So many groups, or as many as there are examples."""
+        return cls(batch, min(count, batch))
 
     @property
-    def count(self) -> int:
-        """How many groups."""
-        return len(self.bounds) - 1
-
-    @property
-    def batch(self) -> int:
-        """Examples in all."""
-        return self.bounds[-1]
+    def bounds(self) -> tuple[int, ...]:
+        """Where each group begins, and the batch ends: ``(0, 3, 6, 8, 10)``."""
+        return _bounds(self.batch, self.count)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -117,12 +115,14 @@ class Groups:
     @property
     def slices(self) -> tuple[tuple[int, int], ...]:
         """First and last-but-one example of each group."""
-        return tuple(zip(self.bounds, self.bounds[1:], strict=False))
+        return tuple(itertools.pairwise(self.bounds))
 
     @property
     def concentration(self) -> float:
         """Sum of the squared shares of the groups; 1 / count if they are equal."""
-        return sum((m / self.batch) ** 2 for m in self.sizes)
+        small, larger = divmod(self.batch, self.count)
+        squares = larger * (small + 1) ** 2 + (self.count - larger) * small**2
+        return squares / self.batch**2
 
     def strided(self, device: torch.device) -> Tensor:
         """The order in which neighbours come into different groups, (batch,)."""

@@ -376,7 +376,7 @@ class NoiseMonitor:
                 "measured inside a batch; accumulate two or more micro-batches, train "
                 "on several ranks, or use GroupNorm",
             )
-        alike = self._inside.neighbours.alike()
+        alike = self._inside.neighbours.alike
         if alike is not None:
             self._warn(
                 "neighbours",

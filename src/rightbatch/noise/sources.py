@@ -219,6 +219,7 @@ class Neighbours:
     every: int = 8  # measured steps from one such cut to the next [assumed]
     count: int = 0
     _along: deque[float] = field(default_factory=lambda: deque(maxlen=7))
+    _alike: float | None = None
     _ratios: deque[float] = field(default_factory=lambda: deque(maxlen=64))
 
     def turn(self) -> bool:
@@ -232,12 +233,17 @@ class Neighbours:
             self._along.append(noise)
         elif len(self._along) == 7 and noise > 0 and sum(self._along) > 0:
             self._ratios.append(statistics.mean(self._along) / noise)
+            self._alike = self._decide()
 
+    @property
     def alike(self) -> float | None:
         """How many times the noise between neighbours' groups is the other, if not 1.
 
         None unless it differs by a quarter, and by four standard errors.
         """
+        return self._alike
+
+    def _decide(self) -> float | None:
         if len(self._ratios) < 8:
             return None
         logs = [math.log(r) for r in self._ratios]
