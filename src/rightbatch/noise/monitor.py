@@ -175,6 +175,7 @@ class NoiseMonitor:
             coverage=self._coverage(),
             batch_size=self._batch,
             age=round(self._examples - middle) if blocks else 0,
+            examples=self._examples,
             skipped=self._skipped,
             zero=self._zero,
             trouble=source.trouble,

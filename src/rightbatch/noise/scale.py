@@ -81,6 +81,7 @@ class NoiseScale:
         steps: Measured steps behind the estimate.
         window: Examples seen between its first and last measured step.
         age: Examples seen from the middle of the window until now.
+        examples: Examples seen in all.
         skipped: Steps left out because the gradient was not finite.
         zero: Steps left out because every gradient was zero.
         trouble: Why the last step that was to be measured gave nothing.
@@ -102,6 +103,7 @@ class NoiseScale:
     steps: int = 0
     window: int = 0
     age: int = 0
+    examples: int = 0
     skipped: int = 0
     zero: int = 0
     trouble: str = ""
@@ -143,6 +145,9 @@ class NoiseScale:
             told = [f"{n} steps {what}" for n, what in lost if n]
             seen = "; ".join([*told, *([self.trouble] if self.trouble else [])])
             return "nothing measured yet" + (f" ({seen})" if seen else "")
+        if 2 * self.age > self.examples > 0:
+            more += f" (measured {self.age:,} of {self.examples:,} examples ago: allow "
+            more += "more overhead)"
         if not known.bounded:
             if known.low <= 0:
                 return f"not known yet: {more} for ± 20 %"
