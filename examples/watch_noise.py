@@ -1,6 +1,6 @@
 """Watch the gradient noise of an ordinary training loop: three lines are ours.
 
-    python examples/watch_noise.py
+python examples/watch_noise.py
 """
 
 import torch

@@ -1043,3 +1043,75 @@ def test_noise_at_other_weights() -> None:
     for settings in bad:
         with pytest.raises(rb.SettingError):
             rb.noise_scale(job, **settings)
+
+
+# What must never happen to somebody's training.
+
+
+def test_batch_norm_statistics_are_those_of_the_whole_batch() -> None:
+    # In a step that was to be measured, too: nothing may be run group by group.
+    job, states = regression_job(), []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        model = Normed()
+        optimizer = still(model)
+        monitor = watch(model, optimizer) if watched else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            train(model, optimizer, draws(job, 16), 2)
+        states.append(copy.deepcopy(model.state_dict()))
+        assert monitor is None or monitor.read().steps == 0
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, msg=name)
+
+
+def test_copies_are_not_watched_and_can_be_saved(tmp_path: Any) -> None:
+    model = perceptron()
+    monitor = watch(model)
+    twin = copy.deepcopy(model)
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    for other in (twin, again):
+        train(other, still(other), draws(regression_job(), 16), 3)
+    assert monitor._examples == 0
+
+
+def test_an_exception_in_the_model_leaves_no_mode_behind() -> None:
+    class Fragile(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.broken = nn.Linear(5, 1), False
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.inner(x)
+            if self.broken:
+                raise KeyError("broken")
+            return out
+
+    model = Fragile()
+    monitor = watch(model, optimizer := still(model))
+    model.broken = True
+    with pytest.raises(KeyError):
+        train(model, optimizer, draws(regression_job(), 16), 1)
+    assert torch._C._len_torch_function_stack() == 0
+    model.broken = False
+    train(model, optimizer, draws(regression_job(), 16), 3)
+    assert monitor.read(window=10**6).steps >= 2
+
+
+def test_optimizers_that_call_the_model_are_told() -> None:
+    job, model = regression_job(), perceptron()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+    monitor = watch(model, optimizer)
+    x, y = job.data[0][:32], job.data[1][:32]
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        return loss
+
+    with pytest.warns(UserWarning, match="closure"):
+        optimizer.step(closure)
+    optimizer.step(closure)
+    assert monitor.read().steps == 0

@@ -173,8 +173,9 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def batch_of(args: Any, kwargs: Any, axis: int) -> int | None:
-    """Examples in a forward pass: the size of the first input tensor's batch axis."""
-    for tensor in _tensors((args, kwargs)):
-        if tensor.dim() > axis:
-            return int(tensor.shape[axis])
-    return None
+    """Examples in a forward pass: the size that most inputs have on the batch axis.
+
+    The first input's, where as many have another one.
+    """
+    sizes = [int(t.shape[axis]) for t in _tensors((args, kwargs)) if t.dim() > axis]
+    return max(sizes, key=sizes.count) if sizes else None

@@ -34,6 +34,15 @@ DERIVING = VIEWS | PARTS | {"__getitem__", "__get__"}
 RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 CELLS = {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 TRANSPOSED = torch.Tensor.T.__get__  # type: ignore[attr-defined]
+# Operations that may be run group by group: an example's part of the result is its own.
+SPLIT = {
+    *RECURRENT,
+    *CELLS,
+    *("einsum", "tensordot", "bilinear", "prelu", "embedding_bag"),
+    *("conv1d", "conv2d", "conv3d"),  # padded more on one side
+    *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *("div", "true_divide", "maximum", "minimum", "batch_norm"),
+}
 COUPLED = {"batch_norm"}  # an example's output depends on the others: no groups
 
 
@@ -74,6 +83,7 @@ class TapMode(TorchFunctionMode):
             return func(*args, **kwargs)
         if name in COUPLED and (args[5:6] or [kwargs.get("training")])[0]:
             self.coupled = True
+            return func(*args, **kwargs)
         if name == "multi_head_attention_forward" and torch.is_grad_enabled():
             return self._inside(func, args, kwargs)
         source = self._planner.source
@@ -146,8 +156,8 @@ class TapMode(TorchFunctionMode):
     def _by_group(
         self, name: str, func: Any, args: Any, kwargs: Any, given: list[Source]
     ) -> Any:
-        """Any other operation: run once per group, with a copy of its parameters."""
-        if any(s.table is not None for s in given) or name.endswith("_"):
+        """Some other operations: run once per group, with a copy of the parameters."""
+        if name not in SPLIT or any(s.table is not None for s in given):
             return None
         axes = _batch_axes(name, args, kwargs, self.tally.batch)
         if axes is None:
@@ -176,6 +186,12 @@ class TapMode(TorchFunctionMode):
             out = torch.cat(list(parts), axis)
             return out if order is None else out.index_select(axis, order.argsort())
 
+        first = next(_flat(outs[0]))
+        if (
+            first.dim() <= axes.outputs[0]
+            or first.shape[axes.outputs[0]] != (groups.sizes[0])
+        ):
+            return None  # the examples are summed over, or lie elsewhere
         if isinstance(outs[0], Tensor):
             return whole(outs, axes.outputs[0])
         joined = zip(zip(*outs, strict=True), axes.outputs, strict=True)

@@ -39,6 +39,25 @@ METRICS_EVERY = 4  # every so many measured steps the optimizer's metrics too [a
 QUIET = 5  # updates without a forward pass until we say so [assumed]
 
 
+class Hook:
+    """Calls a monitor as long as there is one; a copy of it calls nobody.
+
+    So a watched model can be copied and pickled, and its copy is not watched.
+    """
+
+    def __init__(self, monitor: Any, name: str) -> None:
+        self._monitor, self._name = monitor, name
+
+    def __call__(self, *args: Any) -> None:
+        """What happened, passed on, unless a compiler is tracing it."""
+        monitor = None if self._monitor is None else self._monitor()
+        if monitor is not None and not torch.compiler.is_compiling():
+            getattr(monitor, self._name)(*args)
+
+    def __reduce__(self) -> Any:
+        return Hook, (None, self._name)
+
+
 class NoiseMonitor:
     """Measures the gradient noise scale of a model while it trains, at little cost.
 
@@ -243,25 +262,10 @@ class NoiseMonitor:
         self.close()
 
     def _attach(self) -> list[Any]:
-        me = weakref.ref(self)
-
-        def listening() -> NoiseMonitor | None:
-            # A hook that a compiler traces must leave nothing behind in its graph.
-            return None if torch.compiler.is_compiling() else me()
-
-        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if (monitor := listening()) is not None and torch.is_grad_enabled():
-                monitor._forward_begins(args, kwargs)
-
-        def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if (monitor := listening()) is not None and monitor._kind:
-                monitor._source.forward_ends(output)
-
-        def update(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-            if (monitor := listening()) is not None:
-                monitor._update(optimizer)
-
-        model = self.model
+        model, me = self.model, weakref.ref(self)
+        before, after, update = (
+            Hook(me, name) for name in ("_before", "_after", "_update")
+        )
         hooks = [
             model.register_forward_pre_hook(before, with_kwargs=True),
             model.register_forward_hook(after, with_kwargs=True, always_call=True),
@@ -269,6 +273,14 @@ class NoiseMonitor:
         if self.optimizer is not None:
             return [*hooks, self.optimizer.register_step_pre_hook(update)]
         return [*hooks, register_optimizer_step_pre_hook(update)]
+
+    def _before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if module is self.model and torch.is_grad_enabled():
+            self._forward_begins(args, kwargs)
+
+    def _after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if module is self.model and self._kind:
+            self._source.forward_ends(output)
 
     def _forward_begins(self, args: Any, kwargs: Any) -> None:
         batch = batch_of(args, kwargs, self._axis)
@@ -338,13 +350,21 @@ class NoiseMonitor:
             return None
         return Lens(self._parameters, root_moments(self.optimizer), sizes)
 
-    def _update(self, optimizer: torch.optim.Optimizer) -> None:
+    def _update(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """An optimizer is about to update: the step's gradients are complete."""
         if self.optimizer is None and not any(
             id(p) in self._ids
             for group in optimizer.param_groups
             for p in group["params"]
         ):
+            return
+        if any(callable(a) for a in (*args[1:], *kwargs.values())):
+            self._warn(
+                "closure",
+                "the optimizer computes gradients itself, at several weights in one "
+                "step (closure): nothing is measured",
+            )
+            self._abandon()
             return
         if not self._micro:
             self._quiet += 1

@@ -84,10 +84,12 @@ class Sites:
 
     Attributes:
         wrong: How many layouts of a parameter were tried and refuted.
+        refuted: What was seen when a layout of a parameter proved wrong.
         excluded: Parameters that are left alone, and why.
     """
 
     wrong: dict[int, int] = field(default_factory=dict)
+    refuted: dict[int, str] = field(default_factory=dict)
     excluded: dict[int, str] = field(default_factory=dict)
 
 
@@ -149,8 +151,8 @@ class Planner:
             return None
         try:
             return method(name, func, *args, **kwargs)
-        except TypeError:  # a signature we do not know
-            return None
+        except (TypeError, ValueError, IndexError, RuntimeError):
+            return None  # a call of a form we do not know: it is left alone
 
     def _layout(
         self, tensor: Tensor, source: Source | None, features: bool = True

@@ -157,11 +157,12 @@ class Inside(Source):
         self._shared, self._untied = tally.shared, tally.untied
         for index, seen in (failed or {}).items():
             sites.wrong[index] = sites.wrong.get(index, 0) + 1
+            sites.refuted[index] = seen
             if sites.wrong[index] >= 3:
                 sites.excluded[index] = seen
             self.trouble = "the layout of the batch is being found"
         self._unchecked = bool(failed)
-        self.verified = None if failed is None else not sites.excluded
+        self.verified = None if failed is None else not failed
 
     def finish(self, batches: Sequence[int], scale: float) -> Sample | None:
         tally, self._tally = self._tally, None
@@ -192,11 +193,15 @@ class Inside(Source):
 
     def _note_missing(self, tally: Tally) -> None:
         seen = {key.index for key in tally.squares}
+        sites = self._listener.sites
+        why = sites.refuted | sites.excluded
         self.missing = {
-            i: self._listener.sites.excluded.get(i, "enters no operation we know")
+            i: why.get(i, "enters no operation we know")
             for i, p in enumerate(self.parameters)
             if i not in seen and p.requires_grad and p.grad is not None
         }
+        if self.verified and any(i in sites.refuted for i in self.missing):
+            self.verified = False
 
     def cancel(self) -> None:
         if self._tally is not None:
