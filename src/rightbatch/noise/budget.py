@@ -11,6 +11,11 @@ from typing import Any
 REMEMBERED = 31  # steps whose times are kept, of each kind [assumed]
 LOAN = 4  # measured steps that are made at once, to learn what they cost [assumed]
 LONGEST = 1000.0  # steps between two measured ones at most [assumed]
+# Part of the share that is spent on measuring; the rest is for what no clock here sees:
+# hooks that find nothing to do, caches left cold [measured: benchmarks/noise_cost.py].
+AIM = 0.7
+REFRESH = 8  # plain steps between two looks at their median [assumed]
+STALL = 5.0  # times the median extra time that no measuring takes [assumed]
 PLAIN_FIRST = 2  # plain steps before the first measured one [assumed]
 
 
@@ -38,14 +43,14 @@ class Budget:
     _times: dict[str, deque[float]] = field(
         default_factory=lambda: defaultdict(lambda: deque(maxlen=REMEMBERED))
     )
+    _medians: dict[str, float] = field(default_factory=dict)
     _last: float | None = None
 
     def extra(self, kind: str) -> float | None:
         """Median seconds a step of this kind takes more than a plain one."""
-        if not self._times[kind] or not self._times[""]:
+        if kind not in self._medians or "" not in self._medians:
             return None
-        plain = statistics.median(self._times[""])
-        return max(statistics.median(self._times[kind]) - plain, 0.0)
+        return max(self._medians[kind] - self._medians[""], 0.0)
 
     def affords(self, kind: str, part: float = 1.0) -> bool:
         """Whether the next step may be measured in this way.
@@ -69,17 +74,17 @@ class Budget:
     def _guess(self, kind: str) -> float:
         """What a step of this kind takes more; twice another kind's, if unknown."""
         known = self.extra(kind)
-        others = [self.extra(other) or 0.0 for other in list(self._times) if other]
+        others = [self.extra(other) or 0.0 for other in self._medians if other]
         return known if known is not None else 2 * max(others, default=0.0)
 
     def interval(self, kind: str) -> float:
         """Steps from one measured step to the next that keep to the share."""
-        plain = self._times[""]
+        plain = self._medians.get("")
         if self.share == float("inf"):
             return 1.0
-        if not plain or self.measured < LOAN:
+        if plain is None or self.measured < LOAN:
             return 2.0
-        wanted = self._guess(kind) / max(self.share * statistics.median(plain), 1e-12)
+        wanted = self._guess(kind) / max(AIM * self.share * plain, 1e-12)
         return min(max(1.0, wanted), LONGEST)
 
     def step(self, kind: str) -> None:
@@ -91,11 +96,17 @@ class Budget:
         if seconds is None:
             return
         self._times[kind].append(seconds)
-        plain = statistics.median(self._times[""]) if self._times[""] else seconds
+        # A plain step happens all the time: its median need not be that fresh.
+        if kind or self.steps % REFRESH == 0 or kind not in self._medians:
+            self._medians[kind] = statistics.median(self._times[kind])
+        plain = self._medians.get("", seconds)
         self.plain_s += plain
-        self.earned_s += self.share * plain
+        self.earned_s += AIM * self.share * plain
         if kind:
-            extra = self.extra(kind) or 0.0
+            # What it took, not the median: some measured steps take more than others.
+            # But a stall of the machine is not paid for.
+            usual = self.extra(kind) or 0.0
+            extra = min(max(seconds - plain, 0.0), STALL * usual)
             self.spent_s += extra
             self.by_kind[kind] += extra
 
