@@ -1117,3 +1117,39 @@ def test_optimizers_that_call_the_model_are_told() -> None:
         optimizer.step(closure)
     optimizer.step(closure)
     assert monitor.read().steps == 0
+
+
+def test_random_numbers_of_the_training_stay_its_own() -> None:
+    job, weights = regression_job(), []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 16), nn.Dropout(), nn.Linear(16, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        monitor = watch(model, optimizer) if watched else None
+        torch.manual_seed(1)
+        train(model, optimizer, draws(job, 16), 10)
+        assert monitor is None or monitor.read().coverage.verified
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    torch.testing.assert_close(weights[0], weights[1])
+
+
+def test_experts_are_left_out_even_where_their_rows_fit_by_chance() -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.last = nn.Linear(5, 4), nn.Linear(5, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            chosen = (x[:, 0] > 0).nonzero()[:, 0]  # 16 of 16 now and then
+            return self.last(x).index_add(0, chosen, self.one(x[chosen]))
+
+    model = Experts()
+    monitor = watch(model, optimizer := still(model))
+    for k in range(8):
+        x = torch.randn(16, 5)
+        x[:, 0] = x[:, 0].abs() if k % 2 else x[:, 0]
+        train(model, optimizer, [(x, torch.randn(16, 4))], 1)
+    found = monitor.read(window=10**6)
+    assert "without a place" in found.coverage.missing["one.weight"]
+    assert set(found.by_layer) == {"one", "last"}
+    assert found.by_layer["one"].trace.value == 0.0

@@ -125,11 +125,13 @@ def test_independence(
     if not ends:
         return None
     groups = Groups.of(batch, count)
+    # Numbers of our own: the training's random stream goes on untouched.
+    generator = torch.Generator().manual_seed(0)
     sent = []
     for end in ends:
         cotangent = torch.zeros_like(end)
-        rows = layouts(end, batch)[0].split(cotangent)
-        rows[: groups.bounds[1]] = torch.randn_like(rows[: groups.bounds[1]])
+        rows = layouts(end, batch)[0].split(cotangent)[: groups.bounds[1]]
+        rows.copy_(torch.randn(rows.shape, generator=generator))
         sent.append(cotangent)
     real = mode.tally
     shared, untied = real.shared, real.untied

@@ -18,6 +18,7 @@ CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 NORMS = frozenset({"layer_norm", "rms_norm", "group_norm", "instance_norm"})
 
 
+NO_PLACE = "it is used on something without a place for each example"
 VIEW = -1  # in a key's part: a parameter seen through a view of it
 
 
@@ -164,6 +165,9 @@ class Planner:
             features=features,
             order=self.order,
         )
+        if source is not None and not found and features and tensor.dim() > 1:
+            # Routed to experts, say: by chance the next number of rows may fit.
+            self.sites.excluded[source.key.index] = NO_PLACE
         wrong = 0 if source is None else self.sites.wrong.get(source.key.index, 0)
         if source is not None and source.table is not None:
             wrong -= source.table[3]
@@ -188,11 +192,12 @@ class Planner:
     ) -> Plan | None:
         source = self.source(weight)
         layout = self._layout(input, source)
+        out = (*input.shape[:-1], weight.shape[0])
+        biases = self._bias(bias, out, input, -1)
         if layout is None or weight.dim() != 2:
             return None
-        out = (*input.shape[:-1], weight.shape[0])
         uses = [] if source is None else [_matrix(source, layout, input, False)]
-        return Plan(uses + self._bias(bias, out, input, -1))
+        return Plan(uses + biases)
 
     def _matmul(
         self, name: str, func: Any, input: Tensor, other: Tensor
@@ -324,8 +329,9 @@ class Planner:
         if layout is None or (product and source.table is not None):
             return None
         out = torch.broadcast_shapes(data.shape, source.tensor.shape)
-        if out != data.shape:
-            return None
+        at = layout.index
+        if len(out) != data.dim() or out[at] != data.shape[at]:
+            return None  # not the data carries the examples
         rule: rules.Rule | None = rules.Broadcast.fit(
             layout,
             out,

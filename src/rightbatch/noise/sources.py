@@ -173,6 +173,9 @@ class Inside(Source):
         self._untied |= tally.surprises & self._shared
         self._shared |= tally.surprises
         self._listener.sites.excluded |= tally.conflicts
+        excluded = self._listener.sites.excluded
+        if any(key.index in excluded for key in tally.squares):
+            self.trouble = "a parameter that cannot be seen was found"
         if tally.surprises or tally.conflicts:
             self.trouble = "parameters used more than once were found"
         if tally.differentiated:
