@@ -25,6 +25,7 @@ from rightbatch.noise.moments import finite_population, unbiased
 from rightbatch.noise.preconditioned import Lens, root_moments, sign_scale
 from rightbatch.noise.samples import metric_pairs
 from rightbatch.noise.tally import Key
+from rightbatch.record import from_plain, to_plain
 
 
 def still(model: nn.Module) -> torch.optim.Optimizer:
@@ -910,6 +911,23 @@ def true_noise_of(job: rb.Job, model: nn.Module) -> tuple[float, float]:
     every = torch.stack(rows)
     mean = every.mean(0)
     return float(mean @ mean), float((every - mean).square().sum(1).mean())
+
+
+def test_a_reading_is_a_record_and_a_sentence() -> None:
+    job, model = regression_job(), Deep()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
+    monitor = rb.NoiseMonitor(model, optimizer, math.inf)
+    empty = monitor.read()
+    assert empty.verdict == "nothing measured yet"
+    assert not empty.decided
+    train(model, optimizer, draws(job, 16), 40)
+    found = monitor.read(window=10**6)
+    assert from_plain(rb.NoiseScale, json.loads(json.dumps(to_plain(found)))) == found
+    assert str(found) == found.verdict
+    assert all(math.isfinite(v) for v in found.log().values())
+    # The half width falls with the root of the steps.
+    wide = found.steps_needed(0.05) + found.steps
+    assert wide == pytest.approx(4 * (found.steps_needed(0.1) + found.steps), rel=0.05)
 
 
 # Bad input.

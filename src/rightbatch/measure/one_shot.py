@@ -17,7 +17,7 @@ from rightbatch.lint import Findings, check
 from rightbatch.measure.noise import Comparison, compare, group_count, trained
 from rightbatch.noise.moments import NoiseMoments, around, jackknife_moments, ratio
 from rightbatch.noise.per_example import PerExample
-from rightbatch.noise.reading import USES
+from rightbatch.noise.reading import USES, Names
 from rightbatch.noise.rules import square
 from rightbatch.noise.scale import LayerNoise, MetricNoise, NoiseScale
 from rightbatch.training import Training
@@ -128,9 +128,7 @@ def _told(training: Training, found: Comparison, size: int) -> NoiseScale:
     owners = [names.get(id(p), "?") for p in trained(training)]
     groups = len(found.losses)
     plain = found.plain(size)
-    layers: dict[str, list[int]] = {}
-    for i, name in enumerate(owners):
-        layers.setdefault(name.rpartition(".")[0] or name, []).append(i)
+    layers = Names(tuple(owners), ()).layers()
 
     def of(indices: list[int]) -> NoiseMoments:
         squares, crosses = found.squares[:, indices], found.crosses[:, indices]
@@ -213,10 +211,7 @@ def _exact(
     signal = whole / job.length**2
     noise = squares / job.length - signal
     names = {id(p): n for n, p in model.named_parameters()}
-    layers: dict[str, list[int]] = {}
-    for i, p in enumerate(parameters):
-        name = names.get(id(p), "?")
-        layers.setdefault(name.rpartition(".")[0] or name, []).append(i)
+    layers = Names(tuple(names.get(id(p), "?") for p in parameters), ()).layers()
     trace, norm = float(noise.sum()), float(signal.sum())
     return NoiseScale(
         noise_scale=_known(trace, norm),
