@@ -34,7 +34,7 @@ from rightbatch.noise.sources import Accumulated, AcrossRanks, Inside, Source
 
 GROUPS = 8  # |G|^2 gains only sqrt(k/(k-1)) beyond [derived: docs/noise.md]
 WINDOW = 0.25  # share of the run an estimate looks back on [measured: docs/noise.md]
-LEAST = 2  # samples of the window at least: an interval needs two [derived]
+LEAST = 1  # sample at least, however old; one alone has no interval [derived]
 METRICS_EVERY = 4  # every so many measured steps the optimizer's metrics too [assumed]
 QUIET = 5  # updates without a forward pass until we say so [assumed]
 
