@@ -494,6 +494,7 @@ class Coupled(nn.Module):
         return self.last(y - y.mean(0))
 
 
+@pytest.mark.filterwarnings("ignore:.*of the parameters can be seen")
 def test_examples_that_touch_inside_the_model_are_found_out() -> None:
     job, model = regression_job(), Coupled()
     monitor = watch(model, optimizer := still(model))
@@ -545,15 +546,19 @@ def test_contrastive_losses_are_refused_where_the_loss_is_known() -> None:
 
 
 @pytest.mark.parametrize("alike", [True, False])
-def test_neighbours_that_are_alike_are_noticed(alike: bool) -> None:
+@pytest.mark.parametrize("vectors", [True, False])
+def test_neighbours_that_are_alike_are_noticed(alike: bool, vectors: bool) -> None:
     # Sorted by target within each batch, as length-sorted batches are.
+    # With Adam, whose metrics are measured in steps of another kind.
     job, model = regression_job(), nn.Linear(5, 1)
-    monitor = watch(model, optimizer := still(model))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
+    monitor = watch(model, optimizer, metrics=True)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for x, y in draws(job, 32):
             order = y[:, 0].argsort() if alike else torch.arange(32)
-            yield x[order, None], y[order, None]
+            place = order if vectors else (order, None)
+            yield x[place], y[place]
 
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -822,6 +827,7 @@ def test_the_budget_is_kept(extra: float, expected: float) -> None:
         kind = "norms" if budget.affords("norms") else ""
         now += 1.0 + (extra if kind else 0.0)
         budget.step(kind)
+    assert budget.cost is not None
     assert budget.cost <= 0.02 + 4 * extra / 3000
     assert budget.measured / 3000 == pytest.approx(expected, rel=0.2)
 
@@ -942,12 +948,21 @@ def test_bad_settings_are_refused() -> None:
         {"groups": "all"},
         {"population": 1},
         {"proxy": True},
+        {"overhead": "2%"},
+        {"optimizer": [still(model)]},
     ]
     for settings in bad:
         with pytest.raises(rb.SettingError):
             rb.NoiseMonitor(model, **settings)
     with pytest.raises(rb.SettingError, match="does not hold the model's parameters"):
         rb.NoiseMonitor(model, still(perceptron()))
+    for nothing in (None, still(model)):
+        with pytest.raises(rb.SettingError, match="no model"):
+            rb.NoiseMonitor(nothing)  # type: ignore[arg-type]
+    with pytest.raises(rb.SettingError, match="no state"):
+        rb.NoiseMonitor(model).load_state_dict({})
+    with pytest.raises(rb.SettingError, match="no job"):
+        rb.noise_scale("digits")  # type: ignore[arg-type]
     frozen = perceptron().requires_grad_(False)
     with pytest.raises(rb.SettingError, match="no trainable"):
         rb.NoiseMonitor(frozen)
@@ -1171,3 +1186,26 @@ def test_experts_are_left_out_even_where_their_rows_fit_by_chance() -> None:
     assert "without a place" in found.coverage.missing["one.weight"]
     assert set(found.by_layer) == {"one", "last"}
     assert found.by_layer["one"].trace.value == 0.0
+
+
+def test_what_cannot_be_seen_is_told() -> None:
+    class Merged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Parameter(torch.randn(*s)) for s in ((1, 2), (2, 5)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, torch.ones(1, 5) + self.a @ self.b)
+
+    model = Merged()
+    monitor = watch(model, optimizer := still(model))
+    train(model, optimizer, draws(regression_job(), 16), 4)
+    found = monitor.read()
+    assert "no parameter enters" in found.verdict
+    assert found.zero == 0
+    half = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 8)))
+    half.append(nn.Linear(8, 1))
+    monitor = watch(half, optimizer := still(half))
+    with pytest.warns(UserWarning, match="of the parameters can be seen"):
+        train(half, optimizer, draws(regression_job(), 16), 6)
+    assert "of the model" in monitor.read().verdict

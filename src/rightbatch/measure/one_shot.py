@@ -254,6 +254,12 @@ def _load(model: nn.Module, other: nn.Module) -> None:
 def _check_settings(
     job: Job, budget_s: float, precision: float, group_size: int | None
 ) -> None:
+    if not isinstance(job, Job):
+        raise SettingError(
+            "the first argument is no job",
+            seen=repr(job)[:60],
+            fix='a Job; rb.load_job("digits") gives a built-in one',
+        )
     if not budget_s > 0:
         raise SettingError(
             f"budget_s={budget_s} leaves no time", fix="seconds, above 0"

@@ -117,9 +117,12 @@ class Budget:
             self._last += seconds  # it is not the step's own time
 
     @property
-    def cost(self) -> float:
-        """Share of the training time that measuring has taken so far."""
-        return self.spent_s / self.plain_s if self.plain_s else 0.0
+    def cost(self) -> float | None:
+        """Share of the training time that measuring has taken so far.
+
+        None while there is no plain step to compare with.
+        """
+        return self.spent_s / self.plain_s if "" in self._medians else None
 
     def state(self) -> dict[str, Any]:
         """Counts for a checkpoint; times are measured anew on whatever runs next."""

@@ -36,6 +36,8 @@ GROUPS = 8  # |G|^2 gains only sqrt(k/(k-1)) beyond [derived: docs/noise.md]
 WINDOW = 0.25  # share of the run an estimate looks back on [measured: docs/noise.md]
 LEAST = 1  # sample at least, however old; one alone has no interval [derived]
 METRICS_EVERY = 4  # every so many measured steps the optimizer's metrics too [assumed]
+SEEN = 0.5  # share of the parameters below which a warning is due [assumed]
+LEARNED = 3  # measured steps by which layouts and checkpointing are known [derived]
 QUIET = 5  # updates without a forward pass until we say so [assumed]
 
 
@@ -125,7 +127,7 @@ class NoiseMonitor:
         verify: bool = True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        check_settings(overhead, groups, population)
+        check_settings(model, optimizer, overhead, groups, population)
         self.model, self.optimizer = model, optimizer
         watched = tracked(model, optimizer)
         self._parameters: list[Tensor] = [p for _, p in watched]
@@ -137,7 +139,7 @@ class NoiseMonitor:
         self._ledger = Ledger()
         self._metric_ledgers: dict[str, Ledger] = {}
         self._norm_ledger = Ledger()  # of normalisation layers, in every measured step
-        self._examples, self._skipped, self._zero = 0, 0, 0
+        self._examples, self._skipped, self._zero, self._dropped = 0, 0, 0, 0
         self._batch, self._gain_batch, self._measured = 0, 0, 0
         self._micro: list[int] = []  # examples of each forward pass of this step
         self._usual: tuple[int, ...] = ()  # of the step before
@@ -145,6 +147,7 @@ class NoiseMonitor:
         self._next = 0  # with ranks: the next step that all of them measure
         self._gradient_share = 1.0
         self._quiet, self._warned = 0, set[str]()
+        self._trouble = ""
         self._world = world(model)
         count = None if groups == "examples" else groups
         self._inside = Inside(model, self._parameters, population, count, verify)
@@ -197,7 +200,8 @@ class NoiseMonitor:
             examples=self._examples,
             skipped=self._skipped,
             zero=self._zero,
-            trouble=source.trouble,
+            dropped=self._dropped,
+            trouble=source.trouble or self._trouble,
             cost=self._budget.cost,
             example=self._example,
             population=self._population,
@@ -229,6 +233,12 @@ class NoiseMonitor:
         Raises:
             SettingError: The state is of a model with other parameters.
         """
+        if "parameters" not in state:
+            raise SettingError(
+                "this is no state of a NoiseMonitor",
+                seen=f"keys {list(state)[:5]}",
+                fix="what monitor.state_dict() gave",
+            )
         if list(state["parameters"]) != list(self._names.parameters):
             raise SettingError(
                 "the saved noise is of another model",
@@ -305,7 +315,7 @@ class NoiseMonitor:
         """The gradients were cleared and no update was made: that was no step."""
         if self._kind:
             self._source.cancel()
-            self._skipped += 1
+            self._dropped += 1
         self._examples -= sum(self._micro) * self._world
         self._kind, self._micro = "", []
 
@@ -372,8 +382,8 @@ class NoiseMonitor:
                 self._warn(
                     "quiet",
                     f"{QUIET} updates, and no forward pass of the model was seen: give "
-                    "NoiseMonitor the module that the loop calls (the wrapped or "
-                    "compiled one)",
+                    "NoiseMonitor the module that the loop calls: the wrapped one, or "
+                    "compiled = torch.compile(model) (not model.compile())",
                 )
             return
         kind, self._kind = self._kind, ""
@@ -430,6 +440,13 @@ class NoiseMonitor:
         self._gain_batch = sample.gain_batch or self._gain_batch
         if self._source.missing and self._measured % 50 == 1:
             self._gradient_share = self._seen_share()
+        share = self._coverage().parameters
+        if share < SEEN and self._measured > LEARNED:
+            self._warn(
+                "coverage",
+                f"only {share:.0%} of the parameters can be seen: why, is told in "
+                ".read().coverage.missing; accumulated micro-batches show all of them",
+            )
 
     def _seen_share(self) -> float:
         """Share of the gradient's squared norm in parameters that are seen."""
@@ -457,4 +474,5 @@ class NoiseMonitor:
     def _warn(self, about: str, text: str) -> None:
         if about not in self._warned:
             self._warned.add(about)
+            self._trouble = text
             warnings.warn(f"NoiseMonitor: {text}", stacklevel=2)

@@ -84,6 +84,7 @@ class NoiseScale:
         examples: Examples seen in all.
         skipped: Steps left out because the gradient was not finite.
         zero: Steps left out because every gradient was zero.
+        dropped: Steps left out because no update followed.
         trouble: Why the last step that was to be measured gave nothing.
         cost: Share of the training time that measuring has taken; None: not known.
         example: What one example is.
@@ -106,6 +107,7 @@ class NoiseScale:
     examples: int = 0
     skipped: int = 0
     zero: int = 0
+    dropped: int = 0
     trouble: str = ""
     cost: float | None = None
     example: str = "example"
@@ -129,7 +131,7 @@ class NoiseScale:
             half += part.relative**2
         if value <= 0:
             return math.inf
-        return max(0.0, math.ceil(self.steps * (half / precision**2 - 1)))
+        return max(1.0, math.ceil(self.steps * (half / precision**2 - 1)))
 
     @property
     def verdict(self) -> str:
@@ -141,21 +143,29 @@ class NoiseScale:
             else f"about {show_number(needed)} more measured steps"
         )
         if self.steps == 0:
-            lost = [(self.zero, "all gradients zero"), (self.skipped, "not finite")]
+            lost = [
+                (self.zero, "all gradients zero"),
+                (self.skipped, "not finite"),
+                (self.dropped, "without an update"),
+            ]
             told = [f"{n} steps {what}" for n, what in lost if n]
             seen = "; ".join([*told, *([self.trouble] if self.trouble else [])])
             return "nothing measured yet" + (f" ({seen})" if seen else "")
         if 2 * self.age > self.examples > 0:
             more += f" (measured {self.age:,} of {self.examples:,} examples ago: allow "
             more += "more overhead)"
+        share = self.coverage.parameters
+        of = (
+            "noise scale"
+            if share > 0.99
+            else f"noise scale of {share:.0%} of the model"
+        )
         if not known.bounded:
             if known.low <= 0:
-                return f"not known yet: {more} for ± 20 %"
+                return f"{of} not known yet: {more} for ± 20 %"
             low = show_number(known.low)
-            return f"noise scale at least {low} {known.unit}; {more} for ± 20 %"
-        if self.decided:
-            return f"noise scale {known}"
-        return f"noise scale {known}; {more} for ± 20 %"
+            return f"{of} at least {low} {known.unit}; {more} for ± 20 %"
+        return f"{of} {known}" if self.decided else f"{of} {known}; {more} for ± 20 %"
 
     def gradient_noise(self, batch_size: int) -> Estimate:
         """Variance of a batch's gradient around the full one, tr Cov(g_B).

@@ -13,8 +13,27 @@ from rightbatch.errors import SettingError
 from rightbatch.noise.reading import Names
 
 
-def check_settings(overhead: float, groups: Any, population: int | None) -> None:
+def check_settings(
+    model: Any, optimizer: Any, overhead: Any, groups: Any, population: int | None
+) -> None:
     """Refuse what cannot work."""
+    if not isinstance(model, nn.Module):
+        raise SettingError(
+            "the first argument is no model",
+            seen=f"a {type(model).__name__}",
+            fix="NoiseMonitor(model, optimizer), the model as the loop calls it",
+        )
+    if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        raise SettingError(
+            "the second argument is no optimizer",
+            seen=f"a {type(optimizer).__name__}",
+            fix="one torch optimizer; leave it out where the model has several",
+        )
+    if isinstance(overhead, bool) or not isinstance(overhead, (int, float)):
+        raise SettingError(
+            f"overhead={overhead!r} is no number",
+            fix="a share of the time: 0.02 for 2 %, math.inf for every step",
+        )
     if not overhead > 0 or math.isnan(overhead):
         raise SettingError(
             f"overhead={overhead} leaves no time to measure",

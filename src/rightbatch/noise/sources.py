@@ -7,7 +7,7 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -111,6 +111,7 @@ class Inside(Source):
         self._lens_for: LensFor = lambda sizes: None
         self._unchecked = True
         self.neighbours = Neighbours()
+        self._cut: Cut = ""
         self.only: frozenset[int] | None = None
 
     @property
@@ -131,10 +132,13 @@ class Inside(Source):
         if tally is None or tally.batch != batch:
             count = batch if self.groups is None else min(self.groups, batch)
             self.lens = self._lens_for(Groups.of(batch, count).sizes)
-            order = None
-            if self.lens is None and self.only is None and self.neighbours.turn():
+            order, self._cut = None, ""
+            if self.lens is None and self.only is None:
+                self._cut = self.neighbours.turn()
+            if self._cut == "across":
                 order = Groups.of(batch, count).strided(self.parameters[0].device)
             tally = Tally(batch, count, self._shared, self._untied, self.lens, order)
+            tally.coarse = bool(self._cut)
             self._tally = tally
         self._listener.enter(tally, self.only)
 
@@ -186,12 +190,16 @@ class Inside(Source):
             self.trouble = "a second micro-batch"
         if self.trouble:
             return None
+        if not tally.squares:
+            self.trouble = "no parameter enters an operation that can be seen into"
         if self.only is None and tally.order is None:
             self._note_missing(tally)
+        if self.trouble:
+            return None
         found = None if self.lens is None else self.lens.read()
         sample = from_tally(tally, len(self.parameters), self.population)
-        if self.only is None and sample.finite:
-            self.neighbours.add(sample.between, tally.order is not None)
+        if sample.finite:
+            self.neighbours.add(sample.between, self._cut)
         return _scaled(sample, scale, self.lens, found)
 
     def _note_missing(self, tally: Tally) -> None:
@@ -216,42 +224,43 @@ class Inside(Source):
     detach = cancel
 
 
+Cut = Literal["", "along", "across"]
+
+
 @dataclass
 class Neighbours:
     """Whether neighbouring examples are more alike than others.
 
-    Now and then the groups are cut across the batch instead of along it. If examples
-    are independent both give the same noise; packed, sorted or repeated examples don't.
+    Now and then a measured step's groups are cut along the batch, and in the next one
+    across it. If examples are independent both give the same noise; packed, sorted or
+    repeated examples don't.
     """
 
-    every: int = 8  # measured steps from one such cut to the next [assumed]
+    every: int = 8  # measured steps from one such pair to the next [assumed]
     count: int = 0
-    _along: deque[float] = field(default_factory=lambda: deque(maxlen=7))
-    _alike: float | None = None
+    alike: float | None = None
+    _along: float = 0.0
     _ratios: deque[float] = field(default_factory=lambda: deque(maxlen=64))
 
-    def turn(self) -> bool:
-        """Whether the next measured step is cut across."""
+    def turn(self) -> Cut:
+        """How the next measured step's groups are cut; "": as is cheapest."""
         self.count += 1
-        return self.count % self.every == 0
+        cuts: dict[int, Cut] = {self.every - 1: "along", 0: "across"}
+        return cuts.get(self.count % self.every, "")
 
-    def add(self, noise: float, across: bool) -> None:
-        """The noise of one measured step, cut along the batch or across."""
-        if not across:
-            self._along.append(noise)
-        elif len(self._along) == 7 and noise > 0 and sum(self._along) > 0:
-            self._ratios.append(statistics.mean(self._along) / noise)
-            self._alike = self._decide()
+    def add(self, noise: float, cut: Cut) -> None:
+        """The noise of one measured step."""
+        if cut == "along":
+            self._along = noise
+        elif cut == "across" and noise > 0 and self._along > 0:
+            self._ratios.append(self._along / noise)
+            self.alike, self._along = self._decide(), 0.0
 
-    @property
-    def alike(self) -> float | None:
-        """How many times the noise between neighbours' groups is the other, if not 1.
+    def _decide(self) -> float | None:
+        """How many times the noise along the batch is that across it, if not 1.
 
         None unless it differs by a quarter, and by four standard errors.
         """
-        return self._alike
-
-    def _decide(self) -> float | None:
         if len(self._ratios) < 8:
             return None
         logs = [math.log(r) for r in self._ratios]

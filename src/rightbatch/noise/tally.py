@@ -60,6 +60,7 @@ class Tally:
     surprises: set[Key] = field(default_factory=set)
     conflicts: dict[int, str] = field(default_factory=dict)
     closed: bool = False
+    coarse: bool = False  # every parameter's groups are the same, whatever it costs
     differentiated: bool = False  # somebody differentiated through the gradient
     stand_in: Tally | None = None  # takes everything while the layout is tested
     _parked: dict[Key, list[tuple[Rule, Tensor, Tensor]]] = field(
@@ -147,7 +148,7 @@ class Tally:
         self.closed = True
 
     def _grouping(self, rule: Rule, saved: Tensor, g: Tensor) -> Groups:
-        if self.observer is not None or self.count == self.batch:
+        if self.observer is not None or self.coarse or self.count == self.batch:
             return Groups.of(self.batch, self.count)
         # One vector per example: its norm costs less than any group's.
         if g.dim() == 2 and len(g) == self.batch and isinstance(rule, VECTORS):
