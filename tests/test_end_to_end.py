@@ -37,7 +37,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """One real tuning of digits, shared by the tests that read it."""
     cwd = tmp_path_factory.mktemp("tuned")
-    done = run("tune", "digits", "--budget", "12", "--out", "run", cwd=cwd)
+    done = run("tune", "digits", "--budget", "20", "--out", "run", cwd=cwd)
     assert done.returncode == 0, done.stderr
     return cwd / "run", done.stdout
 
