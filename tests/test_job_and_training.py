@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import rightbatch as rb
 from cases import regression_job
 from reference import whole_batch_gradient
-from rightbatch.feed.stream import IndexStream
+from rightbatch.feed.index_stream import IndexStream
 from rightbatch.training import Training, accumulate
 
 

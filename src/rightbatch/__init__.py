@@ -19,6 +19,10 @@ if TYPE_CHECKING:
         UnidentifiedError,
     )
     from rightbatch.estimate import Estimate
+    from rightbatch.feed.pairs import Pairs
+    from rightbatch.feed.strata import Strata
+    from rightbatch.feed.stream import BatchStream
+    from rightbatch.feed.tokens import Tokens
     from rightbatch.fit.progress import StepsLaw, fit_steps
     from rightbatch.job import Job
     from rightbatch.lint import Finding, Findings, check
@@ -45,6 +49,10 @@ _HOMES = {
         "UnidentifiedError",
     ),
     "estimate": ("Estimate",),
+    "feed.pairs": ("Pairs",),
+    "feed.strata": ("Strata",),
+    "feed.stream": ("BatchStream",),
+    "feed.tokens": ("Tokens",),
     "fit.progress": ("StepsLaw", "fit_steps"),
     "job": ("Job",),
     "loading": ("load_job",),
@@ -62,6 +70,7 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "BatchStream",
     "Decision",
     "Energy",
     "Estimate",
@@ -75,6 +84,7 @@ __all__ = [
     "Money",
     "NoiseMonitor",
     "NoiseScale",
+    "Pairs",
     "Plan",
     "RightbatchError",
     "Run",
@@ -82,7 +92,9 @@ __all__ = [
     "Scaling",
     "SettingError",
     "StepsLaw",
+    "Strata",
     "Time",
+    "Tokens",
     "Tuning",
     "UnidentifiedError",
     "check",

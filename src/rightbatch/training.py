@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rightbatch.blame import blaming
 from rightbatch.errors import JobError
-from rightbatch.feed.stream import IndexStream
+from rightbatch.feed.index_stream import IndexStream
 from rightbatch.job import Job
 
 

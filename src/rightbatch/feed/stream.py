@@ -1,68 +1,465 @@
-"""The stream of example indices: fixed by its seed, cut anywhere."""
+"""The stream of batches: fixed by its seed, cut at any size, at any moment."""
 
 from __future__ import annotations
 
-import hashlib
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Int64
+import torch.distributed as dist
 from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from rightbatch.errors import SettingError
+from rightbatch.feed.composition import Composition, Cursor, whole
+from rightbatch.feed.draws import DRAWS, draw
+from rightbatch.feed.fetch import Piece
+from rightbatch.feed.ledger import Ledger
+from rightbatch.feed.lookahead import Lookahead
+from rightbatch.feed.planner import MicroPlan, Planner, StepPlan, check_tail
+from rightbatch.feed.state import restored, state_of
 
 
-class IndexStream:
-    """An endless order of examples, a pure function of (seed, epoch, position).
+@dataclass(frozen=True, slots=True, eq=False)
+class MicroBatch:
+    """One micro-batch of a step.
 
-    Each epoch visits every example once in an order of its own; a batch is the next
-    cut of any size, and may reach over the end of an epoch. Two streams of the same
-    seed give the same examples whatever sizes are taken from them.
+    Attributes:
+        data: What the collate made of it.
+        share: Multiply its mean loss by this: the sum over a rank's micro-batches,
+            averaged over ranks as DDP does, is the mean over the whole batch.
+        token_share: The same for a mean over tokens; None where they are not known.
+        weights: Importance weight of each example, shape ``(examples,)``; None: all 1.
+        groups: Stratum or class of each example, shape ``(examples,)``, or None.
+        indices: Which examples, shape ``(examples,)``.
+    """
+
+    data: Any
+    share: float
+    token_share: float | None
+    weights: Tensor | None
+    groups: Tensor | None
+    indices: Tensor
+
+    @classmethod
+    def of(cls, plan: MicroPlan, data: Any) -> MicroBatch:
+        """The plan with its data."""
+        return cls(
+            data=data,
+            share=plan.share,
+            token_share=plan.token_share,
+            weights=None if plan.weights is None else torch.from_numpy(plan.weights),
+            groups=None if plan.groups is None else torch.from_numpy(plan.groups),
+            indices=torch.from_numpy(plan.piece.indices),
+        )
+
+
+class Step:
+    """One optimizer step: iterate over it for its micro-batches.
+
+    The stream moves on when the last one has been handed out. A step that is left
+    before is not counted: the next one begins with the same examples.
+
+    Attributes:
+        number: Steps before it.
+        epoch: Epoch in which it begins.
+        examples: Examples over all ranks.
+        local_examples: Examples of this rank.
+        tokens: Tokens over all ranks, or None.
+    """
+
+    def __init__(self, stream: BatchStream, plan: StepPlan) -> None:
+        self._stream, self._plan = stream, plan
+        self.number = plan.before.step
+        self.epoch = plan.before.position // stream.length
+        self.examples = len(plan.cut.indices)
+        self.local_examples = sum(len(m.piece.indices) for m in plan.micro if m.share)
+        tokens = plan.cut.tokens
+        self.tokens = None if tokens is None else int(tokens.sum())
+
+    def __len__(self) -> int:
+        return len(self._plan.micro)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return self._stream._micro_batches(self._plan)
+
+
+class BatchStream:
+    """Batches of any size from one fixed stream of examples.
+
+    The order of examples is a function of (seed, epoch, position). Batch size,
+    micro-batch, workers and ranks only say where it is cut and who gets what: they may
+    change at any step, or between a state and its loading, and every example of an
+    epoch is still seen exactly once.
 
     Args:
-        length: Number of examples in the data set.
-        seed: Seed of the order.
-        position: Examples already taken since the start of epoch 0.
-        only: The indices to draw from, shape (length,); default 0 to length - 1.
+        dataset: Map-style data set, or a tuple of tensors with equal first axis.
+        batch_size: Examples per optimizer step, over all ranks. Assign
+            ``stream.batch_size = 96`` at any time, on all ranks at the same step: it
+            holds from the next step on, also with workers that fetch ahead.
+        seed: Chooses the order and the examples' own randomness.
+        micro_batch: Most examples in one micro-batch, which is what a worker fetches;
+            read such a stream by `steps`. Default: a rank's whole part of the batch.
+        order: ``"shuffled"``, ``"sequential"``, ``"replacement"``, ``"poisson"``, or a
+            composition: `Strata`, `Pairs`, `Tokens`.
+        tail: What becomes of an epoch's last short batch: ``"keep"`` it (default),
+            ``"drop"`` it, or ``"carry"`` it: fill it up from the next epoch.
+        rank, world_size: Which part of each batch; default from torch.distributed.
+        collate_fn: Makes a batch of a list of examples; default torch's.
+        seeded: Seed torch, numpy and Python for every example by (seed, epoch,
+            position), so that augmentation is the same after a resume (6 us an
+            example). False if the data set draws no random numbers: data sets with
+            ``__getitems__`` are then read a batch at a time.
+        fingerprint: Any string that tells this data set from others of equal length;
+            a saved state is refused by another one.
+        ledger: Folder that proves it: every rank writes down each example it handed
+            out, across crashes; read it by ``Ledger(folder).audit()``.
+        num_workers, pin_memory, prefetch_factor, worker_init_fn,
+            multiprocessing_context, timeout: As for ``torch.utils.data.DataLoader``.
+            Workers persist over epochs.
 
     Raises:
-        ValueError: ``length`` is below 1 or ``position`` below 0.
+        SettingError: An argument makes no sense for this data set.
 
     Example:
-        >>> a, b = IndexStream(5, seed=1), IndexStream(5, seed=1)
-        >>> whole = a.take(7)
-        >>> bool((torch.cat([b.take(3), b.take(4)]) == whole).all())
-        True
+        >>> import torch, rightbatch as rb
+        >>> data = torch.arange(10.0)
+        >>> stream = rb.BatchStream((data,), batch_size=4, seed=0)
+        >>> sizes = []
+        >>> for (x,) in stream:  # one epoch; the next loop is the next one
+        ...     sizes.append(len(x))
+        ...     stream.batch_size = 3
+        >>> sizes, stream.epoch
+        ([4, 3, 3], 1)
     """
 
     def __init__(
         self,
-        length: int,
+        dataset: Any,
+        batch_size: int,
         *,
         seed: int = 0,
-        position: int = 0,
-        only: Int64[Tensor, " length"] | None = None,
+        micro_batch: int | None = None,
+        order: str | Composition = "shuffled",
+        tail: str | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        seeded: bool = True,
+        fingerprint: str = "",
+        ledger: Any = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        prefetch_factor: int | None = None,
+        worker_init_fn: Callable[[int], None] | None = None,
+        multiprocessing_context: Any = None,
+        timeout: float = 0,
     ) -> None:
-        if length < 1 or position < 0:
-            raise ValueError(f"length {length} must be >= 1, position {position} >= 0")
-        self.length, self.seed, self.position = length, seed, position
-        self.only = only
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+        length = _length(dataset)
+        composition = _composition(order, length)
+        if rank is None and world_size is None and dist.is_initialized():
+            rank, world_size = dist.get_rank(), dist.get_world_size()
+        self._planner = Planner(
+            composition,
+            whole(seed, "seed", least=0),
+            check_tail(tail, composition),
+            whole(rank or 0, "rank", least=0),
+            whole(world_size or 1, "world_size"),
+            None if micro_batch is None else whole(micro_batch, "micro_batch"),
+        )
+        if self._planner.rank >= self._planner.world_size:
+            raise SettingError(
+                f"rank {rank} is not below world_size {world_size}",
+                seen=f"rank={rank}, world_size={world_size}",
+                fix="leave both out under torch.distributed",
+            )
+        self.dataset, self.length, self.fingerprint = dataset, length, fingerprint
+        self.batch_size = batch_size
+        self._ledger = None if ledger is None else Ledger(ledger)
+        self._segment = 0
+        self._cursor = Cursor(extra=composition.start())
+        self._guessed: deque[StepPlan] = deque()
+        self._warned: set[str] = set()
+        options: dict[str, Any] = {
+            "num_workers": whole(num_workers, "num_workers", least=0),
+            "pin_memory": pin_memory,
+            "worker_init_fn": worker_init_fn,
+            "timeout": timeout,
+        }
+        if num_workers:
+            options["prefetch_factor"] = prefetch_factor
+            options["multiprocessing_context"] = multiprocessing_context
+        elif prefetch_factor is not None:
+            self._warn("prefetch_factor has no effect without num_workers")
+        self._lookahead = Lookahead(dataset, collate_fn, seeded=seeded, options=options)
 
-    def take(self, count: int) -> Int64[Tensor, " count"]:
-        """The next ``count`` example indices; the stream moves on by as many."""
-        parts = [torch.empty(0, dtype=torch.int64)]
-        while count > 0:
-            epoch, offset = divmod(self.position, self.length)
-            part = self._epoch_order(epoch)[offset : offset + count]
-            parts.append(part)
-            self.position += len(part)
-            count -= len(part)
-        taken = torch.cat(parts)
-        return taken if self.only is None else self.only[taken]
+    @property
+    def batch_size(self) -> int:
+        """Examples (or tokens) of the next step, over all ranks."""
+        return self._batch_size
 
-    def _epoch_order(self, epoch: int) -> Tensor:
-        if epoch != self._epoch:
-            # Hashed, not added: seed 5 in epoch 1 must not repeat seed 6 in epoch 0.
-            digest = hashlib.blake2b(f"{self.seed}/{epoch}".encode(), digest_size=8)
-            generator = torch.Generator().manual_seed(int(digest.hexdigest(), 16) >> 1)
-            self._order = torch.randperm(self.length, generator=generator)
-            self._epoch = epoch
-        return self._order
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        value = whole(value, "batch_size")
+        self._planner.composition.check(value)
+        if self._planner.tail == "drop" and value > self.length:
+            raise SettingError(
+                "tail='drop' would drop every batch",
+                seen=f"batch_size={value}, {self.length} examples",
+                why="an epoch holds no whole batch, so there would be no step at all",
+                fix=f"batch_size={self.length} or less, tail='keep' or 'carry'",
+            )
+        self._batch_size = value
+
+    @property
+    def composition(self) -> Composition:
+        """What its batches are made of."""
+        return self._planner.composition
+
+    @property
+    def seed(self) -> int:
+        """Seed of the order."""
+        return self._planner.seed
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next step, from 0."""
+        return self._cursor.position // self.length
+
+    @property
+    def position(self) -> int:
+        """Examples of this epoch that lie behind; 0 after its last one."""
+        return self._cursor.position % self.length
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps so far, over all epochs."""
+        return self._cursor.step
+
+    @property
+    def refills(self) -> int:
+        """How often what workers had fetched ahead did not fit a new batch size."""
+        return self._lookahead.refills
+
+    @property
+    def steps_left(self) -> int:
+        """Steps until this epoch's end at today's batch size.
+
+        Raises:
+            TypeError: The batch size is not in examples, so nobody can know.
+        """
+        counts = self.composition.counts
+        if counts != "examples":
+            raise TypeError(f"a batch_size in {counts} does not tell how many steps")
+        cursor = self._planner.settle(self._cursor, self._batch_size)
+        return self._planner.steps_left(cursor.position, self._batch_size)
+
+    def __len__(self) -> int:
+        """Steps of this epoch: those made in it plus `steps_left`."""
+        return self._cursor.step - self._cursor.first_step + self.steps_left
+
+    def __iter__(self) -> Iterator[Any]:
+        """What is left of this epoch, one collated batch per step.
+
+        With weights (`Strata`): pairs ``(batch, weights)``.
+
+        Raises:
+            SettingError: A step has several micro-batches.
+        """
+        for step in self.steps():
+            if len(step) > 1:
+                raise SettingError(
+                    f"a step of this stream has {len(step)} micro-batches",
+                    seen=f"batch_size={self._batch_size}, micro_batch="
+                    f"{self._planner.micro_batch}, order {self.composition.name!r}",
+                    why="one optimizer step needs all of them",
+                    fix="for step in stream.steps(): for micro in step: "
+                    "(loss(micro.data) * micro.share).backward()",
+                )
+            if step._plan.uneven:
+                self._warn(
+                    "ranks have different numbers of examples in some steps (such as "
+                    f"{step.local_examples} of {step.examples} here): a plain mean "
+                    "over ranks weighs them wrongly; read stream.steps() and multiply "
+                    "each loss by micro.share, or choose tail='drop' or 'carry' and a "
+                    "batch_size that the ranks divide"
+                )
+            (micro,) = tuple(step)
+            yield micro.data if micro.weights is None else (micro.data, micro.weights)
+
+    def steps(self) -> Iterator[Step]:
+        """What is left of this epoch, step by step.
+
+        Raises:
+            Exception: What the data set raised, with the example's number; or a
+                RuntimeError where a worker died. The state stays that of the last whole
+                step.
+        """
+        self._cursor = self._planner.settle(self._cursor, self._batch_size)
+        epoch = self.epoch
+        while self.epoch == epoch:
+            yield Step(self, self._plan(self._cursor))
+
+    def skip(self, steps: int = 1) -> None:
+        """Leave out the next steps, as if they had been made: after a loss spike."""
+        for _ in range(whole(steps, "steps", least=0)):
+            self._cursor = self._plan(self._cursor).after
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch, unless the stream is in it already.
+
+        For trainers that call it on a sampler before every epoch.
+        """
+        if whole(epoch, "epoch", least=0) != self.epoch:
+            step = self._cursor.step
+            self._cursor = Cursor(epoch * self.length, step, step, self._cursor.extra)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands: a few numbers, equal on all ranks.
+
+        Behind the last step handed out, whatever the workers have fetched ahead.
+        """
+        return state_of(
+            self._planner,
+            self._cursor,
+            batch_size=self._batch_size,
+            segment=self._segment,
+            fingerprint=self._identity(),
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`: at any number of ranks, workers or micro-batch.
+
+        The batch size in force is restored with it; assign another one afterwards.
+
+        Raises:
+            SettingError: It is the state of another data set, seed or composition.
+        """
+        cursor = restored(state, self._planner, self._identity())
+        self.batch_size = int(state["batch_size"])
+        self._cursor, self._segment = cursor, int(state["segment"]) + 1
+        self._guessed.clear()
+        if self._ledger is not None:
+            self._ledger.restart()
+
+    def close(self) -> None:
+        """Stop the workers. The stream can be read on; new ones are then started."""
+        self._lookahead.close()
+
+    def _identity(self) -> str:
+        return self.fingerprint or str(getattr(self.dataset, "_fingerprint", ""))
+
+    def _plan(self, cursor: Cursor) -> StepPlan:
+        while self._guessed:
+            guess = self._guessed[0]
+            if (guess.before, guess.batch_size, guess.version) == (
+                cursor,
+                self._batch_size,
+                self.composition.version,
+            ):
+                return guess
+            if guess.before.position < cursor.position:
+                self._guessed.popleft()
+            else:
+                self._guessed.clear()
+        return self._planner.plan(cursor, self._batch_size)
+
+    def _micro_batches(self, plan: StepPlan) -> Iterator[MicroBatch]:
+        if plan.before != self._cursor:
+            raise SettingError(
+                f"step {plan.before.step} is over",
+                seen=f"the stream stands at step {self._cursor.step}",
+                why="its examples are handed out once",
+                fix="go through a step once, before asking for the next",
+            )
+        for number, micro in enumerate(plan.micro):
+            data = self._lookahead.take(
+                micro.piece, lambda first=number: self._onward(plan, first)
+            )
+            made = MicroBatch.of(micro, data)
+            if number + 1 == len(plan.micro):
+                self._commit(plan)
+            yield made
+
+    def _commit(self, plan: StepPlan) -> None:
+        self._cursor = plan.after
+        if self._ledger is not None:
+            self._ledger.write(
+                plan, self._segment, self._planner.rank, self._planner.world_size
+            )
+
+    def _onward(self, plan: StepPlan, first: int) -> Iterator[Piece]:
+        """The pieces from here on, if the batch size stays what it is."""
+        self._guessed.clear()
+        for micro in plan.micro[first:]:
+            yield micro.piece
+        cursor = plan.after
+        while True:
+            guess = self._planner.plan(cursor, self._batch_size)
+            self._guessed.append(guess)
+            for micro in guess.micro:
+                yield micro.piece
+            cursor = guess.after
+
+    def _warn(self, text: str) -> None:
+        if text[:20] not in self._warned:
+            self._warned.add(text[:20])
+            warnings.warn(text, stacklevel=3)
+
+
+def _length(dataset: Any) -> int:
+    """How many examples; refuses what cannot be read by number.
+
+    Raises:
+        SettingError: It cannot, or there are none.
+    """
+    if isinstance(dataset, tuple):
+        sizes = [len(t) if isinstance(t, Tensor) and t.ndim else -1 for t in dataset]
+        if not sizes or -1 in sizes or len(set(sizes)) > 1:
+            raise SettingError(
+                "a tuple of data must hold tensors with one common first axis",
+                seen=f"first axes {sizes}",
+                fix="(inputs, targets), or a map-style data set",
+            )
+        length = sizes[0]
+    elif isinstance(dataset, IterableDataset) or not (
+        hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    ):
+        raise SettingError(
+            "the data set cannot be read by number",
+            seen=f"{type(dataset).__name__} without __len__ and __getitem__",
+            why="the order of examples is fixed by number, to be cut anywhere",
+            fix="a map-style data set; for one that can only be iterated: "
+            "rightbatch.feed.shards.ShardStream",
+        )
+    else:
+        length = len(dataset)
+    if length < 1:
+        raise SettingError("the data set is empty", seen="0 examples")
+    return length
+
+
+def _composition(order: str | Composition, length: int) -> Composition:
+    """What batches are made of.
+
+    Raises:
+        SettingError: No such order, or it is of another number of examples.
+    """
+    if isinstance(order, str):
+        if order not in DRAWS:
+            raise SettingError(
+                f"order must be one of {', '.join(DRAWS)}, or a composition",
+                seen=f"order={order!r}",
+                fix="order=Strata(labels), Pairs(labels, each=4) or Tokens(lengths)",
+            )
+        return draw(order, length)
+    if order.length != length:
+        raise SettingError(
+            f"the {order.name} order is of another data set",
+            seen=f"made for {order.length} examples, the data set has {length}",
+            fix="make it from this data set's own labels or lengths",
+        )
+    return order

@@ -1,0 +1,96 @@
+"""How many examples of each stratum a batch gets."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from rightbatch.errors import SettingError
+
+Counts = Int64[np.ndarray, " strata"]
+
+
+def allot(
+    wanted: Float64[np.ndarray, " strata"],
+    batch_size: int,
+    sizes: Counts,
+    multiple: int = 1,
+) -> Counts:
+    """Whole numbers near ``wanted`` shares, at least one each, that sum to the batch.
+
+    No stratum gets more than it has; what it cannot take goes to the others in
+    proportion. Rounding is by largest remainders.
+
+    Args:
+        wanted: Relative shares, any scale, none negative.
+        batch_size: What to hand out.
+        sizes: Examples in each stratum.
+        multiple: Counts are multiples of this, where sizes and batch allow it.
+
+    Raises:
+        SettingError: There are more strata than examples in the batch, or fewer
+            examples in all strata than in the batch.
+
+    Example:
+        >>> allot(np.array([1.0, 999.0]), 256, np.array([1000, 999_000])).tolist()
+        [1, 255]
+    """
+    if multiple > 1:
+        units, rest = sizes // multiple, batch_size % multiple
+        if not rest and (units > 0).all() and batch_size // multiple >= len(sizes):
+            return allot(wanted, batch_size // multiple, units) * multiple
+    if batch_size < len(sizes):
+        raise SettingError(
+            f"a batch of {batch_size} cannot hold one of each of {len(sizes)} strata",
+            seen=f"batch_size={batch_size}, {len(sizes)} strata",
+            why="a stratum that a batch leaves out makes its gradient biased",
+            fix=f"batch_size={len(sizes)} or more, or fewer strata",
+        )
+    if batch_size > int(sizes.sum()):
+        raise SettingError(
+            f"a batch of {batch_size} is more than all strata hold",
+            seen=f"batch_size={batch_size}, {int(sizes.sum())} examples",
+            fix=f"batch_size={int(sizes.sum())} or less",
+        )
+    exact = _filled(np.asarray(wanted, dtype=np.float64), batch_size, sizes)
+    counts = np.floor(exact).astype(np.int64)
+    short = batch_size - int(counts.sum())
+    by_remainder = np.argsort(counts - exact, kind="stable")
+    for stratum in by_remainder[:short]:
+        counts[stratum] += 1
+    return counts
+
+
+def _filled(wanted: np.ndarray, batch_size: int, sizes: Counts) -> np.ndarray:
+    """Shares in proportion to ``wanted``, between one and the stratum's size."""
+    low, high = np.ones(len(sizes)), sizes.astype(np.float64)
+    wanted = np.maximum(wanted, 1e-12 * max(wanted.max(), 1e-300))
+    # shares(scale) = clip(scale * wanted) grows with scale: bisect for the sum.
+    bottom, top = 0.0, float((high / wanted).max())
+    for _ in range(200):
+        middle = (bottom + top) / 2
+        total = np.clip(middle * wanted, low, high).sum()
+        bottom, top = (middle, top) if total < batch_size else (bottom, middle)
+    shares = np.clip(top * wanted, low, high)
+    return shares * (batch_size / shares.sum()) if shares.sum() < batch_size else shares
+
+
+def importance_weights(sizes: Counts, counts: Counts) -> Float64[np.ndarray, " strata"]:
+    r"""The weight of each stratum's examples, so that the batch mean is unbiased.
+
+    $w_s = \pi_s B / k_s$ with $\pi_s = n_s / N$: then the mean of $w g$ over the batch
+    has the mean of $g$ over the data set as its expectation.
+    """
+    return (sizes / sizes.sum()) * counts.sum() / counts
+
+
+def batch_variance(
+    sizes: Counts, counts: Counts, stds: Float64[np.ndarray, " strata"]
+) -> float:
+    r"""Tr Cov of a stratified batch gradient: $\sum_s \pi_s^2 \sigma_s^2 / k_s$.
+
+    With replacement within strata (Zhao and Zhang 2014, arXiv:1405.3080). Least where
+    $k_s \propto \pi_s \sigma_s$ (Neyman 1934).
+    """
+    shares = sizes / sizes.sum()
+    return float((shares**2 * stds**2 / counts).sum())

@@ -1,0 +1,136 @@
+"""What a batch is made of: the shape that every way of drawing examples has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt64
+
+from rightbatch.errors import SettingError
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where a stream stands: a few integers, equal on all ranks.
+
+    Attributes:
+        position: Examples taken since the start of epoch 0.
+        step: Optimizer steps made.
+        first_step: Steps made before this epoch began.
+        extra: Integers of the composition itself.
+    """
+
+    position: int = 0
+    step: int = 0
+    first_step: int = 0
+    extra: tuple[int, ...] = ()
+
+    def behind(self, position: int, extra: tuple[int, ...] | None = None) -> Cursor:
+        """The cursor one step on."""
+        extra = self.extra if extra is None else extra
+        return replace(self, position=position, step=self.step + 1, extra=extra)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Cut:
+    """The examples of one optimizer step, over all ranks.
+
+    Attributes:
+        indices: Which examples, shape ``(batch,)``.
+        seeds: Each draw's own randomness, a function of (seed, epoch, position).
+        weights: Importance weights, mean 1 in expectation; None: all are 1.
+        groups: The stratum or class of each example; None: there are none.
+        tokens: Tokens of each example; None: not known.
+        fences: Where a micro-batch must end, ascending, without 0 and the batch's end.
+        unit: Neighbours that must stay on one rank and in one micro-batch.
+        factor: Weight of this step's mean, beside 1 only where the number of examples
+            is random (Poisson sampling).
+    """
+
+    indices: Int64[np.ndarray, " batch"]
+    seeds: UInt64[np.ndarray, " batch"]
+    weights: Float32[np.ndarray, " batch"] | None = None
+    groups: Int64[np.ndarray, " batch"] | None = None
+    tokens: Int64[np.ndarray, " batch"] | None = None
+    fences: tuple[int, ...] = ()
+    unit: int = 1
+    factor: float = 1.0
+
+
+class Composition(Protocol):
+    """A pure function from (seed, cursor, batch size) to the examples of one step.
+
+    Attributes:
+        name: For people and for the saved state.
+        length: Examples in the data set.
+        covers: Whether an epoch holds every example exactly once.
+        counts: What ``batch_size`` counts: ``"examples"``, ``"tokens"`` or ``"runs"``.
+        version: Another number whenever it begins to compose differently.
+    """
+
+    name: str
+    length: int
+    covers: bool
+    counts: str
+    version: int
+
+    def start(self) -> tuple[int, ...]:
+        """Its own integers at the start of a stream."""
+        ...
+
+    def check(self, batch_size: int) -> None:
+        """Refuse a batch size that cannot be composed.
+
+        Raises:
+            SettingError: It cannot.
+        """
+        ...
+
+    def cut(
+        self, seed: int, cursor: Cursor, batch_size: int, stop: int
+    ) -> tuple[Cut, Cursor]:
+        """The step at ``cursor``, and the cursor behind it.
+
+        Args:
+            seed: Of the stream.
+            cursor: Where it begins.
+            batch_size: How much to take.
+            stop: Position that it must not reach over.
+        """
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Plain values that tell another data set, or another composition."""
+        ...
+
+
+def check_index_count(batch_size: int, length: int, what: str) -> None:
+    """Refuse a batch larger than the data it is drawn from without replacement.
+
+    Raises:
+        SettingError: It is larger.
+    """
+    if batch_size > length:
+        raise SettingError(
+            f"batch_size {batch_size} is more than the {length} {what}",
+            seen=f"batch_size={batch_size}, {length} {what}",
+            why="a batch would hold the same example twice",
+            fix=f"batch_size={length} or less",
+        )
+
+
+def whole(value: object, name: str, least: int = 1) -> int:
+    """An integer setting.
+
+    Raises:
+        SettingError: It is none, or too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise SettingError(
+            f"{name} must be an integer", seen=f"{name}={value!r}", fix=f"{name}=64"
+        )
+    if value < least:
+        raise SettingError(f"{name} must be at least {least}", seen=f"{name}={value}")
+    return int(value)

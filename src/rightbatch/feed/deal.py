@@ -1,0 +1,91 @@
+"""How the examples of one step are dealt to ranks and cut into micro-batches."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A run of a step's examples that is one micro-batch of one rank.
+
+    Attributes:
+        start: First example, counted within the step.
+        stop: One behind the last.
+        filler: Only there so that every rank has as many micro-batches: its examples
+            are some other rank's too, and its share of the step is zero.
+    """
+
+    start: int
+    stop: int
+    filler: bool = False
+
+
+def deal(
+    count: int,
+    world_size: int,
+    micro_batch: int | None,
+    *,
+    unit: int = 1,
+    fences: tuple[int, ...] = (),
+) -> tuple[tuple[Part, ...], ...]:
+    """The micro-batches of every rank: as many for each, all examples exactly once.
+
+    Full micro-batches are dealt in turn, so that where they lie does not depend on the
+    batch size: a new one finds what the workers have already fetched. What is left is
+    split evenly.
+
+    Args:
+        count: Examples of the step, over all ranks.
+        world_size: Number of ranks.
+        micro_batch: Most examples of one micro-batch; None: each rank gets one.
+        unit: Neighbours that stay together; a divisor of ``count``.
+        fences: Where micro-batches must end.
+
+    Example:
+        >>> [[(p.start, p.stop) for p in rank] for rank in deal(10, 2, 4)]
+        [[(0, 4), (8, 9)], [(4, 8), (9, 10)]]
+    """
+    if fences:
+        return _dealt_runs(count, world_size, micro_batch, fences)
+    groups, most = count // unit, max(1, (micro_batch or count) // unit)
+    row = most * world_size if micro_batch else groups + 1
+    full = groups // row
+    hands: list[list[Part]] = [[] for _ in range(world_size)]
+    for number in range(full * world_size):
+        start = number * most
+        hands[number % world_size].append(Part(start * unit, (start + most) * unit))
+    start, rest = full * row, groups - full * row
+    if rest:
+        small, larger = divmod(rest, world_size)
+        for rank in range(world_size):
+            stop = start + small + (rank < larger)
+            if stop > start:
+                part = Part(start * unit, stop * unit)
+            else:  # every rank must make as many backward passes
+                part = Part(0, unit, filler=True)
+            hands[rank].append(part)
+            start = stop
+    return tuple(tuple(hand) for hand in hands)
+
+
+def _dealt_runs(
+    count: int, world_size: int, micro_batch: int | None, fences: tuple[int, ...]
+) -> tuple[tuple[Part, ...], ...]:
+    """Runs between fences, dealt in turn; large ones halved until all come out even."""
+    edges = [0, *fences, count]
+    runs = []
+    for start, stop in itertools.pairwise(edges):
+        most = micro_batch or stop - start
+        runs += [(a, min(a + most, stop)) for a in range(start, stop, most)]
+    while len(runs) % world_size:
+        largest = max(range(len(runs)), key=lambda j: runs[j][1] - runs[j][0])
+        start, stop = runs[largest]
+        if stop - start < 2:
+            break
+        middle = (start + stop) // 2
+        runs[largest : largest + 1] = [(start, middle), (middle, stop)]
+    parts = [Part(*run) for run in runs]
+    parts += [Part(0, 1, filler=True)] * (-len(parts) % world_size)
+    return tuple(tuple(parts[rank::world_size]) for rank in range(world_size))

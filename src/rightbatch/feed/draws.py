@@ -1,0 +1,151 @@
+"""Batches without structure: shuffled epochs, in order, with replacement, Poisson."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from rightbatch.feed.composition import Composition, Cursor, Cut, check_index_count
+from rightbatch.feed.permutation import (
+    Permutation,
+    Walk,
+    below,
+    key_of,
+    keys_at,
+)
+
+
+class Shuffled:
+    """Every epoch visits every example once, in an order of its own.
+
+    Example:
+        >>> cut, after = Shuffled(5).cut(0, Cursor(), 3, stop=5)
+        >>> len(set(cut.indices.tolist())), after.position
+        (3, 3)
+    """
+
+    name, covers, counts, version = "shuffled", True, "examples", 0
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self._walk: Walk | None = None
+        self._augment = (-1, 0)
+
+    def start(self) -> tuple[int, ...]:
+        """None of its own."""
+        return ()
+
+    def check(self, batch_size: int) -> None:
+        """Any size will do."""
+
+    def cut(
+        self, seed: int, cursor: Cursor, batch_size: int, stop: int
+    ) -> tuple[Cut, Cursor]:
+        """The next examples of the order."""
+        if self._walk is None or self._walk.seed != seed:
+            self._walk, self._augment = Walk(self.length, seed), (seed, augment(seed))
+        end = min(cursor.position + batch_size, stop)
+        positions = np.arange(cursor.position, end)
+        cut = Cut(
+            indices=self._order(seed, cursor.position, end),
+            seeds=keys_at(self._augment[1], positions),
+        )
+        return cut, cursor.behind(end)
+
+    def _order(self, seed: int, start: int, end: int) -> Int64[np.ndarray, " n"]:
+        assert self._walk is not None
+        return self._walk(start, end)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Its length is all it knows."""
+        return {}
+
+
+class Sequential(Shuffled):
+    """Every epoch visits every example once, in the order of the data set."""
+
+    name = "sequential"
+
+    def _order(self, seed: int, start: int, end: int) -> Int64[np.ndarray, " n"]:
+        return np.arange(start, end) % self.length
+
+
+class Replacement(Shuffled):
+    """Every draw is independent of all others; an epoch is as many draws as examples.
+
+    What the theory of stochastic gradients assumes: no finite-population correction.
+    """
+
+    name, covers = "replacement", False
+
+    def _order(self, seed: int, start: int, end: int) -> Int64[np.ndarray, " n"]:
+        words = keys_at(key_of("replacement", seed), np.arange(start, end))
+        return below(words, np.uint64(self.length)).astype(np.int64)
+
+
+class Poisson:
+    """Every example joins a step with probability B / N, independently.
+
+    The number of examples of a step is random with mean B; each weighs 1 / B, so the
+    step's mean is multiplied by n / B to be unbiased (``factor``). A step without any
+    example is drawn again.
+
+    References:
+        Zhu and Wang 2019; the sampling that differential privacy's accounts assume.
+    """
+
+    name, covers, counts, version = "poisson", False, "examples", 0
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def start(self) -> tuple[int, ...]:
+        """None of its own."""
+        return ()
+
+    def check(self, batch_size: int) -> None:
+        """B is a mean, at most the whole.
+
+        Raises:
+            SettingError: It is more.
+        """
+        check_index_count(batch_size, self.length, "examples")
+
+    def cut(
+        self, seed: int, cursor: Cursor, batch_size: int, stop: int
+    ) -> tuple[Cut, Cursor]:
+        """A random subset; the position moves by B, its mean size."""
+        key = key_of("poisson", seed, cursor.step)
+        generator = np.random.Generator(np.random.Philox(key))
+        count = 0
+        while count == 0:
+            count = int(generator.binomial(self.length, batch_size / self.length))
+        # Given its size, the subset is uniform: the head of a permutation.
+        chosen = Permutation(self.length, key)(np.arange(count))
+        cut = Cut(
+            indices=chosen,
+            seeds=keys_at(key_of(augment(seed), key), np.arange(count)),
+            factor=count / batch_size,
+        )
+        return cut, cursor.behind(cursor.position + batch_size)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Its length is all it knows."""
+        return {}
+
+
+def augment(seed: int) -> int:
+    """The key of the randomness that the examples themselves may use."""
+    return key_of("augment", seed)
+
+
+DRAWS: dict[str, type[Shuffled] | type[Poisson]] = {
+    kind.name: kind for kind in (Shuffled, Sequential, Replacement, Poisson)
+}
+
+
+def draw(name: str, length: int) -> Composition:
+    """The composition of that name."""
+    return DRAWS[name](length)

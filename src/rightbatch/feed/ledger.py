@@ -1,0 +1,163 @@
+"""A ledger of every example handed out, which proves that each came exactly once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rightbatch.errors import RunFolderError
+from rightbatch.feed.planner import StepPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerAudit:
+    """What a ledger proves.
+
+    Attributes:
+        steps: Steps in the run, those rolled back by a resume left out.
+        examples: Examples handed out in them.
+        epochs: Whole epochs behind the run.
+        dropped: Examples left out at epochs' ends because ``tail="drop"`` asked for it.
+        lost: Other examples missing in whole epochs, over all of them.
+        repeated: Examples that came more than once in an epoch, every extra one.
+        segments: Times the run was started or resumed.
+        rolled_back: Steps that a resume from an earlier state made again.
+    """
+
+    steps: int
+    examples: int
+    epochs: int
+    dropped: int
+    lost: int
+    repeated: int
+    segments: int
+    rolled_back: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing was lost and nothing repeated."""
+        return not self.lost and not self.repeated
+
+    def __str__(self) -> str:
+        verdict = "each exactly once" if self.exact else "NOT exactly once"
+        return (
+            f"{self.examples} examples in {self.steps} steps, {self.epochs} whole "
+            f"epochs: {verdict} ({self.lost} lost, {self.repeated} repeated; "
+            f"{self.segments} segments, {self.rolled_back} steps rolled back)"
+        )
+
+
+class Ledger:
+    """A folder in which every rank writes down each example as it is handed out.
+
+    A file per segment (the time between a start or resume and the next) and rank, a
+    line per step. A resume from an earlier state makes later steps void.
+
+    Args:
+        folder: Where; made if missing.
+
+    Example:
+        >>> import tempfile, torch, rightbatch as rb
+        >>> from rightbatch.feed.ledger import Ledger
+        >>> folder = tempfile.mkdtemp()
+        >>> stream = rb.BatchStream((torch.arange(10),), 4, ledger=folder)
+        >>> for batch in stream:
+        ...     pass
+        >>> print(Ledger(folder).audit())  # doctest: +ELLIPSIS
+        10 examples in 3 steps, 1 whole epochs: each exactly once (0 lost, ...
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._file: Path | None = None
+
+    def write(self, plan: StepPlan, segment: int, rank: int, world_size: int) -> None:
+        """Write down a step that has been handed out, and make it last."""
+        if self._file is None:
+            self._file = self._opened(segment, rank, world_size)
+        mine = [m for m in plan.micro if not m.part.filler]
+        start = plan.before.position
+        row = {
+            "step": plan.before.step,
+            "after": plan.after.position,
+            "dropped": plan.after.position - start - len(plan.cut.indices),
+            "ranks": world_size,
+            "positions": [[start + m.part.start, start + m.part.stop] for m in mine],
+            "indices": [i for m in mine for i in m.piece.indices.tolist()],
+        }
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def restart(self) -> None:
+        """The next step belongs to another segment."""
+        self._file = None
+
+    def audit(self, length: int | None = None) -> LedgerAudit:
+        """Count what every epoch has seen.
+
+        Args:
+            length: Examples in the data set; default the largest number seen plus one.
+
+        Raises:
+            RunFolderError: There is no ledger.
+        """
+        rows, rolled_back, segments = self._rows()
+        index = np.asarray([i for r in rows for i in r["indices"]], dtype=np.int64)
+        spans = [np.arange(*span) for r in rows for span in r["positions"]]
+        at = np.concatenate([np.empty(0, dtype=np.int64), *spans])
+        size = length or int(index.max(initial=0)) + 1
+        epochs = max((r["after"] for r in rows), default=0) // size
+        steps = {r["step"]: r["dropped"] for r in rows}
+        lost = repeated = 0
+        for epoch in range(epochs + 1):
+            seen = np.bincount(index[at // size == epoch], minlength=size)
+            repeated += int(np.maximum(seen - 1, 0).sum())
+            lost += int((seen == 0).sum()) if epoch < epochs else 0
+        dropped = sum(steps.values())
+        return LedgerAudit(
+            steps=len(steps),
+            examples=len(index),
+            epochs=epochs,
+            dropped=dropped,
+            lost=lost - dropped,
+            repeated=repeated,
+            segments=segments,
+            rolled_back=rolled_back,
+        )
+
+    def _rows(self) -> tuple[list[dict[str, Any]], int, int]:
+        """The rows that count; how many steps were made void; number of segments."""
+        segments: dict[int, list[dict[str, Any]]] = {}
+        for path in sorted(self.folder.glob("segment-*-rank-*.jsonl")):
+            number = int(path.stem.split("-")[1])
+            for line in path.read_text(encoding="utf-8").splitlines():
+                # A killed process may leave half a line: that step was not finished.
+                if line.endswith("}"):
+                    segments.setdefault(number, []).append(json.loads(line))
+        if not segments:
+            raise RunFolderError("there is no ledger here", seen=str(self.folder))
+        kept: list[dict[str, Any]] = []
+        void: set[tuple[int, int]] = set()
+        for number in sorted(segments):
+            first = min(row["step"] for row in segments[number])
+            void |= {(number, r["step"]) for r in kept if r["step"] >= first}
+            kept = [r for r in kept if r["step"] < first] + segments[number]
+        return kept, len(void), len(segments)
+
+    def _opened(self, segment: int, rank: int, world_size: int) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if rank == 0:  # remove what a resume from an older state has rolled back
+            for path in self.folder.glob("segment-*-rank-*.jsonl"):
+                number, other = (
+                    int(path.stem.split("-")[1]),
+                    int(path.stem.split("-")[3]),
+                )
+                if number > segment or (number == segment and other >= world_size):
+                    path.unlink(missing_ok=True)
+        path = self.folder / f"segment-{segment:06d}-rank-{rank}.jsonl"
+        path.write_text("", encoding="utf-8")
+        return path

@@ -1,0 +1,129 @@
+"""Keeps a DataLoader's workers busy with the pieces that will come next."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from rightbatch.feed.fetch import Fetch, Piece
+
+
+class Lookahead:
+    """Hands out pieces in order, fetched ahead by an ordinary ``DataLoader``.
+
+    What is fetched ahead is a guess: that the batch size stays. A piece that turns out
+    otherwise is never handed out. It and all behind it are passed over (a worker that
+    has not begun on one leaves it), and the right ones are asked for. So the answer is
+    always exact, and a wrong guess costs one refill of the workers' queues.
+
+    Args:
+        data: Map-style data set, or a tuple of tensors.
+        collate: Makes a batch of a list of examples.
+        seeded: Whether every example gets its own randomness.
+        options: For the ``DataLoader``: ``num_workers``, ``pin_memory``, ….
+    """
+
+    def __init__(
+        self, data: Any, collate: Any, *, seeded: bool, options: dict[str, Any]
+    ) -> None:
+        self._current = torch.zeros(1, dtype=torch.int64)
+        if options.get("num_workers"):
+            self._current.share_memory_()
+        self._fetch = Fetch(data, collate, seeded, self._current)
+        self._options = options
+        self._source: Iterator[Piece] = iter(())
+        self._asked: deque[Piece] = deque()
+        self._loaded: Any = None
+        self.refills = 0  # guesses that were wrong
+
+    def take(self, piece: Piece, onward: Callable[[], Iterator[Piece]]) -> Any:
+        """The collated examples of ``piece``.
+
+        Args:
+            piece: What is wanted now.
+            onward: Makes the pieces from this one on, as far as can be guessed.
+
+        Raises:
+            RuntimeError: A worker died; nothing was handed out.
+        """
+        try:
+            if self._asked and not self._asked[0].same(piece):
+                self._refill(onward)
+            elif not self._asked:
+                self._source = onward()
+            if self._loaded is None:
+                self._source = onward()
+                self._loaded = iter(self._loader())
+            batch = next(self._loaded)
+            got = self._asked.popleft()
+        except BaseException:
+            self.close()  # what was asked for is forgotten, what was handed out is not
+            raise
+        assert got.same(piece), "the loader handed out another piece"
+        return batch
+
+    def ask(self) -> tuple[int, Piece]:
+        """The next piece for the workers, and its generation."""
+        piece = next(self._source)
+        self._asked.append(piece)
+        return int(self._current[0]), piece
+
+    def close(self) -> None:
+        """Stop the workers; the next `take` starts new ones."""
+        self._loaded = None
+        self._asked.clear()
+
+    def _refill(self, onward: Callable[[], Iterator[Piece]]) -> None:
+        self.refills += 1
+        self._current += 1
+        self._source, stale = onward(), len(self._asked)
+        try:
+            for _ in range(stale):  # each one makes room for a piece of the new source
+                next(self._loaded)
+                self._asked.popleft()
+        except Exception:
+            # A piece that nobody wants could not be read, or a worker has died: if it
+            # matters it will happen again.
+            self.close()
+            self._source = onward()
+
+    def _loader(self) -> Any:
+        return DataLoader(
+            self._fetch,  # pyrefly: ignore[bad-argument-type]
+            batch_sampler=_Tasks(weakref.ref(self)),  # pyrefly: ignore[bad-argument-type]
+            collate_fn=Fetch.as_it_is,
+            # Its own, so that making workers draws nothing from the user's.
+            generator=torch.Generator().manual_seed(self._worker_seed()),
+            **self._options,
+        )
+
+    def _worker_seed(self) -> int:
+        piece = next(self._source)
+        source = self._source
+
+        def again() -> Iterator[Piece]:
+            yield piece
+            yield from source
+
+        self._source = again()
+        # Workers' own random numbers differ from place to place, also after a resume.
+        return int(piece.seeds[0] >> 1)
+
+
+class _Tasks:
+    """The batch sampler of the loader: pieces instead of lists of indices."""
+
+    def __init__(self, owner: weakref.ref[Lookahead]) -> None:
+        # Weak: workers stop when their stream is let go, not when a cycle is collected.
+        self._owner = owner
+
+    def __iter__(self) -> Iterator[tuple[int, Piece]]:
+        while (lookahead := self._owner()) is not None:
+            task = lookahead.ask()
+            del lookahead
+            yield task

@@ -1,0 +1,183 @@
+"""Batches of P classes with K examples each, for contrastive and metric learning."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Int64
+
+from rightbatch.errors import SettingError
+from rightbatch.feed.composition import Cursor, Cut
+from rightbatch.feed.draws import augment
+from rightbatch.feed.permutation import Permutation, key_of, keys_at, permute
+from rightbatch.feed.strata import members
+
+
+class Pairs:
+    """Every batch holds P different classes with K different examples of each.
+
+    P is ``batch_size / each``. With ``each=2`` every example has one positive in its
+    batch, and all others are negatives. Classes come around equally often: each once
+    in a lap, in a new order every lap; a class's own examples come in the order of a
+    permutation, all of them before any comes again but for filling the last K. No
+    example and no class is twice in a batch. Ranks and micro-batches get whole classes.
+
+    Args:
+        labels: Class of each example, shape ``(examples,)``.
+        each: K, examples of a class in a batch, at least 2.
+        small: Classes with fewer than K examples: ``"leave out"`` (a warning says how
+            many) or ``"repeat"`` their examples.
+
+    Raises:
+        SettingError: No class has K examples.
+
+    Example:
+        >>> import torch, rightbatch as rb
+        >>> y = torch.arange(100) // 10
+        >>> stream = rb.BatchStream((y,), batch_size=8, order=rb.Pairs(y, each=2))
+        >>> (labels,) = next(iter(stream))
+        >>> len(labels.unique())
+        4
+
+    References:
+        Hermans, Beyer and Leibe 2017, arXiv:1703.07737 (P x K batches).
+    """
+
+    covers, counts, version = False, "examples", 0
+
+    def __init__(
+        self,
+        labels: Any,
+        each: int = 2,
+        *,
+        small: Literal["leave out", "repeat"] = "leave out",
+    ) -> None:
+        if each < 2:
+            raise SettingError(
+                "a class needs at least 2 examples in a batch",
+                seen=f"each={each}",
+                why="an example without another of its class has no positive",
+                fix="each=2 or more",
+            )
+        if small not in ("leave out", "repeat"):
+            raise SettingError(
+                "small must be 'leave out' or 'repeat'", seen=f"small={small!r}"
+            )
+        self.labels, self._members, sizes = members(labels)
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        kept = sizes >= each if small == "leave out" else sizes >= 1
+        if not kept.any():
+            raise SettingError(
+                f"no class has {each} examples",
+                seen=f"the largest has {int(sizes.max())}",
+                fix=f"each={max(2, int(sizes.max()))} or less, or small='repeat'",
+            )
+        if not kept.all():
+            out = int((~kept).sum())
+            warnings.warn(
+                f"{out} of {len(kept)} classes have fewer than {each} examples and are "
+                f"left out, {int(sizes[~kept].sum())} examples in all; "
+                "small='repeat' keeps them",
+                stacklevel=2,
+            )
+        self.sizes, self._starts = sizes[kept], starts[kept]
+        self.each, self.length = each, int(sizes.sum())
+        self._numbers = np.flatnonzero(kept)
+        self.name = f"pairs (K = {each}, small classes: {small})"
+
+    @property
+    def classes(self) -> int:
+        """Classes that take part."""
+        return len(self.sizes)
+
+    def start(self) -> tuple[int, ...]:
+        """Lap, place in its order, and the classes a batch took from it in advance."""
+        return (0, 0)
+
+    def check(self, batch_size: int) -> None:
+        """A batch is a whole number of classes, all different.
+
+        Raises:
+            SettingError: It is not.
+        """
+        if batch_size % self.each:
+            raise SettingError(
+                f"a batch of {batch_size} is no whole number of classes",
+                seen=f"batch_size={batch_size}, each={self.each}",
+                fix=f"batch_size={max(1, batch_size // self.each) * self.each}",
+            )
+        if batch_size // self.each > self.classes:
+            raise SettingError(
+                f"a batch of {batch_size} needs {batch_size // self.each} classes",
+                seen=f"{self.classes} classes, {self.each} examples of each",
+                why="a class would be twice in the batch",
+                fix=f"batch_size={self.classes * self.each} or less",
+            )
+
+    def cut(
+        self, seed: int, cursor: Cursor, batch_size: int, stop: int
+    ) -> tuple[Cut, Cursor]:
+        """The next P classes, with the next K examples of each."""
+        chosen, laps, extra = self._classes(seed, cursor.extra, batch_size // self.each)
+        chosen, laps = np.repeat(chosen, self.each), np.repeat(laps, self.each)
+        sizes = self.sizes[chosen]
+        visits = -(-sizes // self.each)  # that it takes to see all of a class
+        round_, visit = np.divmod(laps, visits)
+        place = np.tile(np.arange(self.each), batch_size // self.each)
+        place = (visit * self.each + place) % sizes
+        with np.errstate(over="ignore"):
+            own = keys_at(key_of("pairs", seed), chosen)
+            place = permute(place, sizes, keys_at(own, round_))
+        indices = self._members[self._starts[chosen] + place]
+        cut = Cut(
+            indices=indices,
+            seeds=keys_at(keys_at(augment(seed), indices), laps),
+            groups=self._numbers[chosen],
+            unit=self.each,
+        )
+        return cut, cursor.behind(cursor.position + batch_size, extra)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Members of the classes."""
+        digest = hashlib.blake2b(self._members.tobytes(), digest_size=8).hexdigest()
+        return {"members": digest, "classes": self.classes}
+
+    def _classes(
+        self, seed: int, extra: tuple[int, ...], wanted: int
+    ) -> tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"], tuple[int, ...]]:
+        """So many different classes, the lap of each, and the state behind them."""
+        lap, at, *ahead = extra
+        chosen: list[int] = []
+        laps: list[int] = []
+        key = key_of("classes", seed)
+        while len(chosen) < wanted:
+            stop = min(self.classes, at + wanted + len(ahead))
+            order = Permutation(self.classes, key, lap)(np.arange(at, stop))
+            taken = set(chosen) | set(ahead)
+            for name in order.tolist():
+                if len(chosen) == wanted:
+                    break
+                at += 1
+                if name not in taken:
+                    chosen.append(name)
+                    laps.append(lap)
+            if at == self.classes and len(chosen) < wanted:
+                lap, at, ahead = lap + 1, 0, []
+                early = self._early(key, lap, set(chosen), wanted - len(chosen))
+                chosen, laps = chosen + early, laps + [lap] * len(early)
+                ahead = early
+        if at == self.classes:
+            lap, at, ahead = lap + 1, 0, []
+        return np.array(chosen), np.array(laps), (lap, at, *ahead)
+
+    def _early(self, key: int, lap: int, present: set[int], wanted: int) -> list[int]:
+        """The first classes of a lap that are not in the batch yet: they fill it up.
+
+        They will be passed over when the lap itself comes to them.
+        """
+        stop = min(self.classes, wanted + len(present))
+        order = Permutation(self.classes, key, lap)(np.arange(stop)).tolist()
+        return [name for name in order if name not in present][:wanted]

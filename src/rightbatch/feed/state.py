@@ -1,0 +1,98 @@
+"""The saved state of a stream, and why one is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rightbatch.errors import SettingError
+from rightbatch.feed.composition import Cursor
+from rightbatch.feed.planner import Planner
+
+VERSION = 1
+
+
+def state_of(
+    planner: Planner, cursor: Cursor, *, batch_size: int, segment: int, fingerprint: str
+) -> dict[str, Any]:
+    """A few numbers and strings, equal on all ranks."""
+    return {
+        "version": VERSION,
+        "order": planner.composition.name,
+        "length": planner.composition.length,
+        "seed": planner.seed,
+        "position": cursor.position,
+        "step": cursor.step,
+        "first_step": cursor.first_step,
+        "extra": list(cursor.extra),
+        "batch_size": batch_size,
+        "segment": segment,
+        "composition": _digest(planner.composition.fingerprint()),
+        "fingerprint": fingerprint,
+    }
+
+
+def restored(state: Mapping[str, Any], planner: Planner, fingerprint: str) -> Cursor:
+    """The cursor of a saved state.
+
+    Raises:
+        SettingError: It belongs to something else.
+    """
+    own = state_of(planner, Cursor(), batch_size=0, segment=0, fingerprint=fingerprint)
+    missing = [key for key in own if key not in state]
+    if missing:
+        raise SettingError(
+            "this is no state of a BatchStream",
+            seen=f"without {', '.join(missing[:4])}",
+            fix="what stream.state_dict() gave",
+        )
+    if state["version"] != VERSION:
+        raise SettingError(
+            "the state was saved by another version of rightbatch",
+            seen=f"state version {state['version']}, this one reads {VERSION}",
+            fix="load it with the version that saved it",
+        )
+    if state["length"] != own["length"]:
+        raise SettingError(
+            "the data set's length has changed since the state was saved",
+            seen=f"{state['length']} examples then, {own['length']} now",
+            why="the order is of so many examples: another number is another order, "
+            "and what was already seen in this epoch cannot be told",
+            fix="restore the data set, or begin an epoch: "
+            f"stream.set_epoch({state['position'] // state['length'] + 1})",
+        )
+    for key, what, why in (
+        ("seed", "another seed", "its order of examples is another one"),
+        ("order", "another order", "positions in it mean other examples"),
+        (
+            "composition",
+            "other labels, lengths or settings of the composition",
+            "positions in it mean other examples",
+        ),
+        (
+            "fingerprint",
+            "another data set",
+            "examples would be lost, others seen twice",
+        ),
+    ):
+        if state[key] != own[key]:
+            raise SettingError(
+                f"the state was saved with {what}",
+                seen=f"{key} {state[key]!r} then, {own[key]!r} now",
+                why=why,
+                fix=f"make the stream as it was: {key} = {state[key]!r}",
+            )
+    return Cursor(
+        position=int(state["position"]),
+        step=int(state["step"]),
+        first_step=int(state["first_step"]),
+        extra=tuple(int(i) for i in state["extra"]),
+    )
+
+
+def _digest(values: dict[str, Any]) -> str:
+    """Sixteen letters for a composition's own values."""
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,308 @@
+"""Batches with chosen numbers of each stratum, and weights that keep them unbiased."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from rightbatch.errors import SettingError
+from rightbatch.feed.allotment import (
+    Counts,
+    allot,
+    batch_variance,
+    importance_weights,
+)
+from rightbatch.feed.composition import Cursor, Cut
+from rightbatch.feed.draws import augment
+from rightbatch.feed.permutation import key_of, keys_at, permute
+
+RULES = ("proportional", "neyman", "balanced")
+UNIT = 1 << 20  # measured noise is kept in integers: its largest is so many [assumed]
+
+
+class Strata:
+    """Every batch holds k_s examples of stratum s, weighted to be unbiased.
+
+    Where a rare stratum carries much of the gradient, a batch that always holds some of
+    it has far less noise than a random one, for the same objective: each example is
+    weighted by w = pi_s B / k_s, and the stream yields ``(batch, weights)``; the loss
+    is ``(weights * losses).mean()``. Each stratum is a fixed stream of its own: within
+    its epochs nothing is lost or repeated, and a small one comes around more often.
+
+    Args:
+        labels: Stratum of each example: integers, strings, …, shape ``(examples,)``.
+        counts: ``"proportional"`` to the strata's sizes, at least one each;
+            ``"neyman"``: also to their measured gradient noise (`observe`), re-chosen
+            whenever it is measured, proportional until then; a mapping from label to
+            a fixed count, the other strata sharing the rest; or ``"balanced"``: equal
+            counts **without weights**, which is another objective: that of a data set
+            in which all strata are equally frequent.
+        multiple: Make counts multiples of this where possible: with 8, a
+            `NoiseMonitor` compares eight groups of equal composition.
+
+    Raises:
+        SettingError: Labels or counts make no sense.
+
+    Example:
+        >>> import torch, rightbatch as rb
+        >>> x, y = torch.randn(1000, 2), (torch.arange(1000) % 100 == 0).long()
+        >>> strata = rb.Strata(y, counts={1: 8})
+        >>> stream = rb.BatchStream((x, y), batch_size=64, order=strata)
+        >>> (inputs, labels), weights = next(iter(stream))
+        >>> int(labels.sum()), round(float(weights.mean()), 6)
+        (8, 1.0)
+
+    References:
+        Zhao and Zhang 2014, arXiv:1405.3080; Neyman 1934.
+    """
+
+    covers, counts = False, "examples"
+
+    def __init__(
+        self,
+        labels: Any,
+        counts: str | Mapping[Any, int] = "proportional",
+        *,
+        multiple: int = 1,
+    ) -> None:
+        self.labels, self._members, self.sizes = members(labels)
+        self._starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
+        self.length, self.multiple = int(self.sizes.sum()), multiple
+        self.version = 0
+        self._rule = counts if isinstance(counts, str) else "fixed"
+        self._fixed = {} if isinstance(counts, str) else self._checked(counts)
+        if isinstance(counts, str) and counts not in RULES:
+            raise SettingError(
+                f"counts must be one of {', '.join(RULES)}, or a mapping",
+                seen=f"counts={counts!r}",
+                fix='counts="neyman", or counts={1: 8} for 8 of label 1',
+            )
+        self._observed: tuple[int, ...] | None = None
+        self.name = f"strata ({self._rule})"
+
+    @classmethod
+    def by_quantiles(cls, values: Any, strata: int = 10, **options: Any) -> Strata:
+        """Strata of a regression target: equally many examples of similar value.
+
+        Args:
+            values: Target of each example, shape ``(examples,)``; ties stay together.
+            strata: How many, at most.
+            options: As for the class.
+
+        Raises:
+            SettingError: A value is NaN or infinite.
+        """
+        found = np.asarray(values, dtype=np.float64)
+        if not np.isfinite(found).all():
+            bad = np.flatnonzero(~np.isfinite(found))
+            raise SettingError(
+                "targets must be finite to be sorted into strata",
+                seen=f"{len(bad)} are not, the first is example {bad[0]}",
+            )
+        edges = np.unique(np.quantile(found, np.arange(1, strata) / strata))
+        return cls(np.searchsorted(edges, found, side="right"), **options)
+
+    @classmethod
+    def by_rarest_label(cls, labels: Any, **options: Any) -> Strata:
+        """Strata of multi-label data: each example goes by its rarest positive label.
+
+        Args:
+            labels: Zeros and ones, shape ``(examples, labels)``; examples with none
+                are stratum -1.
+            options: As for the class.
+        """
+        found = np.asarray(labels).astype(bool)
+        if found.ndim != 2:
+            raise SettingError(
+                "multi-label data has an axis of examples and one of labels",
+                seen=f"shape {found.shape}",
+            )
+        frequency = found.sum(0)
+        rarest = np.where(found, frequency, np.iinfo(np.int64).max).argmin(1)
+        return cls(np.where(found.any(1), rarest, -1), **options)
+
+    def observe(self, stds: Sequence[float] | Mapping[Any, float]) -> None:
+        """Say how noisy each stratum's gradient is; holds from the next step on.
+
+        To be called on all ranks with the same values. What was observed travels with
+        the stream's state.
+
+        Args:
+            stds: Standard deviation of a single example's gradient in each stratum
+                (root of the trace of its covariance), in the order of ``labels`` or by
+                label. Any common scale.
+
+        Raises:
+            SettingError: Negative, not finite, of another length, or all zero; or the
+                counts are not chosen by Neyman's rule.
+        """
+        if self._rule != "neyman":
+            raise SettingError(
+                "observed noise has no effect on these strata",
+                seen=f"counts are {self._rule}",
+                fix='Strata(labels, counts="neyman")',
+            )
+        if isinstance(stds, Mapping):
+            stds = [stds[label] for label in self.labels]
+        values = finite(stds, len(self.sizes), "noise of the strata")
+        scaled = np.maximum(np.rint(values / values.max() * UNIT), 1)
+        observed = tuple(int(v) for v in scaled)
+        if observed != self._observed:
+            self._observed = observed
+            self.version += 1
+
+    def counts_at(self, batch_size: int, cursor: Cursor | None = None) -> Counts:
+        """How many examples of each stratum a batch of this size has now."""
+        extra = self.start() if cursor is None else cursor.extra
+        noise = np.array(self._noise(extra), dtype=np.float64)
+        if self._rule == "balanced":
+            wanted = np.ones(len(self.sizes))
+        elif self._rule == "neyman":
+            wanted = self.sizes * noise
+        else:
+            wanted = self.sizes.astype(np.float64)
+        if not self._fixed:
+            return allot(wanted, batch_size, self.sizes, self.multiple)
+        counts = np.zeros(len(self.sizes), dtype=np.int64)
+        for stratum, count in self._fixed.items():
+            counts[stratum] = count
+        others = np.flatnonzero(counts == 0)
+        rest = batch_size - int(counts.sum())
+        if rest < len(others) or (rest and not len(others)):
+            raise SettingError(
+                f"a batch of {batch_size} does not fit the fixed counts",
+                seen=f"fixed counts sum to {int(counts.sum())}, "
+                f"{len(others)} other strata need one or more each",
+                fix=f"batch_size={int(counts.sum()) + len(others)}"
+                + (" or more" if len(others) else ""),
+            )
+        if len(others):
+            counts[others] = allot(wanted[others], rest, self.sizes[others])
+        return counts
+
+    def variance(self, counts: Counts, stds: Float64[np.ndarray, " strata"]) -> float:
+        """Trace of the covariance of a batch gradient of this composition."""
+        return batch_variance(self.sizes, counts, stds)
+
+    def start(self) -> tuple[int, ...]:
+        """Draws from each stratum so far, then the noise observed of each."""
+        return (0,) * len(self.sizes) + (UNIT,) * len(self.sizes)
+
+    def check(self, batch_size: int) -> None:
+        """Every stratum needs one."""
+        self.counts_at(batch_size)
+
+    def cut(
+        self, seed: int, cursor: Cursor, batch_size: int, stop: int
+    ) -> tuple[Cut, Cursor]:
+        """The next k_s examples of every stratum, evenly interleaved."""
+        strata = len(self.sizes)
+        counts = self.counts_at(batch_size, cursor)
+        drawn = np.array(cursor.extra[:strata], dtype=np.int64)
+        group = np.repeat(np.arange(strata), counts)
+        place = np.arange(batch_size) - np.repeat(np.cumsum(counts) - counts, counts)
+        # Interleaved, so that any run of the batch has nearly its composition: micro-
+        # batches, ranks, and the groups that measure the noise.
+        turn = np.argsort((place + 0.5) / counts[group], kind="stable")
+        group, place = group[turn], place[turn]
+        number = drawn[group] + place
+        epoch, offset = np.divmod(number, self.sizes[group])
+        with np.errstate(over="ignore"):
+            own = keys_at(key_of("strata", seed), group)
+            offset = permute(offset, self.sizes[group], keys_at(own, epoch))
+            seeds = keys_at(keys_at(augment(seed), group), number)
+        weights = importance_weights(self.sizes, counts)[group].astype(np.float32)
+        cut = Cut(
+            indices=self._members[self._starts[group] + offset],
+            seeds=seeds,
+            weights=None if self._rule == "balanced" else weights,
+            groups=group,
+        )
+        extra = tuple(int(d) for d in drawn + counts) + self._noise(cursor.extra)
+        return cut, cursor.behind(cursor.position + batch_size, extra)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Sizes, labels and rule."""
+        digest = hashlib.blake2b(self._members.tobytes(), digest_size=8).hexdigest()
+        return {
+            "members": digest,
+            "sizes": self.sizes.tolist(),
+            "rule": self._rule,
+            "fixed": sorted(self._fixed.items()),
+        }
+
+    def _noise(self, extra: tuple[int, ...]) -> tuple[int, ...]:
+        return extra[len(self.sizes) :] if self._observed is None else self._observed
+
+    def _checked(self, counts: Mapping[Any, int]) -> dict[int, int]:
+        """Fixed counts by stratum number."""
+        place = {label: number for number, label in enumerate(self.labels)}
+        found = {}
+        for label, count in counts.items():
+            if label not in place:
+                raise SettingError(
+                    f"no example has label {label!r}",
+                    seen=f"labels {', '.join(map(str, self.labels[:8]))}",
+                    fix="fixed counts for labels that occur",
+                )
+            size = int(self.sizes[place[label]])
+            if not 1 <= count <= size:
+                raise SettingError(
+                    f"label {label!r} cannot have {count} examples in every batch",
+                    seen=f"it has {size} in all",
+                    why="a batch would hold the same example twice"
+                    if count > size
+                    else "a stratum that is left out makes the gradient biased",
+                    fix=f"a count from 1 to {size}",
+                )
+            found[place[label]] = int(count)
+        return found
+
+
+def members(
+    labels: Any,
+) -> tuple[list[Any], Int64[np.ndarray, " examples"], Counts]:
+    """The labels that occur, all examples sorted by label, and how many of each."""
+    found = np.asarray(labels)
+    if found.ndim != 1 or not len(found):
+        raise SettingError(
+            "labels must have one axis, of examples",
+            seen=f"shape {found.shape}",
+            fix="for multi-label data: Strata.by_rarest_label; "
+            "for numbers: Strata.by_quantiles",
+        )
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        raise SettingError(
+            "labels must not be NaN",
+            seen=f"{int((~np.isfinite(found)).sum())} are",
+        )
+    names, inverse, sizes = np.unique(found, return_inverse=True, return_counts=True)
+    order = np.argsort(inverse, kind="stable")
+    return names.tolist(), order, sizes.astype(np.int64)
+
+
+def finite(values: Any, count: int, what: str) -> Float64[np.ndarray, " n"]:
+    """Numbers that can be shares.
+
+    Raises:
+        SettingError: They cannot.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    bad = ""
+    if found.shape != (count,):
+        bad = f"shape {found.shape}, expected ({count},)"
+    elif not np.isfinite(found).all():
+        bad = f"{int((~np.isfinite(found)).sum())} NaN or infinite"
+    elif (found < 0).any():
+        bad = f"the smallest is {found.min():.4g}"
+    elif not found.sum() > 0:
+        bad = "all are zero"
+    if bad:
+        raise SettingError(
+            f"the {what} must be finite, not negative, and not all zero", seen=bad
+        )
+    return found
