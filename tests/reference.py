@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from typing import Any
@@ -109,3 +110,35 @@ def noise_by_pairs(parts: list[torch.Tensor], sizes: list[int]) -> tuple[float, 
     signal /= weight
     squares = sum(float(p.square().sum()) for p in parts)
     return signal, batch * (squares - signal * sum((m / batch) ** 2 for m in sizes))
+
+
+def _mixed(word: int) -> int:
+    """splitmix64's finalizer, on Python integers."""
+    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    word = (word ^ (word >> 27)) * 0x94D049BB133111EB % 2**64
+    return word ^ (word >> 31)
+
+
+def permuted(position: int, length: int, seed: int, epoch: int) -> int:
+    """The example at one position of an epoch, in plain integers."""
+    text = f"epoch/{seed}/{epoch}/{length}".encode()
+    key = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+    rows = math.isqrt(length - 1) + 1 if length > 1 else 1
+    columns = -(-length // rows)
+    found = position
+    while True:
+        left, right = divmod(found, columns)
+        for number in range(12 if length < 64 else 8):
+            own = _mixed((key + (number + 1) * 0x9E3779B97F4A7C15) % 2**64)
+            if number % 2:
+                right = (right + ((_mixed(left ^ own) >> 32) * columns >> 32)) % columns
+            else:
+                left = (left + ((_mixed(right ^ own) >> 32) * rows >> 32)) % rows
+        found = left * columns + right
+        if found < length:
+            return found
+
+
+def epochs(length: int, seed: int, count: int) -> list[int]:
+    """The examples of the first epochs, one position at a time."""
+    return [permuted(p, length, seed, e) for e in range(count) for p in range(length)]

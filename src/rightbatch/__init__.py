@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         UnidentifiedError,
     )
     from rightbatch.estimate import Estimate
+    from rightbatch.feed.audit import FeedAudit, audit
     from rightbatch.feed.pairs import Pairs
     from rightbatch.feed.strata import Strata
     from rightbatch.feed.stream import BatchStream
@@ -49,6 +50,7 @@ _HOMES = {
         "UnidentifiedError",
     ),
     "estimate": ("Estimate",),
+    "feed.audit": ("FeedAudit", "audit"),
     "feed.pairs": ("Pairs",),
     "feed.strata": ("Strata",),
     "feed.stream": ("BatchStream",),
@@ -75,6 +77,7 @@ __all__ = [
     "Energy",
     "Estimate",
     "Examples",
+    "FeedAudit",
     "Finding",
     "Findings",
     "Job",
@@ -97,6 +100,7 @@ __all__ = [
     "Tokens",
     "Tuning",
     "UnidentifiedError",
+    "audit",
     "check",
     "decide",
     "fit_steps",

@@ -101,6 +101,13 @@ class Composition(Protocol):
         """
         ...
 
+    def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
+        """Into how many runs of equal composition a batch can be cut; 1: into none.
+
+        What measures noise by comparing groups must compare such runs.
+        """
+        ...
+
     def fingerprint(self) -> dict[str, Any]:
         """Plain values that tell another data set, or another composition."""
         ...

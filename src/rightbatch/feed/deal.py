@@ -74,7 +74,7 @@ def _dealt_runs(
     count: int, world_size: int, micro_batch: int | None, fences: tuple[int, ...]
 ) -> tuple[tuple[Part, ...], ...]:
     """Runs between fences, dealt in turn; large ones halved until all come out even."""
-    edges = [0, *fences, count]
+    edges = sorted({0, *fences, count})
     runs = []
     for start, stop in itertools.pairwise(edges):
         most = micro_batch or stop - start

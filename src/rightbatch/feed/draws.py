@@ -58,6 +58,10 @@ class Shuffled:
         assert self._walk is not None
         return self._walk(start, end)
 
+    def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
+        """Every cut is like every other."""
+        return most
+
     def fingerprint(self) -> dict[str, Any]:
         """Its length is all it knows."""
         return {}
@@ -130,6 +134,10 @@ class Poisson:
             factor=count / batch_size,
         )
         return cut, cursor.behind(cursor.position + batch_size)
+
+    def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
+        """Every cut is like every other."""
+        return most
 
     def fingerprint(self) -> dict[str, Any]:
         """Its length is all it knows."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from rightbatch.errors import JobError
 from rightbatch.feed.fetch import Fetch, Piece
 
 
@@ -49,7 +50,7 @@ class Lookahead:
             onward: Makes the pieces from this one on, as far as can be guessed.
 
         Raises:
-            RuntimeError: A worker died; nothing was handed out.
+            JobError: A worker died; nothing was handed out.
         """
         try:
             if self._asked and not self._asked[0].same(piece):
@@ -61,8 +62,17 @@ class Lookahead:
                 self._loaded = iter(self._loader())
             batch = next(self._loaded)
             got = self._asked.popleft()
-        except BaseException:
+        except BaseException as error:
             self.close()  # what was asked for is forgotten, what was handed out is not
+            if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+                raise JobError(
+                    "a data worker died",
+                    seen=str(error).splitlines()[0],
+                    why="the examples it was reading were not handed out; the "
+                    "stream's state is intact, at the last whole step",
+                    fix="go on, and new workers are started; if it was killed for "
+                    "memory: fewer num_workers or a smaller prefetch_factor",
+                ) from error
             raise
         assert got.same(piece), "the loader handed out another piece"
         return batch
@@ -75,6 +85,11 @@ class Lookahead:
 
     def close(self) -> None:
         """Stop the workers; the next `take` starts new ones."""
+        # Now, not whenever a traceback that still holds the iterator is collected: by
+        # then its queues are gone, and every worker takes 5 s to notice.
+        shut = getattr(self._loaded, "_shutdown_workers", None)
+        if shut is not None:
+            shut()
         self._loaded = None
         self._asked.clear()
 

@@ -135,7 +135,7 @@ class MappedLines:
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "a.txt"
-        >>> _ = path.write_text("one\\ntwo\\n")
+        >>> _ = path.write_text("one\ntwo\n")
         >>> lines = MappedLines(path)
         >>> len(lines), lines[1]
         (2, 'two')

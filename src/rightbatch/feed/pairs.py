@@ -140,6 +140,11 @@ class Pairs:
         )
         return cut, cursor.behind(cursor.position + batch_size, extra)
 
+    def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
+        """Runs of whole classes."""
+        classes = batch_size // self.each
+        return max(d for d in range(1, most + 1) if classes % d == 0)
+
     def fingerprint(self) -> dict[str, Any]:
         """Members of the classes."""
         digest = hashlib.blake2b(self._members.tobytes(), digest_size=8).hexdigest()

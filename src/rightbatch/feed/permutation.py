@@ -83,7 +83,8 @@ def permute(
     size = np.asarray(lengths, dtype=np.uint64)
     key = np.asarray(keys, dtype=np.uint64)
     left_size = np.ceil(np.sqrt(size.astype(np.float64))).astype(np.uint64)
-    left_size = np.maximum(left_size, np.uint64(1))
+    left_size += (left_size * left_size < size).astype(np.uint64)  # rounded down
+    left_size -= ((left_size - _ONE) * (left_size - _ONE) >= size).astype(np.uint64)
     right_size = (size + left_size - np.uint64(1)) // left_size
     with np.errstate(over="ignore"):
         schedule = [mix(np.atleast_1d(key + np.uint64(i + 1) * _GOLDEN))

@@ -94,7 +94,7 @@ class Planner:
         )
         return StepPlan(
             before=cursor,
-            after=self._entering(self.settle(after, batch_size), cursor),
+            after=self.settle(self._entering(after, cursor), batch_size),
             batch_size=batch_size,
             version=self.composition.version,
             cut=cut,
@@ -107,10 +107,12 @@ class Planner:
         length = self.composition.length
         left = length - cursor.position % length
         if self.tail == "drop" and left < batch_size:
-            return replace(cursor, position=cursor.position + left)
+            after = replace(cursor, position=cursor.position + left)
+            return self._entering(after, cursor)
         return cursor
 
     def _entering(self, after: Cursor, before: Cursor) -> Cursor:
+        """Remembers the first step of an epoch."""
         length = self.composition.length
         same = after.position // length == before.position // length
         return after if same else replace(after, first_step=after.step)

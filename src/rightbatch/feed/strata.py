@@ -73,7 +73,7 @@ class Strata:
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
         self.length, self.multiple = int(self.sizes.sum()), multiple
         self.version = 0
-        self._rule = counts if isinstance(counts, str) else "fixed"
+        self.rule = counts if isinstance(counts, str) else "fixed"
         self._fixed = {} if isinstance(counts, str) else self._checked(counts)
         if isinstance(counts, str) and counts not in RULES:
             raise SettingError(
@@ -82,7 +82,7 @@ class Strata:
                 fix='counts="neyman", or counts={1: 8} for 8 of label 1',
             )
         self._observed: tuple[int, ...] | None = None
-        self.name = f"strata ({self._rule})"
+        self.name = f"strata ({self.rule})"
 
     @classmethod
     def by_quantiles(cls, values: Any, strata: int = 10, **options: Any) -> Strata:
@@ -140,10 +140,10 @@ class Strata:
             SettingError: Negative, not finite, of another length, or all zero; or the
                 counts are not chosen by Neyman's rule.
         """
-        if self._rule != "neyman":
+        if self.rule != "neyman":
             raise SettingError(
                 "observed noise has no effect on these strata",
-                seen=f"counts are {self._rule}",
+                seen=f"counts are {self.rule}",
                 fix='Strata(labels, counts="neyman")',
             )
         if isinstance(stds, Mapping):
@@ -159,9 +159,9 @@ class Strata:
         """How many examples of each stratum a batch of this size has now."""
         extra = self.start() if cursor is None else cursor.extra
         noise = np.array(self._noise(extra), dtype=np.float64)
-        if self._rule == "balanced":
+        if self.rule == "balanced":
             wanted = np.ones(len(self.sizes))
-        elif self._rule == "neyman":
+        elif self.rule == "neyman":
             wanted = self.sizes * noise
         else:
             wanted = self.sizes.astype(np.float64)
@@ -219,11 +219,16 @@ class Strata:
         cut = Cut(
             indices=self._members[self._starts[group] + offset],
             seeds=seeds,
-            weights=None if self._rule == "balanced" else weights,
+            weights=None if self.rule == "balanced" else weights,
             groups=group,
         )
         extra = tuple(int(d) for d in drawn + counts) + self._noise(cursor.extra)
         return cut, cursor.behind(cursor.position + batch_size, extra)
+
+    def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
+        """So many runs that each have the batch's composition exactly."""
+        common = int(np.gcd.reduce(self.counts_at(batch_size, cursor)))
+        return max(d for d in range(1, most + 1) if common % d == 0)
 
     def fingerprint(self) -> dict[str, Any]:
         """Sizes, labels and rule."""
@@ -231,7 +236,7 @@ class Strata:
         return {
             "members": digest,
             "sizes": self.sizes.tolist(),
-            "rule": self._rule,
+            "rule": self.rule,
             "fixed": sorted(self._fixed.items()),
         }
 

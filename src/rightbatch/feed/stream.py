@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from rightbatch.errors import SettingError
 from rightbatch.feed.composition import Composition, Cursor, whole
-from rightbatch.feed.draws import DRAWS, draw
+from rightbatch.feed.cutter import Cutter
 from rightbatch.feed.fetch import Piece
 from rightbatch.feed.ledger import Ledger
 from rightbatch.feed.lookahead import Lookahead
-from rightbatch.feed.planner import MicroPlan, Planner, StepPlan, check_tail
-from rightbatch.feed.state import restored, state_of
+from rightbatch.feed.planner import MicroPlan, StepPlan
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +84,7 @@ class Step:
         return self._stream._micro_batches(self._plan)
 
 
-class BatchStream:
+class BatchStream(Cutter):
     """Batches of any size from one fixed stream of examples.
 
     The order of examples is a function of (seed, epoch, position). Batch size,
@@ -158,31 +155,20 @@ class BatchStream:
         multiprocessing_context: Any = None,
         timeout: float = 0,
     ) -> None:
-        length = _length(dataset)
-        composition = _composition(order, length)
-        if rank is None and world_size is None and dist.is_initialized():
-            rank, world_size = dist.get_rank(), dist.get_world_size()
-        self._planner = Planner(
-            composition,
-            whole(seed, "seed", least=0),
-            check_tail(tail, composition),
-            whole(rank or 0, "rank", least=0),
-            whole(world_size or 1, "world_size"),
-            None if micro_batch is None else whole(micro_batch, "micro_batch"),
+        super().__init__(
+            _length(dataset),
+            batch_size,
+            seed=seed,
+            order=order,
+            tail=tail,
+            rank=rank,
+            world_size=world_size,
+            micro_batch=micro_batch,
+            fingerprint=fingerprint or str(getattr(dataset, "_fingerprint", "")),
         )
-        if self._planner.rank >= self._planner.world_size:
-            raise SettingError(
-                f"rank {rank} is not below world_size {world_size}",
-                seen=f"rank={rank}, world_size={world_size}",
-                fix="leave both out under torch.distributed",
-            )
-        self.dataset, self.length, self.fingerprint = dataset, length, fingerprint
-        self.batch_size = batch_size
+        self.dataset = dataset
         self._ledger = None if ledger is None else Ledger(ledger)
-        self._segment = 0
-        self._cursor = Cursor(extra=composition.start())
         self._guessed: deque[StepPlan] = deque()
-        self._warned: set[str] = set()
         options: dict[str, Any] = {
             "num_workers": whole(num_workers, "num_workers", least=0),
             "pin_memory": pin_memory,
@@ -197,69 +183,9 @@ class BatchStream:
         self._lookahead = Lookahead(dataset, collate_fn, seeded=seeded, options=options)
 
     @property
-    def batch_size(self) -> int:
-        """Examples (or tokens) of the next step, over all ranks."""
-        return self._batch_size
-
-    @batch_size.setter
-    def batch_size(self, value: int) -> None:
-        value = whole(value, "batch_size")
-        self._planner.composition.check(value)
-        if self._planner.tail == "drop" and value > self.length:
-            raise SettingError(
-                "tail='drop' would drop every batch",
-                seen=f"batch_size={value}, {self.length} examples",
-                why="an epoch holds no whole batch, so there would be no step at all",
-                fix=f"batch_size={self.length} or less, tail='keep' or 'carry'",
-            )
-        self._batch_size = value
-
-    @property
-    def composition(self) -> Composition:
-        """What its batches are made of."""
-        return self._planner.composition
-
-    @property
-    def seed(self) -> int:
-        """Seed of the order."""
-        return self._planner.seed
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of the next step, from 0."""
-        return self._cursor.position // self.length
-
-    @property
-    def position(self) -> int:
-        """Examples of this epoch that lie behind; 0 after its last one."""
-        return self._cursor.position % self.length
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps so far, over all epochs."""
-        return self._cursor.step
-
-    @property
     def refills(self) -> int:
         """How often what workers had fetched ahead did not fit a new batch size."""
         return self._lookahead.refills
-
-    @property
-    def steps_left(self) -> int:
-        """Steps until this epoch's end at today's batch size.
-
-        Raises:
-            TypeError: The batch size is not in examples, so nobody can know.
-        """
-        counts = self.composition.counts
-        if counts != "examples":
-            raise TypeError(f"a batch_size in {counts} does not tell how many steps")
-        cursor = self._planner.settle(self._cursor, self._batch_size)
-        return self._planner.steps_left(cursor.position, self._batch_size)
-
-    def __len__(self) -> int:
-        """Steps of this epoch: those made in it plus `steps_left`."""
-        return self._cursor.step - self._cursor.first_step + self.steps_left
 
     def __iter__(self) -> Iterator[Any]:
         """What is left of this epoch, one collated batch per step.
@@ -295,52 +221,21 @@ class BatchStream:
 
         Raises:
             Exception: What the data set raised, with the example's number; or a
-                RuntimeError where a worker died. The state stays that of the last whole
+                JobError where a worker died. The state stays that of the last whole
                 step.
         """
-        self._cursor = self._planner.settle(self._cursor, self._batch_size)
+        self._cursor = self._settled()
         epoch = self.epoch
         while self.epoch == epoch:
             yield Step(self, self._plan(self._cursor))
+            self._cursor = self._settled()  # a larger batch may no longer fit
 
     def skip(self, steps: int = 1) -> None:
         """Leave out the next steps, as if they had been made: after a loss spike."""
         for _ in range(whole(steps, "steps", least=0)):
             self._cursor = self._plan(self._cursor).after
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch, unless the stream is in it already.
-
-        For trainers that call it on a sampler before every epoch.
-        """
-        if whole(epoch, "epoch", least=0) != self.epoch:
-            step = self._cursor.step
-            self._cursor = Cursor(epoch * self.length, step, step, self._cursor.extra)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands: a few numbers, equal on all ranks.
-
-        Behind the last step handed out, whatever the workers have fetched ahead.
-        """
-        return state_of(
-            self._planner,
-            self._cursor,
-            batch_size=self._batch_size,
-            segment=self._segment,
-            fingerprint=self._identity(),
-        )
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`: at any number of ranks, workers or micro-batch.
-
-        The batch size in force is restored with it; assign another one afterwards.
-
-        Raises:
-            SettingError: It is the state of another data set, seed or composition.
-        """
-        cursor = restored(state, self._planner, self._identity())
-        self.batch_size = int(state["batch_size"])
-        self._cursor, self._segment = cursor, int(state["segment"]) + 1
+    def _moved(self) -> None:
         self._guessed.clear()
         if self._ledger is not None:
             self._ledger.restart()
@@ -348,9 +243,6 @@ class BatchStream:
     def close(self) -> None:
         """Stop the workers. The stream can be read on; new ones are then started."""
         self._lookahead.close()
-
-    def _identity(self) -> str:
-        return self.fingerprint or str(getattr(self.dataset, "_fingerprint", ""))
 
     def _plan(self, cursor: Cursor) -> StepPlan:
         while self._guessed:
@@ -404,11 +296,6 @@ class BatchStream:
                 yield micro.piece
             cursor = guess.after
 
-    def _warn(self, text: str) -> None:
-        if text[:20] not in self._warned:
-            self._warned.add(text[:20])
-            warnings.warn(text, stacklevel=3)
-
 
 def _length(dataset: Any) -> int:
     """How many examples; refuses what cannot be read by number.
@@ -440,26 +327,3 @@ def _length(dataset: Any) -> int:
     if length < 1:
         raise SettingError("the data set is empty", seen="0 examples")
     return length
-
-
-def _composition(order: str | Composition, length: int) -> Composition:
-    """What batches are made of.
-
-    Raises:
-        SettingError: No such order, or it is of another number of examples.
-    """
-    if isinstance(order, str):
-        if order not in DRAWS:
-            raise SettingError(
-                f"order must be one of {', '.join(DRAWS)}, or a composition",
-                seen=f"order={order!r}",
-                fix="order=Strata(labels), Pairs(labels, each=4) or Tokens(lengths)",
-            )
-        return draw(order, length)
-    if order.length != length:
-        raise SettingError(
-            f"the {order.name} order is of another data set",
-            seen=f"made for {order.length} examples, the data set has {length}",
-            fix="make it from this data set's own labels or lengths",
-        )
-    return order

@@ -152,6 +152,10 @@ class Tokens:
         )
         return cut, cursor.behind(position)
 
+    def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
+        """Every cut is like every other."""
+        return most
+
     def fingerprint(self) -> dict[str, Any]:
         """A digest of the lengths, and the window and budget that order them."""
         digest = hashlib.blake2b(digest_size=8)

@@ -86,6 +86,10 @@ class Weighted:
         )
         return cut, cursor.behind(after)
 
+    def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
+        """Every cut is like every other."""
+        return most
+
     def fingerprint(self) -> dict[str, Any]:
         """A digest of the weights."""
         digest = hashlib.blake2b(self._weights.tobytes(), digest_size=8)

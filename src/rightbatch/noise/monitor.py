@@ -76,6 +76,10 @@ class NoiseMonitor:
             ``math.inf`` measures every step.
         groups: Groups per batch, or ``"examples"`` for every example by itself.
         population: Size of the data set, where an epoch repeats no example.
+        stream: The `BatchStream` that feeds the loop, if one does: then the data set's
+            size is known, and groups are cut so that each has the composition of the
+            batch (strata, classes). Without it, noise between strata is counted that
+            such a batch does not have.
         batch_axis: Axis of the model's first input that has the examples.
         example: What one example is, for people: ``"sequence of 128 tokens"``.
         grad_scaler: The loop's ``GradScaler``, whose factor is divided out.
@@ -119,6 +123,7 @@ class NoiseMonitor:
         *,
         groups: int | Literal["examples"] = GROUPS,
         population: int | None = None,
+        stream: Any = None,
         batch_axis: int = 0,
         example: str = "example",
         grad_scaler: Any = None,
@@ -149,8 +154,12 @@ class NoiseMonitor:
         self._quiet, self._warned = 0, set[str]()
         self._trouble = ""
         self._world = world(model)
+        if stream is not None and population is None and stream.composition.covers:
+            self._population = population = stream.length
         count = None if groups == "examples" else groups
         self._inside = Inside(model, self._parameters, population, count, verify)
+        if stream is not None and stream.composed:
+            self._inside.alike = stream.alike
         self._accumulated = Accumulated(self._parameters, population)
         self._across: AcrossRanks | None = None
         if self._world > 1:

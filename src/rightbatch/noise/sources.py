@@ -21,6 +21,10 @@ from rightbatch.noise.ranks import Ranks, listen_to_ddp, listen_to_fsdp
 from rightbatch.noise.samples import Sample, from_groups, from_tally, metric_pairs
 from rightbatch.noise.tally import Key, Tally
 
+UNLIKE = (
+    "the batch cannot be cut into runs of equal composition: the number of each "
+    "stratum has no common divisor with the others (Strata(..., multiple=8) gives one)"
+)
 LensFor = Callable[[tuple[int, ...]], Lens | None]
 
 
@@ -103,6 +107,7 @@ class Inside(Source):
     ) -> None:
         super().__init__(parameters, population)
         self.groups, self.verify = groups, verify
+        self.alike: Callable[[int, int], int] | None = None  # of a composed batch
         self.coupled = False
         self._listener = Listener(model, parameters)
         self._shared: frozenset[Key] = frozenset()
@@ -131,9 +136,14 @@ class Inside(Source):
             return
         if tally is None or tally.batch != batch:
             count = batch if self.groups is None else min(self.groups, batch)
+            if self.alike is not None:
+                count = self.alike(batch, count)
+                if count < 2:
+                    self.trouble = UNLIKE
+                    return
             self.lens = self._lens_for(Groups.of(batch, count).sizes)
             order, self._cut = None, ""
-            if self.lens is None and self.only is None:
+            if self.lens is None and self.only is None and self.alike is None:
                 self._cut = self.neighbours.turn()
             if self._cut == "across":
                 order = Groups.of(batch, count).strided(self.parameters[0].device)

@@ -1,0 +1,275 @@
+"""What a loader really does: mixing, coverage, composition, padding, ranks, time."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+
+from rightbatch.errors import SettingError
+from rightbatch.estimate import Estimate
+from rightbatch.feed.concerns import (
+    Concern,
+    bias,
+    coverage,
+    mixing,
+    same_order,
+    waste,
+)
+from rightbatch.feed.cutter import Cutter
+from rightbatch.feed.mixing import Batches, by_label, ratio_of, waves
+from rightbatch.isolation import preserved_rng
+
+HEAD = 4096  # examples by which two epochs are compared [assumed]
+EXAMPLES = 2_000_000  # that an audit looks at, unless told otherwise [assumed: 1 s]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedAudit:
+    """What an audit found.
+
+    Attributes:
+        shuffle_noise: Variance of the batch mean of what changes slowly over the data
+            set as it lies, relative to random batches: 1 is ideal, B is no mixing.
+            This is the factor by which gradient noise is inflated (below 1: deflated)
+            if the data set lies sorted by what the gradient depends on.
+        label_noise: The same of the labels' frequencies: the factor for this data set,
+            whatever its order on disk. None without labels.
+        batches: Batches looked at.
+        sizes: Smallest and largest batch, in examples.
+        examples: Examples in the data set.
+        whole_epoch: Whether a whole epoch was looked at.
+        lost: Examples that the epoch does not hold.
+        repeated: Draws of an example that the epoch already held.
+        rank_balance: Fewest and most examples of a rank in the epoch.
+        composition: Share of each label in batches relative to the data set.
+        padding: Share of tokens that are padding. None without lengths.
+        index_time_s: Median seconds to make one batch of indices.
+        step_share: ``index_time_s`` relative to the step time given.
+        concerns: What should be mended.
+    """
+
+    shuffle_noise: Estimate
+    label_noise: Estimate | None
+    batches: int
+    sizes: tuple[int, int]
+    examples: int
+    whole_epoch: bool
+    lost: int
+    repeated: int
+    rank_balance: tuple[int, int]
+    composition: dict[str, float]
+    padding: float | None
+    index_time_s: float
+    step_share: float | None
+    concerns: tuple[Concern, ...]
+
+    def __bool__(self) -> bool:
+        """Whether nothing is to be mended."""
+        return not self.concerns
+
+    def __str__(self) -> str:
+        size = " to ".join(str(s) for s in sorted(set(self.sizes)))
+        scope = "one epoch" if self.whole_epoch else "the head of an epoch"
+        lines = [
+            f"{self.batches} batches of {size} from {self.examples} examples: {scope}",
+            f"shuffle noise  {self.shuffle_noise} x random (1 = ideal)",
+        ]
+        if self.label_noise is not None:
+            lines.append(f"label noise    {self.label_noise} x random")
+        if self.whole_epoch:
+            lines.append(f"coverage       {self.lost} lost, {self.repeated} repeated")
+        if self.rank_balance[0] != self.rank_balance[1]:
+            few, many = self.rank_balance
+            lines.append(f"ranks          {few} to {many} examples")
+        if self.padding is not None:
+            lines.append(f"padding        {self.padding:.1%} of tokens")
+        share = "" if self.step_share is None else f", {self.step_share:.1%} of a step"
+        lines.append(f"index time     {self.index_time_s * 1e6:.0f} us a batch{share}")
+        return "\n".join(lines + [str(concern) for concern in self.concerns])
+
+
+def audit(
+    loader: Any,
+    *,
+    labels: Any = None,
+    lengths: Any = None,
+    step_time_s: float | None = None,
+    examples: int = EXAMPLES,
+) -> FeedAudit:
+    """Look at what a loader feeds, by its indices alone: no data is read.
+
+    Args:
+        loader: A ``DataLoader`` over a map-style data set, a `BatchStream`, or any
+            iterable of lists of indices with ``length`` examples below. A loader with a
+            ``DistributedSampler`` is audited on all its ranks. It is left as it was.
+        labels: Label of each example: adds composition and the noise in labels.
+        lengths: Tokens of each example: adds padding.
+        step_time_s: Seconds of a training step, to compare the time for indices with.
+        examples: Look at no more than so many.
+
+    Raises:
+        SettingError: The loader has no indices (an iterable data set).
+
+    Example:
+        >>> import torch, rightbatch as rb
+        >>> data = torch.utils.data.TensorDataset(torch.arange(4096))
+        >>> found = rb.audit(torch.utils.data.DataLoader(data, batch_size=64))
+        >>> round(found.shuffle_noise.value)  # sequential: no mixing at all
+        65
+        >>> bool(rb.audit(rb.BatchStream(data, batch_size=64)))
+        True
+    """
+    with preserved_rng():
+        ranks, length = _ranks(loader)
+        drawn, spent = _drawn(ranks, examples)
+        again = _drawn(_ranks(loader)[0], HEAD)[0]
+    steps = [np.concatenate(parts) for parts in zip(*drawn, strict=False)]
+    if not steps:
+        raise SettingError(
+            "the loader makes no batch",
+            seen=f"{length} examples",
+            fix="a smaller batch_size, or drop_last=False",
+        )
+    held = [sum(map(len, batches)) for batches in drawn]
+    index = np.concatenate([b for batches in drawn for b in batches])
+    whole = len(index) < examples
+    seen = np.bincount(index, minlength=length)
+    noise = ratio_of(steps, waves(length), length)
+    found = None
+    composition: dict[str, float] = {}
+    concerns = mixing(noise, steps, length)
+    if labels is not None:
+        names, inverse = np.unique(np.asarray(labels), return_inverse=True)
+        found, composition = by_label(steps, names, inverse, length)
+        concerns += bias(steps, names, inverse)
+    padding = None if lengths is None else _padding(drawn, np.asarray(lengths))
+    index_time = float(np.median(spent))
+    repeated = int(np.maximum(seen - 1, 0).sum())
+    lost = int((seen == 0).sum()) if whole else 0
+    concerns += coverage(loader, lost, repeated, length, held, whole)
+    concerns += same_order(loader, drawn, again)
+    concerns += waste(padding, index_time, step_time_s)
+    sizes = [len(s) for s in steps]
+    return FeedAudit(
+        shuffle_noise=noise,
+        label_noise=found,
+        batches=len(steps),
+        sizes=(min(sizes), max(sizes)),
+        examples=length,
+        whole_epoch=whole,
+        lost=lost,
+        repeated=repeated,
+        rank_balance=(min(held), max(held)),
+        composition=composition,
+        padding=padding,
+        index_time_s=index_time,
+        step_share=None if not step_time_s else index_time / step_time_s,
+        concerns=tuple(concerns),
+    )
+
+
+def _ranks(loader: Any) -> tuple[list[Any], int]:
+    """One iterable of index lists per rank, and the number of examples."""
+    if isinstance(loader, Cutter):
+        return [_OfCutter(loader, r) for r in range(loader._planner.world_size)], (
+            loader.length
+        )
+    if not isinstance(loader, DataLoader):
+        raise SettingError(
+            "an audit needs a DataLoader or a BatchStream",
+            seen=f"a {type(loader).__name__}",
+            fix="torch.utils.data.DataLoader(...)",
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise SettingError(
+            "an iterable data set has no indices to look at",
+            seen=f"{type(loader.dataset).__name__}",
+            why="which example came when is known to the data set alone",
+            fix="test its resume by rightbatch.feed.shards.resume_is_exact, and its "
+            "mixing by mixing_of(values of the examples in batches)",
+        )
+    length = len(loader.dataset)  # pyrefly: ignore[bad-argument-type]
+    sampler = loader.batch_sampler
+    if isinstance(sampler, Cutter):
+        return _ranks(sampler)
+    if sampler is None:
+        return [_Single(loader.sampler)], length
+    inner = getattr(sampler, "sampler", None)
+    if not isinstance(inner, DistributedSampler):
+        return [_copied(sampler)], length
+    found = []
+    for rank in range(inner.num_replicas):
+        own, outer = copy.copy(inner), copy.copy(sampler)
+        own.rank = rank
+        outer.sampler = own  # pyrefly: ignore[missing-attribute]
+        found.append(outer)
+    return found, length
+
+
+def _copied(sampler: Any) -> Any:
+    """A copy, so that generators of the sampler's own are not moved."""
+    try:
+        return copy.deepcopy(sampler)
+    except Exception:
+        return sampler
+
+
+class _Single:
+    """A sampler of single indices: every one a batch."""
+
+    def __init__(self, sampler: Any) -> None:
+        self._sampler = sampler
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for index in self._sampler:
+            yield [index]
+
+
+class _OfCutter:
+    """What a rank of a stream will get in the epoch it stands in."""
+
+    def __init__(self, cutter: Cutter, rank: int) -> None:
+        self._planner = copy.copy(cutter._planner)
+        self._planner.rank, self._size = rank, cutter.batch_size
+        self._cursor = copy.copy(cutter._cursor)
+
+    def __iter__(self) -> Iterator[Int64[np.ndarray, " batch"]]:
+        length = self._planner.composition.length
+        cursor = self._planner.settle(self._cursor, self._size)
+        epoch = cursor.position // length
+        while cursor.position // length == epoch:
+            plan = self._planner.plan(cursor, self._size)
+            parts = [m.piece.indices for m in plan.micro if not m.part.filler]
+            yield np.concatenate([np.empty(0, dtype=np.int64), *parts])
+            cursor = plan.after
+
+
+def _drawn(ranks: list[Any], examples: int) -> tuple[list[Batches], list[float]]:
+    """The head of every rank's epoch, and the seconds for each of its batches."""
+    drawn: list[Batches] = []
+    spent: list[float] = []
+    for rank in ranks:
+        batches: Batches = []
+        held, since = 0, time.perf_counter()
+        for indices in rank:
+            spent.append(time.perf_counter() - since)
+            batches.append(np.asarray(indices, dtype=np.int64))
+            held += len(batches[-1])
+            if held * len(ranks) >= examples:
+                break
+            since = time.perf_counter()
+        drawn.append(batches)
+    return drawn, spent
+
+
+def _padding(drawn: list[Batches], lengths: np.ndarray) -> float:
+    padded = sum(len(b) * int(lengths[b].max()) for bs in drawn for b in bs if len(b))
+    real = sum(int(lengths[b].sum()) for bs in drawn for b in bs)
+    return 1 - real / padded

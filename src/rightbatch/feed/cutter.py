@@ -1,0 +1,200 @@
+"""Where a stream stands, how it is cut, and its state: whatever carries the data."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch.distributed as dist
+
+from rightbatch.errors import SettingError
+from rightbatch.feed.composition import Composition, Cursor, whole
+from rightbatch.feed.draws import DRAWS, draw
+from rightbatch.feed.planner import Planner, check_tail
+from rightbatch.feed.state import restored, state_of
+
+
+class Cutter:
+    """What `BatchStream` and `BatchSampler` share.
+
+    Attributes:
+        length: Examples in the data set.
+        fingerprint: Tells its data set from others of equal length, or "".
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        seed: int,
+        order: str | Composition,
+        tail: str | None,
+        rank: int | None,
+        world_size: int | None,
+        micro_batch: int | None,
+        fingerprint: str,
+    ) -> None:
+        composition = _composition(order, length)
+        if rank is None and world_size is None and dist.is_initialized():
+            rank, world_size = dist.get_rank(), dist.get_world_size()
+        self._planner = Planner(
+            composition,
+            whole(seed, "seed", least=0),
+            check_tail(tail, composition),
+            whole(rank or 0, "rank", least=0),
+            whole(world_size or 1, "world_size"),
+            None if micro_batch is None else whole(micro_batch, "micro_batch"),
+        )
+        if self._planner.rank >= self._planner.world_size:
+            raise SettingError(
+                f"rank {rank} is not below world_size {world_size}",
+                seen=f"rank={rank}, world_size={world_size}",
+                fix="leave both out under torch.distributed",
+            )
+        self.length, self.fingerprint = length, fingerprint
+        self.batch_size = batch_size
+        self._segment = 0
+        self._cursor = Cursor(extra=composition.start())
+        self._warned: set[str] = set()
+
+    @property
+    def batch_size(self) -> int:
+        """Examples (or tokens) of the next step, over all ranks."""
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        value = whole(value, "batch_size")
+        self._planner.composition.check(value)
+        if self._planner.tail == "drop" and value > self.length:
+            raise SettingError(
+                "tail='drop' would drop every batch",
+                seen=f"batch_size={value}, {self.length} examples",
+                why="an epoch holds no whole batch, so there would be no step at all",
+                fix=f"batch_size={self.length} or less, tail='keep' or 'carry'",
+            )
+        self._batch_size = value
+
+    @property
+    def composition(self) -> Composition:
+        """What its batches are made of."""
+        return self._planner.composition
+
+    @property
+    def seed(self) -> int:
+        """Seed of the order."""
+        return self._planner.seed
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next step, from 0."""
+        return self._cursor.position // self.length
+
+    @property
+    def position(self) -> int:
+        """Examples of this epoch that lie behind; 0 after its last one."""
+        return self._cursor.position % self.length
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps so far, over all epochs."""
+        return self._cursor.step
+
+    @property
+    def steps_left(self) -> int:
+        """Steps until this epoch's end at today's batch size.
+
+        Raises:
+            TypeError: The batch size is not in examples, so nobody can know.
+        """
+        counts = self.composition.counts
+        if counts != "examples":
+            raise TypeError(f"a batch_size in {counts} does not tell how many steps")
+        position = self._settled().position
+        return self._planner.steps_left(position, self._batch_size)
+
+    def __len__(self) -> int:
+        """Steps of this epoch: those made in it plus `steps_left`."""
+        return self._cursor.step - self._cursor.first_step + self.steps_left
+
+    @property
+    def composed(self) -> bool:
+        """Whether not every part of a batch is composed like every other."""
+        batch = self._batch_size
+        return self.composition.alike(batch, self._cursor, batch) < batch
+
+    def alike(self, batch: int, most: int) -> int:
+        """Into how many runs of equal composition a batch of it can be cut."""
+        return self.composition.alike(batch, self._cursor, most)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch, unless the stream is in it already.
+
+        For trainers that call it on a sampler before every epoch.
+        """
+        if whole(epoch, "epoch", least=0) != self.epoch:
+            step = self._cursor.step
+            self._cursor = Cursor(epoch * self.length, step, step, self._cursor.extra)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands: a few numbers, equal on all ranks.
+
+        Behind the last step handed out, whatever the workers have fetched ahead.
+        """
+        return state_of(
+            self._planner,
+            self._cursor,
+            batch_size=self._batch_size,
+            segment=self._segment,
+            fingerprint=self.fingerprint,
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`: at any number of ranks, workers or micro-batch.
+
+        The batch size in force is restored with it; assign another one afterwards.
+
+        Raises:
+            SettingError: It is the state of another data set, seed or composition.
+        """
+        cursor = restored(state, self._planner, self.fingerprint)
+        self.batch_size = int(state["batch_size"])
+        self._cursor, self._segment = cursor, int(state["segment"]) + 1
+        self._moved()
+
+    def _settled(self) -> Cursor:
+        """Where the next step begins: not in a tail that is to be dropped."""
+        return self._planner.settle(self._cursor, self._batch_size)
+
+    def _moved(self) -> None:
+        """The cursor was set to somewhere else."""
+
+    def _warn(self, text: str) -> None:
+        if text[:20] not in self._warned:
+            self._warned.add(text[:20])
+            warnings.warn(text, stacklevel=3)
+
+
+def _composition(order: str | Composition, length: int) -> Composition:
+    """What batches are made of.
+
+    Raises:
+        SettingError: No such order, or it is of another number of examples.
+    """
+    if isinstance(order, str):
+        if order not in DRAWS:
+            raise SettingError(
+                f"order must be one of {', '.join(DRAWS)}, or a composition",
+                seen=f"order={order!r}",
+                fix="order=Strata(labels), Pairs(labels, each=4) or Tokens(lengths)",
+            )
+        return draw(order, length)
+    if order.length != length:
+        raise SettingError(
+            f"the {order.name} order is of another data set",
+            seen=f"made for {order.length} examples, the data set has {length}",
+            fix="make it from this data set's own labels or lengths",
+        )
+    return order

@@ -1,0 +1,122 @@
+"""The stream as a batch sampler, for a DataLoader of the user's own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader, Sampler
+
+from rightbatch.errors import SettingError
+from rightbatch.feed.composition import Composition, Cursor
+from rightbatch.feed.cutter import Cutter
+
+
+class BatchSampler(Cutter, Sampler[list[int]]):
+    """Batches of indices from one fixed stream, for ``DataLoader(batch_sampler=…)``.
+
+    For loops that must keep their own loader. A `BatchStream` does more: with workers,
+    a sampler runs ahead of training, so a new ``batch_size`` arrives late by what they
+    have fetched, and its state is ahead too. ``follow`` mends the second; torchdata's
+    ``StatefulDataLoader`` keeps the state by itself.
+
+    Args:
+        length: Examples in the data set, or the data set.
+        batch_size: Examples per step over all ranks; may be assigned.
+        seed, order, tail, rank, world_size, fingerprint: As for `BatchStream`. Orders
+            that need weights are refused: a sampler cannot hand them out.
+
+    Raises:
+        SettingError: An argument makes no sense.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from rightbatch.feed.sampler import BatchSampler
+        >>> data = TensorDataset(torch.arange(10))
+        >>> sampler = BatchSampler(data, batch_size=4, seed=0)
+        >>> loader = DataLoader(data, batch_sampler=sampler)
+        >>> [len(x) for (x,) in sampler.follow(loader)]
+        [4, 4, 2]
+        >>> sampler.state_dict()["position"]  # the next epoch
+        10
+    """
+
+    def __init__(
+        self,
+        length: Any,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        order: str | Composition = "shuffled",
+        tail: str | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        fingerprint: str = "",
+    ) -> None:
+        Cutter.__init__(
+            self,
+            length if isinstance(length, int) else len(length),
+            batch_size,
+            seed=seed,
+            order=order,
+            tail=tail,
+            rank=rank,
+            world_size=world_size,
+            micro_batch=None,
+            fingerprint=fingerprint,
+        )
+        if self.composition.counts != "examples":
+            raise SettingError(
+                "a sampler hands out one batch per step",
+                seen=f"order {self.composition.name!r}",
+                fix="BatchStream(..., order=Tokens(...)) and its steps()",
+            )
+        self._ahead: deque[Cursor] | None = None  # while a loader is followed
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """What is left of this epoch."""
+        if self._ahead is not None:
+            self._ahead.clear()  # a loader begins anew where the last one was left
+        cursor = self._planner.settle(self._cursor, self.batch_size)
+        epoch = cursor.position // self.length
+        while cursor.position // self.length == epoch:
+            plan = self._planner.plan(cursor, self.batch_size)
+            (micro,) = plan.micro
+            if micro.weights is not None:
+                raise SettingError(
+                    "this order needs importance weights, which a sampler cannot give",
+                    seen=f"order {self.composition.name!r}",
+                    why="without them the batches belong to another objective",
+                    fix="BatchStream, which yields (batch, weights)",
+                )
+            cursor = plan.after
+            if self._ahead is None:
+                self._cursor = cursor
+            else:
+                self._ahead.append(cursor)
+            yield micro.piece.indices.tolist()
+
+    def follow(self, loader: DataLoader[Any]) -> Iterator[Any]:
+        """What is left of this epoch from ``loader``, with the state kept in step.
+
+        Whatever the loader's workers have asked for ahead, ``state_dict`` stands behind
+        the last batch that came out here; leaving the loop loses nothing.
+
+        Raises:
+            SettingError: The loader has another batch sampler.
+        """
+        if getattr(loader, "batch_sampler", None) is not self:
+            raise SettingError(
+                "the loader does not use this sampler",
+                seen=f"batch_sampler={getattr(loader, 'batch_sampler', None)!r:.60}",
+                fix="DataLoader(data, batch_sampler=sampler)",
+            )
+        self._ahead = deque()
+        try:
+            for batch in loader:
+                self._cursor = self._ahead.popleft()
+                yield batch
+        finally:
+            self._ahead = None

@@ -1,0 +1,486 @@
+"""A stream cut anywhere: nothing lost, nothing repeated, every size as asked."""
+
+import random
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import TensorDataset
+
+import reference
+import rightbatch as rb
+from feeding import Numbers, Segment, run, steps_of
+from rightbatch.feed.deal import deal
+from rightbatch.feed.ledger import Ledger
+from rightbatch.feed.stream import BatchStream
+
+HERE = Path(__file__).parent
+
+
+def segments(workers: tuple[int, ...], worlds: int, sizes: int) -> Any:
+    """Random lives of a run."""
+
+    def make(world: int, micro: int | None, nw: int, pf: int, s: Any, lost: int) -> Any:
+        return Segment(world, micro, nw, pf, s, min(lost, len(s) - 1))
+
+    return st.lists(
+        st.builds(
+            make,
+            st.integers(1, worlds),
+            st.one_of(st.none(), st.integers(1, 12)),
+            st.sampled_from(workers),
+            st.sampled_from([1, 2, 4]),
+            st.lists(st.integers(1, sizes), min_size=1, max_size=8),
+            st.integers(0, 3),
+        ),
+        min_size=2,
+        max_size=6,
+    )
+
+
+def check(
+    length: int, seed: int, tail: str, history: list[list[int]], asked: list[int]
+) -> None:
+    """Every step is the next cut of the order, of the size asked for."""
+    order = reference.epochs(length, seed, 2 + sum(asked) // length + len(asked))
+    at = 0
+    for seen, size in zip(history, asked, strict=True):
+        left = length - at % length
+        if tail == "drop" and left < size:
+            at, left = at + left, length
+        count = min(size, left) if tail == "keep" else size
+        assert seen == sorted(order[at : at + count])
+        at += count
+        if tail == "drop" and length - at % length < size:
+            at += length - at % length  # by the batch in force when it was reached
+
+
+@settings(deadline=None, max_examples=400)
+@given(
+    st.integers(1, 60),
+    st.integers(0, 5),
+    st.sampled_from(["keep", "drop", "carry"]),
+    segments(workers=(0,), worlds=8, sizes=30),
+)
+def test_no_crash_or_change_loses_or_repeats_anything(
+    length: int, seed: int, tail: str, lives: list[Segment]
+) -> None:
+    """Some 1600 segments: batch, micro-batch, ranks (1 to 8), epochs."""
+    for life in lives:
+        if tail == "drop":
+            life.sizes = [min(s, length) for s in life.sizes]
+    data = (torch.arange(length),)
+    history, asked, _ = run(data, lives, seed=seed, tail=tail)
+    check(length, seed, tail, history, asked)
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=25)
+@given(segments(workers=(0, 1, 2), worlds=2, sizes=30))
+def test_nor_with_real_workers_fetching_ahead(lives: list[Segment]) -> None:
+    history, asked, _ = run((torch.arange(40),), lives, seed=1)
+    check(40, 1, "keep", history, asked)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("workers", [0, 2, 4])
+@pytest.mark.parametrize("micro", [None, 8])
+def test_a_changed_batch_holds_at_the_very_next_step(
+    workers: int, micro: int | None
+) -> None:
+    numbers = random.Random(workers)
+    sizes = [numbers.choice([8, 16, 24, 40, 50]) for _ in range(60)]
+    sizes = [s for s in sizes for _ in range(numbers.choice([1, 1, 2, 5]))]
+    life = Segment(1, micro, workers, 2, sizes, 0)
+    history, asked, refills = run((torch.arange(1000),), [life], seed=2, tail="carry")
+    assert [len(seen) for seen in history] == sizes == asked
+    check(1000, 2, "carry", history, asked)
+    assert (refills > 0) == (workers > 0)
+
+
+def test_with_micro_batches_a_change_wastes_nothing() -> None:
+    """A new B is a new count: what workers have fetched ahead still serves."""
+    sizes = [32] * 5 + [96] * 5 + [16] * 5 + [64] * 5
+    _, _, refills = run(
+        (torch.arange(100_000),), [Segment(1, 16, 2, 4, sizes, 0)], seed=2
+    )
+    assert refills == 0
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 300),
+    st.integers(1, 8),
+    st.one_of(st.none(), st.integers(1, 40)),
+    st.sampled_from([1, 2, 3]),
+)
+def test_dealing_gives_everything_once_and_every_rank_as_many(
+    count: int, world: int, micro: int | None, unit: int
+) -> None:
+    count *= unit
+    hands = deal(count, world, micro, unit=unit)
+    parts = [p for hand in hands for p in hand if not p.filler]
+    places = sorted(i for p in parts for i in range(p.start, p.stop))
+    assert places == list(range(count))
+    assert len({len(hand) for hand in hands}) == 1
+    assert all(p.start % unit == p.stop % unit == 0 for p in parts)
+    if micro is not None:
+        assert all(p.stop - p.start <= max(micro, unit) for p in parts)
+    held = [sum(p.stop - p.start for p in h if not p.filler) for h in hands]
+    assert max(held) - min(held) <= unit
+    row = max(1, (micro or count) // unit) * world if micro else count
+    rest = (count // unit) % row if micro else count // unit
+    assert any(p.filler for hand in hands for p in hand) == (0 < rest < world)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=12), st.integers(1, 5))
+def test_dealt_runs_keep_their_fences(runs: list[int], world: int) -> None:
+    edges = np.cumsum(runs).tolist()
+    hands = deal(edges[-1], world, None, fences=tuple(edges[:-1]) or (edges[-1],))
+    parts = [p for hand in hands for p in hand if not p.filler]
+    places = sorted(i for p in parts for i in range(p.start, p.stop))
+    assert places == list(range(edges[-1]))
+    assert len({len(hand) for hand in hands}) == 1
+    for part in parts:
+        assert not any(part.start < e < part.stop for e in edges)
+
+
+def test_the_shares_make_the_gradient_of_the_whole_batch() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(50, 4), torch.randn(50, 1)
+    weight = torch.randn(4, 1, requires_grad=True)
+
+    def loss(batch: Any) -> torch.Tensor:
+        return (batch[0] @ weight - batch[1]).square().mean()
+
+    whole = rb.BatchStream((x, y), 23, seed=3)
+    for step, batch in zip(range(3), whole, strict=False):
+        (expected,) = torch.autograd.grad(loss(batch), weight)
+        ranks = []
+        for rank in range(4):
+            stream = BatchStream(
+                (x, y), 23, seed=3, rank=rank, world_size=4, micro_batch=2
+            )
+            stream.skip(step)
+            total = sum(loss(m.data) * m.share for m in next(stream.steps()))
+            ranks.append(torch.autograd.grad(total, weight)[0])
+        assert torch.allclose(torch.stack(ranks).mean(0), expected, atol=1e-5)
+
+
+def test_length_is_exact_after_changes() -> None:
+    stream = rb.BatchStream((torch.arange(100),), 10)
+    assert len(stream) == 10
+    made = 0
+    for _ in stream:
+        made += 1
+        if made == 3:
+            stream.batch_size = 30
+            assert (len(stream), stream.steps_left) == (3 + 3, 3)  # 30, 30, 10
+    assert made == 6
+    assert (stream.epoch, stream.position, len(stream)) == (1, 0, 4)
+    dropping = rb.BatchStream((torch.arange(100),), 30, tail="drop")
+    assert len(dropping) == len(list(dropping)) == 3
+    assert (dropping.epoch, dropping.step) == (1, 3)
+
+
+@pytest.mark.parametrize("tail", ["keep", "drop", "carry"])
+def test_a_state_of_the_last_batch_begins_the_next_epoch(tail: str) -> None:
+    data = (torch.arange(20),)
+    stream = rb.BatchStream(data, 7, tail=tail)
+    states = [(stream.state_dict(), b) for b in stream]
+    fresh = rb.BatchStream(data, 7, tail=tail)
+    fresh.load_state_dict(states[-1][0])
+    assert fresh.epoch == 1
+    expected = [b[0].tolist() for b in stream]
+    assert expected
+    assert [b[0].tolist() for b in fresh] == expected
+
+
+class Augmented(Numbers):
+    """Random numbers of all three kinds."""
+
+    def __getitem__(self, index: int) -> Any:
+        numbers = random.random(), np.random.rand(), float(torch.rand(()))
+        return index, torch.tensor(numbers, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmentation_is_the_same_after_a_resume_at_other_sizes(workers: int) -> None:
+    data = Augmented(30)
+    plain = rb.BatchStream(data, 30, seed=4)
+    expected = {}
+    for epoch in range(2):
+        (index, numbers) = next(iter(plain))
+        rows = zip(index.tolist(), numbers.tolist(), strict=True)
+        expected |= {(epoch, i): n for i, n in rows}
+    assert len({tuple(n) for n in expected.values()}) == 60  # every epoch anew
+    stream = rb.BatchStream(data, 7, seed=4, num_workers=workers)
+    state, found = None, {}
+    for batch in stream:
+        if stream.step == 2:
+            state = stream.state_dict()
+            break
+    resumed = rb.BatchStream(data, 5, seed=4, micro_batch=3, num_workers=workers)
+    assert state is not None
+    resumed.load_state_dict(state)
+    resumed.batch_size = 5
+    before = torch.random.get_rng_state()
+    for step in resumed.steps():
+        for micro in step:
+            rows = zip(*(m.tolist() for m in micro.data), strict=True)
+            found |= {(0, i): n for i, n in rows}
+    assert torch.equal(before, torch.random.get_rng_state())  # the loop's own
+    assert len(found) == 16
+    assert all(expected[key] == n for key, n in found.items())
+    del batch
+
+
+def test_workers_keep_their_options_and_live_over_epochs() -> None:
+    data = TensorDataset(torch.arange(40.0))
+    stream = rb.BatchStream(
+        data, 8, num_workers=2, worker_init_fn=_mark, prefetch_factor=3
+    )
+    assert sum(len(b[0]) for _ in range(3) for b in stream) == 120
+    workers = stream._lookahead._loaded._workers
+    assert len(workers) == 2
+    assert all(w.is_alive() for w in workers)
+    stream.close()
+    for worker in workers:
+        worker.join(5)
+    assert not any(w.is_alive() for w in workers)
+
+
+def _mark(worker: int) -> None:
+    assert worker in (0, 1)
+
+
+def test_custom_collate_gets_the_examples_and_any_batch_is_allowed() -> None:
+    stream = rb.BatchStream(["a", "bb", "ccc"], 2, collate_fn="-".join)
+    assert sorted("-".join(stream).split("-")) == ["a", "bb", "ccc"]
+
+
+def test_a_worker_that_dies_leaves_the_state_intact() -> None:
+    order = reference.epochs(60, 0, 1)
+    data = Numbers(60, dies_at=order[33])
+    stream = rb.BatchStream(data, 6, num_workers=2)
+    seen: list[int] = []
+    with pytest.raises(rb.JobError, match=r"(?s)worker died.*state is intact"):
+        for index, _ in stream:
+            seen += index.tolist()
+    assert seen == order[: len(seen)]
+    assert stream.position == len(seen) <= 33
+    state = stream.state_dict()
+    data.dies_at = -1
+    resumed = rb.BatchStream(data, 6, num_workers=2)
+    resumed.load_state_dict(state)
+    for index, _ in resumed:
+        seen += index.tolist()
+    assert seen == order
+    seen = seen[: stream.position]
+    for index, _ in stream:  # the same stream goes on, with new workers
+        seen += index.tolist()
+    assert seen == order
+
+
+class Broken(Numbers):
+    """One example cannot be read."""
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 13:
+            raise OSError("bad block")
+        return index
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_example_that_cannot_be_read_is_named(workers: int) -> None:
+    stream = rb.BatchStream(Broken(30), 5, num_workers=workers)
+    seen: list[int] = []
+    with pytest.raises(OSError, match="bad block") as caught:
+        for index in stream:
+            seen += index.tolist()
+    text = str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
+    assert "example 13" in text
+    place = reference.epochs(30, 0, 1).index(13)
+    assert stream.position == place // 5 * 5
+    stream.skip(1)  # leave the bad batch out
+    for index in stream:
+        seen += index.tolist()
+    assert len(seen) == 25
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_process_killed_at_any_time_has_a_ledger_of_each_example_once(
+    workers: int, tmp_path: Path
+) -> None:
+    for kill in range(4):
+        command = [sys.executable, str(HERE / "feeding.py"), str(tmp_path)]
+        command += ["60", str(workers), str(5 + kill)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+            if kill < 3:
+                try:
+                    child.wait(0.15 + 0.05 * kill)
+                except subprocess.TimeoutExpired:
+                    child.kill()  # SIGKILL, with workers alive
+            else:
+                assert child.wait(120) == 0
+    found = Ledger(tmp_path / "ledger").audit(101)
+    assert found.exact, str(found)
+    assert found.steps == 60
+    assert found.segments >= 2
+    assert found.epochs >= 3
+
+
+def test_the_ledger_tells_when_something_is_lost(tmp_path: Path) -> None:
+    stream = rb.BatchStream((torch.arange(20),), 5, ledger=tmp_path)
+    for number, _ in enumerate(steps_of(stream)):
+        list(_)
+        if number == 1:
+            stream.skip(1)
+        if number == 7:
+            break
+    found = Ledger(tmp_path).audit(20)
+    assert not found.exact
+    assert found.lost == 5
+
+
+def test_a_step_is_handed_out_once() -> None:
+    stream = rb.BatchStream((torch.arange(20),), 5, micro_batch=2)
+    steps = stream.steps()
+    step = next(steps)
+    left = iter(step)  # left in the middle: not counted
+    next(left)
+    again = next(steps)
+    first = [m.data[0].tolist() for m in again]
+    assert [
+        m.data[0].tolist()
+        for m in rb.BatchStream((torch.arange(20),), 5, micro_batch=2)._micro_batches(
+            again._plan
+        )
+    ] == first
+    with pytest.raises(rb.SettingError, match="step 0 is over"):
+        list(again)
+
+
+def test_replacement_and_poisson_have_their_own_statistics() -> None:
+    """2000 steps of 20 from 100: counts of an example have the binomial's variance."""
+    data = (torch.arange(100),)
+    for order in ("replacement", "poisson"):
+        stream = rb.BatchStream(data, 20, order=order, seed=1)
+        counts, sizes, factors = np.zeros(100), [], []
+        for _ in range(400):
+            for step in stream.steps():
+                (micro,) = step
+                sizes.append(len(micro.indices))
+                factors.append(micro.share)
+                counts += np.bincount(micro.indices.numpy(), minlength=100)
+                if order == "poisson":
+                    assert len(set(micro.indices.tolist())) == len(micro.indices)
+        draws = sum(sizes)
+        assert len(sizes) == 2000
+        expected = draws / 100
+        # Chi-squared with 99 degrees of freedom: 50 to 160 for all but one in 10^4.
+        kept = 0.8 if order == "poisson" else 1.0
+        assert 50 < ((counts - expected) ** 2 / expected).sum() / kept < 160
+        if order == "poisson":
+            assert abs(np.mean(sizes) - 20) < 0.4  # standard error 0.09
+            assert abs(np.var(sizes) - 16) < 2.5  # standard error 0.5
+            assert factors == pytest.approx([s / 20 for s in sizes])
+        else:
+            assert set(sizes) == {20}
+
+
+def test_ranks_without_examples_get_a_filler_of_no_weight() -> None:
+    made = []
+    for rank in range(4):
+        stream = rb.BatchStream((torch.arange(10),), 8, rank=rank, world_size=4)
+        made.append([next(iter(s)) for s in stream.steps()])
+    last = [parts[1] for parts in made]
+    assert [len(m.indices) for m in last] == [1, 1, 1, 1]
+    assert [m.share for m in last] == [2, 2, 0, 0]
+
+
+def test_uneven_ranks_are_said_once() -> None:
+    stream = rb.BatchStream((torch.arange(10),), 7, rank=0, world_size=2)
+    with pytest.warns(UserWarning, match="different numbers of examples") as caught:
+        list(stream)
+        list(stream)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(rb.BatchStream((torch.arange(10),), 4, rank=0, world_size=2, tail="carry"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dataset": ()}, "common first axis"),
+        ({"dataset": (torch.arange(0),)}, "empty"),
+        ({"dataset": []}, "empty"),
+        ({"dataset": iter([1])}, "cannot be read by number"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": 2.0}, "integer"),
+        ({"batch_size": 21, "tail": "drop"}, "drop every batch"),
+        ({"tail": "pad"}, "keep, drop, carry"),
+        ({"tail": "drop", "order": "replacement"}, "no effect"),
+        ({"order": "random"}, "shuffled, sequential"),
+        ({"rank": 2, "world_size": 2}, "not below world_size"),
+        ({"micro_batch": 0}, "at least 1"),
+        ({"seed": -1}, "at least 0"),
+        ({"order": rb.Strata([0, 1])}, "another data set"),
+        ({"order": "poisson", "batch_size": 21}, "more than the 20"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(
+    arguments: dict[str, Any], message: str
+) -> None:
+    settings: dict[str, Any] = {"dataset": (torch.arange(20),), "batch_size": 5}
+    with pytest.raises(rb.SettingError, match=message):
+        rb.BatchStream(**settings | arguments)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"dataset": (torch.arange(21),)}, "20 examples then, 21 now"),
+        ({"seed": 1}, "another seed"),
+        ({"order": "sequential"}, "another order"),
+        ({"fingerprint": "b"}, "another data set"),
+    ],
+)
+def test_a_state_of_something_else_is_refused(
+    other: dict[str, Any], message: str
+) -> None:
+    settings: dict[str, Any] = {
+        "dataset": (torch.arange(20),),
+        "batch_size": 5,
+        "fingerprint": "a",
+    }
+    state = rb.BatchStream(**settings).state_dict()
+    stream = rb.BatchStream(**settings | other)
+    with pytest.raises(rb.SettingError, match=message):
+        stream.load_state_dict(state)
+    with pytest.raises(rb.SettingError, match="no state"):
+        stream.load_state_dict({"epoch": 1})
+    assert (stream.epoch, stream.position) == (0, 0)
+
+
+def test_several_micro_batches_are_not_taken_for_one_batch() -> None:
+    stream = rb.BatchStream((torch.arange(20),), 8, micro_batch=4)
+    with pytest.raises(rb.SettingError, match="2 micro-batches"):
+        next(iter(stream))
+    assert stream.step == 0
+
+
+def test_prefetch_without_workers_is_said() -> None:
+    with pytest.warns(UserWarning, match="no effect without num_workers"):
+        rb.BatchStream((torch.arange(20),), 8, prefetch_factor=2)
