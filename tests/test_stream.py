@@ -288,6 +288,8 @@ def test_a_worker_that_dies_leaves_the_state_intact() -> None:
     for index, _ in stream:  # the same stream goes on, with new workers
         seen += index.tolist()
     assert seen == order
+    stream.close()
+    resumed.close()
 
 
 class Broken(Numbers):
@@ -314,6 +316,7 @@ def test_an_example_that_cannot_be_read_is_named(workers: int) -> None:
     for index in stream:
         seen += index.tolist()
     assert len(seen) == 25
+    stream.close()  # now: pytest's traceback keeps it until it is collected
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -54,25 +54,27 @@ def allot(
         )
     exact = _filled(np.asarray(wanted, dtype=np.float64), batch_size, sizes)
     counts = np.floor(exact).astype(np.int64)
-    short = batch_size - int(counts.sum())
-    by_remainder = np.argsort(counts - exact, kind="stable")
-    for stratum in by_remainder[:short]:
-        counts[stratum] += 1
+    # By largest remainder; one at its size or its least has none and comes last.
+    while (short := batch_size - int(counts.sum())) != 0:
+        move = 1 if short > 0 else -1
+        free = counts < sizes if move > 0 else counts > 1
+        rest = np.where(free, (exact - counts) * move, -np.inf)
+        counts[int(rest.argmax())] += move
     return counts
 
 
 def _filled(wanted: np.ndarray, batch_size: int, sizes: Counts) -> np.ndarray:
     """Shares in proportion to ``wanted``, between one and the stratum's size."""
     low, high = np.ones(len(sizes)), sizes.astype(np.float64)
-    wanted = np.maximum(wanted, 1e-12 * max(wanted.max(), 1e-300))
+    # A stratum that nothing is wanted of gets its one, and what others cannot take.
+    wanted = np.maximum(wanted / max(wanted.max(), 1e-300), 1e-9)
     # shares(scale) = clip(scale * wanted) grows with scale: bisect for the sum.
     bottom, top = 0.0, float((high / wanted).max())
     for _ in range(200):
         middle = (bottom + top) / 2
         total = np.clip(middle * wanted, low, high).sum()
         bottom, top = (middle, top) if total < batch_size else (bottom, middle)
-    shares = np.clip(top * wanted, low, high)
-    return shares * (batch_size / shares.sum()) if shares.sum() < batch_size else shares
+    return np.clip(top * wanted, low, high)
 
 
 def importance_weights(sizes: Counts, counts: Counts) -> Float64[np.ndarray, " strata"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -63,11 +64,13 @@ class Lookahead:
             batch = next(self._loaded)
             got = self._asked.popleft()
         except BaseException as error:
-            self.close()  # what was asked for is forgotten, what was handed out is not
-            if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            # What was asked for is forgotten, what was handed out is not.
+            died = _worker_died(error)
+            self._stop(at_once=died)
+            if died:
                 raise JobError(
                     "a data worker died",
-                    seen=str(error).splitlines()[0],
+                    seen=str(error).splitlines()[0] if str(error) else repr(error),
                     why="the examples it was reading were not handed out; the "
                     "stream's state is intact, at the last whole step",
                     fix="go on, and new workers are started; if it was killed for "
@@ -85,13 +88,20 @@ class Lookahead:
 
     def close(self) -> None:
         """Stop the workers; the next `take` starts new ones."""
+        self._stop(at_once=False)
+
+    def _stop(self, *, at_once: bool) -> None:
         # Now, not whenever a traceback that still holds the iterator is collected: by
         # then its queues are gone, and every worker takes 5 s to notice.
-        shut = getattr(self._loaded, "_shutdown_workers", None)
-        if shut is not None:
-            shut()
-        self._loaded = None
+        loaded, self._loaded = self._loaded, None
         self._asked.clear()
+        if at_once:  # the dead one may hold a lock that the others wait for
+            for worker in getattr(loaded, "_workers", []):
+                worker.kill()
+        shut = getattr(loaded, "_shutdown_workers", None)
+        if shut is not None:
+            with contextlib.suppress(RuntimeError):  # torch tells of a death again
+                shut()
 
     def _refill(self, onward: Callable[[], Iterator[Piece]]) -> None:
         self.refills += 1
@@ -142,3 +152,14 @@ class _Tasks:
             task = lookahead.ask()
             del lookahead
             yield task
+
+
+def _worker_died(error: BaseException) -> bool:
+    """Whether torch says so, or its queues broke off; not what a data set raised."""
+    text = str(error)
+    return isinstance(error, (EOFError, ConnectionError)) or (
+        isinstance(error, RuntimeError)
+        and "DataLoader worker" in text
+        and ("exited unexpectedly" in text or "killed by signal" in text)
+        and not text.startswith("Caught")
+    )

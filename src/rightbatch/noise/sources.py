@@ -148,7 +148,7 @@ class Inside(Source):
             if self._cut == "across":
                 order = Groups.of(batch, count).strided(self.parameters[0].device)
             tally = Tally(batch, count, self._shared, self._untied, self.lens, order)
-            tally.coarse = bool(self._cut)
+            tally.coarse = bool(self._cut) or self.alike is not None
             self._tally = tally
         self._listener.enter(tally, self.only)
 
