@@ -184,8 +184,8 @@ def test_the_meter_measures_each_strata_s_noise() -> None:
             before = meter.measured % 2
             meter._sums, meter._weights = [0.0, 0.0], [0.0, 0.0]
             meter(losses, micro.groups)
-            if meter.stds[before] is not None:
-                sums[before] += meter.stds[before] ** 2
+            if (std := meter.stds[before]) is not None:
+                sums[before] += std**2
                 counts[before] += 1
     found = [(s / n) ** 0.5 for s, n in zip(sums, counts, strict=True)]
     assert found == pytest.approx(truth, rel=0.12)
@@ -238,8 +238,7 @@ def test_the_monitor_knows_the_composition() -> None:
                     losses = functional.binary_cross_entropy_with_logits(
                         model(inputs)[:, 0], labels, reduction="none"
                     )
-                    w = 1.0 if micro.weights is None else micro.weights
-                    (w * losses).mean().backward()
+                    (micro.weights * losses).mean().backward()
                 optimizer.step()
                 optimizer.zero_grad()
         found[name] = monitor.read(window=600 * 128).noise_scale.value
@@ -398,7 +397,7 @@ def test_tokens_fit_the_budget_and_lose_nothing(
             assert len({len(p) for p in parts}) == 1
             micros = [m for p in parts for m in p]
             assert sum(m.share for m in micros) == pytest.approx(world)
-            assert sum(m.token_share for m in micros) == pytest.approx(world)
+            assert sum(m.token_share or 0.0 for m in micros) == pytest.approx(world)
             real = [m for m in micros if m.share]
             for m in real:
                 mine = have[m.indices.numpy()]
@@ -445,7 +444,7 @@ def test_token_shares_give_the_mean_over_all_tokens() -> None:
             (torch.arange(8),), 8, order=order, rank=rank, world_size=2
         )
         parts = [
-            torch.cat([losses[i] for i in m.indices]).mean() * m.token_share
+            torch.cat([losses[i] for i in m.indices]).mean() * (m.token_share or 0.0)
             for m in next(stream.steps())
         ]
         total.append(sum(parts))

@@ -136,8 +136,8 @@ def test_a_walk_is_the_epochs_one_after_another(
     for start, count in cuts:
         places = np.arange(start, start + count)
         expected = [
-            int(Permutation(length, 9, int(p) // length)(p[None] % length)[0])
-            for p in places
+            int(Permutation(length, 9, p // length)(np.array([p % length]))[0])
+            for p in places.tolist()
         ]
         assert walk(start, start + count).tolist() == expected
 

@@ -93,7 +93,7 @@ def coverage(
                 "padding; nothing, if it is meant",
             )
         )
-    if max(held) > 1.01 * min(held) + 1:
+    if max(held) > 1.01 * min(held) + len(held):
         found.append(
             Concern(
                 what="ranks have different numbers of examples",

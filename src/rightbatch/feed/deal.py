@@ -29,6 +29,7 @@ def deal(
     *,
     unit: int = 1,
     fences: tuple[int, ...] = (),
+    turn: int = 0,
 ) -> tuple[tuple[Part, ...], ...]:
     """The micro-batches of every rank: as many for each, all examples exactly once.
 
@@ -42,6 +43,7 @@ def deal(
         micro_batch: Most examples of one micro-batch; None: each rank gets one.
         unit: Neighbours that stay together; a divisor of ``count``.
         fences: Where micro-batches must end.
+        turn: Number of the step: the rank that gets one more changes with it.
 
     Example:
         >>> [[(p.start, p.stop) for p in rank] for rank in deal(10, 2, 4)]
@@ -59,8 +61,8 @@ def deal(
     start, rest = full * row, groups - full * row
     if rest:
         small, larger = divmod(rest, world_size)
-        for rank in range(world_size):
-            stop = start + small + (rank < larger)
+        for number in range(world_size):
+            rank, stop = (turn + number) % world_size, start + small + (number < larger)
             if stop > start:
                 part = Part(start * unit, stop * unit)
             else:  # every rank must make as many backward passes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +42,7 @@ class MappedRows:
         self, path: str | Path, dtype: Any = None, shape: tuple[int, ...] = ()
     ) -> None:
         self.path, self._dtype, self._shape = Path(path), dtype, shape
-        self._rows = self._open()
+        self._rows = _read_at_random(self._open())
 
     def _open(self) -> np.ndarray:
         size = _size(self.path)
@@ -76,7 +77,7 @@ class MappedRows:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._rows = self._open()
+        self._rows = _read_at_random(self._open())
 
 
 class MappedTokens:
@@ -260,3 +261,11 @@ def _size(path: Path) -> int:
         raise SettingError(
             f"cannot read {path}", seen=error.strerror or str(error)
         ) from error
+
+
+def _read_at_random(rows: np.ndarray) -> np.ndarray:
+    """Tell the system not to read what lies behind a row: it is not wanted next."""
+    mapped = getattr(rows, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
+    return rows

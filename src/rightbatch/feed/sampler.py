@@ -67,12 +67,6 @@ class BatchSampler(Cutter, Sampler[list[int]]):
             micro_batch=None,
             fingerprint=fingerprint,
         )
-        if self.composition.counts != "examples":
-            raise SettingError(
-                "a sampler hands out one batch per step",
-                seen=f"order {self.composition.name!r}",
-                fix="BatchStream(..., order=Tokens(...)) and its steps()",
-            )
         self._ahead: deque[Cursor] | None = None  # while a loader is followed
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -83,6 +77,13 @@ class BatchSampler(Cutter, Sampler[list[int]]):
         epoch = cursor.position // self.length
         while cursor.position // self.length == epoch:
             plan = self._planner.plan(cursor, self.batch_size)
+            if len(plan.micro) > 1:
+                raise SettingError(
+                    "a sampler hands out one batch per step",
+                    seen=f"{len(plan.micro)} in a step: {self.composition.name}",
+                    fix="BatchStream and its steps(); or Tokens(..., count='runs') and "
+                    "a batch_size of as many runs as there are ranks",
+                )
             (micro,) = plan.micro
             if micro.weights is not None:
                 raise SettingError(

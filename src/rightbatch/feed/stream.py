@@ -29,28 +29,31 @@ class MicroBatch:
         share: Multiply its mean loss by this: the sum over a rank's micro-batches,
             averaged over ranks as DDP does, is the mean over the whole batch.
         token_share: The same for a mean over tokens; None where they are not known.
-        weights: Importance weight of each example, shape ``(examples,)``; None: all 1.
-        groups: Stratum or class of each example, shape ``(examples,)``, or None.
+        weights: Importance weight of each example, shape ``(examples,)``; 1 without.
+        groups: Stratum or class of each example, shape ``(examples,)``; 0 without.
         indices: Which examples, shape ``(examples,)``.
     """
 
     data: Any
     share: float
     token_share: float | None
-    weights: Tensor | None
-    groups: Tensor | None
+    weights: Tensor
+    groups: Tensor
     indices: Tensor
 
     @classmethod
     def of(cls, plan: MicroPlan, data: Any) -> MicroBatch:
         """The plan with its data."""
+        indices = torch.from_numpy(plan.piece.indices)
+        ones = torch.ones(len(indices))
+        none = torch.zeros(len(indices), dtype=torch.int64)
         return cls(
             data=data,
             share=plan.share,
             token_share=plan.token_share,
-            weights=None if plan.weights is None else torch.from_numpy(plan.weights),
-            groups=None if plan.groups is None else torch.from_numpy(plan.groups),
-            indices=torch.from_numpy(plan.piece.indices),
+            weights=ones if plan.weights is None else torch.from_numpy(plan.weights),
+            groups=none if plan.groups is None else torch.from_numpy(plan.groups),
+            indices=indices,
         )
 
 
@@ -214,7 +217,8 @@ class BatchStream(Cutter):
                     "batch_size that the ranks divide"
                 )
             (micro,) = tuple(step)
-            yield micro.data if micro.weights is None else (micro.data, micro.weights)
+            weighted = step._plan.cut.weights is not None
+            yield (micro.data, micro.weights) if weighted else micro.data
 
     def steps(self) -> Iterator[Step]:
         """What is left of this epoch, step by step.

@@ -1,0 +1,69 @@
+"""Run under torchrun by test_sources.py: ranks, DDP, a changing batch, a ledger."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import rightbatch as rb
+from rightbatch.feed.ledger import Ledger
+
+
+def main(folder: Path) -> None:
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(0)
+    x, y = torch.randn(53, 4), torch.randn(53, 1)
+    model = nn.Linear(4, 1)
+    parallel = DistributedDataParallel(model)
+    data = (x, y, torch.arange(53))
+    stream = rb.BatchStream(
+        data, 7, seed=6, micro_batch=2, num_workers=rank % 2, ledger=folder / "ledger"
+    )
+    asked, seen, errors = [], [], []
+    sizes = [7, 12, 3, 16, 1, 9]
+    while stream.epoch < 2:
+        for step in stream.steps():
+            stream.batch_size, size = sizes[stream.step % 6], stream.batch_size
+            parallel.zero_grad()
+            parts = list(step)
+            for number, micro in enumerate(parts):
+                last = number + 1 == len(parts)
+                with nullcontext() if last else parallel.no_sync():
+                    loss = (parallel(micro.data[0]) - micro.data[1]).square().mean()
+                    (loss * micro.share).backward()
+            mine = [i for m in parts if m.share for i in m.data[2].tolist()]
+            everyone: list[Any] = [None] * world
+            dist.all_gather_object(everyone, mine)
+            index = [i for part in everyone for i in part]
+            loss = (model(x[index]) - y[index]).square().mean()
+            (whole,) = torch.autograd.grad(loss, [model.weight])
+            grad = model.weight.grad
+            assert grad is not None
+            errors.append(float((whole - grad).abs().max()))
+            asked.append(size)
+            seen.append(index)
+    stream.close()
+    dist.barrier()
+    if rank == 0:
+        audit = Ledger(folder / "ledger").audit(53)
+        found = {
+            "asked": asked,
+            "seen": seen,
+            "gradient error": max(errors),
+            "audit": [audit.lost, audit.repeated],
+        }
+        (folder / "found.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

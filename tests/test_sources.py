@@ -1,0 +1,450 @@
+"""Data on disk, iterable sources, batch samplers, and the audit of any loader."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+import reference
+import rightbatch as rb
+from rightbatch.feed.mapped import MappedFolder, MappedLines, MappedRows, MappedTokens
+from rightbatch.feed.mixing import mixing_of
+from rightbatch.feed.sampler import BatchSampler
+from rightbatch.feed.shards import ShardStream, resume_is_exact
+
+HERE = Path(__file__).parent
+
+
+def _same(x: Any) -> Any:
+    return x
+
+
+class Source(IterableDataset[int]):
+    """Numbers, in another order every epoch, that say where they stand."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.epoch, self._start, self._at = length, 0, 0, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        start, self._start = self._start, 0
+        for place in range(start, self.length):
+            self._at = place
+            yield reference.permuted(place, self.length, 0, self.epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self._at + 1}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._start = state["at"]
+
+
+class Forgetful(Source):
+    """Its state leaves out what its shuffle buffer holds."""
+
+    def __iter__(self) -> Iterator[int]:
+        buffer: list[int] = []
+        for number in super().__iter__():
+            buffer.append(number)
+            if len(buffer) > 20:
+                yield buffer.pop(0)
+        yield from buffer
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 200),
+    st.lists(
+        st.tuples(st.integers(1, 50), st.integers(1, 4), st.integers(1, 9)),
+        min_size=1,
+        max_size=6,
+    ),
+    st.sampled_from(["keep", "carry", "drop"]),
+    st.booleans(),
+)
+def test_an_iterable_source_is_cut_and_resumed_exactly(
+    length: int, lives: list[tuple[int, int, int]], tail: str, stateful: bool
+) -> None:
+    state: dict[str, Any] | None = None
+    order = (
+        reference.epochs(length, 0, 60 * 9 * 6 // length + 3)
+        if stateful
+        else (list(range(length)) * (60 * 9 * 6 // length + 3))
+    )
+    at = 0
+    for size, world, steps in lives:
+        if tail == "drop":
+            size = min(size, length)
+        streams = []
+        for rank in range(world):
+            source = Source(length) if stateful else range(length)
+            stream = ShardStream(
+                source, size, tail=tail, rank=rank, world_size=world, collate_fn=_same
+            )
+            if state is not None:
+                stream.load_state_dict(json.loads(json.dumps(state)))
+                stream.batch_size = size
+            streams.append(stream)
+        for _ in range(steps):
+            made = sorted(i for stream in streams for i in _step(stream))
+            left = length - at % length
+            if tail == "drop" and left < size:
+                at, left = at + left, length
+            count = min(size, left) if tail == "keep" else size
+            assert made == sorted(order[at : at + count])
+            at += count
+            states = [s.state_dict() for s in streams]
+            assert all(s == states[0] for s in states)
+            state = states[0]
+
+
+def _step(stream: ShardStream) -> list[int]:
+    """This rank's examples of the next step, which may be none."""
+    before = stream.step
+    while True:
+        taken = stream._take(stream._local())
+        if stream.step > before:
+            return taken[stream.rank :: stream.world_size]
+
+
+def test_an_epoch_of_a_source_is_what_it_yields_in_worker_or_not() -> None:
+    for workers in (0, 1):
+        stream = ShardStream(Source(150), 40, num_workers=workers, collate_fn=_same)
+        epochs = [[i for b in stream for i in b] for _ in range(2)]
+        assert epochs[0] + epochs[1] == reference.epochs(150, 0, 2)
+        assert (stream.epoch, stream.position, stream.step) == (2, 0, 8)
+        stream.close()
+
+
+def test_forgetful_sources_are_found_out() -> None:
+    assert resume_is_exact(lambda: Source(300))
+    assert not resume_is_exact(lambda: Forgetful(300))
+
+
+def test_sharded_sources_need_the_same_ranks() -> None:
+    stream = ShardStream(range(10), 4, sharded=True, rank=1, world_size=2)
+    assert len(next(iter(stream))) == 2
+    other = ShardStream(range(10), 4, sharded=True, rank=1, world_size=3)
+    with pytest.raises(rb.SettingError, match="other ranks"):
+        other.load_state_dict(stream.state_dict())
+    with pytest.raises(rb.SettingError, match="not divided by 3"):
+        next(iter(other))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ShardStream(iter([1]), 2), "an iterator"),
+        (lambda: ShardStream(3, 2), "cannot be iterated"),
+        (lambda: ShardStream([1], 2, num_workers=2), "one worker"),
+        (lambda: ShardStream([1], 2, tail="pad"), "keep, drop"),
+        (lambda: next(iter(ShardStream([], 2))), "empty"),
+        (lambda: ShardStream([1], 2).load_state_dict({}), "no state"),
+    ],
+)
+def test_sources_that_make_no_sense_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(rb.SettingError, match=message):
+        make()
+
+
+def test_rows_of_a_file_are_those_of_the_array(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    rows.tofile(tmp_path / "rows.bin")
+    for data in (
+        MappedRows(tmp_path / "rows.npy"),
+        MappedRows(tmp_path / "rows.bin", np.float32, (3,)),
+    ):
+        assert len(data) == 50
+        assert len(pickle.dumps(data)) < 1000  # a path, not the rows
+        stream = rb.BatchStream(pickle.loads(pickle.dumps(data)), 20, num_workers=2)
+        found = torch.cat(list(stream))
+        assert torch.equal(found, torch.from_numpy(rows[reference.epochs(50, 0, 1)]))
+        stream.close()
+    with pytest.raises(rb.SettingError, match="left over"):
+        MappedRows(tmp_path / "rows.bin", np.float32, (7,))
+    with pytest.raises(rb.SettingError, match="cannot read"):
+        MappedRows(tmp_path / "none.npy")
+    (tmp_path / "bad.npy").write_text("hello")
+    with pytest.raises(rb.SettingError, match=r"no \.npy file"):
+        MappedRows(tmp_path / "bad.npy")
+
+
+def test_blocks_of_tokens_have_their_next_ones(tmp_path: Path) -> None:
+    np.arange(101, dtype=np.uint16).tofile(tmp_path / "t.bin")
+    data = MappedTokens(tmp_path / "t.bin", block=10)
+    assert len(data) == 10
+    for x, y in (data[i] for i in range(10)):
+        assert torch.equal(x + 1, y)
+    with pytest.raises(IndexError):
+        data[10]
+    with pytest.raises(rb.SettingError, match="101 tokens"):
+        MappedTokens(tmp_path / "t.bin", block=101)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.text("aé\r\t ", max_size=5), min_size=1, max_size=30), st.booleans())
+def test_lines_are_those_of_the_text(lines: list[str], ends: bool) -> None:
+    import tempfile
+
+    import rightbatch.feed.mapped as mapped
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.txt"
+        text = "\n".join(lines) + ("\n" if ends else "")
+        path.write_bytes(text.encode())
+        expected = text.split("\n")
+        expected = expected[:-1] if expected[-1] == "" else expected
+        kept, mapped.CHUNK = mapped.CHUNK, 7  # lines over the ends of chunks
+        try:
+            if not expected:
+                with pytest.raises(rb.SettingError, match="no lines"):
+                    MappedLines(path)
+                return
+            data = MappedLines(path)
+        finally:
+            mapped.CHUNK = kept
+        assert [data[i] for i in range(len(data))] == expected
+        assert [pickle.loads(pickle.dumps(data))[0]] == expected[:1]
+
+
+def test_a_changed_text_gets_a_new_index(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one\ntwo\n")
+    assert len(MappedLines(path)) == 2
+    path.write_text("one\ntwo\nthree\n")
+    assert MappedLines(path)[2] == "three"
+
+
+def test_a_folder_is_read_file_by_file(tmp_path: Path) -> None:
+    for number in range(7):
+        (tmp_path / f"d{number % 2}").mkdir(exist_ok=True)
+        (tmp_path / f"d{number % 2}" / f"{number}.txt").write_text(str(number))
+    (tmp_path / "other.md").write_text("no")
+    data = MappedFolder(
+        tmp_path, "*.txt", tmp_path / "names", read=lambda p: p.read_text()
+    )
+    assert sorted(data[i] for i in range(len(data))) == list("0123456")
+    with pytest.raises(rb.SettingError, match="no file"):
+        MappedFolder(tmp_path, "*.jpg", tmp_path / "none")
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """A sparse file of 20 GB: private memory grows by less than 40 MB."""
+    path = tmp_path / "big.bin"
+    with path.open("wb") as file:
+        file.truncate(20 * 1000**3)
+    code = (
+        "import sys, numpy as np, rightbatch as rb\n"
+        "from rightbatch.feed.mapped import MappedRows\n"
+        "def own():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return int([x for x in lines if 'RssAnon' in x][0].split()[1])\n"
+        "data = MappedRows(sys.argv[1], np.float32, (25,))\n"
+        "stream = rb.BatchStream(data, 256)\n"
+        "next(iter(stream)); before = own()\n"
+        "for number, batch in enumerate(stream):\n"
+        "    if number == 300: break\n"
+        "print(len(data), own() - before)\n"
+    )
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc on this system")
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    rows, grown = map(int, done.stdout.split())
+    assert rows == 200_000_000
+    assert grown < 40_000
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_followed_sampler_stands_behind_what_came_out(workers: int) -> None:
+    data = TensorDataset(torch.arange(100))
+    sampler = BatchSampler(data, 7, seed=3)
+    loader = DataLoader(data, batch_sampler=sampler, num_workers=workers)
+    seen: list[int] = []
+    for number, (x,) in enumerate(sampler.follow(loader)):
+        seen += x.tolist()
+        if number == 4:
+            break
+    assert sampler.position == 35
+    fresh = BatchSampler(100, 10, seed=3)
+    fresh.load_state_dict(sampler.state_dict())
+    fresh.batch_size = 10
+    for (x,) in fresh.follow(DataLoader(data, batch_sampler=fresh)):
+        seen += x.tolist()
+    assert seen == reference.epochs(100, 3, 1)
+    assert (fresh.epoch, fresh.position) == (1, 0)
+    assert len(DataLoader(data, batch_sampler=fresh)) == 10
+
+
+def test_a_sampler_says_what_it_cannot_do() -> None:
+    data = TensorDataset(torch.arange(10))
+    sampler = BatchSampler(data, 4)
+    with pytest.raises(rb.SettingError, match="does not use this sampler"):
+        next(sampler.follow(DataLoader(data, batch_size=2)))
+    with pytest.raises(rb.SettingError, match="needs importance weights"):
+        next(iter(BatchSampler(data, 4, order=rb.Strata([0] * 5 + [1] * 5))))
+    with pytest.raises(rb.SettingError, match="one batch per step"):
+        next(iter(BatchSampler(data, 8, order=rb.Tokens([1] * 10, 4))))
+    sampler.set_epoch(3)
+    first = [i for b in sampler for i in b]
+    assert first == reference.epochs(10, 0, 4)[30:]
+
+
+def ratio(loader: Any, **more: Any) -> float:
+    return rb.audit(loader, **more).shuffle_noise.value
+
+
+def test_mixing_is_measured_from_none_to_all() -> None:
+    """Intervals of 8 waves times the batches; 1 and B within 15 %."""
+    data = TensorDataset(torch.arange(40_000))
+    assert ratio(DataLoader(data, batch_size=64)) == pytest.approx(64, rel=0.05)
+    assert ratio(DataLoader(data, 64, shuffle=True)) == pytest.approx(1, abs=0.15)
+    assert ratio(rb.BatchStream(data, 64)) == pytest.approx(1, abs=0.15)
+    buffered = _Buffered(40_000, 1000)
+    found = rb.audit(DataLoader(data, batch_size=64, sampler=buffered))
+    assert 40 < found.shuffle_noise.value < 70
+    assert "not mixed" in str(found)
+
+
+class _Buffered:
+    """The order of a shuffle buffer."""
+
+    def __init__(self, length: int, buffer: int) -> None:
+        self.length, self.buffer = length, buffer
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = np.random.default_rng(0)
+        held = list(range(self.buffer))
+        for number in range(self.buffer, self.length):
+            place = int(generator.integers(self.buffer))
+            yield held[place]
+            held[place] = number
+        yield from held
+
+
+def test_labels_tell_whether_it_matters() -> None:
+    data = TensorDataset(torch.arange(20_000))
+    in_order = DataLoader(data, batch_size=50)
+    sorted_labels = np.arange(20_000) // 2000
+    mixed_labels = np.random.default_rng(0).permutation(sorted_labels)
+    found = rb.audit(in_order, labels=sorted_labels).label_noise
+    assert found is not None
+    assert found.value == pytest.approx(50, rel=0.1)
+    found = rb.audit(in_order, labels=mixed_labels).label_noise
+    assert found is not None
+    assert found.value == pytest.approx(1, abs=0.15)
+
+
+def test_every_concern_is_told() -> None:
+    data = TensorDataset(torch.arange(1000))
+    labels = np.arange(1000) % 100 == 0
+    ranks = DataLoader(data, 10, sampler=DistributedSampler(data, 3, 0))
+    found = rb.audit(ranks)
+    assert (found.lost, found.repeated) == (0, 2)
+    assert "same order" in str(found)
+    assert "repeats 2 of 1000" in str(found)
+    dropping = rb.audit(DataLoader(data, 64, shuffle=True, drop_last=True))
+    assert dropping.lost == 1000 - 960
+    weights = np.where(labels, 99.0, 1.0)
+    balanced = WeightedRandomSampler(weights.tolist(), 1000)
+    found = rb.audit(DataLoader(data, 50, sampler=balanced), labels=labels)
+    assert found.composition["True"] > 30
+    assert "composed differently" in str(found)
+    lengths = np.where(labels, 500, 20)
+    found = rb.audit(DataLoader(data, 50, shuffle=True), lengths=lengths)
+    assert found.padding is not None
+    assert found.padding > 0.5
+    assert "padding" in str(found)
+    found = rb.audit(rb.BatchStream(data, 50), step_time_s=1e-7)
+    assert "of a step" in str(found)
+    assert all(len(line) <= 80 for line in str(found).splitlines())
+
+
+def test_an_audit_leaves_no_trace() -> None:
+    data = TensorDataset(torch.arange(1000))
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(data, 10, shuffle=True, generator=generator)
+    before = generator.get_state(), torch.random.get_rng_state()
+    stream = rb.BatchStream(data, 10)
+    state = stream.state_dict()
+    rb.audit(loader)
+    rb.audit(stream)
+    assert torch.equal(before[0], generator.get_state())
+    assert torch.equal(before[1], torch.random.get_rng_state())
+    assert stream.state_dict() == state
+
+
+def test_good_streams_pass_the_audit_on_any_number_of_ranks() -> None:
+    data = TensorDataset(torch.arange(999))
+    for world in (1, 3):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = rb.audit(rb.BatchStream(data, 32, rank=0, world_size=world))
+        assert found, str(found)
+        assert (found.lost, found.repeated) == (0, 0)
+
+
+def test_what_has_no_indices_is_refused_with_another_way() -> None:
+    with pytest.raises(rb.SettingError, match="resume_is_exact"):
+        rb.audit(DataLoader(Source(10)))
+    with pytest.raises(rb.SettingError, match="needs a DataLoader"):
+        rb.audit([1, 2])
+    batches = np.random.default_rng(0).permutation(6400).reshape(100, 64)
+    assert mixing_of(list(batches)).value == pytest.approx(1, abs=0.4)
+    assert mixing_of(list(np.sort(batches.ravel()).reshape(100, 64))).value > 60
+    with pytest.raises(rb.SettingError, match="same number"):
+        mixing_of([np.ones(3)])
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_real_processes_share_out_each_step(ranks: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={ranks}", str(HERE / "feeding_ranks.py")]
+    done = subprocess.run(
+        [*command, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    order = reference.epochs(53, 6, 2)
+    at = 0
+    for size, seen in zip(found["asked"], found["seen"], strict=True):
+        count = min(size, 53 - at % 53)
+        assert sorted(seen) == sorted(order[at : at + count])
+        at += count
+    assert at == 106
+    assert found["gradient error"] < 1e-5
+    assert found["audit"] == [0, 0]
