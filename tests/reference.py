@@ -128,7 +128,7 @@ def permuted(position: int, length: int, seed: int, epoch: int) -> int:
     found = position
     while True:
         left, right = divmod(found, columns)
-        for number in range(12 if length < 64 else 8):
+        for number in range(12 if length < 64 else 8 if length < 1024 else 6):
             own = _mixed((key + (number + 1) * 0x9E3779B97F4A7C15) % 2**64)
             if number % 2:
                 right = (right + ((_mixed(left ^ own) >> 32) * columns >> 32)) % columns

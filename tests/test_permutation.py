@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from rightbatch.feed.permutation import Permutation, Walk, below, key_of, permute
+from rightbatch.feed.permutation import (
+    Permutation,
+    Walk,
+    below,
+    key_of,
+    permute,
+    rounds_for,
+)
 
 
 @pytest.mark.parametrize(
@@ -93,15 +100,15 @@ def test_neighbours_and_epochs_are_uncorrelated(length: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [3, 5, 7, 10, 16, 30, 63, 64, 100])
+@pytest.mark.parametrize("length", [3, 5, 7, 10, 16, 30, 63, 64, 100, 1024])
 def test_pairs_of_a_short_order_are_uniform(length: int) -> None:
     """Chi-squared over all pairs of values at two places, over many keys.
 
     300 keys per pair: the score is standard normal (4 rounds: 11 to 1600).
     """
-    count = min(300 * length * length, 1_000_000)
+    count = min(300 * length * length, 1_000_000 if length < 1000 else 4_000_000)
     keys = np.random.default_rng(1).integers(0, 2**64, count, dtype=np.uint64)
-    rounds = 12 if length < 64 else 8
+    rounds = rounds_for(length)
     side = -(-length // math.ceil(math.sqrt(length)))
 
     def at(place: int) -> np.ndarray:

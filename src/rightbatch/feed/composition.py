@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,7 +30,7 @@ class Cursor:
     def behind(self, position: int, extra: tuple[int, ...] | None = None) -> Cursor:
         """The cursor one step on."""
         extra = self.extra if extra is None else extra
-        return replace(self, position=position, step=self.step + 1, extra=extra)
+        return Cursor(position, self.step + 1, self.first_step, extra)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

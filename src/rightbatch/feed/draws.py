@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from jaxtyping import Int64
 
 from rightbatch.feed.composition import Composition, Cursor, Cut, check_index_count
 from rightbatch.feed.permutation import (
+    Blocks,
     Permutation,
     Walk,
     below,
@@ -30,8 +32,9 @@ class Shuffled:
 
     def __init__(self, length: int) -> None:
         self.length = length
-        self._walk: Walk | None = None
-        self._augment = (-1, 0)
+        self._seed = -1
+        self._order: Callable[[int, int], Any] = np.arange
+        self._seeds: Callable[[int, int], Any] = np.arange
 
     def start(self) -> tuple[int, ...]:
         """None of its own."""
@@ -44,19 +47,17 @@ class Shuffled:
         self, seed: int, cursor: Cursor, batch_size: int, stop: int
     ) -> tuple[Cut, Cursor]:
         """The next examples of the order."""
-        if self._walk is None or self._walk.seed != seed:
-            self._walk, self._augment = Walk(self.length, seed), (seed, augment(seed))
-        end = min(cursor.position + batch_size, stop)
-        positions = np.arange(cursor.position, end)
-        cut = Cut(
-            indices=self._order(seed, cursor.position, end),
-            seeds=keys_at(self._augment[1], positions),
-        )
+        if self._seed != seed:
+            self._seed, key = seed, augment(seed)
+            self._order = self.order(seed)
+            self._seeds = Blocks(lambda a, b: keys_at(key, np.arange(a, b)))
+        start, end = cursor.position, min(cursor.position + batch_size, stop)
+        cut = Cut(indices=self._order(start, end), seeds=self._seeds(start, end))
         return cut, cursor.behind(end)
 
-    def _order(self, seed: int, start: int, end: int) -> Int64[np.ndarray, " n"]:
-        assert self._walk is not None
-        return self._walk(start, end)
+    def order(self, seed: int) -> Callable[[int, int], Int64[np.ndarray, " n"]]:
+        """The examples from one position to before another."""
+        return Walk(self.length, seed)
 
     def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
         """Every cut is like every other."""
@@ -72,8 +73,9 @@ class Sequential(Shuffled):
 
     name = "sequential"
 
-    def _order(self, seed: int, start: int, end: int) -> Int64[np.ndarray, " n"]:
-        return np.arange(start, end) % self.length
+    def order(self, seed: int) -> Callable[[int, int], Int64[np.ndarray, " n"]]:
+        """Positions themselves."""
+        return Blocks(lambda start, stop: np.arange(start, stop) % self.length)
 
 
 class Replacement(Shuffled):
@@ -84,9 +86,15 @@ class Replacement(Shuffled):
 
     name, covers = "replacement", False
 
-    def _order(self, seed: int, start: int, end: int) -> Int64[np.ndarray, " n"]:
-        words = keys_at(key_of("replacement", seed), np.arange(start, end))
-        return below(words, np.uint64(self.length)).astype(np.int64)
+    def order(self, seed: int) -> Callable[[int, int], Int64[np.ndarray, " n"]]:
+        """A number below the length for each position."""
+        key, length = key_of("replacement", seed), np.uint64(self.length)
+
+        def drawn(start: int, stop: int) -> Int64[np.ndarray, " n"]:
+            words = keys_at(key, np.arange(start, stop))
+            return below(words, length).astype(np.int64)
+
+        return Blocks(drawn)
 
 
 class Poisson:

@@ -8,7 +8,9 @@ outside of [0, N) are enciphered again ("cycle walking"), fewer than one in sqrt
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt64
@@ -20,9 +22,11 @@ _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # [cite
 _ONE = np.uint64(1)
 _S27, _S30, _S31, _S32 = (np.uint64(s) for s in (27, 30, 31, 32))
 
-# Rounds until pairs of neighbours cannot be told from random ones in 1.5 million keys:
-# 8 from length 16 on, 12 for all. [measured: tests/test_permutation.py; 4 rounds fail]
-ROUNDS, ROUNDS_SMALL, SMALL = 8, 12, 64
+# Rounds by length: pairs of places cannot be told from random ones over a million keys
+# (4 rounds: chi-squared scores of 8 to 1600 up to length 200, 6 up to 70 below 100, 8
+# below 16). [measured: tests/test_permutation.py]
+ROUNDS, ROUNDS_SHORT, ROUNDS_SHORTEST = 6, 8, 12
+SHORT, SHORTEST = 1024, 64
 LONGEST = 1 << 62  # so that a half and its hash multiply within 64 bits [derived]
 
 
@@ -41,12 +45,13 @@ def key_of(*parts: int | str) -> int:
 
 def mix(words: Words) -> Words:
     """The splitmix64 finalizer: every bit of the result depends on every bit."""
-    words = words ^ (words >> _S30)
-    words *= _M1
-    words ^= words >> _S27
-    words *= _M2
-    words ^= words >> _S31
-    return words
+    scratch = words >> _S30
+    mixed = words ^ scratch
+    mixed *= _M1
+    mixed ^= np.right_shift(mixed, _S27, out=scratch)
+    mixed *= _M2
+    mixed ^= np.right_shift(mixed, _S31, out=scratch)
+    return mixed
 
 
 def keys_at(key: int | Words, numbers: np.ndarray) -> Words:
@@ -66,11 +71,18 @@ def below(words: Words, bound: Words | np.uint64) -> Words:
     return high * b_high + (middle >> _S32) + (carry >> _S32)
 
 
+def rounds_for(length: int) -> int:
+    """Enough rounds to look random at this length."""
+    if length < SHORTEST:
+        return ROUNDS_SHORTEST
+    return ROUNDS_SHORT if length < SHORT else ROUNDS
+
+
 def permute(
     positions: Int64[np.ndarray, " n"],
     lengths: int | Int64[np.ndarray, " n"],
     keys: int | Words,
-    rounds: int = ROUNDS_SMALL,
+    rounds: int = ROUNDS_SHORTEST,
 ) -> Int64[np.ndarray, " n"]:
     """Where each position goes under the permutation that its key chooses.
 
@@ -109,9 +121,13 @@ def _feistel(
             left, right, size = right, left, right_size
         else:
             size = left_size
-        left += ((mix(right ^ key) >> _S32) * size) >> _S32
+        step = mix(right ^ key)
+        step >>= _S32
+        step *= size
+        step >>= _S32
+        left += step
         # Unsigned: where left < size the difference wraps around and is the larger.
-        left = np.minimum(left, left - size)
+        np.minimum(left, np.subtract(left, size, out=step), out=left)
         if number % 2:
             left, right = right, left
     return left * right_size + right
@@ -154,12 +170,55 @@ class Permutation:
     def __call__(self, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         """The examples at these positions of the order."""
         key = key_of("epoch", self.seed, self.epoch, self.length)
-        rounds = ROUNDS_SMALL if self.length < SMALL else ROUNDS
-        return permute(positions, self.length, key, rounds)
+        return permute(positions, self.length, key, rounds_for(self.length))
+
+
+class Blocks:
+    """A function of positions, read mostly forward: the block around is kept.
+
+    Args:
+        function: From first and last-but-one position to its values there: an array
+            or a list.
+        ends: Blocks do not reach over multiples of this.
+    """
+
+    SIZE = 8192  # fastest: the work fits the cache [measured: benchmarks/feed.py]
+
+    def __init__(
+        self, function: Callable[[int, int], Any], ends: int = 1 << 62
+    ) -> None:
+        self._function, self._ends = function, ends
+        self._start, self._stop, self._block = 0, 0, function(0, 0)
+
+    def __call__(self, start: int, stop: int) -> Any:
+        """Its values from position ``start`` to before ``stop``."""
+        if self._start <= start and stop <= self._stop:
+            return self._block[start - self._start : stop - self._start]
+        parts = []
+        while start < stop:
+            if not self._start <= start < self._stop:
+                self._fill(start)
+            until = min(stop, self._stop)
+            parts.append(self._block[start - self._start : until - self._start])
+            start = until
+        if isinstance(self._block, list):
+            return [value for part in parts for value in part]
+        return np.concatenate(parts) if parts else self._block[:0]
+
+    def _fill(self, start: int) -> None:
+        # Blocks begin at multiples, so that stepping back and forth fills few.
+        round_, offset = divmod(start, self._ends)
+        first = offset - offset % self.SIZE
+        stop = min(first + self.SIZE, self._ends)
+        self._start, self._stop = (
+            round_ * self._ends + first,
+            round_ * self._ends + stop,
+        )
+        self._block = self._function(self._start, self._stop)
 
 
 class Walk:
-    """An endless order of epochs, read mostly forward: blocks of it are kept.
+    """An endless order of epochs.
 
     Args:
         length: Examples in an epoch.
@@ -171,30 +230,15 @@ class Walk:
         [0, 1, 2]
     """
 
-    BLOCK = 8192  # fastest: the work fits the cache [measured: benchmarks/feed.py]
-
     def __init__(self, length: int, seed: int) -> None:
         self.length, self.seed = length, seed
-        self._start, self._block = 0, np.empty(0, dtype=np.int64)
+        self._blocks = Blocks(self._order, ends=length)
 
     def __call__(self, start: int, stop: int) -> Int64[np.ndarray, " n"]:
         """Examples from position ``start`` to before ``stop``, over all epochs."""
-        parts = []
-        while start < stop:
-            at = start - self._start
-            if not 0 <= at < len(self._block):
-                self._fill(start)
-                at = start - self._start
-            parts.append(self._block[at : at + stop - start])
-            start += len(parts[-1])
-        if len(parts) == 1:
-            return parts[0]
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+        return self._blocks(start, stop)
 
-    def _fill(self, start: int) -> None:
-        epoch, offset = divmod(start, self.length)
-        # Blocks begin at multiples, so that stepping back and forth fills few.
-        first = offset - offset % self.BLOCK
-        positions = np.arange(first, min(first + self.BLOCK, self.length))
-        self._block = Permutation(self.length, self.seed, epoch)(positions)
-        self._start = epoch * self.length + first
+    def _order(self, start: int, stop: int) -> Int64[np.ndarray, " n"]:
+        epoch, first = divmod(start, self.length)
+        positions = np.arange(first, first + stop - start)
+        return Permutation(self.length, self.seed, epoch)(positions)

@@ -81,9 +81,7 @@ class Planner:
 
     def plan(self, cursor: Cursor, batch_size: int) -> StepPlan:
         """The step that begins at ``cursor``, already settled."""
-        length = self.composition.length
-        keep = self.tail == "keep"
-        stop = (cursor.position // length + 1) * length if keep else 1 << 63
+        stop = self.stop(cursor)
         cut, after = self.composition.cut(self.seed, cursor, batch_size, stop)
         hands = deal(
             len(cut.indices),
@@ -95,7 +93,7 @@ class Planner:
         )
         return StepPlan(
             before=cursor,
-            after=self.settle(self._entering(after, cursor), batch_size),
+            after=self.settle(self.entering(after, cursor), batch_size),
             batch_size=batch_size,
             version=self.composition.version,
             cut=cut,
@@ -103,17 +101,24 @@ class Planner:
             uneven=self.world_size > 1 and _uneven(hands),
         )
 
+    def stop(self, cursor: Cursor) -> int:
+        """Position that the next step must not reach over."""
+        if self.tail != "keep":
+            return 1 << 63
+        length = self.composition.length
+        return (cursor.position // length + 1) * length
+
     def settle(self, cursor: Cursor, batch_size: int) -> Cursor:
         """Never at an epoch's end: a tail that is dropped is behind us already."""
         length = self.composition.length
         left = length - cursor.position % length
         if self.tail == "drop" and left < batch_size:
             after = replace(cursor, position=cursor.position + left)
-            return self._entering(after, cursor)
+            return self.entering(after, cursor)
         return cursor
 
-    def _entering(self, after: Cursor, before: Cursor) -> Cursor:
-        """Remembers the first step of an epoch."""
+    def entering(self, after: Cursor, before: Cursor) -> Cursor:
+        """``after``, which remembers the first step of an epoch that it enters."""
         length = self.composition.length
         same = after.position // length == before.position // length
         return after if same else replace(after, first_step=after.step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, Sampler
 from rightbatch.errors import SettingError
 from rightbatch.feed.composition import Composition, Cursor
 from rightbatch.feed.cutter import Cutter
+from rightbatch.feed.draws import Shuffled
+from rightbatch.feed.permutation import Blocks
 
 
 class BatchSampler(Cutter, Sampler[list[int]]):
@@ -73,31 +75,52 @@ class BatchSampler(Cutter, Sampler[list[int]]):
         """What is left of this epoch."""
         if self._ahead is not None:
             self._ahead.clear()  # a loader begins anew where the last one was left
-        cursor = self._planner.settle(self._cursor, self.batch_size)
+        cursor = self._settled()
         epoch = cursor.position // self.length
+        plain = isinstance(self.composition, Shuffled) and self._planner.world_size == 1
+        step = self._plain() if plain else self._composed
         while cursor.position // self.length == epoch:
-            plan = self._planner.plan(cursor, self.batch_size)
-            if len(plan.micro) > 1:
-                raise SettingError(
-                    "a sampler hands out one batch per step",
-                    seen=f"{len(plan.micro)} in a step: {self.composition.name}",
-                    fix="BatchStream and its steps(); or Tokens(..., count='runs') and "
-                    "a batch_size of as many runs as there are ranks",
-                )
-            (micro,) = plan.micro
-            if micro.weights is not None:
-                raise SettingError(
-                    "this order needs importance weights, which a sampler cannot give",
-                    seen=f"order {self.composition.name!r}",
-                    why="without them the batches belong to another objective",
-                    fix="BatchStream, which yields (batch, weights)",
-                )
-            cursor = plan.after
+            batch, cursor = step(cursor)
             if self._ahead is None:
                 self._cursor = cursor
             else:
                 self._ahead.append(cursor)
-            yield micro.piece.indices.tolist()
+            yield batch
+            cursor = self._planner.settle(cursor, self.batch_size)
+
+    def _plain(self) -> Callable[[Cursor], tuple[list[int], Cursor]]:
+        """Steps that are nothing but the next indices: three times as fast."""
+        assert isinstance(self.composition, Shuffled)
+        planner, order = self._planner, self.composition.order(self.seed)
+        listed = Blocks(lambda a, b: order(a, b).tolist(), ends=self.length)
+
+        def step(cursor: Cursor) -> tuple[list[int], Cursor]:
+            end = min(cursor.position + self._batch_size, planner.stop(cursor))
+            after = planner.entering(cursor.behind(end), cursor)
+            indices = listed(cursor.position, end)
+            return indices, planner.settle(after, self._batch_size)
+
+        return step
+
+    def _composed(self, cursor: Cursor) -> tuple[list[int], Cursor]:
+        """Steps that the planner makes."""
+        plan = self._planner.plan(cursor, self.batch_size)
+        if len(plan.micro) > 1:
+            raise SettingError(
+                "a sampler hands out one batch per step",
+                seen=f"{len(plan.micro)} in a step: {self.composition.name}",
+                fix="BatchStream and its steps(); or Tokens(..., count='runs') and a "
+                "batch_size of as many runs as there are ranks",
+            )
+        (micro,) = plan.micro
+        if micro.weights is not None:
+            raise SettingError(
+                "this order needs importance weights, which a sampler cannot give",
+                seen=f"order {self.composition.name!r}",
+                why="without them the batches belong to another objective",
+                fix="BatchStream, which yields (batch, weights)",
+            )
+        return micro.piece.indices.tolist(), plan.after
 
     def follow(self, loader: DataLoader[Any]) -> Iterator[Any]:
         """What is left of this epoch from ``loader``, with the state kept in step.

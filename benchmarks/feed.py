@@ -1,0 +1,371 @@
+"""Indices, memory and resume: ours and the peers', each in a process of its own.
+
+Every source hands out batches of 256 indices as a DataLoader consumes them. Sources
+take turns; a figure is the median over the rounds. Seconds are CPU seconds of one
+thread; memory is the growth of the process's high-water mark.
+
+    python -m venv .venv-peers
+    .venv-peers/bin/pip install -c constraints.txt -e . torchdata==0.11.0 \
+        pytorch-metric-learning==2.9.0 grain==0.2.18
+    .venv-peers/bin/python benchmarks/feed.py indices        # some minutes
+    .venv-peers/bin/python benchmarks/feed.py pairs          # P x K at 10 million
+    .venv-peers/bin/python benchmarks/feed.py change         # a new batch size
+    .venv-peers/bin/python benchmarks/feed.py disk FOLDER    # 20 GB, and a folder
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+
+import rightbatch as rb
+from rightbatch.feed.mapped import MappedFolder, MappedRows
+from rightbatch.feed.sampler import BatchSampler as OurSampler
+
+BATCH, MOST = 256, 4_000_000  # indices looked at
+Batches = Iterator[Any]
+
+
+def ours(length: int, skip: int) -> Batches:
+    """A batch sampler of lists, for anybody's loader."""
+    sampler = OurSampler(length, BATCH)
+    if skip:
+        state = sampler.state_dict()
+        sampler.load_state_dict(state | {"position": skip * BATCH, "step": skip})
+    return iter(sampler)
+
+
+def ours_strata(length: int, skip: int) -> Batches:
+    """One per cent of the examples an eighth of each batch."""
+    labels = np.zeros(length, dtype=np.int8)
+    labels[::100] = 1
+    order = rb.Strata(labels, {1: BATCH // 8})
+    stream = rb.BatchStream(_Nothing(length), BATCH, order=order)
+    plan, cursor = stream._planner, stream._cursor
+
+    def batches() -> Batches:
+        at = cursor
+        while True:
+            step = plan.plan(at, BATCH)
+            at = step.after
+            yield step.cut.indices.tolist()
+
+    return itertools.islice(batches(), skip, None)
+
+
+def torch_random(length: int, skip: int) -> Batches:
+    """What DataLoader(shuffle=True) does; a resume replays."""
+    sampler = BatchSampler(RandomSampler(range(length)), BATCH, drop_last=False)
+    return itertools.islice(iter(sampler), skip, None)
+
+
+def torchdata(length: int, skip: int) -> Batches:
+    """StatefulDataLoader's samplers, resumed by their own state."""
+    from torchdata.stateful_dataloader import sampler as own
+
+    def make() -> Any:
+        return iter(own.BatchSampler(own.RandomSampler(range(length)), BATCH, False))
+
+    made = make()
+    if skip:
+        next(made)
+        state = made.state_dict()
+        for part in (state, state.get("sampler_iter_state", {})):
+            for name in ("samples_yielded", "yielded"):
+                if name in part:
+                    part[name] = skip * BATCH
+        made = make()
+        made.load_state_dict(state)
+    return made
+
+
+def grain(length: int, skip: int) -> Batches:
+    """Grain's shuffle, its index for each position."""
+    import grain.python as pygrain
+
+    data = pygrain.MapDataset.range(length).shuffle(seed=0)
+    return (
+        [data[i] for i in range(start, min(start + BATCH, length))]
+        for start in range(skip * BATCH, length, BATCH)
+    )
+
+
+SOURCES: dict[str, Callable[[int, int], Batches]] = {
+    "rightbatch": ours,
+    "rightbatch strata": ours_strata,
+    "torch RandomSampler": torch_random,
+    "torchdata": torchdata,
+    "grain": grain,
+}
+
+
+class _Nothing(Dataset[int]):
+    """So many examples."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def peak() -> float:
+    """High-water mark of this process in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def measure(name: str, length: int) -> dict[str, float]:
+    """First batch, rate, memory, resume in the middle."""
+    make = SOURCES[name]
+    most = 200_000 if name == "grain" else MOST
+    next(make(1000, 0))  # imports
+    base, began = peak(), time.process_time()
+    batches = make(length, 0)
+    next(batches)
+    first = time.process_time() - began
+    began, count = time.process_time(), 0
+    for batch in itertools.islice(batches, most // BATCH):
+        count += len(batch)
+    spent = time.process_time() - began
+    memory = peak() - base
+    del batches
+    began = time.process_time()
+    next(make(length, length // BATCH // 2))
+    resume = time.process_time() - began
+    return {
+        "first batch s": first,
+        "M indices/s": count / spent / 1e6,
+        # An epoch begins with its first batch: what making the order costs counts.
+        "M/s with it": length / (first + length * spent / count) / 1e6,
+        "memory MB": memory,
+        "resume s": resume,
+    }
+
+
+def indices(rounds: int) -> None:
+    """The table of sources."""
+    tasks = [
+        (name, length)
+        for length in (10**6, 10**7, 10**8, 10**9)
+        for name in SOURCES
+        # What would need tens of GB or minutes is left out, and said.
+        if not (name in ("torch RandomSampler", "torchdata") and length > 10**8)
+        and not (name == "rightbatch strata" and length > 10**7)
+    ]
+    found: dict[tuple[str, int], list[dict[str, float]]] = {t: [] for t in tasks}
+    for number in range(rounds):
+        for name, length in tasks:
+            if length >= 10**8 and number >= 2 and not name.startswith("rightbatch"):
+                continue
+            found[name, length].append(in_child(["one", name, str(length)]))
+            print(".", end="", flush=True)
+    print()
+    keys = ["first batch s", "M indices/s", "M/s with it", "memory MB", "resume s"]
+    print(f"{'N':>6} {'source':<20} " + " ".join(f"{k:>13}" for k in keys))
+    for (name, length), rows in found.items():
+        middle = [statistics.median(row[key] for row in rows) for key in keys]
+        shown = [f"{m:.2g}" if m < 10 else f"{m:.1f}" for m in middle]
+        print(f"{length:6.0e} {name:<20} " + " ".join(f"{m:>13}" for m in shown))
+
+
+def in_child(arguments: list[str], limit: float = 600) -> dict[str, float]:
+    """What this file prints with these arguments."""
+    try:
+        done = subprocess.run(
+            [sys.executable, __file__, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired:
+        return {"over s": limit}
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def one_pairs(name: str) -> dict[str, float]:
+    """First batch, and batches per second, of 32 classes with 8 examples each."""
+    labels = torch.randint(
+        100_000, (10**7,), generator=torch.Generator().manual_seed(0)
+    )
+    base, began = peak(), time.process_time()
+    if name == "rightbatch":
+        order = rb.Pairs(labels.numpy(), each=8)
+        stream = rb.BatchStream((labels,), BATCH, order=order)
+        batches: Batches = iter(stream.steps())
+
+        def draw() -> Any:
+            (micro,) = next(batches)
+            return micro.data
+    else:
+        from pytorch_metric_learning.samplers import MPerClassSampler
+
+        sampler = MPerClassSampler(labels, 8, BATCH, length_before_new_iter=10**7)
+        single = iter(sampler)
+
+        def draw() -> Any:
+            return [next(single) for _ in range(BATCH)]
+
+    draw()
+    first = time.process_time() - began
+    began = time.process_time()
+    for _ in range(1000):
+        draw()
+    spent = time.process_time() - began
+    return {
+        "first batch s": first,
+        "batches/s": 1000 / spent,
+        "memory MB": peak() - base,
+    }
+
+
+def pairs(limit: float) -> None:
+    """P x K at ten million examples of 100,000 classes."""
+    for name in ("rightbatch", "MPerClassSampler"):
+        print(f"{name:<18}", in_child(["one-pairs", name], limit))
+
+
+class _Slow(Dataset[int]):
+    """Examples of 0.2 ms each."""
+
+    def __len__(self) -> int:
+        return 100_000
+
+    def __getitem__(self, index: int) -> int:
+        until = time.perf_counter() + 2e-4
+        while time.perf_counter() < until:
+            pass
+        return index
+
+
+def change() -> None:
+    """When a batch size assigned in mid-epoch takes effect, and what it costs."""
+    warnings.simplefilter("ignore")
+    for workers in (0, 2):
+        sampler = BatchSampler(RandomSampler(range(100_000)), 32, drop_last=False)
+        loader = DataLoader(_Slow(), batch_sampler=sampler, num_workers=workers)
+        sizes, _ = changing(
+            iter(loader), lambda b, s=sampler: setattr(s, "batch_size", b)
+        )
+        print(f"DataLoader, {workers} workers: {late(sizes)} steps late")
+        for micro in (None, 16):
+            stream = rb.BatchStream(
+                _Slow(), 32, num_workers=workers, micro_batch=micro, seeded=False
+            )
+
+            def batches(stream: rb.BatchStream = stream) -> Iterator[Any]:
+                for step in stream.steps():
+                    yield torch.cat([m.data for m in step])
+
+            sizes, times = changing(
+                batches(), lambda b, s=stream: setattr(s, "batch_size", b)
+            )
+            plain = statistics.median(times[10:20])
+            print(
+                f"BatchStream, {workers} workers, micro_batch {micro}: {late(sizes)} "
+                f"steps late; the step of the change takes {times[20] / plain:.2f} x, "
+                f"twice the examples {statistics.median(times[30:]) / plain:.2f} x"
+            )
+            stream.close()
+
+
+def changing(
+    batches: Iterator[Any], assign: Callable[[int], None]
+) -> tuple[list[int], list[float]]:
+    """Sizes and seconds of 40 steps; the size is doubled before the 21st."""
+    sizes, times = [], []
+    for number in range(40):
+        if number == 20:
+            assign(64)
+        began = time.perf_counter()
+        sizes.append(len(next(batches)))
+        times.append(time.perf_counter() - began)
+    return sizes, times
+
+
+def late(sizes: list[int]) -> int:
+    """Steps from the change to the first of the new size."""
+    return next((n for n, size in enumerate(sizes[20:]) if size == 64), -1)
+
+
+def own_memory() -> float:
+    """Private memory of this process in MB, the page cache left out."""
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(text.split("RssAnon:")[1].split()[0]) / 1000
+
+
+def disk(folder: Path) -> None:
+    """A sparse file of 20 GB, and a real folder, read in random order."""
+    with tempfile.TemporaryDirectory() as place:
+        big = Path(place) / "big.bin"
+        with big.open("wb") as file:
+            file.truncate(20 * 1000**3)
+        sources = {
+            "20 GB of rows": MappedRows(big, np.float32, (25,)),
+            "folder": MappedFolder(folder, "*.py", Path(place) / "names"),
+        }
+        for name, data in sources.items():
+            stream = rb.BatchStream(data, 256, collate_fn=list, seeded=False)
+            marks: list[float] = []
+            began = time.perf_counter()
+            for number, _ in enumerate(stream):
+                if number in (3, 20, 200, 1000):
+                    marks.append(own_memory())
+                if number == 1000:
+                    break
+            spent = time.perf_counter() - began
+            rate = stream.step * 256 / spent
+            shown = ", ".join(f"{m:.0f}" for m in marks)
+            print(
+                f"{name}: {len(data)} examples, private memory {shown} MB along "
+                f"{stream.step} batches, {rate:.0f} examples/s"
+            )
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "what",
+        choices=["indices", "pairs", "change", "disk", "one", "one-pairs"],
+    )
+    parser.add_argument("more", nargs="*")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--limit", type=float, default=400)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    if chosen.what == "one":
+        print(json.dumps(measure(chosen.more[0], int(chosen.more[1]))))
+    elif chosen.what == "one-pairs":
+        print(json.dumps(one_pairs(chosen.more[0])))
+    elif chosen.what == "indices":
+        indices(chosen.rounds)
+    elif chosen.what == "pairs":
+        pairs(chosen.limit)
+    elif chosen.what == "change":
+        change()
+    else:
+        disk(Path(chosen.more[0]))
+
+
+if __name__ == "__main__":
+    main()
