@@ -1,5 +1,6 @@
 """A stream cut anywhere: nothing lost, nothing repeated, every size as asked."""
 
+import gc
 import random
 import subprocess
 import sys
@@ -256,6 +257,20 @@ def test_workers_keep_their_options_and_live_over_epochs() -> None:
     for worker in workers:
         worker.join(5)
     assert not any(w.is_alive() for w in workers)
+
+
+def test_a_stream_that_is_let_go_stops_its_workers_at_once() -> None:
+    stream = rb.BatchStream((torch.arange(100),), 8, num_workers=2)
+    next(iter(stream))
+    workers = stream._lookahead._loaded._workers
+    gc.disable()
+    try:
+        del stream  # no cycle that keeps it: else a later fork inherits dead workers
+        for worker in workers:
+            worker.join(5)
+        assert not any(w.is_alive() for w in workers)
+    finally:
+        gc.enable()
 
 
 def _mark(worker: int) -> None:

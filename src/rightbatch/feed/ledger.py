@@ -46,8 +46,9 @@ class LedgerAudit:
         verdict = "each exactly once" if self.exact else "NOT exactly once"
         return (
             f"{self.examples} examples in {self.steps} steps, {self.epochs} whole "
-            f"epochs: {verdict} ({self.lost} lost, {self.repeated} repeated; "
-            f"{self.segments} segments, {self.rolled_back} steps rolled back)"
+            f"epochs: {verdict}\n"
+            f"{self.lost} lost, {self.repeated} repeated, {self.dropped} dropped as "
+            f"asked; {self.segments} segments,\n{self.rolled_back} steps rolled back"
         )
 
 
@@ -67,8 +68,10 @@ class Ledger:
         >>> stream = rb.BatchStream((torch.arange(10),), 4, ledger=folder)
         >>> for batch in stream:
         ...     pass
-        >>> print(Ledger(folder).audit())  # doctest: +ELLIPSIS
-        10 examples in 3 steps, 1 whole epochs: each exactly once (0 lost, ...
+        >>> print(Ledger(folder).audit())
+        10 examples in 3 steps, 1 whole epochs: each exactly once
+        0 lost, 0 repeated, 0 dropped as asked; 1 segments,
+        0 steps rolled back
     """
 
     def __init__(self, folder: str | Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from rightbatch.errors import SettingError
-from rightbatch.feed.composition import Composition, Cursor, whole
+from rightbatch.feed.composition import Composition, whole
 from rightbatch.feed.cutter import Cutter
-from rightbatch.feed.fetch import Piece
+from rightbatch.feed.guesses import Guesses
 from rightbatch.feed.ledger import Ledger
 from rightbatch.feed.lookahead import Lookahead
 from rightbatch.feed.planner import MicroPlan, StepPlan
@@ -171,7 +170,7 @@ class BatchStream(Cutter):
         )
         self.dataset = dataset
         self._ledger = None if ledger is None else Ledger(ledger)
-        self._guessed: deque[StepPlan] = deque()
+        self._guesses = Guesses(self._planner)
         options: dict[str, Any] = {
             "num_workers": whole(num_workers, "num_workers", least=0),
             "pin_memory": pin_memory,
@@ -231,37 +230,22 @@ class BatchStream(Cutter):
         self._cursor = self._settled()
         epoch = self.epoch
         while self.epoch == epoch:
-            yield Step(self, self._plan(self._cursor))
+            yield Step(self, self._guesses.plan(self._cursor, self._batch_size))
             self._cursor = self._settled()  # a larger batch may no longer fit
 
     def skip(self, steps: int = 1) -> None:
         """Leave out the next steps, as if they had been made: after a loss spike."""
         for _ in range(whole(steps, "steps", least=0)):
-            self._cursor = self._plan(self._cursor).after
+            self._cursor = self._guesses.plan(self._cursor, self._batch_size).after
 
     def _moved(self) -> None:
-        self._guessed.clear()
+        self._guesses.ahead.clear()
         if self._ledger is not None:
             self._ledger.restart()
 
     def close(self) -> None:
         """Stop the workers. The stream can be read on; new ones are then started."""
         self._lookahead.close()
-
-    def _plan(self, cursor: Cursor) -> StepPlan:
-        while self._guessed:
-            guess = self._guessed[0]
-            if (guess.before, guess.batch_size, guess.version) == (
-                cursor,
-                self._batch_size,
-                self.composition.version,
-            ):
-                return guess
-            if guess.before.position < cursor.position:
-                self._guessed.popleft()
-            else:
-                self._guessed.clear()
-        return self._planner.plan(cursor, self._batch_size)
 
     def _micro_batches(self, plan: StepPlan) -> Iterator[MicroBatch]:
         if plan.before != self._cursor:
@@ -273,7 +257,7 @@ class BatchStream(Cutter):
             )
         for number, micro in enumerate(plan.micro):
             data = self._lookahead.take(
-                micro.piece, lambda first=number: self._onward(plan, first)
+                micro.piece, lambda first=number: self._guesses.onward(plan, first)
             )
             made = MicroBatch.of(micro, data)
             if number + 1 == len(plan.micro):
@@ -286,19 +270,6 @@ class BatchStream(Cutter):
             self._ledger.write(
                 plan, self._segment, self._planner.rank, self._planner.world_size
             )
-
-    def _onward(self, plan: StepPlan, first: int) -> Iterator[Piece]:
-        """The pieces from here on, if the batch size stays what it is."""
-        self._guessed.clear()
-        for micro in plan.micro[first:]:
-            yield micro.piece
-        cursor = plan.after
-        while True:
-            guess = self._planner.plan(cursor, self._batch_size)
-            self._guessed.append(guess)
-            for micro in guess.micro:
-                yield micro.piece
-            cursor = guess.after
 
 
 def _length(dataset: Any) -> int:
