@@ -55,7 +55,8 @@ def train(until: int, batch_size: int, micro_batch: int) -> None:
                     f"{step.examples:3} in {len(step)}  loss {total:.3f}"
                 )
             if stream.step == 90 and batch_size == 64:
-                return print("crash: 15 steps since the last state are gone")
+                print("crash: 15 steps since the last state are gone")
+                return
 
 
 train(until=5, batch_size=64, micro_batch=16)

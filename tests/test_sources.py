@@ -448,3 +448,24 @@ def test_real_processes_share_out_each_step(ranks: int, tmp_path: Path) -> None:
     assert at == 106
     assert found["gradient error"] < 1e-5
     assert found["audit"] == [0, 0]
+
+
+def test_the_command_line_audits_a_loader(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(
+        "import torch, rightbatch as rb\n"
+        "from torch.utils.data import DataLoader, TensorDataset\n"
+        "data = TensorDataset(torch.arange(2000))\n"
+        "loader = DataLoader(data, batch_size=32)\n"
+        "stream = rb.BatchStream(data, 32)\n"
+    )
+    from click.testing import CliRunner
+
+    from rightbatch.cli import cli
+
+    for name, status in (("loader", 1), ("stream", 0)):
+        found = CliRunner().invoke(
+            cli, ["check", f"{tmp_path}/train.py:{name}"], standalone_mode=False
+        )
+        assert found.return_value == status, found.output
+        assert "shuffle noise" in found.output
+        assert ("not mixed" in found.output) == bool(status)

@@ -28,6 +28,7 @@ from rightbatch.console import (
     note_interrupts,
     print_document,
     quiet_load,
+    quiet_named,
     report_bug,
 )
 from rightbatch.errors import (
@@ -388,18 +389,26 @@ def report(run: Path) -> int:
 @click.argument("job")
 @JSON
 def check(job: str, as_json: bool) -> int:
-    """Check JOB for what would make its measurements wrong; measure nothing."""
+    """Check JOB for what would make its measurements wrong; measure nothing.
+
+    JOB may also be a DataLoader or a BatchStream (train.py:loader): then what it feeds
+    is audited.
+    """
     console, spec, _ = begin(job, None, as_json, make=False)
+    from rightbatch.feed.audit import audit, is_loader
     from rightbatch.lint import check as run_check
+    from rightbatch.loading import as_job
     from rightbatch.record import to_plain
     from rightbatch.report.terminal import print_plain
 
-    findings = run_check(quiet_load(job, as_json))
+    made = quiet_named(job, as_json)
+    loader = is_loader(made)
+    findings = audit(made) if loader else run_check(as_job(job, made))
     if as_json:
         print_document(to_plain(findings))
     else:
         print_plain(console, folded(str(findings)))
-        if findings:
+        if findings and not loader:
             print_plain(console, f"next: rightbatch tune {shlex.quote(spec.text)}")
     return DECIDED if findings else FAILED
 

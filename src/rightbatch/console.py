@@ -11,6 +11,7 @@ import sys
 import tempfile
 import textwrap
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,15 +131,27 @@ def keep_origin(origin: Path, folder: Path) -> None:
 
 
 def quiet_load(job: str, as_json: bool) -> Job:
-    """Load a job; with --json, what its code prints goes to standard error for good.
+    """Load a job; see `quiet_named`."""
+    from rightbatch.loading import load_job
+
+    return _quiet(job, as_json, load_job)
+
+
+def quiet_named(name: str, as_json: bool) -> Any:
+    """Load a job, or a loader to be audited; see `_quiet`."""
+    from rightbatch.loading import load_named
+
+    return _quiet(name, as_json, load_named)
+
+
+def _quiet(name: str, as_json: bool, load: Callable[[str], Any]) -> Any:
+    """Load by name; with --json, what its code prints goes to standard error for good.
 
     Standard output then holds the document alone (`print_document`).
     """
     if as_json:
         sys.stdout = sys.stderr
-    from rightbatch.loading import load_job
-
-    loaded = load_job(job)
+    loaded = load(name)
     if ASKED:  # an import swallowed the interrupt
         raise KeyboardInterrupt
     return loaded

@@ -175,6 +175,37 @@ def load_job(text: str) -> Job:
         >>> load_job("digits").batch_size
         16
     """
+    return as_job(text, load_named(text))
+
+
+def as_job(text: str, made: Any) -> Job:
+    """What `load_named` gave, if it is a job.
+
+    Raises:
+        JobError: It is none.
+    """
+    from rightbatch.job import Job
+
+    spec = look_up(text)
+    if not isinstance(made, Job):
+        raise JobError(
+            f"{spec.text} is no rightbatch.Job",
+            seen=type(made).__name__,
+            fix="a Job, or a function without arguments that returns one",
+        )
+    return replace(made, name=spec.stem) if made.name == DEFAULT_NAME else made
+
+
+def load_named(text: str) -> Any:
+    """Whatever that name stands for, or what its function without arguments returns.
+
+    Args:
+        text: As for `load_job`.
+
+    Raises:
+        SettingError: Nothing of that name exists.
+        JobError: The code raised while it was imported.
+    """
     from rightbatch.job import Job
 
     spec = look_up(text)
@@ -192,13 +223,7 @@ def load_job(text: str) -> Job:
     if callable(made) and not isinstance(made, Job):
         with _blamed(f"{spec.name}() in {spec.where}"):
             made = made()
-    if not isinstance(made, Job):
-        raise JobError(
-            f"{spec.text} is no rightbatch.Job",
-            seen=type(made).__name__,
-            fix="a Job, or a function without arguments that returns one",
-        )
-    return replace(made, name=spec.stem) if made.name == DEFAULT_NAME else made
+    return made
 
 
 def _imported(spec: Spec) -> Any:

@@ -175,6 +175,11 @@ def audit(
     )
 
 
+def is_loader(found: Any) -> bool:
+    """Whether `audit` can look at it."""
+    return isinstance(found, (DataLoader, Cutter))
+
+
 def _ranks(loader: Any) -> tuple[list[Any], int]:
     """One iterable of index lists per rank, and the number of examples."""
     if isinstance(loader, Cutter):

@@ -40,7 +40,7 @@ class Guesses:
         return self._planner.plan(cursor, batch_size)
 
     def onward(self, plan: StepPlan, first: int) -> Iterator[Piece]:
-        """The pieces of a step from one on, and those of the steps guessed behind it."""
+        """The pieces of a step from one on, and of the steps guessed behind it."""
         self.ahead.clear()
         for micro in plan.micro[first:]:
             yield micro.piece
