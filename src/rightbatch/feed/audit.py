@@ -92,7 +92,7 @@ class FeedAudit:
             lines.append(f"padding        {self.padding:.1%} of tokens")
         share = "" if self.step_share is None else f", {self.step_share:.1%} of a step"
         lines.append(f"index time     {self.index_time_s * 1e6:.0f} us a batch{share}")
-        return "\n".join(lines + [str(concern) for concern in self.concerns])
+        return "\n".join(lines + [f"\n{concern}" for concern in self.concerns])
 
 
 def audit(

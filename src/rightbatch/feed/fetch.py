@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt64
 from torch import Tensor
-from torch.utils.data import default_collate, get_worker_info
+from torch.utils.data import TensorDataset, default_collate, get_worker_info
 
 from rightbatch.isolation import preserved_rng
 
@@ -56,7 +56,8 @@ class Fetch:
         current: Tensor,
     ) -> None:
         self.data, self.collate = data, collate or default_collate
-        self.seeded = seeded and not isinstance(data, tuple)
+        plain = isinstance(data, tuple) or type(data) is TensorDataset
+        self.seeded = seeded and not plain
         self.current = current
 
     def __getitems__(self, task: tuple[int, Piece]) -> Any:
