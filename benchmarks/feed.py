@@ -54,7 +54,7 @@ def ours_strata(length: int, skip: int) -> Batches:
     """One per cent of the examples an eighth of each batch."""
     labels = np.zeros(length, dtype=np.int8)
     labels[::100] = 1
-    order = rb.Strata(labels, {1: BATCH // 8})
+    order = rb.Strata(labels, {1: min(BATCH // 8, length // 200)})
     stream = rb.BatchStream(_Nothing(length), BATCH, order=order)
     plan, cursor = stream._planner, stream._cursor
 

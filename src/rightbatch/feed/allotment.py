@@ -15,6 +15,7 @@ def allot(
     batch_size: int,
     sizes: Counts,
     multiple: int = 1,
+    least: int = 1,
 ) -> Counts:
     """Whole numbers near ``wanted`` shares, at least one each, that sum to the batch.
 
@@ -26,6 +27,7 @@ def allot(
         batch_size: What to hand out.
         sizes: Examples in each stratum.
         multiple: Counts are multiples of this, where sizes and batch allow it.
+        least: Of each stratum, where sizes and batch allow it.
 
     Raises:
         SettingError: There are more strata than examples in the batch, or fewer
@@ -37,7 +39,8 @@ def allot(
     """
     if multiple > 1:
         units, rest = sizes // multiple, batch_size % multiple
-        if not rest and (units > 0).all() and batch_size // multiple >= len(sizes):
+        fits = len(sizes) <= batch_size // multiple <= int(units.sum())
+        if fits and not rest and (units > 0).all():
             return allot(wanted, batch_size // multiple, units) * multiple
     if batch_size < len(sizes):
         raise SettingError(
@@ -52,20 +55,24 @@ def allot(
             seen=f"batch_size={batch_size}, {int(sizes.sum())} examples",
             fix=f"batch_size={int(sizes.sum())} or less",
         )
-    exact = _filled(np.asarray(wanted, dtype=np.float64), batch_size, sizes)
+    low = np.minimum(least, sizes)
+    low = low if int(low.sum()) <= batch_size else np.ones_like(sizes)
+    exact = _filled(np.asarray(wanted, dtype=np.float64), batch_size, low, sizes)
     counts = np.floor(exact).astype(np.int64)
     # By largest remainder; one at its size or its least has none and comes last.
     while (short := batch_size - int(counts.sum())) != 0:
         move = 1 if short > 0 else -1
-        free = counts < sizes if move > 0 else counts > 1
+        free = counts < sizes if move > 0 else counts > low
         rest = np.where(free, (exact - counts) * move, -np.inf)
         counts[int(rest.argmax())] += move
     return counts
 
 
-def _filled(wanted: np.ndarray, batch_size: int, sizes: Counts) -> np.ndarray:
-    """Shares in proportion to ``wanted``, between one and the stratum's size."""
-    low, high = np.ones(len(sizes)), sizes.astype(np.float64)
+def _filled(
+    wanted: np.ndarray, batch_size: int, least: Counts, sizes: Counts
+) -> np.ndarray:
+    """Shares in proportion to ``wanted``, between the least and the stratum's size."""
+    low, high = least.astype(np.float64), sizes.astype(np.float64)
     # A stratum that nothing is wanted of gets its one, and what others cannot take.
     wanted = np.maximum(wanted / max(wanted.max(), 1e-300), 1e-9)
     # shares(scale) = clip(scale * wanted) grows with scale: bisect for the sum.

@@ -108,6 +108,14 @@ class Composition(Protocol):
         """
         ...
 
+    def saved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
+        """Its integers to be saved, with what it has been told since the last step."""
+        ...
+
+    def loaded(self) -> None:
+        """A saved state is in force: what it was told before no longer holds."""
+        ...
+
     def fingerprint(self) -> dict[str, Any]:
         """Plain values that tell another data set, or another composition."""
         ...

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -12,7 +14,7 @@ from rightbatch.errors import SettingError
 from rightbatch.feed.composition import Composition, Cursor, whole
 from rightbatch.feed.draws import DRAWS, draw
 from rightbatch.feed.planner import Planner, check_tail
-from rightbatch.feed.state import restored, state_of
+from rightbatch.feed.state import digest, restored, state_of
 
 
 class Cutter:
@@ -37,25 +39,19 @@ class Cutter:
         fingerprint: str,
     ) -> None:
         composition = _composition(order, length)
-        if rank is None and world_size is None and dist.is_initialized():
-            rank, world_size = dist.get_rank(), dist.get_world_size()
+        rank, world_size = place_of(rank, world_size)
         self._planner = Planner(
             composition,
             whole(seed, "seed", least=0),
             check_tail(tail, composition),
-            whole(rank or 0, "rank", least=0),
-            whole(world_size or 1, "world_size"),
+            rank,
+            world_size,
             None if micro_batch is None else whole(micro_batch, "micro_batch"),
         )
-        if self._planner.rank >= self._planner.world_size:
-            raise SettingError(
-                f"rank {rank} is not below world_size {world_size}",
-                seen=f"rank={rank}, world_size={world_size}",
-                fix="leave both out under torch.distributed",
-            )
         self.length, self.fingerprint = length, fingerprint
         self.batch_size = batch_size
         self._segment = 0
+        self._composition_digest = digest(composition.fingerprint())
         self._cursor = Cursor(extra=composition.start())
         self._warned: set[str] = set()
 
@@ -117,7 +113,12 @@ class Cutter:
 
     def __len__(self) -> int:
         """Steps of this epoch: those made in it plus `steps_left`."""
-        return self._cursor.step - self._cursor.first_step + self.steps_left
+        cursor = self._settled()
+        return cursor.step - cursor.first_step + self.steps_left
+
+    def __bool__(self) -> bool:
+        """There is always a next step."""
+        return True
 
     @property
     def composed(self) -> bool:
@@ -134,7 +135,8 @@ class Cutter:
 
         For trainers that call it on a sampler before every epoch.
         """
-        if whole(epoch, "epoch", least=0) != self.epoch:
+        epoch = whole(epoch, "epoch", least=0)
+        if epoch != self.epoch:
             step = self._cursor.step
             self._cursor = Cursor(epoch * self.length, step, step, self._cursor.extra)
 
@@ -143,12 +145,14 @@ class Cutter:
 
         Behind the last step handed out, whatever the workers have fetched ahead.
         """
+        extra = self.composition.saved(self._cursor.extra)
         return state_of(
             self._planner,
-            self._cursor,
+            replace(self._cursor, extra=extra),
             batch_size=self._batch_size,
             segment=self._segment,
             fingerprint=self.fingerprint,
+            composition=self._composition_digest,
         )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -159,9 +163,12 @@ class Cutter:
         Raises:
             SettingError: It is the state of another data set, seed or composition.
         """
-        cursor = restored(state, self._planner, self.fingerprint)
+        cursor = restored(
+            state, self._planner, self.fingerprint, self._composition_digest
+        )
         self.batch_size = int(state["batch_size"])
         self._cursor, self._segment = cursor, int(state["segment"]) + 1
+        self.composition.loaded()
         self._moved()
 
     def _settled(self) -> Cursor:
@@ -175,6 +182,40 @@ class Cutter:
         if text[:20] not in self._warned:
             self._warned.add(text[:20])
             warnings.warn(text, stacklevel=3)
+
+
+def place_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Rank and world size: as given, or from torch.distributed, or alone.
+
+    Raises:
+        SettingError: One is given without the other, or the rank is too large.
+    """
+    if (rank is None) != (world_size is None):
+        raise SettingError(
+            "rank and world_size belong together",
+            seen=f"rank={rank}, world_size={world_size}",
+            why="every process would take the same part",
+            fix="both, or neither under torch.distributed",
+        )
+    if rank is None or world_size is None:
+        if dist.is_available() and dist.is_initialized():
+            return dist.get_rank(), dist.get_world_size()
+        if int(os.environ.get("WORLD_SIZE", "1") or 1) > 1:
+            warnings.warn(
+                "WORLD_SIZE is set, but torch.distributed is not initialised: this "
+                "stream feeds one process all examples; call init_process_group first",
+                stacklevel=4,
+            )
+        return 0, 1
+    rank = whole(rank, "rank", least=0)
+    world_size = whole(world_size, "world_size")
+    if rank >= world_size:
+        raise SettingError(
+            f"rank {rank} is not below world_size {world_size}",
+            seen=f"rank={rank}, world_size={world_size}",
+            fix="ranks count from 0; leave both out under torch.distributed",
+        )
+    return rank, world_size
 
 
 def _composition(order: str | Composition, length: int) -> Composition:

@@ -63,6 +63,13 @@ class Shuffled:
         """Every cut is like every other."""
         return most
 
+    def saved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
+        """As they are."""
+        return extra
+
+    def loaded(self) -> None:
+        """Nothing to forget."""
+
     def fingerprint(self) -> dict[str, Any]:
         """Its length is all it knows."""
         return {}
@@ -146,6 +153,13 @@ class Poisson:
     def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
         """Every cut is like every other."""
         return most
+
+    def saved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
+        """As they are."""
+        return extra
+
+    def loaded(self) -> None:
+        """Nothing to forget."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Its length is all it knows."""

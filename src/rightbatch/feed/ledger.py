@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ class LedgerAudit:
         dropped: Examples left out at epochs' ends because ``tail="drop"`` asked for it.
         lost: Other examples missing in whole epochs, over all of them.
         repeated: Examples that came more than once in an epoch, every extra one.
-        segments: Times the run was started or resumed.
-        rolled_back: Steps that a resume from an earlier state made again.
+        segments: Files of it per rank: a resume begins one, and one that begins at the
+            same state as an earlier one replaces it.
+        rolled_back: Steps in those files that a resume made again.
     """
 
     steps: int
@@ -79,13 +81,14 @@ class Ledger:
         self._file: Path | None = None
 
     def write(self, plan: StepPlan, segment: int, rank: int, world_size: int) -> None:
-        """Write down a step that has been handed out, and make it last."""
+        """Write down a step that has been handed out: it outlives this process."""
         if self._file is None:
             self._file = self._opened(segment, rank, world_size)
         mine = [m for m in plan.micro if not m.part.filler]
         start = plan.before.position
         row = {
             "step": plan.before.step,
+            "start": start,
             "after": plan.after.position,
             "dropped": plan.after.position - start - len(plan.cut.indices),
             "ranks": world_size,
@@ -114,13 +117,19 @@ class Ledger:
         at = np.concatenate([np.empty(0, dtype=np.int64), *spans])
         size = length or int(index.max(initial=0)) + 1
         epochs = max((r["after"] for r in rows), default=0) // size
-        steps = {r["step"]: r["dropped"] for r in rows}
+        steps = {r["step"]: r for r in rows}
+        dropped = sum(r["dropped"] for r in steps.values())
+        # A tail that a larger batch left out lies between two steps.
+        dropped += sum(
+            steps[n + 1]["start"] - r["after"]
+            for n, r in steps.items()
+            if n + 1 in steps
+        )
         lost = repeated = 0
         for epoch in range(epochs + 1):
             seen = np.bincount(index[at // size == epoch], minlength=size)
             repeated += int(np.maximum(seen - 1, 0).sum())
             lost += int((seen == 0).sum()) if epoch < epochs else 0
-        dropped = sum(steps.values())
         return LedgerAudit(
             steps=len(steps),
             examples=len(index),
@@ -159,7 +168,14 @@ class Ledger:
                     int(path.stem.split("-")[1]),
                     int(path.stem.split("-")[3]),
                 )
-                if number > segment or (number == segment and other >= world_size):
+                later = number > segment or (number == segment and other >= world_size)
+                if segment == 0 and other == 0 and path.stat().st_size:
+                    warnings.warn(
+                        f"{self.folder} has the ledger of an earlier run: this one "
+                        "begins anew and replaces it",
+                        stacklevel=2,
+                    )
+                if later:
                     path.unlink(missing_ok=True)
         path = self.folder / f"segment-{segment:06d}-rank-{rank}.jsonl"
         path.write_text("", encoding="utf-8")

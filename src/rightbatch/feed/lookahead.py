@@ -65,7 +65,7 @@ class Lookahead:
             got = self._asked.popleft()
         except BaseException as error:
             # What was asked for is forgotten, what was handed out is not.
-            died = _worker_died(error)
+            died = bool(self._options.get("num_workers")) and _worker_died(error)
             self._stop(at_once=died)
             if died:
                 raise JobError(
@@ -157,9 +157,10 @@ class _Tasks:
 def _worker_died(error: BaseException) -> bool:
     """Whether torch says so, or its queues broke off; not what a data set raised."""
     text = str(error)
+    if text.startswith("Caught"):  # raised in a worker, which lives
+        return False
     return isinstance(error, (EOFError, ConnectionError)) or (
         isinstance(error, RuntimeError)
         and "DataLoader worker" in text
         and ("exited unexpectedly" in text or "killed by signal" in text)
-        and not text.startswith("Caught")
     )

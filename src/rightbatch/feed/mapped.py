@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import mmap
 import os
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rightbatch.errors import SettingError
+from rightbatch.feed.composition import whole
 
 CHUNK = 1 << 24  # bytes read at once while lines are counted [assumed]
 
@@ -100,7 +102,7 @@ class MappedTokens:
     """
 
     def __init__(self, path: str | Path, block: int, dtype: Any = np.uint16) -> None:
-        self._tokens, self.block = MappedRows(path, dtype), block
+        self._tokens, self.block = MappedRows(path, dtype), whole(block, "block")
         if len(self) < 1:
             raise SettingError(
                 f"{Path(path).name} holds no block of {block} tokens and their targets",
@@ -207,8 +209,9 @@ class MappedFolder:
 
     Args:
         folder: Where to look, in all its folders.
-        pattern: Which names, as for ``Path.rglob``.
-        names: File to keep the list in; made anew if it is not there.
+        pattern: Which file names, such as ``"*.txt"``.
+        names: File to keep the list in; made anew if it is not there, or of another
+            folder or pattern. Remove it when files come or go.
         read: Turns a path into an example; default its bytes.
 
     Raises:
@@ -224,13 +227,15 @@ class MappedFolder:
     ) -> None:
         self.folder, self._read = Path(folder), read
         names = Path(names)
-        if not names.exists():
+        mark, stamp = f"{self.folder.resolve()}\n{pattern}", Path(f"{names}.of")
+        if not names.exists() or not stamp.exists() or stamp.read_text() != mark:
             part = names.with_name(names.name + ".part")
             with part.open("w", encoding="utf-8") as file:
                 for name in _walk(self.folder):
-                    if Path(name).match(pattern):
+                    if fnmatch.fnmatch(os.path.basename(name), pattern):
                         file.write(name + "\n")
             part.replace(names)
+            stamp.write_text(mark, encoding="utf-8")
         if not names.stat().st_size:
             names.unlink()
             raise SettingError(

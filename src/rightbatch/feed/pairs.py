@@ -23,7 +23,8 @@ class Pairs:
     batch, and all others are negatives. Classes come around equally often: each once
     in a lap, in a new order every lap; a class's own examples come in the order of a
     permutation, all of them before any comes again but for filling the last K. No
-    example and no class is twice in a batch. Ranks and micro-batches get whole classes.
+    example and no class is twice in a batch. Ranks and micro-batches get whole classes:
+    a ``micro_batch`` below K is taken for K.
 
     Args:
         labels: Class of each example, shape ``(examples,)``.
@@ -126,15 +127,15 @@ class Pairs:
         sizes = self.sizes[chosen]
         visits = -(-sizes // self.each)  # that it takes to see all of a class
         round_, visit = np.divmod(laps, visits)
-        place = np.tile(np.arange(self.each), batch_size // self.each)
-        place = (visit * self.each + place) % sizes
+        slot = np.tile(np.arange(self.each), batch_size // self.each)
+        place = (visit * self.each + slot) % sizes
         with np.errstate(over="ignore"):
             own = keys_at(key_of("pairs", seed), chosen)
             place = permute(place, sizes, keys_at(own, round_))
         indices = self._members[self._starts[chosen] + place]
         cut = Cut(
             indices=indices,
-            seeds=keys_at(keys_at(augment(seed), indices), laps),
+            seeds=keys_at(keys_at(keys_at(augment(seed), indices), laps), slot),
             groups=self._numbers[chosen],
             unit=self.each,
         )
@@ -144,6 +145,13 @@ class Pairs:
         """Runs of whole classes."""
         classes = batch_size // self.each
         return max(d for d in range(1, most + 1) if classes % d == 0)
+
+    def saved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
+        """As they are."""
+        return extra
+
+    def loaded(self) -> None:
+        """Nothing to forget."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Members of the classes."""

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from rightbatch.errors import SettingError
@@ -59,7 +60,7 @@ class BatchSampler(Cutter, Sampler[list[int]]):
     ) -> None:
         Cutter.__init__(
             self,
-            length if isinstance(length, int) else len(length),
+            int(length) if isinstance(length, (int, np.integer)) else len(length),
             batch_size,
             seed=seed,
             order=order,
@@ -73,19 +74,22 @@ class BatchSampler(Cutter, Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """What is left of this epoch."""
-        if self._ahead is not None:
-            self._ahead.clear()  # a loader begins anew where the last one was left
+        ahead = self._ahead
+        if ahead is not None:
+            ahead.clear()  # a loader begins anew where the last one was left
         cursor = self._settled()
         epoch = cursor.position // self.length
         plain = isinstance(self.composition, Shuffled) and self._planner.world_size == 1
         step = self._plain() if plain else self._composed
         while cursor.position // self.length == epoch:
             batch, cursor = step(cursor)
-            if self._ahead is None:
+            if ahead is None:
                 self._cursor = cursor
             else:
-                self._ahead.append(cursor)
+                ahead.append(cursor)
             yield batch
+            if ahead is None and self._cursor != cursor:
+                raise _elsewhere()
             cursor = self._planner.settle(cursor, self.batch_size)
 
     def _plain(self) -> Callable[[Cursor], tuple[list[int], Cursor]]:
@@ -113,6 +117,13 @@ class BatchSampler(Cutter, Sampler[list[int]]):
                 "batch_size of as many runs as there are ranks",
             )
         (micro,) = plan.micro
+        if plan.uneven:
+            self._warn(
+                "ranks have different numbers of examples in some steps, or one of "
+                "another rank where there are fewer than ranks, and a sampler cannot "
+                "weigh them: choose tail='drop' or 'carry' and a batch_size that the "
+                "ranks divide, or a BatchStream"
+            )
         if micro.weights is not None:
             raise SettingError(
                 "this order needs importance weights, which a sampler cannot give",
@@ -137,10 +148,22 @@ class BatchSampler(Cutter, Sampler[list[int]]):
                 seen=f"batch_sampler={getattr(loader, 'batch_sampler', None)!r:.60}",
                 fix="DataLoader(data, batch_sampler=sampler)",
             )
-        self._ahead = deque()
+        ahead = self._ahead = deque()
         try:
             for batch in loader:
-                self._cursor = self._ahead.popleft()
+                here = self._cursor = ahead.popleft()
                 yield batch
+                if self._cursor != here:
+                    raise _elsewhere()
         finally:
-            self._ahead = None
+            if self._ahead is ahead:
+                self._ahead = None
+
+
+def _elsewhere() -> SettingError:
+    return SettingError(
+        "the sampler was set to somewhere else while it was iterated",
+        seen="set_epoch or load_state_dict within the loop, or another loop over it",
+        why="batches of the old place are on their way already",
+        fix="leave the loop first",
+    )

@@ -15,7 +15,13 @@ VERSION = 1
 
 
 def state_of(
-    planner: Planner, cursor: Cursor, *, batch_size: int, segment: int, fingerprint: str
+    planner: Planner,
+    cursor: Cursor,
+    *,
+    batch_size: int,
+    segment: int,
+    fingerprint: str,
+    composition: str,
 ) -> dict[str, Any]:
     """A few numbers and strings, equal on all ranks."""
     return {
@@ -29,18 +35,27 @@ def state_of(
         "extra": list(cursor.extra),
         "batch_size": batch_size,
         "segment": segment,
-        "composition": _digest(planner.composition.fingerprint()),
+        "composition": composition,
         "fingerprint": fingerprint,
     }
 
 
-def restored(state: Mapping[str, Any], planner: Planner, fingerprint: str) -> Cursor:
+def restored(
+    state: Mapping[str, Any], planner: Planner, fingerprint: str, composition: str
+) -> Cursor:
     """The cursor of a saved state.
 
     Raises:
         SettingError: It belongs to something else.
     """
-    own = state_of(planner, Cursor(), batch_size=0, segment=0, fingerprint=fingerprint)
+    own = state_of(
+        planner,
+        Cursor(),
+        batch_size=0,
+        segment=0,
+        fingerprint=fingerprint,
+        composition=composition,
+    )
     missing = [key for key in own if key not in state]
     if missing:
         raise SettingError(
@@ -82,7 +97,8 @@ def restored(state: Mapping[str, Any], planner: Planner, fingerprint: str) -> Cu
                 f"the state was saved with {what}",
                 seen=f"{key} {state[key]!r} then, {own[key]!r} now",
                 why=why,
-                fix=f"make the stream as it was: {key} = {state[key]!r}",
+                fix=f"make the stream with the {key} it had"
+                + (f": {state[key]!r}" if key in ("seed", "order") else ""),
             )
     return Cursor(
         position=int(state["position"]),
@@ -92,7 +108,7 @@ def restored(state: Mapping[str, Any], planner: Planner, fingerprint: str) -> Cu
     )
 
 
-def _digest(values: dict[str, Any]) -> str:
+def digest(values: dict[str, Any]) -> str:
     """Sixteen letters for a composition's own values."""
     text = json.dumps(values, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -16,7 +16,7 @@ from rightbatch.feed.allotment import (
     batch_variance,
     importance_weights,
 )
-from rightbatch.feed.composition import Cursor, Cut
+from rightbatch.feed.composition import Cursor, Cut, whole
 from rightbatch.feed.draws import augment
 from rightbatch.feed.permutation import key_of, keys_at, permute
 
@@ -71,8 +71,9 @@ class Strata:
     ) -> None:
         self.labels, self._members, self.sizes = members(labels)
         self._starts = np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
-        self.length, self.multiple = int(self.sizes.sum()), multiple
+        self.length, self.multiple = int(self.sizes.sum()), whole(multiple, "multiple")
         self.version = 0
+        self._chosen: tuple[Any, Counts] | None = None
         self.rule = counts if isinstance(counts, str) else "fixed"
         self._fixed = {} if isinstance(counts, str) else self._checked(counts)
         if isinstance(counts, str) and counts not in RULES:
@@ -80,6 +81,12 @@ class Strata:
                 f"counts must be one of {', '.join(RULES)}, or a mapping",
                 seen=f"counts={counts!r}",
                 fix='counts="neyman", or counts={1: 8} for 8 of label 1',
+            )
+        if self._fixed and multiple > 1:
+            raise SettingError(
+                "multiple has no effect on fixed counts",
+                seen=f"counts={counts!r}, multiple={multiple}",
+                fix=f"counts that are multiples of {multiple}, and multiple left out",
             )
         self._observed: tuple[int, ...] | None = None
         self.name = f"strata ({self.rule})"
@@ -157,8 +164,14 @@ class Strata:
 
     def counts_at(self, batch_size: int, cursor: Cursor | None = None) -> Counts:
         """How many examples of each stratum a batch of this size has now."""
-        extra = self.start() if cursor is None else cursor.extra
-        noise = np.array(self._noise(extra), dtype=np.float64)
+        noise = self._noise(self.start() if cursor is None else cursor.extra)
+        if self._chosen is None or self._chosen[0] != (batch_size, noise):
+            counts = self._choose(batch_size, np.array(noise, dtype=np.float64))
+            self._chosen = (batch_size, noise), counts
+        return self._chosen[1].copy()
+
+    def _choose(self, batch_size: int, noise: Float64[np.ndarray, " strata"]) -> Counts:
+        """Counts by the rule."""
         if self.rule == "balanced":
             wanted = np.ones(len(self.sizes))
         elif self.rule == "neyman":
@@ -166,19 +179,22 @@ class Strata:
         else:
             wanted = self.sizes.astype(np.float64)
         if not self._fixed:
-            return allot(wanted, batch_size, self.sizes, self.multiple)
+            # Two can differ, and so be measured; one cannot.
+            least = 2 if self.rule == "neyman" else 1
+            return allot(wanted, batch_size, self.sizes, self.multiple, least)
         counts = np.zeros(len(self.sizes), dtype=np.int64)
         for stratum, count in self._fixed.items():
             counts[stratum] = count
         others = np.flatnonzero(counts == 0)
         rest = batch_size - int(counts.sum())
-        if rest < len(others) or (rest and not len(others)):
+        most = int(self.sizes[others].sum())
+        if not len(others) <= rest <= most:
+            least = int(counts.sum()) + len(others)
             raise SettingError(
                 f"a batch of {batch_size} does not fit the fixed counts",
-                seen=f"fixed counts sum to {int(counts.sum())}, "
-                f"{len(others)} other strata need one or more each",
-                fix=f"batch_size={int(counts.sum()) + len(others)}"
-                + (" or more" if len(others) else ""),
+                seen=f"fixed counts sum to {int(counts.sum())}; {len(others)} other "
+                f"strata need one each or more, and hold {most} examples",
+                fix=f"batch_size from {least} to {int(counts.sum()) + most}",
             )
         if len(others):
             counts[others] = allot(wanted[others], rest, self.sizes[others])
@@ -230,6 +246,15 @@ class Strata:
         common = int(np.gcd.reduce(self.counts_at(batch_size, cursor)))
         return max(d for d in range(1, most + 1) if common % d == 0)
 
+    def saved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
+        """With the noise observed since the last step."""
+        return extra[: len(self.sizes)] + self._noise(extra)
+
+    def loaded(self) -> None:
+        """The state's own noise holds."""
+        self._observed = None
+        self.version += 1
+
     def fingerprint(self) -> dict[str, Any]:
         """Sizes, labels and rule."""
         digest = hashlib.blake2b(self._members.tobytes(), digest_size=8).hexdigest()
@@ -238,6 +263,7 @@ class Strata:
             "sizes": self.sizes.tolist(),
             "rule": self.rule,
             "fixed": sorted(self._fixed.items()),
+            "multiple": self.multiple,
         }
 
     def _noise(self, extra: tuple[int, ...]) -> tuple[int, ...]:
@@ -254,12 +280,12 @@ class Strata:
                     seen=f"labels {', '.join(map(str, self.labels[:8]))}",
                     fix="fixed counts for labels that occur",
                 )
-            size = int(self.sizes[place[label]])
+            size, count = int(self.sizes[place[label]]), whole(count, "count", 0)
             if not 1 <= count <= size:
                 raise SettingError(
                     f"label {label!r} cannot have {count} examples in every batch",
                     seen=f"it has {size} in all",
-                    why="a batch would hold the same example twice"
+                    why="every batch would hold the same example twice"
                     if count > size
                     else "a stratum that is left out makes the gradient biased",
                     fix=f"a count from 1 to {size}",

@@ -43,15 +43,16 @@ class MicroBatch:
     @classmethod
     def of(cls, plan: MicroPlan, data: Any) -> MicroBatch:
         """The plan with its data."""
-        indices = torch.from_numpy(plan.piece.indices)
+        # Copies: what a loop writes into them must not reach the stream.
+        indices = torch.from_numpy(plan.piece.indices.copy())
         ones = torch.ones(len(indices))
         none = torch.zeros(len(indices), dtype=torch.int64)
         return cls(
             data=data,
             share=plan.share,
             token_share=plan.token_share,
-            weights=ones if plan.weights is None else torch.from_numpy(plan.weights),
-            groups=none if plan.groups is None else torch.from_numpy(plan.groups),
+            weights=ones if plan.weights is None else torch.tensor(plan.weights),
+            groups=none if plan.groups is None else torch.tensor(plan.groups),
             indices=indices,
         )
 
@@ -76,6 +77,7 @@ class Step:
         self.epoch = plan.before.position // stream.length
         self.examples = len(plan.cut.indices)
         self.local_examples = sum(len(m.piece.indices) for m in plan.micro if m.share)
+        self._begun = False
         tokens = plan.cut.tokens
         self.tokens = None if tokens is None else int(tokens.sum())
 
@@ -83,6 +85,7 @@ class Step:
         return len(self._plan.micro)
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        self._begun = True
         return self._stream._micro_batches(self._plan)
 
 
@@ -100,14 +103,17 @@ class BatchStream(Cutter):
             ``stream.batch_size = 96`` at any time, on all ranks at the same step: it
             holds from the next step on, also with workers that fetch ahead.
         seed: Chooses the order and the examples' own randomness.
-        micro_batch: Most examples in one micro-batch, which is what a worker fetches;
-            read such a stream by `steps`. Default: a rank's whole part of the batch.
+        micro_batch: Most examples in one micro-batch, which is what a worker fetches,
+            the same on all ranks; read such a stream by `steps`. Default: a rank's
+            whole part of the batch.
         order: ``"shuffled"``, ``"sequential"``, ``"replacement"``, ``"poisson"``, or a
             composition: `Strata`, `Pairs`, `Tokens`.
         tail: What becomes of an epoch's last short batch: ``"keep"`` it (default),
             ``"drop"`` it, or ``"carry"`` it: fill it up from the next epoch.
-        rank, world_size: Which part of each batch; default from torch.distributed.
-        collate_fn: Makes a batch of a list of examples; default torch's.
+        rank, world_size: Which part of each batch: both, or neither: then from
+            torch.distributed.
+        collate_fn: Makes a batch of a list of examples; default torch's. A tuple of
+            tensors needs none.
         seeded: Seed torch, numpy and Python for every example by (seed, epoch,
             position), so that augmentation is the same after a resume (6 us an
             example). False if the data set draws no random numbers: data sets with
@@ -169,19 +175,35 @@ class BatchStream(Cutter):
             fingerprint=fingerprint or str(getattr(dataset, "_fingerprint", "")),
         )
         self.dataset = dataset
+        if collate_fn is not None and isinstance(dataset, tuple):
+            raise SettingError(
+                "collate_fn has no effect on a tuple of tensors",
+                seen="the data set is a tuple of tensors",
+                fix="leave it out, or pass a TensorDataset",
+            )
+        if ledger is not None and not self.composition.covers:
+            raise SettingError(
+                "a ledger has nothing to prove here",
+                seen=f"order {self.composition.name!r}",
+                why="it counts that an epoch holds every example once, which this "
+                "order does not promise",
+                fix="leave ledger out",
+            )
         self._ledger = None if ledger is None else Ledger(ledger)
         self._guesses = Guesses(self._planner)
         options: dict[str, Any] = {
             "num_workers": whole(num_workers, "num_workers", least=0),
             "pin_memory": pin_memory,
-            "worker_init_fn": worker_init_fn,
-            "timeout": timeout,
         }
         if num_workers:
+            options["worker_init_fn"] = worker_init_fn
+            options["timeout"] = timeout
             options["prefetch_factor"] = prefetch_factor
             options["multiprocessing_context"] = multiprocessing_context
         elif prefetch_factor is not None:
             self._warn("prefetch_factor has no effect without num_workers")
+        if timeout and not num_workers:
+            self._warn("timeout has no effect without num_workers")
         self._lookahead = Lookahead(dataset, collate_fn, seeded=seeded, options=options)
 
     @property
@@ -230,12 +252,21 @@ class BatchStream(Cutter):
         self._cursor = self._settled()
         epoch = self.epoch
         while self.epoch == epoch:
-            yield Step(self, self._guesses.plan(self._cursor, self._batch_size))
+            step = Step(self, self._guesses.plan(self._cursor, self._batch_size))
+            yield step
+            if not step._begun and self._cursor == step._plan.before:
+                raise SettingError(
+                    f"step {step.number} was not gone through",
+                    seen="the next step was asked for",
+                    why="its examples come next, however often a step is asked for",
+                    fix="for micro in step: ...; or stream.skip(1)",
+                )
             self._cursor = self._settled()  # a larger batch may no longer fit
 
     def skip(self, steps: int = 1) -> None:
         """Leave out the next steps, as if they had been made: after a loss spike."""
         for _ in range(whole(steps, "steps", least=0)):
+            self._cursor = self._settled()
             self._cursor = self._guesses.plan(self._cursor, self._batch_size).after
 
     def _moved(self) -> None:
@@ -248,14 +279,15 @@ class BatchStream(Cutter):
         self._lookahead.close()
 
     def _micro_batches(self, plan: StepPlan) -> Iterator[MicroBatch]:
-        if plan.before != self._cursor:
-            raise SettingError(
-                f"step {plan.before.step} is over",
-                seen=f"the stream stands at step {self._cursor.step}",
-                why="its examples are handed out once",
-                fix="go through a step once, before asking for the next",
-            )
         for number, micro in enumerate(plan.micro):
+            if plan.before != self._cursor:
+                raise SettingError(
+                    f"step {plan.before.step} is over",
+                    seen=f"the stream stands at step {self._cursor.step}",
+                    why="its examples are handed out once; skip, set_epoch and "
+                    "load_state_dict end a step",
+                    fix="go through a step once, before asking for the next",
+                )
             data = self._lookahead.take(
                 micro.piece, lambda first=number: self._guesses.onward(plan, first)
             )

@@ -85,11 +85,13 @@ class Tokens:
         window: int = WINDOW,
     ) -> None:
         self.lengths = np.asanyarray(lengths)
-        if self.lengths.ndim != 1 or not len(self.lengths):
+        if self.lengths.ndim != 1 or self.lengths.dtype.kind not in "iu":
             raise SettingError(
-                "lengths must have one axis, of examples",
-                seen=f"shape {self.lengths.shape}",
+                "lengths must be integers, along one axis of examples",
+                seen=f"shape {self.lengths.shape}, {self.lengths.dtype}",
             )
+        if not len(self.lengths):
+            raise SettingError("there are no lengths", seen="0 examples")
         if count not in ("examples", "tokens", "runs"):
             raise SettingError(
                 "count must be 'examples', 'tokens' or 'runs'", seen=f"count={count!r}"
@@ -111,6 +113,7 @@ class Tokens:
         self.length, self.window = len(self.lengths), whole(window, "window")
         self.name = f"tokens (budget {budget}, {'packed' if packed else 'padded'})"
         self._kept: dict[tuple[int, int, int], Window] = {}
+        self._keep = 8  # windows: what workers fetch ahead, and what is trained
 
     def start(self) -> tuple[int, ...]:
         """None of its own."""
@@ -144,6 +147,7 @@ class Tokens:
             tokens.append(window.tokens[at : at + taken])
             have, position = have + taken, position + taken
             left -= self._amount(tokens[-1], len(ends))
+        self._keep = max(self._keep, 4 * len(indices))
         cut = Cut(
             indices=np.concatenate(indices),
             tokens=np.concatenate(tokens),
@@ -156,6 +160,13 @@ class Tokens:
         """Every cut is like every other."""
         return most
 
+    def saved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
+        """As they are."""
+        return extra
+
+    def loaded(self) -> None:
+        """Nothing to forget."""
+
     def fingerprint(self) -> dict[str, Any]:
         """A digest of the lengths, and the window and budget that order them."""
         digest = hashlib.blake2b(digest_size=8)
@@ -167,6 +178,7 @@ class Tokens:
             "window": self.window,
             "budget": self.budget,
             "packed": self.packed,
+            "count": self.counts,
         }
 
     def _amount(self, tokens: Any, runs: int) -> int:
@@ -190,7 +202,7 @@ class Tokens:
         number, place = divmod(offset, self.window)
         name = (seed, epoch, number)
         if name not in self._kept:
-            while len(self._kept) > 3:  # what workers fetch ahead, and what is trained
+            while len(self._kept) >= self._keep:
                 del self._kept[next(iter(self._kept))]
             self._kept[name] = self._sorted(seed, epoch, number)
         return self._kept[name], place

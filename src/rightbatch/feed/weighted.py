@@ -90,6 +90,13 @@ class Weighted:
         """Every cut is like every other."""
         return most
 
+    def saved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
+        """As they are."""
+        return extra
+
+    def loaded(self) -> None:
+        """Nothing to forget."""
+
     def fingerprint(self) -> dict[str, Any]:
         """A digest of the weights."""
         digest = hashlib.blake2b(self._weights.tobytes(), digest_size=8)
