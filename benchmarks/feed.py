@@ -56,6 +56,11 @@ def ours_strata(length: int, skip: int) -> Batches:
     labels[::100] = 1
     order = rb.Strata(labels, {1: min(BATCH // 8, length // 200)})
     stream = rb.BatchStream(_Nothing(length), BATCH, order=order)
+    counts = order.counts_at(BATCH).tolist()
+    drawn = [skip * count for count in counts]
+    state = stream.state_dict()
+    state |= {"position": skip * BATCH, "extra": drawn + state["extra"][2:]}
+    stream.load_state_dict(state)
     plan, cursor = stream._planner, stream._cursor
 
     def batches() -> Batches:
@@ -65,7 +70,7 @@ def ours_strata(length: int, skip: int) -> Batches:
             at = step.after
             yield step.cut.indices.tolist()
 
-    return itertools.islice(batches(), skip, None)
+    return batches()
 
 
 def torch_random(length: int, skip: int) -> Batches:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int64
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from rightbatch.errors import SettingError
 from rightbatch.estimate import Estimate
+from rightbatch.feed.composition import Cursor
 from rightbatch.feed.concerns import (
     Concern,
     bias,
@@ -24,6 +26,7 @@ from rightbatch.feed.concerns import (
 )
 from rightbatch.feed.cutter import Cutter
 from rightbatch.feed.mixing import Batches, by_label, ratio_of, waves
+from rightbatch.feed.stream import BatchStream
 from rightbatch.isolation import preserved_rng
 
 HEAD = 4096  # examples by which two epochs are compared [assumed]
@@ -106,16 +109,17 @@ def audit(
     """Look at what a loader feeds, by its indices alone: no data is read.
 
     Args:
-        loader: A ``DataLoader`` over a map-style data set, a `BatchStream`, or any
-            iterable of lists of indices with ``length`` examples below. A loader with a
-            ``DistributedSampler`` is audited on all its ranks. It is left as it was.
+        loader: A ``DataLoader`` over a map-style data set, or a `BatchStream`: on all
+            ranks, if it is distributed by a ``DistributedSampler`` or a stream. Its
+            samplers and their generators are not moved.
         labels: Label of each example: adds composition and the noise in labels.
         lengths: Tokens of each example: adds padding.
         step_time_s: Seconds of a training step, to compare the time for indices with.
         examples: Look at no more than so many.
 
     Raises:
-        SettingError: The loader has no indices (an iterable data set).
+        SettingError: The loader has no indices (an iterable data set), or labels or
+            lengths are not one for each example.
 
     Example:
         >>> import torch, rightbatch as rb
@@ -126,10 +130,18 @@ def audit(
         >>> bool(rb.audit(rb.BatchStream(data, batch_size=64)))
         True
     """
+    own = _cutter(loader)
     with preserved_rng():
         ranks, length = _ranks(loader)
-        drawn, spent = _drawn(ranks, examples)
-        again = _drawn(_ranks(loader)[0], HEAD)[0]
+        for name, given in (("labels", labels), ("lengths", lengths)):
+            if given is not None and len(given) != length:
+                raise SettingError(
+                    f"there must be one of the {name} for each example",
+                    seen=f"{len(given)} {name}, {length} examples",
+                )
+        drawn, spent, whole = _drawn(ranks, examples)
+        # Another epoch of the same samplers; a stream has its own every time.
+        again = _drawn(ranks, HEAD)[0] if own is None else []
     steps = [np.concatenate(parts) for parts in zip(*drawn, strict=False)]
     if not steps:
         raise SettingError(
@@ -139,8 +151,7 @@ def audit(
         )
     held = [sum(map(len, batches)) for batches in drawn]
     index = np.concatenate([b for batches in drawn for b in batches])
-    whole = len(index) < examples
-    seen = np.bincount(index, minlength=length)
+    times = np.unique(index, return_counts=True)[1]
     noise = ratio_of(steps, waves(length), length)
     found = None
     composition: dict[str, float] = {}
@@ -149,12 +160,17 @@ def audit(
         names, inverse = np.unique(np.asarray(labels), return_inverse=True)
         found, composition = by_label(steps, names, inverse, length)
         concerns += bias(steps, names, inverse)
-    padding = None if lengths is None else _padding(drawn, np.asarray(lengths))
+    parts = [
+        r.parts if isinstance(r, _OfCutter) else d
+        for r, d in zip(ranks, drawn, strict=True)
+    ]
+    padding = None if lengths is None else _padding(parts, np.asarray(lengths))
     index_time = float(np.median(spent))
-    repeated = int(np.maximum(seen - 1, 0).sum())
-    lost = int((seen == 0).sum()) if whole else 0
-    concerns += coverage(loader, lost, repeated, length, held, whole)
-    concerns += same_order(loader, drawn, again)
+    repeated = int((times - 1).sum())
+    lost = length - len(times) if whole else 0
+    if own is None:  # what is asked of a stream is no mistake, and epochs move on
+        concerns += coverage(lost, repeated, length, held, whole)
+        concerns += same_order(loader, drawn, again)
     concerns += waste(padding, index_time, step_time_s)
     sizes = [len(s) for s in steps]
     return FeedAudit(
@@ -182,10 +198,9 @@ def is_loader(found: Any) -> bool:
 
 def _ranks(loader: Any) -> tuple[list[Any], int]:
     """One iterable of index lists per rank, and the number of examples."""
-    if isinstance(loader, Cutter):
-        return [_OfCutter(loader, r) for r in range(loader._planner.world_size)], (
-            loader.length
-        )
+    if (own := _cutter(loader)) is not None:
+        world = own._planner.world_size
+        return [_OfCutter(own, rank) for rank in range(world)], own.length
     if not isinstance(loader, DataLoader):
         raise SettingError(
             "an audit needs a DataLoader or a BatchStream",
@@ -201,40 +216,48 @@ def _ranks(loader: Any) -> tuple[list[Any], int]:
             "mixing by mixing_of(values of the examples in batches)",
         )
     length = len(loader.dataset)  # pyrefly: ignore[bad-argument-type]
-    sampler = loader.batch_sampler
-    if isinstance(sampler, Cutter):
-        return _ranks(sampler)
-    if sampler is None:
-        return [_Single(loader.sampler)], length
-    inner = getattr(sampler, "sampler", None)
+    if loader.batch_sampler is None:
+        outer: Any = _Single(_copied(loader.sampler))
+    else:
+        outer = _copied(loader.batch_sampler)
+    inner = getattr(outer, "sampler", None)
     if not isinstance(inner, DistributedSampler):
-        return [_copied(sampler)], length
+        return [outer], length
     found = []
     for rank in range(inner.num_replicas):
-        own, outer = copy.copy(inner), copy.copy(sampler)
-        own.rank = rank
-        outer.sampler = own  # pyrefly: ignore[missing-attribute]
-        found.append(outer)
+        own_inner, own_outer = copy.copy(inner), copy.copy(outer)
+        own_inner.rank, own_outer.sampler = rank, own_inner
+        found.append(own_outer)
     return found, length
 
 
+def _cutter(loader: Any) -> Cutter | None:
+    """The stream or sampler of ours behind a loader, if it is one."""
+    sampler = getattr(loader, "batch_sampler", None)
+    if isinstance(loader, Cutter):
+        return loader
+    return sampler if isinstance(sampler, Cutter) else None
+
+
 def _copied(sampler: Any) -> Any:
-    """A copy, so that generators of the sampler's own are not moved."""
-    try:
-        return copy.deepcopy(sampler)
-    except Exception:
-        return sampler
+    """A sampler that draws as this one will, without moving it; data is not copied."""
+    made = copy.copy(sampler)
+    if isinstance(generator := getattr(sampler, "generator", None), torch.Generator):
+        made.generator = generator.clone_state()
+    if hasattr(sampler, "sampler"):
+        made.sampler = _copied(sampler.sampler)
+    return made
 
 
 class _Single:
-    """A sampler of single indices: every one a batch."""
+    """A sampler of single indices, every one a batch, or of whole batches."""
 
     def __init__(self, sampler: Any) -> None:
-        self._sampler = sampler
+        self.sampler = sampler
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for index in self._sampler:
-            yield [index]
+    def __iter__(self) -> Iterator[Any]:
+        for index in self.sampler:
+            yield np.atleast_1d(np.asarray(index, dtype=np.int64))
 
 
 class _OfCutter:
@@ -243,7 +266,12 @@ class _OfCutter:
     def __init__(self, cutter: Cutter, rank: int) -> None:
         self._planner = copy.copy(cutter._planner)
         self._planner.rank, self._size = rank, cutter.batch_size
-        self._cursor = copy.copy(cutter._cursor)
+        # A whole epoch: the one it stands in, from its start.
+        extra = cutter.composition.saved(cutter._cursor.extra)
+        self._cursor = Cursor(cutter.epoch * cutter.length, extra=extra)
+        # A sampler hands out fillers too: nobody there can weigh them.
+        self._fillers = not isinstance(cutter, BatchStream)
+        self.parts: Batches = []
 
     def __iter__(self) -> Iterator[Int64[np.ndarray, " batch"]]:
         length = self._planner.composition.length
@@ -251,15 +279,18 @@ class _OfCutter:
         epoch = cursor.position // length
         while cursor.position // length == epoch:
             plan = self._planner.plan(cursor, self._size)
-            parts = [m.piece.indices for m in plan.micro if not m.part.filler]
+            wanted = (m for m in plan.micro if self._fillers or not m.part.filler)
+            parts = [m.piece.indices for m in wanted]
+            self.parts += parts
             yield np.concatenate([np.empty(0, dtype=np.int64), *parts])
             cursor = plan.after
 
 
-def _drawn(ranks: list[Any], examples: int) -> tuple[list[Batches], list[float]]:
+def _drawn(ranks: list[Any], examples: int) -> tuple[list[Batches], list[float], bool]:
     """The head of every rank's epoch, and the seconds for each of its batches."""
     drawn: list[Batches] = []
     spent: list[float] = []
+    whole = True
     for rank in ranks:
         batches: Batches = []
         held, since = 0, time.perf_counter()
@@ -267,14 +298,15 @@ def _drawn(ranks: list[Any], examples: int) -> tuple[list[Batches], list[float]]
             spent.append(time.perf_counter() - since)
             batches.append(np.asarray(indices, dtype=np.int64))
             held += len(batches[-1])
-            if held * len(ranks) >= examples:
+            if held * len(ranks) > examples:
+                whole = False
                 break
             since = time.perf_counter()
         drawn.append(batches)
-    return drawn, spent
+    return drawn, spent, whole
 
 
 def _padding(drawn: list[Batches], lengths: np.ndarray) -> float:
     padded = sum(len(b) * int(lengths[b].max()) for bs in drawn for b in bs if len(b))
     real = sum(int(lengths[b].sum()) for bs in drawn for b in bs)
-    return 1 - real / padded
+    return 1 - real / padded if padded else 0.0

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from rightbatch.estimate import Estimate
-from rightbatch.feed.cutter import Cutter
 from rightbatch.feed.mixing import Batches
 from rightbatch.units import show_number
 
@@ -75,11 +74,9 @@ def bias(steps: Batches, names: np.ndarray, inverse: np.ndarray) -> list[Concern
 
 
 def coverage(
-    loader: Any, lost: int, repeated: int, length: int, held: list[int], whole: bool
+    lost: int, repeated: int, length: int, held: list[int], whole: bool
 ) -> list[Concern]:
     """An epoch loses or repeats examples, or ranks have unequal numbers."""
-    if isinstance(loader, Cutter) and not loader.composition.covers:
-        return []  # asked for: an epoch is no more than a count
     found = []
     if whole and (lost or repeated):
         found.append(
@@ -110,8 +107,6 @@ def same_order(
     loader: Any, drawn: list[Batches], again: list[Batches]
 ) -> list[Concern]:
     """Two epochs are alike."""
-    if isinstance(loader, Cutter):
-        return []  # it moves on by itself
     batch_sampler = getattr(loader, "batch_sampler", None)
     inner = getattr(batch_sampler, "sampler", None)
     first = np.concatenate(drawn[0])[:4096]
@@ -120,14 +115,17 @@ def same_order(
     if not same or not len(first) or np.array_equal(second, np.sort(second)):
         return []  # in order on purpose: that is told as missing mixing
     epoch = getattr(inner, "epoch", None)
+    fix = "a sampler that draws anew in every epoch"
+    if hasattr(inner, "set_epoch"):
+        fix = "set_epoch(epoch) of the sampler before every epoch; nothing, if the "
+        fix += "loop does so"
     return [
         Concern(
             what="every epoch has the same order",
             seen="two epochs began with the same "
             f"{len(second)} examples" + ("" if epoch is None else f", epoch {epoch}"),
             why="the same examples meet in every epoch, and noise is not averaged out",
-            fix=f"{type(inner).__name__}.set_epoch(epoch) before every epoch; nothing, "
-            "if the loop does so",
+            fix=fix,
         )
     ]
 

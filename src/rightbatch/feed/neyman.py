@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from rightbatch.errors import SettingError
 from rightbatch.feed.strata import Strata
 
 MEMORY = 0.9  # weight of what was measured before, per measurement [assumed]
+FIRST = 3  # call that is measured first: the steps before it warm up [assumed]
 LEAST = 2  # examples in a stratum, to differ from each other [derived]
 
 
@@ -23,7 +26,8 @@ class StratumMeter:
     From the losses of the batch in hand: two halves of a stratum give two mean
     gradients a and b, and $|a - b|^2 / (1/m_a + 1/m_b)$ is an unbiased estimate of the
     trace of the covariance of its examples' gradients. Two backward passes measure one
-    stratum; strata take turns, as often as the overhead allows.
+    stratum; strata take turns, as often as the overhead allows. Measurements that are
+    not finite (overflow) are left out.
 
     Args:
         parameters: The model, or the parameters that are trained.
@@ -76,7 +80,8 @@ class StratumMeter:
         self._strata, self._overhead, self._clock = strata, overhead, clock
         count = len(strata.sizes)
         self._sums, self._weights = [0.0] * count, [0.0] * count
-        self._turn, self._spent, self._began = 0, 0.0, clock()
+        self._calls, self._last, self._next, self._turn = 0, 0, FIRST, 0
+        self._since = clock()
         self.measured = 0
 
     @property
@@ -93,6 +98,9 @@ class StratumMeter:
     ) -> None:
         """Measure the next stratum, if its turn can be afforded.
 
+        On several ranks all of them must call it equally often: they measure in the
+        same calls and share what they find.
+
         Args:
             losses: Of each example, not weighted, their graph still there.
             groups: ``micro.groups``.
@@ -106,19 +114,56 @@ class StratumMeter:
                 seen=f"losses {tuple(losses.shape)}, groups {tuple(groups.shape)}",
                 fix='reduction="none", and one number per example',
             )
-        began = self._clock()
-        if self._spent > self._overhead * (began - self._began):
+        self._calls += 1
+        if self._calls < self._next:
             return
-        groups = groups.to(losses.device)
-        for _ in range(len(self._sums)):
-            stratum, self._turn = self._turn, (self._turn + 1) % len(self._sums)
-            members = (groups == stratum).nonzero()[:, 0]
-            if len(members) >= LEAST:
-                self._measure(losses, members, stratum)
-                break
-        self._spent += self._clock() - began
+        began = self._clock()
+        passed, stratum = began - self._since, self._turn
+        self._turn = (self._turn + 1) % len(self._sums)
+        members = (groups.to(losses.device) == stratum).nonzero()[:, 0]
+        trace = self._trace(losses, members) if len(members) >= LEAST else math.nan
+        known = math.isfinite(trace)
+        cost = self._clock() - began
+        total, ranks, cost, passed = _summed(
+            [trace if known else 0.0, float(known), cost, passed]
+        )
+        if ranks:
+            self._sums[stratum] = MEMORY * self._sums[stratum] + total / ranks
+            self._weights[stratum] = MEMORY * self._weights[stratum] + 1
+            self.measured += 1
+            self._tell()
+        # A measurement every so many calls costs the share of time that was asked for.
+        calls = max(1, self._calls - self._last)
+        self._last = self._calls
+        plain = max(passed / calls, 1e-12)
+        self._next = self._calls + max(1, math.ceil(cost / plain / self._overhead))
+        self._since = self._clock()
 
-    def _measure(self, losses: Tensor, members: Tensor, stratum: int) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured, as plain numbers."""
+        return {"sums": list(self._sums), "weights": list(self._weights)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`.
+
+        Raises:
+            SettingError: It is of other strata.
+        """
+        if len(state.get("sums", [])) != len(self._sums):
+            raise SettingError(
+                "the state is of other strata",
+                seen=f"{len(state.get('sums', []))} saved, {len(self._sums)} here",
+                fix="what meter.state_dict() gave",
+            )
+        self._sums, self._weights = list(state["sums"]), list(state["weights"])
+
+    def _tell(self) -> None:
+        known = [s for s in self.stds if s is not None]
+        if len(known) == len(self._sums) and any(known):
+            self._strata.observe(known)
+
+    def _trace(self, losses: Tensor, members: Tensor) -> float:
+        """Of the covariance of the gradients of these examples, unbiased."""
         half = len(members) // 2
         parts = members[:half], members[half:]
         gradients = [self._gradient(losses[part].mean()) for part in parts]
@@ -127,15 +172,19 @@ class StratumMeter:
             for a, b in zip(*gradients, strict=True)
             if a is not None and b is not None
         )
-        trace = distance / (1 / half + 1 / (len(members) - half))
-        self._sums[stratum] = MEMORY * self._sums[stratum] + trace
-        self._weights[stratum] = MEMORY * self._weights[stratum] + 1
-        self.measured += 1
-        known = [s for s in self.stds if s is not None]
-        if len(known) == len(self._sums) and any(known):
-            self._strata.observe(known)
+        return distance / (1 / half + 1 / (len(members) - half))
 
     def _gradient(self, loss: Tensor) -> Any:
         return torch.autograd.grad(
             loss, self._parameters, retain_graph=True, allow_unused=True
         )
+
+
+def _summed(values: list[float]) -> list[float]:
+    """Summed over ranks, so that all of them decide alike."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return values
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else None
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return tensor.tolist()

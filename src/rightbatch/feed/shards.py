@@ -9,11 +9,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from rightbatch.errors import SettingError
 from rightbatch.feed.composition import whole
+from rightbatch.feed.cutter import place_of
 
 VERSION = 1
 MANY = 100_000  # examples read again of which we say so [assumed]
@@ -53,13 +55,16 @@ class ShardStream:
     a state is read again from the start of the epoch.
 
     Args:
-        source: Anything to iterate over; ``set_epoch`` is called where it exists.
+        source: Anything to iterate over, which begins again whenever it is iterated
+            (but after ``load_state_dict``); ``set_epoch`` is called where it exists.
         batch_size: Examples per optimizer step over all ranks; may be assigned.
         tail: ``"keep"``, ``"drop"`` or ``"carry"`` the epoch's last short batch.
         sharded: Whether the source yields this rank's examples only. Then a state can
             be loaded at the same number of ranks alone. If not, every rank reads all
             and takes its part, and any number will do.
-        rank, world_size: Which part.
+        rank, world_size: Which part: both, or neither: then from torch.distributed.
+            Where a last short step has fewer examples than ranks, some get no batch:
+            under DDP choose ``tail="carry"`` or ``"drop"``.
         collate_fn: Makes a batch of a list of examples.
         num_workers: 0, or 1 to read ahead in a process of its own. More would read the
             shards in an order that depends on their number.
@@ -81,8 +86,8 @@ class ShardStream:
         *,
         tail: str = "keep",
         sharded: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
     ) -> None:
@@ -107,13 +112,14 @@ class ShardStream:
                 fix="num_workers=1",
             )
         self.source, self.tail, self.sharded = source, tail, sharded
-        self.rank, self.world_size = rank, whole(world_size, "world_size")
+        self.rank, self.world_size = place_of(rank, world_size)
         self.batch_size = whole(batch_size, "batch_size")
         self.epoch = self.step = self.position = 0
         self._collate, self._workers = collate_fn or default_collate, num_workers
         self._before: Any = None  # the source's state before the chunk being read
         self._used = 0  # examples of that chunk that were handed out
         self._chunk: deque[Any] = deque()
+        self._again = 0  # of those, how many a new reader has yet to pass over
         self._over = False  # whether that chunk is the epoch's last
         self._chunks: Iterator[Any] | None = None
 
@@ -132,10 +138,17 @@ class ShardStream:
         """
         epoch = self.epoch
         while self.epoch == epoch:
-            examples = self._take(self._local())
-            mine = examples if self.sharded else examples[self.rank :: self.world_size]
-            if mine:
-                yield self._collate(mine)
+            before = self._here()
+            try:
+                examples = self._take(self._local())
+                if not self.sharded:
+                    examples = examples[self.rank :: self.world_size]
+                batch = self._collate(examples) if examples else None
+            except BaseException:
+                self._go(before)  # not handed out: it comes again
+                raise
+            if examples:
+                yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, behind the last batch handed out."""
@@ -177,22 +190,30 @@ class ShardStream:
                 "again to get to where the state was saved",
                 stacklevel=2,
             )
-        self.close()
-        self.epoch, self.step = int(state["epoch"]), int(state["step"])
-        self.position, self.batch_size = int(state["position"]), state["batch_size"]
-        self._before, again = copy.deepcopy(state["source"]), int(state["used"])
-        self._used = 0
-        if self._before is None and not self.has_state:
-            return  # read again from the epoch's start, by `_begin`
-        for _ in range(again):
-            assert self._available(), "the source has become shorter"
-            self._chunk.popleft()
-        self._used = again
+        if self.step and self.has_state:
+            raise SettingError(
+                "this stream has been read from already",
+                seen=f"it stands at step {self.step}",
+                why="its source stands there too, and few can go back to the start",
+                fix="load the state into a new ShardStream of a new source",
+            )
+        self.batch_size = state["batch_size"]
+        names = ("epoch", "step", "position", "used")
+        epoch, step, position, used = (int(state[name]) for name in names)
+        self._go((epoch, step, position, used, copy.deepcopy(state["source"])))
 
     def close(self) -> None:
-        """Stop reading ahead. What was read and not handed out will be read again."""
+        """Stop reading ahead; what was read and not handed out is read again."""
         self._chunks, self._over = None, False
         self._chunk.clear()
+
+    def _here(self) -> tuple[int, int, int, int, Any]:
+        return self.epoch, self.step, self.position, self._used, self._before
+
+    def _go(self, place: tuple[int, int, int, int, Any]) -> None:
+        """Stand there, and read on from there when next asked."""
+        self.close()
+        self.epoch, self.step, self.position, self._used, self._before = place
 
     def _local(self) -> int:
         """Examples to read for the next step."""
@@ -231,10 +252,18 @@ class ShardStream:
         while not self._chunk and not self._over:
             if self._chunks is None:
                 self._chunks = self._begin()
-            before, examples, self._over = next(self._chunks)
+                # From the chunk's start: what of it was handed out is passed over.
+                self._again = self._used if self.has_state else 0
+            try:
+                before, examples, self._over = next(self._chunks)
+            except BaseException:
+                self._chunks = None  # the source or its worker broke off: begin anew
+                raise
             if examples:
-                self._before, self._used = before, 0
-                self._chunk.extend(examples)
+                passed = min(self._again, len(examples))
+                self._again -= passed
+                self._before, self._used = before, passed
+                self._chunk.extend(examples[passed:])
         return bool(self._chunk)
 
     def _turn(self) -> None:
@@ -299,7 +328,9 @@ def _equal(left: Any, right: Any) -> bool:
         )
     if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(map(_equal, left, right))
-    return bool(left == right)
+    if isinstance(left, np.ndarray):
+        return np.array_equal(left, right, equal_nan=left.dtype.kind == "f")
+    return bool(left == right) or (left != left and right != right)
 
 
 def _as_it_is(examples: Any) -> Any:

@@ -1,0 +1,320 @@
+"""What a hostile reader found, each once."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import rightbatch as rb
+from rightbatch.feed.allotment import allot
+from rightbatch.feed.ledger import Ledger
+from rightbatch.feed.neyman import StratumMeter
+from rightbatch.feed.sampler import BatchSampler
+from rightbatch.feed.shards import ShardStream
+from test_sources import Source, _same
+
+DATA = (torch.arange(40),)
+
+
+def rare(stream: Any) -> int:
+    return int(next(iter(stream))[1].lt(1).sum())  # those of weight below 1
+
+
+def test_noise_observed_after_the_last_step_is_in_the_state() -> None:
+    y = torch.arange(1000) % 10 == 0
+    strata = rb.Strata(y, "neyman")
+    stream = rb.BatchStream((y,), 50, order=strata)
+    next(iter(stream))
+    strata.observe([1.0, 9.0])
+    early = stream.state_dict()
+    json.dumps(early)
+    expected = next(iter(stream))[0][0]
+    other = rb.BatchStream((y,), 50, order=rb.Strata(y, "neyman"))
+    other.load_state_dict(early)
+    assert torch.equal(next(iter(other))[0][0], expected)
+    strata.observe([1.0, 27.0])
+    next(iter(stream))
+    stream.load_state_dict(early)  # back, in the same process
+    assert torch.equal(next(iter(stream))[0][0], expected)
+
+
+def test_a_step_ends_where_the_stream_is_sent_elsewhere() -> None:
+    for send in ("skip", "set_epoch", "load_state_dict"):
+        stream = rb.BatchStream(DATA, 8, micro_batch=2)
+        start = stream.state_dict()
+        argument = {"skip": 1, "set_epoch": 3, "load_state_dict": start}[send]
+        next(stream.steps())._begun = True
+        step = next(stream.steps())
+        stream.skip(1)
+        step = next(stream.steps())
+        parts = iter(step)
+        next(parts)
+        getattr(stream, send)(argument)
+        after = stream.state_dict()
+        with pytest.raises(rb.SettingError, match="is over"):
+            list(parts)
+        assert stream.state_dict() == after
+
+
+def test_a_sampler_says_when_it_is_sent_elsewhere_in_a_loop() -> None:
+    sampler = BatchSampler(40, 8)
+    loader = DataLoader(TensorDataset(*DATA), batch_sampler=sampler)
+    for loop in (iter(sampler), sampler.follow(loader)):
+        next(loop)
+        sampler.set_epoch(sampler.epoch + 1)
+        with pytest.raises(rb.SettingError, match="somewhere else"):
+            next(loop)
+    first, second = sampler.follow(loader), sampler.follow(loader)
+    next(first)
+    next(second)
+    del first
+    next(second)
+
+
+def test_a_sampler_with_too_few_examples_for_the_ranks_says_so() -> None:
+    sampler = BatchSampler(10, 8, rank=3, world_size=4)
+    with pytest.warns(UserWarning, match="different numbers"):
+        assert len(list(sampler)) == 2
+    found = rb.audit(DataLoader(TensorDataset(torch.arange(10)), batch_sampler=sampler))
+    assert found.repeated == 2  # what the ranks without an example were given
+
+
+def test_skipping_goes_where_reading_would() -> None:
+    streams = [rb.BatchStream((torch.arange(30),), 5, tail="drop") for _ in range(2)]
+    for stream in streams:
+        for _ in range(5):
+            list(next(stream.steps()))
+        stream.batch_size = 8
+    assert (len(streams[0]), streams[0].steps_left) == (3, 3)
+    streams[0].skip(1)
+    list(next(streams[1].steps()))
+    assert streams[0].state_dict() == streams[1].state_dict()
+
+
+def test_two_copies_of_an_example_are_augmented_differently() -> None:
+    class Augmented:
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return torch.rand(())
+
+    order = rb.Pairs([0], small="repeat")
+    first, second = next(iter(rb.BatchStream(Augmented(), 2, order=order))).tolist()
+    assert first != second
+
+
+def test_writing_into_what_was_handed_out_does_no_harm() -> None:
+    stream = rb.BatchStream(DATA, 8, order=rb.Strata(DATA[0] % 2))
+    state = stream.state_dict()
+    for step in stream.steps():
+        for micro in step:
+            for tensor in (micro.indices, micro.weights, micro.groups):
+                tensor.zero_()
+    plain = rb.BatchStream(DATA, 8)
+    begin = plain.state_dict()
+    first = [m.indices.clone() for s in plain.steps() for m in s]
+    plain.load_state_dict(begin)
+    for step in plain.steps():
+        for micro in step:
+            micro.indices.zero_()
+    plain.load_state_dict(begin)
+    again = [m.indices for s in plain.steps() for m in s]
+    assert torch.equal(torch.cat(first), torch.cat(again))
+    stream.load_state_dict(state)
+
+
+def test_numpy_numbers_leave_a_state_of_plain_ones() -> None:
+    stream = rb.BatchStream(DATA, 8)
+    stream.set_epoch(np.int64(2))  # pyrefly: ignore[bad-argument-type]
+    stream.batch_size = np.int64(7)  # pyrefly: ignore[bad-argument-type]
+    json.dumps(stream.state_dict())
+
+
+class Breaks:
+    """Raises what also a broken queue raises."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [EOFError, ConnectionResetError])
+def test_an_error_of_the_data_set_is_not_taken_for_a_dead_worker(
+    kind: type[Exception], workers: int
+) -> None:
+    stream = rb.BatchStream(Breaks(kind("truncated")), 8, num_workers=workers)
+    with pytest.raises(kind, match="truncated"):
+        next(iter(stream))
+
+
+def test_a_source_goes_on_after_close_errors_and_bad_collates() -> None:
+    class Flaky(Source):
+        broken = True
+
+        def __iter__(self) -> Any:
+            for number, value in enumerate(super().__iter__()):
+                if self.broken and number == 70:
+                    Flaky.broken = False
+                    raise OSError("network")
+                yield value
+
+    fails = {3}
+
+    def collate(examples: list[int]) -> list[int]:
+        if stream.step in fails:
+            fails.discard(stream.step)
+            raise ValueError("bad collate")
+        return examples
+
+    stream = ShardStream(Flaky(150), 10, collate_fn=collate)
+    seen: list[int] = []
+    for _ in range(60):
+        try:
+            for batch in stream:
+                seen += batch
+                if stream.step % 4 == 0:
+                    stream.close()
+        except (OSError, ValueError):
+            continue
+        break
+    expected = ShardStream(Source(150), 150, collate_fn=_same)
+    assert seen == next(iter(expected))
+    with pytest.raises(rb.SettingError, match="new ShardStream"):
+        stream.load_state_dict(stream.state_dict())
+
+
+def test_a_meter_leaves_out_what_is_not_finite_and_can_be_saved() -> None:
+    y = torch.tensor([0] * 90 + [1] * 10)
+    strata = rb.Strata(y, "neyman")
+    assert strata.counts_at(20).tolist() == [18, 2]  # two can be measured
+    weight = torch.ones(1, requires_grad=True)
+    meter = StratumMeter([weight], strata, math.inf)
+    groups = torch.tensor([0, 0, 1, 1])
+    x = torch.tensor([1.0, 2.0, 3.0, 7.0])
+    for call in range(20):
+        scale = math.inf if call == 9 else 1.0
+        meter(weight * x * scale, groups)
+    assert meter.stds == pytest.approx([0.5**0.5, 8**0.5])
+    other = StratumMeter([weight], strata)
+    other.load_state_dict(json.loads(json.dumps(meter.state_dict())))
+    assert other.stds == meter.stds
+    with pytest.raises(rb.SettingError, match="other strata"):
+        other.load_state_dict({"sums": [1.0]})
+
+
+def test_multiples_are_given_up_where_they_do_not_fit() -> None:
+    assert allot(np.ones(2), 24, np.array([15, 15]), 8).tolist() == [12, 12]
+    with pytest.raises(rb.SettingError, match="no effect on fixed"):
+        rb.Strata([0] * 9 + [1] * 9, {1: 8}, multiple=8)
+    with pytest.raises(rb.SettingError, match=r"batch_size from 9 to 11"):
+        rb.BatchStream(
+            (torch.arange(13),), 13, order=rb.Strata([0] * 3 + [1] * 10, {1: 8})
+        )
+
+
+def test_a_state_of_other_units_is_refused() -> None:
+    lengths = np.full(40, 3)
+    tokens = rb.BatchStream(DATA, 20, order=rb.Tokens(lengths, 9, count="tokens"))
+    examples = rb.BatchStream(DATA, 20, order=rb.Tokens(lengths, 9))
+    with pytest.raises(rb.SettingError, match="composition"):
+        examples.load_state_dict(tokens.state_dict())
+    assert tokens  # a stream is true, though nobody knows how many steps it has
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"world_size": 2}, "belong together"),
+        ({"rank": 1}, "belong together"),
+        ({"collate_fn": list}, "no effect on a tuple"),
+        ({"ledger": "x", "order": "poisson"}, "nothing to prove"),
+    ],
+)
+def test_settings_without_effect_are_refused(
+    arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(rb.SettingError, match=message):
+        rb.BatchStream(DATA, 8, **arguments)
+
+
+def test_a_stream_made_before_the_process_group_says_so(monkeypatch: Any) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.warns(UserWarning, match="not initialised"):
+        rb.BatchStream(DATA, 8)
+
+
+def test_steps_that_nobody_goes_through_do_not_come_forever() -> None:
+    stream = rb.BatchStream(DATA, 8)
+    with pytest.raises(rb.SettingError, match="was not gone through"):
+        list(stream.steps())
+
+
+def test_the_ledger_knows_a_dropped_tail_and_an_earlier_run(tmp_path: Path) -> None:
+    stream = rb.BatchStream((torch.arange(30),), 11, tail="drop", ledger=tmp_path)
+    for _ in stream:  # 11, then 11, then 8 that are dropped
+        pass
+    stream.batch_size = 7
+    for _ in range(3):
+        list(next(stream.steps()))
+    stream.batch_size = 20  # 9 are left
+    list(next(stream.steps()))
+    found = Ledger(tmp_path).audit(30)
+    assert (found.lost, found.repeated, found.dropped) == (0, 0, 17 + 10)
+    anew = rb.BatchStream((torch.arange(30),), 11, ledger=tmp_path)
+    with pytest.warns(UserWarning, match="ledger of an earlier run"):
+        next(iter(anew))
+
+
+def test_good_loaders_are_not_complained_of() -> None:
+    data = TensorDataset(torch.arange(1000))
+    generator = torch.Generator().manual_seed(0)
+    good: list[Any] = [
+        DataLoader(data, 50, shuffle=True, generator=generator),
+        DataLoader(data, batch_sampler=BatchSampler(1000, 50)),
+        DataLoader(data, batch_size=None, sampler=BatchSampler(1000, 50)),
+        rb.BatchStream(data, 48, tail="carry"),
+        rb.BatchStream(data, 48, tail="drop"),
+        rb.BatchStream(data, 48, order="replacement"),
+    ]
+    half = rb.BatchStream(data, 50)
+    next(iter(half))
+    good.append(half)
+    lengths = np.random.default_rng(0).integers(1, 100, 1000)
+    for rank in (0, 1):
+        order = rb.Tokens(lengths, 400, window=500)
+        good.append(rb.BatchStream(data, 64, order=order, rank=rank, world_size=2))
+    for loader in good:
+        found = rb.audit(loader, lengths=lengths if loader in good[-2:] else None)
+        assert found, str(found)
+    assert torch.equal(
+        generator.get_state(), torch.Generator().manual_seed(0).get_state()
+    )
+    ranks = rb.audit(
+        DataLoader(data, batch_size=None, sampler=DistributedSampler(data, 3, 0))
+    )
+    assert (ranks.lost, ranks.repeated) == (0, 2)
+
+
+def test_an_audit_of_a_huge_stream_takes_no_memory_of_its_length() -> None:
+    class Huge:
+        def __len__(self) -> int:
+            return 10**12
+
+        def __getitem__(self, index: int) -> int:
+            return index
+
+    assert rb.audit(rb.BatchStream(Huge(), 64), examples=10_000)
+    with pytest.raises(rb.SettingError, match="one of the labels for each"):
+        rb.audit(rb.BatchStream(DATA, 8), labels=[0, 1])
