@@ -15,6 +15,28 @@ from torch.nn.parallel import DistributedDataParallel
 
 import rightbatch as rb
 from rightbatch.feed.ledger import Ledger
+from rightbatch.feed.neyman import StratumMeter
+
+
+def strata_states(rank: int, world: int) -> list[list[Any]]:
+    """The states of every rank while each one's meter sees other examples."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(400, 4, generator=generator)
+    y = (torch.arange(400) % 20 == 0).long()
+    strata = rb.Strata(y, "neyman")
+    weight = torch.zeros(4, requires_grad=True)
+    meter = StratumMeter([weight], strata, overhead=0.5)
+    stream = rb.BatchStream((x, y), 32, order=strata)
+    found: list[list[Any]] = []
+    for step in stream.steps():
+        for micro in step:
+            inputs, labels = micro.data
+            losses = (inputs @ weight - 5 * labels - rank).square()
+            meter(losses, micro.groups)
+        everyone: list[Any] = [None] * world
+        dist.all_gather_object(everyone, stream.state_dict())
+        found.append(everyone)
+    return found
 
 
 def main(folder: Path) -> None:
@@ -52,6 +74,7 @@ def main(folder: Path) -> None:
             asked.append(size)
             seen.append(index)
     stream.close()
+    states = strata_states(rank, world)
     dist.barrier()
     if rank == 0:
         audit = Ledger(folder / "ledger").audit(53)
@@ -60,6 +83,7 @@ def main(folder: Path) -> None:
             "seen": seen,
             "gradient error": max(errors),
             "audit": [audit.lost, audit.repeated],
+            "strata states": states,
         }
         (folder / "found.json").write_text(json.dumps(found))
     dist.destroy_process_group()

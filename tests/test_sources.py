@@ -448,6 +448,9 @@ def test_real_processes_share_out_each_step(ranks: int, tmp_path: Path) -> None:
     assert at == 106
     assert found["gradient error"] < 1e-5
     assert found["audit"] == [0, 0]
+    states = found["strata states"]
+    assert all(s == everyone[0] for everyone in states for s in everyone)
+    assert states[0][0]["extra"][2:] != states[-1][0]["extra"][2:]  # it was measured
 
 
 def test_the_command_line_audits_a_loader(tmp_path: Path) -> None:
