@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -25,7 +26,7 @@ def strata_states(rank: int, world: int) -> list[list[Any]]:
     y = (torch.arange(400) % 20 == 0).long()
     strata = rb.Strata(y, "neyman")
     weight = torch.zeros(4, requires_grad=True)
-    meter = StratumMeter([weight], strata, overhead=0.5)
+    meter = StratumMeter([weight], strata, overhead=math.inf)
     stream = rb.BatchStream((x, y), 32, order=strata)
     found: list[list[Any]] = []
     for step in stream.steps():
