@@ -24,7 +24,7 @@ def strata_states(rank: int, world: int) -> list[list[Any]]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(400, 4, generator=generator)
     y = (torch.arange(400) % 20 == 0).long()
-    strata = rb.Strata(y, "neyman")
+    strata = rb.Strata(y, "neyman", multiple=8)
     weight = torch.zeros(4, requires_grad=True)
     meter = StratumMeter([weight], strata, overhead=math.inf)
     stream = rb.BatchStream((x, y), 32, order=strata)

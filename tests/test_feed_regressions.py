@@ -214,6 +214,16 @@ def test_a_meter_leaves_out_what_is_not_finite_and_can_be_saved() -> None:
         other.load_state_dict({"sums": [1.0]})
 
 
+def test_a_stratum_that_cannot_be_measured_is_named() -> None:
+    strata = rb.Strata(["common"] * 90 + ["rare"] * 10, "neyman")
+    weight = torch.ones(1, requires_grad=True)
+    meter = StratumMeter([weight], strata, math.inf)
+    groups = torch.tensor([0, 0, 0, 1])
+    with pytest.warns(UserWarning, match="strata rare never have two"):
+        for _ in range(10):
+            meter(weight * torch.tensor([1.0, 2.0, 3.0, 7.0]), groups)
+
+
 def test_multiples_are_given_up_where_they_do_not_fit() -> None:
     assert allot(np.ones(2), 24, np.array([15, 15]), 8).tolist() == [12, 12]
     with pytest.raises(rb.SettingError, match="no effect on fixed"):

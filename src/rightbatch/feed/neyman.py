@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,6 +18,7 @@ from rightbatch.feed.strata import Strata
 
 MEMORY = 0.9  # weight of what was measured before, per measurement [assumed]
 FIRST = 3  # call that is measured first: the steps before it warm up [assumed]
+PATIENCE = 3  # turns of all strata before one that gives nothing is named [assumed]
 LEAST = 2  # examples in a stratum, to differ from each other [derived]
 
 
@@ -81,7 +83,7 @@ class StratumMeter:
         count = len(strata.sizes)
         self._sums, self._weights = [0.0] * count, [0.0] * count
         self._calls, self._last, self._next, self._turn = 0, 0, FIRST, 0
-        self._since = clock()
+        self._since, self._tried = clock(), 0
         self.measured = 0
 
     @property
@@ -132,6 +134,16 @@ class StratumMeter:
             self._weights[stratum] = MEMORY * self._weights[stratum] + 1
             self.measured += 1
             self._tell()
+        self._tried += 1
+        if self._tried == PATIENCE * len(self._sums) and not all(self._weights):
+            missing = [n for n, w in enumerate(self._weights) if not w]
+            names = ", ".join(str(self._strata.labels[n]) for n in missing[:5])
+            warnings.warn(
+                f"strata {names} never have two examples in a micro-batch of one rank: "
+                "their noise is not known, so counts stay proportional; choose "
+                "Strata(..., multiple=2 * ranks * micro-batches per step)",
+                stacklevel=2,
+            )
         # A measurement every so many calls costs the share of time that was asked for.
         calls = max(1, self._calls - self._last)
         self._last = self._calls
