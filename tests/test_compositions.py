@@ -182,7 +182,7 @@ def test_the_meter_measures_each_strata_s_noise() -> None:
                 logits, micro.data[1], reduction="none"
             )
             before = meter.measured % 2
-            meter._sums, meter._weights = [0.0, 0.0], [0.0, 0.0]
+            meter._sums, meter._weights, meter._tried = [0.0, 0.0], [0.0, 0.0], 0
             meter(losses, micro.groups)
             if (std := meter.stds[before]) is not None:
                 sums[before] += std**2
