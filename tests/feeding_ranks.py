@@ -87,6 +87,7 @@ def main(folder: Path) -> None:
             "strata states": states,
         }
         (folder / "found.json").write_text(json.dumps(found))
+    dist.barrier()  # nobody leaves while another still listens
     dist.destroy_process_group()
 
 
