@@ -48,8 +48,6 @@ def test_a_step_ends_where_the_stream_is_sent_elsewhere() -> None:
         stream = rb.BatchStream(DATA, 8, micro_batch=2)
         start = stream.state_dict()
         argument = {"skip": 1, "set_epoch": 3, "load_state_dict": start}[send]
-        next(stream.steps())._begun = True
-        step = next(stream.steps())
         stream.skip(1)
         step = next(stream.steps())
         parts = iter(step)
@@ -267,7 +265,7 @@ def test_a_stream_made_before_the_process_group_says_so(monkeypatch: Any) -> Non
 
 def test_steps_that_nobody_goes_through_do_not_come_forever() -> None:
     stream = rb.BatchStream(DATA, 8)
-    with pytest.raises(rb.SettingError, match="was not gone through"):
+    with pytest.raises(rb.SettingError, match="not gone through"):
         list(stream.steps())
 
 

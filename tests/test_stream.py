@@ -377,7 +377,9 @@ def test_a_step_is_handed_out_once() -> None:
     step = next(steps)
     left = iter(step)  # left in the middle: not counted
     next(left)
-    again = next(steps)
+    with pytest.raises(rb.SettingError, match="not gone through"):
+        next(steps)
+    again = next(stream.steps())
     first = [m.data[0].tolist() for m in again]
     assert [
         m.data[0].tolist()
@@ -413,6 +415,10 @@ def test_replacement_and_poisson_have_their_own_statistics() -> None:
             assert abs(np.mean(sizes) - 20) < 0.4  # standard error 0.09
             assert abs(np.var(sizes) - 16) < 2.5  # standard error 0.5
             assert factors == pytest.approx([s / 20 for s in sizes])
+            small = rb.BatchStream(data, 1, order="poisson", seed=1)
+            shares = [m.share for _ in range(60) for s in small.steps() for m in s]
+            # Of 6000 steps of one example on average: standard error 0.01.
+            assert abs(np.mean(shares) - 1) < 0.04
         else:
             assert set(sizes) == {20}
 

@@ -143,9 +143,7 @@ def whole(value: object, name: str, least: int = 1) -> int:
         SettingError: It is none, or too small.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise SettingError(
-            f"{name} must be an integer", seen=f"{name}={value!r}", fix=f"{name}=64"
-        )
+        raise SettingError(f"{name} must be an integer", seen=f"{name}={value!r}")
     if value < least:
         raise SettingError(f"{name} must be at least {least}", seen=f"{name}={value}")
     return int(value)

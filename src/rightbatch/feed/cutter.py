@@ -232,6 +232,12 @@ def _composition(order: str | Composition, length: int) -> Composition:
                 fix="order=Strata(labels), Pairs(labels, each=4) or Tokens(lengths)",
             )
         return draw(order, length)
+    if isinstance(order, type) or not hasattr(order, "cut"):
+        raise SettingError(
+            "order is neither a name nor a composition",
+            seen=f"order={order!r:.60}",
+            fix="order=Strata(labels), Pairs(labels, each=4) or Tokens(lengths, ...)",
+        )
     if order.length != length:
         raise SettingError(
             f"the {order.name} order is of another data set",

@@ -109,7 +109,7 @@ class Poisson:
 
     The number of examples of a step is random with mean B; each weighs 1 / B, so the
     step's mean is multiplied by n / B to be unbiased (``factor``). A step without any
-    example is drawn again.
+    example is drawn again, and the factor makes up for that.
 
     References:
         Zhu and Wang 2019; the sampling that differential privacy's accounts assume.
@@ -137,6 +137,7 @@ class Poisson:
     ) -> tuple[Cut, Cursor]:
         """A random subset; the position moves by B, its mean size."""
         key = key_of("poisson", seed, cursor.step)
+        filled = 1 - (1 - batch_size / self.length) ** self.length
         generator = np.random.Generator(np.random.Philox(key))
         count = 0
         while count == 0:
@@ -146,7 +147,8 @@ class Poisson:
         cut = Cut(
             indices=chosen,
             seeds=keys_at(key_of(augment(seed), key), np.arange(count)),
-            factor=count / batch_size,
+            # Times the probability that a draw is not empty, for those drawn again.
+            factor=count / batch_size * filled,
         )
         return cut, cursor.behind(cursor.position + batch_size)
 

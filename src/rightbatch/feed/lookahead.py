@@ -74,7 +74,9 @@ class Lookahead:
                     why="the examples it was reading were not handed out; the "
                     "stream's state is intact, at the last whole step",
                     fix="go on, and new workers are started; if it was killed for "
-                    "memory: fewer num_workers or a smaller prefetch_factor",
+                    "memory: fewer num_workers or a smaller prefetch_factor; if none "
+                    "ever came: with spawn, workers must be able to import the data "
+                    "set's class",
                 ) from error
             raise
         assert got.same(piece), "the loader handed out another piece"

@@ -129,7 +129,7 @@ class MappedLines:
     (or in ``index``), and memory-mapped: memory does not grow with the file.
 
     Args:
-        path: The text, in UTF-8.
+        path: The text, in UTF-8; lines end with a newline, or with a return and one.
         index: Where to keep the index.
 
     Raises:
@@ -188,7 +188,7 @@ class MappedLines:
             self._file = os.open(self.path, os.O_RDONLY)
         start, stop = int(self._starts[index]), int(self._starts[index + 1])
         line = os.pread(self._file, stop - start - 1, start)
-        return line.decode("utf-8", errors="replace")
+        return line.removesuffix(b"\r").decode("utf-8")
 
     def __del__(self) -> None:
         if getattr(self, "_file", None) is not None:

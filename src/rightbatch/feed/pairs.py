@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from rightbatch.errors import SettingError
-from rightbatch.feed.composition import Cursor, Cut
+from rightbatch.feed.composition import Cursor, Cut, whole
 from rightbatch.feed.draws import augment
 from rightbatch.feed.permutation import Permutation, key_of, keys_at, permute
 from rightbatch.feed.strata import members
@@ -56,7 +56,7 @@ class Pairs:
         *,
         small: Literal["leave out", "repeat"] = "leave out",
     ) -> None:
-        if each < 2:
+        if whole(each, "each") < 2:
             raise SettingError(
                 "a class needs at least 2 examples in a batch",
                 seen=f"each={each}",

@@ -26,8 +26,11 @@ CHUNK = 64  # examples between two states of the source: what a resume reads aga
 class _Chunks(IterableDataset[Any]):
     """The source in chunks, each with the source's state before it; endless epochs."""
 
-    def __init__(self, source: Any, state: Any, epoch: int, skip: int) -> None:
+    def __init__(
+        self, source: Any, state: Any, epoch: int, skip: int, stateful: bool
+    ) -> None:
         self.source, self.state, self.epoch, self.skip = source, state, epoch, skip
+        self.stateful = stateful
 
     def __iter__(self) -> Iterator[tuple[Any, list[Any], bool]]:
         epoch, skip, before = self.epoch, self.skip, self.state
@@ -39,7 +42,7 @@ class _Chunks(IterableDataset[Any]):
             examples = itertools.islice(iter(self.source), skip, None)
             while chunk := list(itertools.islice(examples, CHUNK)):
                 yield before, chunk, False
-                if hasattr(self.source, "state_dict"):
+                if self.stateful:
                     before = copy.deepcopy(self.source.state_dict())
             yield before, [], True
             epoch, skip, before = epoch + 1, 0, None
@@ -66,6 +69,8 @@ class ShardStream:
             Where a last short step has fewer examples than ranks, some get no batch:
             under DDP choose ``tail="carry"`` or ``"drop"``.
         collate_fn: Makes a batch of a list of examples.
+        use_state: False to leave the source's own state unused, and to read an epoch
+            again from its start: exact where the state is not (`resume_is_exact`).
         num_workers: 0, or 1 to read ahead in a process of its own. More would read the
             shards in an order that depends on their number.
 
@@ -90,6 +95,7 @@ class ShardStream:
         world_size: int | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
+        use_state: bool = True,
     ) -> None:
         if not hasattr(source, "__iter__"):
             raise SettingError("the source cannot be iterated", seen=f"{type(source)}")
@@ -112,6 +118,7 @@ class ShardStream:
                 fix="num_workers=1",
             )
         self.source, self.tail, self.sharded = source, tail, sharded
+        self._use_state = use_state
         self.rank, self.world_size = place_of(rank, world_size)
         self.batch_size = whole(batch_size, "batch_size")
         self.epoch = self.step = self.position = 0
@@ -125,10 +132,9 @@ class ShardStream:
 
     @property
     def has_state(self) -> bool:
-        """Whether the source can say where it stands."""
-        return hasattr(self.source, "state_dict") and hasattr(
-            self.source, "load_state_dict"
-        )
+        """Whether the source can say where it stands, and is asked."""
+        names = ("state_dict", "load_state_dict")
+        return self._use_state and all(hasattr(self.source, n) for n in names)
 
     def __iter__(self) -> Iterator[Any]:
         """What is left of this epoch, one collated batch per step.
@@ -279,7 +285,9 @@ class ShardStream:
 
     def _begin(self) -> Iterator[Any]:
         skip = 0 if self.has_state else self.position
-        chunks = _Chunks(self.source, self._before, self.epoch, skip)
+        chunks = _Chunks(
+            self.source, self._before, self.epoch, skip, stateful=self.has_state
+        )
         if not self._workers:
             return iter(chunks)
         loader = DataLoader(

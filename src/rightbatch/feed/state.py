@@ -56,11 +56,16 @@ def restored(
         fingerprint=fingerprint,
         composition=composition,
     )
-    missing = [key for key in own if key not in state]
-    if missing:
+    keys = state if isinstance(state, Mapping) else {}
+    missing = [key for key in own if key not in keys]
+    numbers = ("position", "step", "first_step", "batch_size", "segment")
+    wrong = [k for k in numbers if not missing and not _natural(state[k])]
+    if missing or wrong:
         raise SettingError(
             "this is no state of a BatchStream",
-            seen=f"without {', '.join(missing[:4])}",
+            seen=f"without {', '.join(missing[:4])}"
+            if missing
+            else ", ".join(f"{k} = {state[k]!r}" for k in wrong),
             fix="what stream.state_dict() gave",
         )
     if state["version"] != VERSION:
@@ -106,6 +111,10 @@ def restored(
         first_step=int(state["first_step"]),
         extra=tuple(int(i) for i in state["extra"]),
     )
+
+
+def _natural(value: object) -> bool:
+    return isinstance(value, int) and value >= 0
 
 
 def digest(values: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ class Step:
     """One optimizer step: iterate over it for its micro-batches.
 
     The stream moves on when the last one has been handed out. A step that is left
-    before is not counted: the next one begins with the same examples.
+    before is not counted, and comes again; ``stream.skip()`` gives it up.
 
     Attributes:
         number: Steps before it.
@@ -77,7 +77,6 @@ class Step:
         self.epoch = plan.before.position // stream.length
         self.examples = len(plan.cut.indices)
         self.local_examples = sum(len(m.piece.indices) for m in plan.micro if m.share)
-        self._begun = False
         tokens = plan.cut.tokens
         self.tokens = None if tokens is None else int(tokens.sum())
 
@@ -85,7 +84,6 @@ class Step:
         return len(self._plan.micro)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        self._begun = True
         return self._stream._micro_batches(self._plan)
 
 
@@ -198,7 +196,8 @@ class BatchStream(Cutter):
         if num_workers:
             options["worker_init_fn"] = worker_init_fn
             options["timeout"] = timeout
-            options["prefetch_factor"] = prefetch_factor
+            if prefetch_factor is not None:
+                options["prefetch_factor"] = whole(prefetch_factor, "prefetch_factor")
             options["multiprocessing_context"] = multiprocessing_context
         elif prefetch_factor is not None:
             self._warn("prefetch_factor has no effect without num_workers")
@@ -254,12 +253,12 @@ class BatchStream(Cutter):
         while self.epoch == epoch:
             step = Step(self, self._guesses.plan(self._cursor, self._batch_size))
             yield step
-            if not step._begun and self._cursor == step._plan.before:
+            if self._cursor == step._plan.before:
                 raise SettingError(
-                    f"step {step.number} was not gone through",
+                    f"step {step.number} was not gone through to its end",
                     seen="the next step was asked for",
                     why="its examples come next, however often a step is asked for",
-                    fix="for micro in step: ...; or stream.skip(1)",
+                    fix="for micro in step: ...; to give a step up: stream.skip()",
                 )
             self._cursor = self._settled()  # a larger batch may no longer fit
 
@@ -273,6 +272,12 @@ class BatchStream(Cutter):
         self._guesses.ahead.clear()
         if self._ledger is not None:
             self._ledger.restart()
+
+    def __enter__(self) -> BatchStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Stop the workers. The stream can be read on; new ones are then started."""
@@ -319,15 +324,15 @@ def _length(dataset: Any) -> int:
                 fix="(inputs, targets), or a map-style data set",
             )
         length = sizes[0]
-    elif isinstance(dataset, IterableDataset) or not (
+    elif isinstance(dataset, (IterableDataset, Mapping)) or not (
         hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     ):
         raise SettingError(
             "the data set cannot be read by number",
-            seen=f"{type(dataset).__name__} without __len__ and __getitem__",
+            seen=f"a {type(dataset).__name__}, which has no examples 0 to N - 1",
             why="the order of examples is fixed by number, to be cut anywhere",
-            fix="a map-style data set; for one that can only be iterated: "
-            "rightbatch.feed.shards.ShardStream",
+            fix="a map-style data set, or a tuple of tensors; for one that can only be "
+            "iterated: rightbatch.feed.shards.ShardStream",
         )
     else:
         length = len(dataset)
