@@ -29,7 +29,8 @@ import torch
 import rightbatch as rb
 from rightbatch.plan.scaling import Scaling, apply_scaling, scaling_for
 from rightbatch.run.loop import train_rows
-from rightbatch.training import Training
+from rightbatch.run.runner import Runner
+from rightbatch.run.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -74,13 +75,14 @@ def run_to_target(
     """One run; ``seconds`` is infinite where the target was not met."""
     torch.manual_seed(seed)
     job = dataclasses.replace(job, seed=seed)
-    training = Training.start(job)
+    settings = Settings(schedule=rb.Constant(batch), end=math.inf, rule="none")
+    run = Runner.start(job, settings)
     if scaling is not None:
-        apply_scaling(training.optimizer, scaling)
+        apply_scaling(run.optimizer, scaling)
     if rate is not None:
-        for group in training.optimizer.param_groups:
+        for group in run.optimizer.param_groups:
             group["lr"] = rate
-    rows = train_rows(training, batch, time_limit_s=limit_s, clock=time.process_time)
+    rows = train_rows(run, time_limit_s=limit_s, clock=time.process_time)
     try:
         row = collections.deque(rows, maxlen=1).pop()
     except rb.JobError:  # diverged

@@ -13,6 +13,7 @@ SOURCE = Path(rb.__file__).parent
 # Lower first: a room may import from itself and from rooms before it.
 ROOMS = [
     "errors",
+    "oom",
     "units",
     "environment",
     "blame",

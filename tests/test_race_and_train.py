@@ -24,7 +24,9 @@ from rightbatch.run.folder import make_run_folder
 from rightbatch.run.lanes import race_entries
 from rightbatch.run.loop import train_rows
 from rightbatch.run.race import MARKS, Curve, Entry, race, speedup
-from rightbatch.run.train import read_trace
+from rightbatch.run.runner import Runner
+from rightbatch.run.settings import Settings
+from rightbatch.run.trace import read_trace
 from rightbatch.training import Training
 
 curves = st.lists(st.floats(0.01, 10), min_size=MARKS, max_size=MARKS).map(
@@ -206,10 +208,11 @@ def test_a_diverging_run_is_named() -> None:
 
 
 def test_a_stop_between_steps_is_a_clean_end() -> None:
-    training = Training.start(regression_job())
+    settings = Settings(schedule=rb.Constant(16), end=math.inf)
+    run = Runner.start(regression_job(), settings)
     asked = iter([False] * 6 + [True] * 10)
-    rows = list(train_rows(training, 16, stop=lambda: next(asked)))
-    assert rows[-1].steps == training.steps == 7
+    rows = list(train_rows(run, stop=lambda: next(asked)))
+    assert rows[-1].steps == run.steps == 7
 
 
 @pytest.mark.parametrize(
@@ -258,7 +261,7 @@ class Malice:
 
 def test_no_code_runs_from_a_checkpoint(tmp_path: Path) -> None:
     torch.save(
-        {"format": "rightbatch/checkpoint/1", "model": Malice()}, tmp_path / "x.pt"
+        {"format": "rightbatch/checkpoint/2", "model": Malice()}, tmp_path / "x.pt"
     )
     with pytest.raises(rb.RunFolderError, match="cannot read"):
         load_checkpoint(tmp_path / "x.pt")

@@ -32,10 +32,18 @@ if TYPE_CHECKING:
     from rightbatch.measure.record import Measurements
     from rightbatch.noise.monitor import NoiseMonitor
     from rightbatch.noise.scale import NoiseScale
+    from rightbatch.plan.by_examples import ByExamples
     from rightbatch.plan.decide import Decision, decide
+    from rightbatch.plan.exchange import AlongRate, InsteadOfDecay
+    from rightbatch.plan.hyperparameters import Hyperparameters
+    from rightbatch.plan.live import FollowNoise, SignalToNoise
     from rightbatch.plan.objective import Energy, Examples, Money, Time
     from rightbatch.plan.plan import Plan
+    from rightbatch.plan.rate import Rate
     from rightbatch.plan.scaling import Scaling, scale_hyperparameters
+    from rightbatch.plan.schedule import Anneal, Constant, Ramp, Stages
+    from rightbatch.run.accumulate import Accumulator
+    from rightbatch.run.controller import Controller
     from rightbatch.run.train import Run, train
     from rightbatch.tuning import Tuning, tune
 
@@ -62,17 +70,31 @@ _HOMES = {
     "measure.one_shot": ("noise_scale",),
     "noise.monitor": ("NoiseMonitor",),
     "noise.scale": ("NoiseScale",),
+    "plan.by_examples": ("ByExamples",),
     "plan.decide": ("Decision", "decide"),
+    "plan.exchange": ("AlongRate", "InsteadOfDecay"),
+    "plan.hyperparameters": ("Hyperparameters",),
+    "plan.live": ("FollowNoise", "SignalToNoise"),
     "plan.objective": ("Energy", "Examples", "Money", "Time"),
     "plan.plan": ("Plan",),
+    "plan.rate": ("Rate",),
     "plan.scaling": ("Scaling", "scale_hyperparameters"),
+    "plan.schedule": ("Anneal", "Constant", "Ramp", "Stages"),
+    "run.accumulate": ("Accumulator",),
+    "run.controller": ("Controller",),
     "run.train": ("Run", "train"),
     "tuning": ("Tuning", "tune"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Accumulator",
+    "AlongRate",
+    "Anneal",
     "BatchStream",
+    "ByExamples",
+    "Constant",
+    "Controller",
     "Decision",
     "Energy",
     "Estimate",
@@ -80,6 +102,9 @@ __all__ = [
     "FeedAudit",
     "Finding",
     "Findings",
+    "FollowNoise",
+    "Hyperparameters",
+    "InsteadOfDecay",
     "Job",
     "JobError",
     "Measurements",
@@ -89,11 +114,15 @@ __all__ = [
     "NoiseScale",
     "Pairs",
     "Plan",
+    "Ramp",
+    "Rate",
     "RightbatchError",
     "Run",
     "RunFolderError",
     "Scaling",
     "SettingError",
+    "SignalToNoise",
+    "Stages",
     "StepsLaw",
     "Strata",
     "Time",

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rightbatch.errors import JobError, RightbatchError
+from rightbatch.oom import is_out_of_memory
 
 _OWN = str(Path(__file__).parent) + "/"
 
@@ -54,20 +55,3 @@ def user_line(error: BaseException) -> str:
     ]
     frame = (theirs or list(frames))[-1]
     return f"{frame.filename}:{frame.lineno}: {frame.line}"
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception is a device or the machine running out of memory."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(
-            sign in text
-            for sign in (
-                "out of memory",
-                "can't allocate memory",
-                "not enough memory",
-                "alloc_failed",
-            )
-        )
-    )

@@ -359,7 +359,7 @@ def report(run: Path) -> int:
     from rightbatch.plan.plan import Plan
     from rightbatch.report.page import Page
     from rightbatch.run.folder import MEASUREMENTS, PLAN, REPORT, TRACE
-    from rightbatch.run.train import read_trace
+    from rightbatch.run.trace import read_trace
 
     found = Measurements.load(run / MEASUREMENTS)
     goal = None

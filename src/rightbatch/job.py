@@ -186,21 +186,7 @@ class Job:
         Raises:
             JobError: The loss is neither a scalar nor a pair of scalars.
         """
-        device = next(model.parameters()).device
-        dtype = PRECISIONS[self.precision]
-        cast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-        with blaming("loss(model, batch)"), cast:
-            result = self.loss(model, batch)
-        value, count = result if isinstance(result, tuple) else (result, 0.0)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value)
-            raise JobError(
-                "the loss is not a scalar",
-                seen=f"loss(model, batch) returned {shape}",
-                why="one step needs one number; a vector leaves its mean undefined",
-                fix="return loss.mean(), or (loss.sum(), count) for ragged targets",
-            )
-        return value.reshape(()), count
+        return scalar_loss(self.loss, model, batch, PRECISIONS[self.precision])
 
     def evaluated(self, model: nn.Module) -> float:
         """The value of ``evaluate``, in eval mode and without gradients."""
@@ -221,6 +207,51 @@ class Job:
         if self.target is None or not math.isfinite(value):
             return False
         return value <= self.target if self.goal == "min" else value >= self.target
+
+
+def scalar_loss(
+    loss: Loss, model: nn.Module, batch: Any, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | float]:
+    """A loss as (value to differentiate, count); count 0.0 marks a plain mean.
+
+    Args:
+        loss: ``(model, batch) ->`` a mean, or ``(sum, count)``.
+        model: Gives the device.
+        batch: On that device.
+        dtype: For autocast; None: without.
+
+    Raises:
+        JobError: It is neither a scalar nor a pair of scalars, or the code raised.
+    """
+    device = next(model.parameters()).device
+    cast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+    with blaming("loss(model, batch)"), cast:
+        result = loss(model, batch)
+    value, count = result if isinstance(result, tuple) else (result, 0.0)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value)
+        raise JobError(
+            "the loss is not a scalar",
+            seen=f"loss(model, batch) returned {shape}",
+            why="one step needs one number; a vector leaves its mean undefined",
+            fix="return loss.mean(), or (loss.sum(), count) for ragged targets",
+        )
+    return value.reshape(()), count
+
+
+def check_differentiable(value: Tensor) -> None:
+    """Refuse a loss that no gradient comes from.
+
+    Raises:
+        JobError: It does not require one.
+    """
+    if not value.requires_grad:
+        raise JobError(
+            "the loss does not depend on the parameters",
+            seen="loss.requires_grad is False",
+            why="nothing can be learned from it",
+            fix="leave out .item(), .detach() and no_grad inside the loss",
+        )
 
 
 FUNCTION_FORMS = {

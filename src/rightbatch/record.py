@@ -70,14 +70,15 @@ def write_json(path: str | Path, value: Any, kind: str) -> None:
 
     Args:
         path: Where it goes; the parent folder must exist.
-        value: A dataclass.
+        value: A dataclass, or a plain dict.
         kind: Format name and version, such as ``"rightbatch/plan/1"``.
 
     Raises:
         RunFolderError: The folder cannot be written.
     """
     path = Path(path)
-    text = json.dumps({"format": kind, **to_plain(value)}, indent=1, allow_nan=False)
+    plain = to_plain(value)
+    text = json.dumps({"format": kind, **plain}, indent=1, allow_nan=False)
     write_text(path, text + "\n")
 
 
@@ -110,6 +111,21 @@ def read_json(path: str | Path, record: type[T], kind: str) -> T:
         RunFolderError: No such file, not JSON, another format or version, or a
             field that is missing or of the wrong type.
     """
+    plain = read_plain(path, kind)
+    try:
+        return typing.cast(T, from_plain(record, plain))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise RunFolderError(
+            f"{path} is damaged or was edited", seen=str(error)
+        ) from error
+
+
+def read_plain(path: str | Path, kind: str) -> dict[str, Any]:
+    """Read the JSON that `write_json` wrote, as it is, without its format.
+
+    Raises:
+        RunFolderError: No such file, not JSON, or another format or version.
+    """
     path = Path(path)
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))
@@ -129,9 +145,4 @@ def read_json(path: str | Path, record: type[T], kind: str) -> T:
             why="a file of another kind or version would be misread",
             fix="measure again with this version, or use the version that wrote it",
         )
-    try:
-        return typing.cast(T, from_plain(record, plain))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise RunFolderError(
-            f"{path} is damaged or was edited", seen=str(error)
-        ) from error
+    return plain

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rightbatch.blame import blaming
 from rightbatch.errors import JobError
 from rightbatch.feed.index_stream import IndexStream
-from rightbatch.job import Job
+from rightbatch.job import Job, check_differentiable
 
 
 @dataclass
@@ -129,13 +129,7 @@ def accumulate(
         loss, count = job.mean_loss(model, batch)
         ragged = isinstance(count, Tensor) or count > 0
         part = loss if ragged else loss * (size / sum(sizes))
-        if not part.requires_grad:
-            raise JobError(
-                "the loss does not depend on the parameters",
-                seen="loss.requires_grad is False",
-                why="nothing can be learned from it",
-                fix="leave out .item(), .detach() and no_grad inside the loss",
-            )
+        check_differentiable(part)
         with blaming("the backward pass"):
             part.backward()
         total = total + part.detach()

@@ -69,6 +69,7 @@ class Step:
         examples: Examples over all ranks.
         local_examples: Examples of this rank.
         tokens: Tokens over all ranks, or None.
+        weighted: Whether its examples carry importance weights.
     """
 
     def __init__(self, stream: BatchStream, plan: StepPlan) -> None:
@@ -79,6 +80,7 @@ class Step:
         self.local_examples = sum(len(m.piece.indices) for m in plan.micro if m.share)
         tokens = plan.cut.tokens
         self.tokens = None if tokens is None else int(tokens.sum())
+        self.weighted = plan.cut.weights is not None
 
     def __len__(self) -> int:
         return len(self._plan.micro)

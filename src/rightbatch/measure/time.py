@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from rightbatch.blame import is_out_of_memory
 from rightbatch.errors import JobError
 from rightbatch.estimate import Estimate
 from rightbatch.job import Job
 from rightbatch.measure.hardware import PressureGauge
 from rightbatch.measure.record import Contention, TimePoint
+from rightbatch.oom import is_out_of_memory
 from rightbatch.training import Training
 
 MIN_SIZES = 6

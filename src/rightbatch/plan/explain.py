@@ -54,6 +54,7 @@ def make_plan(choice: Choice) -> Plan:
         memory_limit_bytes=choice.limit_bytes,
         deadline_s=choice.deadline_s,
         threads=found.machine.threads if found.machine.device == "cpu" else None,
+        half_batch=choice.laws.time.half_batch.value,
     )
 
 

@@ -59,6 +59,7 @@ class Plan:
         memory_limit_bytes: What a step was allowed to take.
         deadline_s: Seconds to the target that were allowed, if limited.
         threads: Threads of torch on the CPU it was measured with; None elsewhere.
+        half_batch: The batch at which half of a step's time is overhead, in examples.
     """
 
     job: str
@@ -84,6 +85,7 @@ class Plan:
     memory_limit_bytes: float
     deadline_s: float | None = None
     threads: int | None = None
+    half_batch: float | None = None
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically.

@@ -14,10 +14,19 @@ from rightbatch.job import check_batch_size
 from rightbatch.optimizers import Family, decay_is_decoupled, optimizer_family
 
 Rule = Literal[
-    "auto", "linear", "noise-aware", "adam-noise-aware", "adam-sqrt", "adam-sde", "none"
+    "auto",
+    "linear",
+    "sqrt",
+    "noise-aware",
+    "adam-noise-aware",
+    "adam-sqrt",
+    "adam-sde",
+    "exponent",
+    "none",
 ]
 SOURCES = {
     "linear": "Goyal et al. 2017, arXiv:1706.02677",
+    "sqrt": "Krizhevsky 2014, arXiv:1404.5997; Hoffer et al. 2017, arXiv:1705.08741",
     "noise-aware": "McCandlish et al. 2018, arXiv:1812.06162, eq. 2.11",
     "adam-noise-aware": "McCandlish et al. 2018, eq. 2.11, under Adam's normalisation "
     "[derived: docs/decisions/007]; below the noise scale Malladi et al. 2022, "
@@ -25,12 +34,15 @@ SOURCES = {
     "adam-sqrt": "Malladi et al. 2022, arXiv:2205.10287; beta2 as a half-life in "
     "examples, beta1 kept: Marek et al. 2025, arXiv:2507.07101",
     "adam-sde": "Malladi et al. 2022, arXiv:2205.10287",
+    "exponent": "measured on this job: lr proportional to B ** exponent",
     "none": "asked for",
 }
 # Below this beta2 the second moment follows single batches and Adam diverges: digits at
 # B = 256 under AdamW ended at loss 0.4 with beta2 0.95, at 0.5 to 2.1 with 0.44, and
 # beyond 5,000 with 0.04 [measured]. So growing a batch never lowers beta2 further.
 LEAST_BETA2 = 0.9
+# The rates that torch's schedulers keep in a param group beside its present one.
+RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +62,7 @@ class Scaling:
         eps: Factor on epsilon.
         weight_decay: Factor on decoupled weight decay, so that decay per example
             stays; 1 for L2 in the loss, whose minimum does not depend on the batch.
+        ema: Power of the decay of an average of weights, see `scaled_ema`.
     """
 
     rule: str
@@ -62,6 +75,7 @@ class Scaling:
     beta2: float = 1.0
     eps: float = 1.0
     weight_decay: float = 1.0
+    ema: float = 1.0
 
 
 def scaling_for(
@@ -71,6 +85,7 @@ def scaling_for(
     *,
     rule: str = "auto",
     noise_scale: float | None = None,
+    exponent: float | None = None,
     decoupled_decay: bool = False,
 ) -> Scaling:
     """Work out how an optimizer's numbers follow the batch.
@@ -91,6 +106,8 @@ def scaling_for(
         batch_to: The batch to change to, in examples.
         rule: A rule by name, or ``"auto"``.
         noise_scale: Noise scale in examples, where known.
+        exponent: For the rule ``"exponent"``: that of the best learning rate in B, as
+            measured by runs of one's own.
         decoupled_decay: Whether weight decay is AdamW's, see `decay_is_decoupled`.
 
     Raises:
@@ -120,10 +137,24 @@ def scaling_for(
             seen=f"noise_scale={noise_scale}",
             fix="pass noise_scale=... in examples, or rule='linear'",
         )
+    if (name == "exponent") != (exponent is not None):
+        raise SettingError(
+            "the rule 'exponent' and an exponent belong together",
+            seen=f"rule={rule!r}, exponent={exponent}",
+            fix="rule='exponent', exponent=0.7: measured by the best rates at two or "
+            "more batches",
+        )
     root = math.sqrt(ratio)
     lr, beta1, beta2, eps = 1.0, 1.0, 1.0, 1.0
     if name == "linear":
         lr = ratio
+    elif name == "sqrt":
+        lr = root
+    elif name == "exponent":
+        assert exponent is not None
+        lr = ratio**exponent
+        if family == "adam":  # its moments' memory in examples, as in adam-sqrt
+            beta2, eps = ratio, 1 / root
     elif name == "noise-aware":
         assert noise_scale is not None
         lr = (1 + noise_scale / batch_from) / (1 + noise_scale / batch_to)
@@ -148,6 +179,7 @@ def scaling_for(
         # AdamW's decay per example is lr * weight_decay / B (Wang & Aitchison 2024,
         # arXiv:2405.13698).
         weight_decay=ratio / lr if decoupled_decay and name != "none" else 1.0,
+        ema=1.0 if name == "none" else ratio,
     )
 
 
@@ -170,6 +202,18 @@ def scaled_beta2(beta2: float, scaling: Scaling) -> float:
     return max(beta2**scaling.beta2, min(beta2, LEAST_BETA2))
 
 
+def scaled_ema(decay: float, scaling: Scaling) -> float:
+    """The decay of an average of weights that keeps its memory in examples.
+
+    Busbridge et al. 2023, arXiv:2307.13813.
+
+    Example:
+        >>> round(scaled_ema(0.999, scaling_for("sgd", 64, 256)), 6)
+        0.996006
+    """
+    return decay**scaling.ema
+
+
 def apply_scaling(optimizer: torch.optim.Optimizer, scaling: Scaling) -> None:
     """Change an optimizer's param groups by a `Scaling`, all of them or none.
 
@@ -181,10 +225,15 @@ def apply_scaling(optimizer: torch.optim.Optimizer, scaling: Scaling) -> None:
     Raises:
         SettingError: The rule leaves its domain: a beta would fall below zero.
     """
-    changed = [_scaled_group(group, scaling) for group in optimizer.param_groups]
-    for group, new in zip(optimizer.param_groups, changed, strict=True):
-        for parameter in group["params"]:
-            _keep_means(optimizer.state.get(parameter, {}), group, new)
+    assign(optimizer, [scaled_group(g, scaling) for g in optimizer.param_groups])
+
+
+def assign(optimizer: torch.optim.Optimizer, numbers: list[dict[str, Any]]) -> None:
+    """Set numbers of the param groups, keeping Adam's bias-corrected means."""
+    for group, new in zip(optimizer.param_groups, numbers, strict=True):
+        if "betas" in new and new["betas"] != group["betas"]:
+            for parameter in group["params"]:
+                _keep_means(optimizer.state.get(parameter, {}), group, new)
         group.update(new)
 
 
@@ -192,7 +241,7 @@ def _keep_means(
     state: dict[str, Any], group: dict[str, Any], new: dict[str, Any]
 ) -> None:
     steps = float(state.get("step", 0))
-    if "betas" not in new or steps < 1:
+    if steps < 1:
         return
     for key, old_beta, beta in (
         ("exp_avg", group["betas"][0], new["betas"][0]),
@@ -203,11 +252,15 @@ def _keep_means(
             state[key].mul_((1 - beta**steps) / (1 - old_beta**steps))
 
 
-def _scaled_group(group: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
+def scaled_group(group: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
+    """The numbers of one param group under a scaling; the group is left as it is.
+
+    Raises:
+        SettingError: A beta would fall below zero.
+    """
     new: dict[str, Any] = {}
     factors = {
-        "lr": scaling.lr,
-        "initial_lr": scaling.lr,
+        **dict.fromkeys(RATES, scaling.lr),
         "eps": scaling.eps,
         "weight_decay": scaling.weight_decay,
     }
@@ -240,6 +293,7 @@ def scale_hyperparameters(
     batch_to: int,
     rule: Rule = "auto",
     noise_scale: float | None = None,
+    exponent: float | None = None,
 ) -> Scaling:
     """Make an optimizer's learning rate, betas, eps and weight decay follow the batch.
 
@@ -249,6 +303,7 @@ def scale_hyperparameters(
         batch_to: The batch to change to, in examples.
         rule: See `scaling_for`.
         noise_scale: Noise scale in examples, for the noise-aware rule.
+        exponent: For the rule ``"exponent"``.
 
     Returns:
         What was done, with the rule's name and source.
@@ -271,6 +326,7 @@ def scale_hyperparameters(
         batch_to,
         rule=rule,
         noise_scale=noise_scale,
+        exponent=exponent,
         decoupled_decay=decay_is_decoupled(optimizer),
     )
     if noise_scale is not None and "noise-aware" not in scaling.rule:

@@ -8,8 +8,8 @@ from pathlib import Path
 from rightbatch.errors import RunFolderError
 
 MEASUREMENTS, PLAN, TRACE = "measurements.json", "plan.json", "trace.jsonl"
-REPORT, CHECKPOINTS = "report.html", "checkpoints"
-KNOWN = (MEASUREMENTS, PLAN, TRACE, REPORT, CHECKPOINTS)
+REPORT, CHECKPOINTS, RUN = "report.html", "checkpoints", "run.json"
+KNOWN = (MEASUREMENTS, PLAN, TRACE, REPORT, CHECKPOINTS, RUN)
 
 
 def make_run_folder(out: Path | None, stem: str) -> Path:

@@ -1,4 +1,4 @@
-"""Ctrl-C between steps: the step under way is finished, then the run ends."""
+"""Ctrl-C and SIGTERM: the step under way is finished, then the run ends."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+_CAUGHT = (signal.SIGINT, signal.SIGTERM)
+
 
 class Interrupt:
-    """Within it, Ctrl-C sets ``asked``; a second Ctrl-C interrupts at once.
+    """Within it, Ctrl-C or SIGTERM sets ``asked``; a second Ctrl-C interrupts at once.
 
+    A scheduler's SIGTERM, or torchrun's after it, never does: the state is then saved.
     Outside of the main thread, where signals cannot be caught, it does nothing.
     """
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
-        """Take over SIGINT."""
+        """Take over the signals."""
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            for kind in _CAUGHT:
+                self._before[kind] = signal.signal(kind, self._ask)
         return self
 
     def __exit__(
@@ -30,11 +34,12 @@ class Interrupt:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give SIGINT back."""
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        """Give them back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True

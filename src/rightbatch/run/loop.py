@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from rightbatch.errors import JobError
-from rightbatch.training import Training
+from rightbatch.run.accumulate import Update
+from rightbatch.run.runner import Runner
 
 # Evaluations are spaced by this growth in examples seen, so that the time to the
 # target is known within 4 % however long the run is. [assumed: a compromise with cost]
@@ -27,6 +27,11 @@ class TraceRow:
         process_time_s: CPU seconds of this process for the same.
         loss: Mean loss of the last batch.
         metric: The job's ``evaluate``, or None where it has none.
+        batch_size: Of the last step.
+        lr: Learning rate of the first param group in it.
+        micro_batch: Most examples in memory at once; 0: the whole batch.
+        noise_scale: Of the gradient, in examples, where it is measured.
+        events: What was decided or happened since the last row, with the reason.
     """
 
     steps: int
@@ -35,17 +40,22 @@ class TraceRow:
     process_time_s: float
     loss: float
     metric: float | None
+    batch_size: int = 0
+    lr: float = 0.0
+    micro_batch: int = 0
+    noise_scale: float | None = None
+    events: tuple[str, ...] = ()
 
 
 def train_rows(
-    training: Training,
-    batch_size: int,
+    run: Runner,
     *,
-    micro_batch: int | None = None,
-    max_examples: float = math.inf,
+    end: float = math.inf,
     time_limit_s: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
     stop: Callable[[], bool] = lambda: False,
+    save: Callable[[], None] = lambda: None,
+    save_due: Callable[[], bool] = lambda: False,
 ) -> Iterator[TraceRow]:
     """Train until the target, the examples or the time run out; yield as we go.
 
@@ -53,48 +63,96 @@ def train_rows(
     The last row is always an evaluation of where the run ended.
 
     Args:
-        training: The run to move on; steps and examples count from where it is.
-        batch_size: Examples per optimizer step.
-        micro_batch: Largest number of examples in memory at once.
-        max_examples: Stop when so many have been seen.
+        run: What to move on.
+        end: Stop when so many examples have been seen.
         time_limit_s: Stop when training took so many seconds of ``clock``.
         clock: What ``time_limit_s`` is measured by.
-        stop: Asked after every step whether to end here.
+        stop: Asked in every step whether to end after it; one rank's yes is enough.
+        save: Called between two steps, on all ranks, whenever
+        save_due: was true on any rank, or the run has ended.
 
     Raises:
-        JobError: The loss became NaN or infinite.
+        JobError: The loss became NaN or infinite, or the job's code raised.
     """
-    job = training.job
-    due = max(training.examples, FIRST_EVALUATION * job.batch_size)
-    wall = process = limited = 0.0
-    while True:
-        started = (time.perf_counter(), time.process_time(), clock())
-        while True:
-            loss = training.step(batch_size, micro_batch)
-            out_of_time = limited + clock() - started[2] >= time_limit_s
-            done = training.examples >= max_examples or out_of_time or stop()
-            if done or training.examples >= due:
-                break
-        last_loss = float(loss)  # waits for the device, so before the clocks are read
-        wall += time.perf_counter() - started[0]
-        process += time.process_time() - started[1]
-        limited += clock() - started[2]
-        if not math.isfinite(last_loss):
-            raise JobError(
-                f"the loss became {last_loss} at step {training.steps}",
-                seen=f"batch {batch_size}, {training.examples} examples seen",
-                why="the run has diverged: most often the learning rate is too high",
-                fix="lower the learning rate in the job's optimizer",
-            )
-        metric = job.evaluated(training.model) if job.evaluate else None
-        yield TraceRow(
-            steps=training.steps,
-            examples=training.examples,
-            time_s=wall,
-            process_time_s=process,
-            loss=last_loss,
-            metric=metric,
+    job = run.job
+    run.due = run.due or max(run.examples, FIRST_EVALUATION * job.batch_size)
+    limited, done = 0.0, run.examples >= end
+    clocks = (time.perf_counter, time.process_time, clock)
+    started = [read() for read in clocks]
+
+    def lap() -> None:
+        nonlocal started, limited
+        wall, process, own = (
+            read() - then for read, then in zip(clocks, started, strict=True)
         )
-        if done or (metric is not None and job.met(metric)):
-            return
-        due = math.ceil(training.examples * EVALUATION_GROWTH)
+        run.time_s += wall
+        run.process_time_s += process
+        limited += own
+        started = [read() for read in clocks]
+
+    while not done:
+        for step in run.stream.steps():  # to the end of an epoch
+            out_of_time = limited + clock() - started[2] >= time_limit_s
+            wishes = (float(stop() or out_of_time), float(save_due()))
+            run.stream_before = run.stream.state_dict()
+            lr = float(run.optimizer.param_groups[0]["lr"])
+            update = run.accumulator(step, flags=wishes)
+            run.steps += 1
+            run.examples += step.examples
+            decision = run.controller(run.examples)
+            if decision is not None:
+                run.events.append(f"step {run.steps}: {decision}")
+            if update.retries or not update.applied:
+                run.events.append(f"step {run.steps}: {_trouble(run, update)}")
+            ended, wanted = (flag > 0 for flag in update.flags)
+            done = ended or run.examples >= end
+            if done or run.examples >= run.due:
+                lap()
+                metric = run.evaluated()
+                done |= metric is not None and job.met(metric)
+                run.due = math.ceil(run.examples * EVALUATION_GROWTH)
+                events, run.events = tuple(run.events), []
+                yield row_of(run, update.loss, metric, step.examples, lr, events)
+                wanted |= done
+                started = [read() for read in clocks]
+            if wanted:
+                lap()
+                save()
+                started = [read() for read in clocks]
+            if done:
+                return
+
+
+def row_of(
+    run: Runner,
+    loss: float,
+    metric: float | None,
+    batch_size: int,
+    lr: float,
+    events: tuple[str, ...],
+) -> TraceRow:
+    """Where the run stands."""
+    noise = None if run.monitor is None else run.monitor.noise_scale.value
+    pieces = run.accumulator.pieces.now
+    return TraceRow(
+        steps=run.steps,
+        examples=run.examples,
+        time_s=run.time_s,
+        process_time_s=run.process_time_s,
+        loss=loss,
+        metric=metric,
+        batch_size=batch_size,
+        lr=lr,
+        micro_batch=pieces if pieces < batch_size else 0,
+        noise_scale=noise if noise is not None and math.isfinite(noise) else None,
+        events=events,
+    )
+
+
+def _trouble(run: Runner, update: Update) -> str:
+    if not update.applied:
+        return f"batch skipped: loss {update.loss:g}, gradient {update.grad_norm:g}"
+    return (
+        f"out of memory {update.retries} x: the same batch again in micro-batches of "
+        f"{run.accumulator.pieces.now}"
+    )

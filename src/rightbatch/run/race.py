@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from scipy import stats
 
-from rightbatch.blame import is_out_of_memory
 from rightbatch.errors import JobError
 from rightbatch.estimate import Estimate
 from rightbatch.job import Job
 from rightbatch.measure.held_out import held_out_loss
 from rightbatch.measure.record import Lane, Race
+from rightbatch.oom import is_out_of_memory
 from rightbatch.plan.scaling import Scaling, apply_scaling
 from rightbatch.training import Training
 

@@ -1,31 +1,34 @@
-"""Training a job by a plan: to its target, or for so many examples."""
+"""Training a job by a plan or a schedule: to its target, or for so many examples."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
-from collections.abc import Callable
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
-from rightbatch.blame import is_out_of_memory
-from rightbatch.errors import JobError, RightbatchError, RunFolderError, SettingError
-from rightbatch.job import Job, check_batch_size
-from rightbatch.loading import DEFAULT_NAME
-from rightbatch.optimizers import decay_is_decoupled, optimizer_family
+from rightbatch.errors import RightbatchError, RunFolderError, SettingError
+from rightbatch.job import Job
 from rightbatch.plan.plan import Plan
-from rightbatch.plan.scaling import Scaling, apply_scaling, scaling_for
-from rightbatch.record import to_plain
-from rightbatch.run.checkpoint import save_checkpoint
-from rightbatch.run.folder import CHECKPOINTS, TRACE, make_run_folder
+from rightbatch.plan.rate import Rate
+from rightbatch.plan.scaling import Scaling
+from rightbatch.plan.schedule import Schedule
+from rightbatch.run.accumulate import NotFinite, UpdateOutOfMemory
+from rightbatch.run.checkpoint import Checkpoints
+from rightbatch.run.folder import CHECKPOINTS, KNOWN, RUN, TRACE, make_run_folder
+from rightbatch.run.intent import end_of, settings_of
 from rightbatch.run.interrupt import Interrupt
 from rightbatch.run.loop import TraceRow, train_rows
-from rightbatch.training import Training
+from rightbatch.run.runner import Runner
+from rightbatch.run.settings import Settings
+from rightbatch.run.trace import Trace, read_trace
 
-LONGEST_EPOCHS = 1000  # a run to a target gives up after so many [assumed]
+SAVE_EVERY_S = 300.0  # seconds between checkpoints [assumed]
+ROLLBACKS = 3  # times to go back without getting further before giving up [assumed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -34,12 +37,14 @@ class Run:
 
     Attributes:
         reached: Whether the target was met; None where there is none.
-        interrupted: Whether Ctrl-C ended it.
-        batch_size: Examples per step.
-        scaling: How the optimizer's numbers were changed from today's.
+        interrupted: Whether Ctrl-C or SIGTERM ended it.
+        batch_size: Examples per step, at the end.
+        scaling: How the optimizer's numbers were changed from today's, at the end.
         rows: What ``trace.jsonl`` holds.
         checkpoint: The state at the end.
         model: The trained model.
+        resumed: The step it went on from, or None if it was begun.
+        events: Every decision and trouble, with its reason.
     """
 
     reached: bool | None
@@ -49,6 +54,7 @@ class Run:
     rows: tuple[TraceRow, ...]
     checkpoint: Path | None
     model: torch.nn.Module
+    resumed: int | None = None
 
     def __repr__(self) -> str:
         last = self.last
@@ -62,37 +68,71 @@ class Run:
         """Where the run ended: steps, examples, seconds, loss and metric."""
         return self.rows[-1]
 
+    @property
+    def events(self) -> tuple[str, ...]:
+        """Every decision and trouble of the run, with its step and reason."""
+        return tuple(event for row in self.rows for event in row.events)
+
 
 def train(
     job: Job,
     plan: Plan | None = None,
     *,
     batch_size: int | None = None,
+    schedule: Schedule | None = None,
+    rate: Rate | None = None,
     examples: int | None = None,
     epochs: float | None = None,
     rule: str = "auto",
     noise_scale: float | None = None,
+    exponent: float | None = None,
+    micro_batch: int | None = None,
+    largest: int | None = None,
+    clip_norm: float | None = None,
+    nonfinite: Literal["stop", "skip"] = "stop",
+    shard: bool = False,
+    num_workers: int = 0,
     out: str | Path | None = None,
+    resume: bool | Literal["auto"] = False,
+    save_every_s: float = SAVE_EVERY_S,
+    ledger: bool = False,
     watch: Callable[[TraceRow], None] = lambda row: None,
 ) -> Run:
-    """Train by a plan, or at a batch size of one's own, until the target or the end.
+    """Train by a plan, a schedule or a batch size, until the target or the end.
+
+    Under torchrun every process calls it alike: the batch is then over all of them.
 
     Args:
         job: What is trained.
         plan: Gives batch, split and learning rate.
         batch_size: Instead of a plan; the learning rate then follows ``rule``.
+        schedule: A batch that changes, see `Schedule`; with a plan, the plan gives
+            split and rule.
+        rate: A learning-rate decay by examples, see `Rate`.
         examples: Stop after so many examples.
         epochs: The same, in passes over the data.
         rule: How the learning rate follows from today's batch, without a plan.
         noise_scale: For the rule; see `plan.scaling.scaling_for`.
-        out: Run folder for the trace and the checkpoint; None keeps nothing.
-        watch: Called with every row of the trace.
+        exponent: For the rule ``"exponent"``.
+        micro_batch: Most examples in memory at once on one rank.
+        largest: A live schedule's largest batch.
+        clip_norm: Largest norm of the whole gradient.
+        nonfinite: A loss that is NaN or infinite: ``"stop"``, with the state before it
+            saved; or ``"skip"`` the batch.
+        shard: Shard the model over the ranks (FSDP2) instead of copying it (DDP).
+        num_workers: Processes that read the data set ahead.
+        out: Run folder for trace and checkpoints; None keeps nothing.
+        resume: Go on with the run in ``out``: True; or ``"auto"``: if there is one.
+            Bit for bit, on as many ranks; no example lost or repeated on others.
+        save_every_s: Seconds between checkpoints.
+        ledger: Write down every example handed out, as proof, in ``out``/ledger.
+        watch: Called with every row of the trace, on the first rank.
 
     Raises:
-        SettingError: The plan is for another job or batch, both or neither of plan and
-            end are given, or a number makes no sense.
-        JobError: The loss became NaN or infinite, or the job's code raised.
-        RunFolderError: The folder holds a run, or cannot be written.
+        SettingError: Settings contradict each other, the job, or the run to go on with.
+        JobError: The loss became NaN or infinite, not even one example fits in memory,
+            or the job's code raised.
+        RunFolderError: The folder holds a run, or none to go on with, or is full.
 
     Example:
         >>> import rightbatch as rb
@@ -100,167 +140,257 @@ def train(
         >>> run.reached
         True
     """
-    end = _end(job, examples, epochs)
-    size, micro, scaling = _setting(job, plan, batch_size, rule, noise_scale)
-    if size > job.length:
+    if out is None and (resume is True or ledger):
         raise SettingError(
-            f"the batch is larger than the data set of {job.length} examples",
-            seen=f"batch_size={size}",
-            fix=f"batch_size={job.length} or less",
+            "resume and ledger need the run's folder", fix="out='runs/mine'"
         )
-    folder = None if out is None else make_run_folder(Path(out), job.name)
-    torch.manual_seed(job.seed)
-    training = Training.start(job)
-    apply_scaling(training.optimizer, scaling)
-    rows: list[TraceRow] = []
-    checkpoint = folder / CHECKPOINTS / "last.pt" if folder else None
-    with contextlib.ExitStack() as stack:
-        trace = _open_trace(folder, stack)
-        interrupt = stack.enter_context(Interrupt())
-        try:
-            for row in train_rows(
-                training,
-                size,
-                micro_batch=micro,
-                max_examples=end,
-                stop=lambda: interrupt.asked,
-            ):
-                rows.append(row)
-                if trace is not None:
-                    trace.write(json.dumps(to_plain(row)) + "\n")
-                    trace.flush()
-                watch(row)
-        except (RuntimeError, MemoryError) as error:
-            if not rows and folder is not None:
-                (folder / TRACE).unlink(missing_ok=True)
-            if not is_out_of_memory(error):
-                raise
-            raise JobError(
-                f"a batch of {size} does not fit in memory",
-                seen=str(error).splitlines()[0][:70],
-                fix=f"a plan (it splits batches), or --batch-size {max(1, size // 2)}",
-            ) from error
-        except RightbatchError:
-            if not rows and folder is not None:
-                (folder / TRACE).unlink(missing_ok=True)
-            raise
-        if checkpoint is not None:
-            save_checkpoint(training, checkpoint, size)
+    if not save_every_s >= 0:
+        raise SettingError(
+            "save_every_s must not be negative", seen=f"save_every_s={save_every_s}"
+        )
+    first = _rank() == 0
+    folder = None if out is None else Path(out)
+    going_on = folder is not None and _going_on(folder, resume)
+    saved = Settings.load(folder / RUN) if folder is not None and going_on else None
+    defaults: dict[str, Any] = {
+        "rate": (rate, None),
+        "rule": (rule, "auto"),
+        "noise_scale": (noise_scale, None),
+        "exponent": (exponent, None),
+        "micro_batch": (micro_batch, None),
+        "largest": (largest, None),
+        "clip_norm": (clip_norm, None),
+        "nonfinite": (nonfinite, "stop"),
+        "shard": (shard, False),
+        "num_workers": (num_workers, 0),
+        "ledger": (str(folder / "ledger") if ledger and folder else "", ""),
+    }
+    given = {name: now for name, (now, usual) in defaults.items() if now != usual}
+    end = end_of(job, examples, epochs)
+    settings = settings_of(job, plan, batch_size, schedule, end, saved, given)
+    runner = Runner.start(job, settings)
+    keeper = None
+    try:
+        if folder is not None:
+            keeper = _Keeper(folder, runner, save_every_s, first, bool(resume))
+            keeper.open(settings, going_on)
+        return _trained(runner, settings, keeper, watch if first else lambda row: None)
+    except (RightbatchError, RuntimeError, MemoryError):
+        if keeper is not None:
+            keeper.forget()
+        raise
+    finally:
+        if keeper is not None:
+            keeper.close()
+        runner.close()
+
+
+def _trained(
+    run: Runner,
+    settings: Settings,
+    keeper: _Keeper | None,
+    watch: Callable[[TraceRow], None],
+) -> Run:
+    rows = [] if keeper is None else list(keeper.rows)
+    resumed = run.steps if keeper is not None and keeper.resumed else None
+    rollbacks, furthest = 0, run.steps
+    with Interrupt() as interrupt:
+        while True:
+            try:
+                for row in _rows(run, settings, keeper, interrupt):
+                    rows.append(row)
+                    if keeper is not None:
+                        keeper.write(row)
+                    watch(row)
+                break
+            except UpdateOutOfMemory:
+                rollbacks = rollbacks + 1 if run.steps <= furthest else 1
+                furthest = max(furthest, run.steps)
+                if keeper is None or rollbacks > ROLLBACKS or run.ranks.size > 1:
+                    raise
+                keeper.roll_back()
+                rows = list(keeper.rows)
     metric = rows[-1].metric
-    reached = None if job.target is None or metric is None else job.met(metric)
+    job = run.job
     return Run(
-        reached=reached,
+        reached=None if job.target is None or metric is None else job.met(metric),
         interrupted=interrupt.asked,
-        batch_size=size,
-        scaling=scaling,
+        batch_size=run.controller.batch_size,
+        scaling=run.controller.numbers.scaling,
         rows=tuple(rows),
-        checkpoint=checkpoint,
-        model=training.model,
+        checkpoint=None if keeper is None else keeper.last,
+        model=run.bare,
+        resumed=resumed,
     )
 
 
-def _end(job: Job, examples: int | None, epochs: float | None) -> float:
-    if examples is not None and epochs is not None:
-        raise SettingError("give examples or epochs, not both")
-    if examples is not None:
-        check_batch_size(examples, "examples")
-        return examples
-    if epochs is not None:
-        if not 0 < epochs < math.inf:
-            raise SettingError("epochs must be positive", seen=f"epochs={epochs}")
-        return max(1, round(epochs * job.length))
-    if job.target is None:
-        raise SettingError(
-            "the job has no target, so the run has no end",
-            fix="--epochs 10 or --examples 100000, or a Job with evaluate= and target=",
-        )
-    return LONGEST_EPOCHS * job.length
-
-
-def _setting(
-    job: Job,
-    plan: Plan | None,
-    batch_size: int | None,
-    rule: str,
-    noise_scale: float | None,
-) -> tuple[int, int, Scaling]:
-    """Batch, micro-batch and scaling from a plan, or from a batch size alone.
-
-    Raises:
-        SettingError: Both are given, or the plan is for another job.
-    """
-    if plan is not None and batch_size is not None:
-        raise SettingError("give a plan or a batch size, not both")
-    if plan is None:
-        size = job.batch_size if batch_size is None else batch_size
-        check_batch_size(size)
-        optimizer = job.make_optimizer(job.make_model())
-        scaling = scaling_for(
-            optimizer_family(optimizer),
-            job.batch_size,
-            size,
-            rule=rule,
-            noise_scale=noise_scale,
-            decoupled_decay=decay_is_decoupled(optimizer),
-        )
-        return size, size, scaling
-    # A job without a name of its own is called after its file by the command line.
-    named = DEFAULT_NAME not in (plan.job, job.name)
-    if plan.today != job.batch_size or (named and plan.job != job.name):
-        raise SettingError(
-            "the plan is for another job",
-            seen=f"plan: {plan.job} at batch {plan.today}; "
-            f"job: {job.name} at batch {job.batch_size}",
-            why="its learning rate follows from that job's own",
-            fix="rightbatch tune this job first",
-        )
-    optimizer = job.make_optimizer(job.make_model())
-    today = float(optimizer.param_groups[0]["lr"])
-    kind = type(optimizer).__name__
-    same_rate = math.isclose(today * plan.scaling.lr, plan.lr, rel_tol=1e-6)
-    if kind != plan.optimizer or not same_rate:
-        raise SettingError(
-            "the job's optimizer has changed since the plan was made",
-            seen=f"plan: {plan.optimizer} to lr {plan.lr:.4g}; job: {kind} at lr "
-            f"{today:.4g}, which the plan would make {today * plan.scaling.lr:.4g}",
-            why="the plan changes today's rate by a factor; it would be applied twice",
-            fix="leave the job at the optimizer and rate it was tuned with, or tune "
-            "it again",
-        )
-    return plan.batch_size, plan.micro_batch, plan.scaling
-
-
-def _open_trace(folder: Path | None, stack: contextlib.ExitStack):
-    if folder is None:
-        return None
+def _rows(
+    run: Runner, settings: Settings, keeper: _Keeper | None, interrupt: Interrupt
+) -> Iterator[TraceRow]:
+    """The loop, with what is saved around it."""
     try:
-        return stack.enter_context((folder / TRACE).open("w", encoding="utf-8"))
-    except OSError as error:
-        raise RunFolderError(
-            f"cannot write {folder / TRACE}", seen=str(error.strerror)
-        ) from error
+        with warnings.catch_warnings():
+            # Told in the trace, with the step.
+            told = "(out of memory|micro-batch back)"
+            warnings.filterwarnings("ignore", message=told)
+            yield from train_rows(
+                run,
+                end=settings.end,
+                stop=lambda: interrupt.asked,
+                save=(lambda: None) if keeper is None else keeper.save,
+                save_due=(lambda: False) if keeper is None else keeper.due,
+            )
+    except NotFinite as error:
+        if keeper is not None:
+            # As before the batch, so that going on meets it again, or skips it.
+            keeper.save(stream=run.stream_before)
+            error.fix = "--resume with a lower learning rate or --nonfinite skip"
+        raise
+    if keeper is not None:
+        keeper.finish()
 
 
-def read_trace(path: Path) -> tuple[TraceRow, ...]:
-    """Read a ``trace.jsonl``; a last line cut short by a crash is left out.
+class _Keeper:
+    """The folder of a run: settings, trace and checkpoints, written by rank 0."""
 
-    Raises:
-        RunFolderError: It cannot be read, or another line is damaged.
-    """
-    from rightbatch.record import from_plain
+    def __init__(
+        self, folder: Path, run: Runner, every_s: float, first: bool, again: bool
+    ) -> None:
+        self.folder, self.run, self.every_s, self.first = folder, run, every_s, first
+        self.again = again
+        self.checkpoints = Checkpoints(folder / CHECKPOINTS)
+        self.rows: tuple[TraceRow, ...] = ()
+        self.last: Path | None = None
+        self.resumed = self._mine = False
+        self._saved = time.monotonic()
+        self._trace: Trace | None = None
+        self._failure: RunFolderError | None = None
 
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise RunFolderError(f"cannot read {path}", seen=str(error.strerror)) from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
+    def open(self, settings: Settings, going_on: bool) -> None:
+        """Go on from the newest checkpoint, or begin: the folder is written now."""
+        if going_on:
+            self._restore()
+            self.resumed = True
+        if self.first:
+            if not going_on and not self._begun():
+                make_run_folder(self.folder, self.run.job.name)
+            self._mine = not going_on
+            settings.save(self.folder / RUN)
+            self._trace = Trace(self.folder / TRACE, self.rows)
+        if not going_on:  # to go back to, whatever happens
+            self.save()
+            if self._failure is not None:
+                raise self._failure
+
+    def _begun(self) -> bool:
+        """Whether a run was begun here that ended before its first checkpoint."""
+        held = {name for name in KNOWN if (self.folder / name).exists()}
+        return self.again and bool(held) and held <= {RUN, TRACE, CHECKPOINTS}
+
+    def forget(self) -> None:
+        """Nothing was trained: leave no half run behind that blocks the next try."""
+        if not self._mine or self.run.steps:
+            return
+        if self._trace is not None:
+            self._trace.close()
+        for path in (*self.checkpoints.folder.glob("step-*"), self.checkpoints.folder):
+            path.rmdir() if path.is_dir() else path.unlink()
+        for name in (TRACE, RUN):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def due(self) -> bool:
+        """Whether it is time; only the first rank's clock counts."""
+        return self.first and time.monotonic() - self._saved >= self.every_s
+
+    def save(self, stream: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint; collective. What fails is told, and training goes on."""
+        state = self.run.state(stream)
+        self._saved = time.monotonic()
+        if not self.first:
+            return
+        about = {
+            "job": self.run.job.name,
+            "examples": self.run.examples,
+            "batch_size": self.run.controller.batch_size,
+            "world_size": self.run.ranks.size,
+        }
         try:
-            rows.append(from_plain(TraceRow, json.loads(line)))
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):
-                break
+            self.last = self.checkpoints.save(state, steps=self.run.steps, about=about)
+            self._failure = None
+        except RunFolderError as error:
+            self._failure = error
+            warnings.warn(f"{error.what}: {error.seen}; training goes on", stacklevel=2)
+
+    def write(self, row: TraceRow) -> None:
+        """Append a row to the trace."""
+        if self._trace is not None:
+            self._trace.write(row)
+
+    def roll_back(self) -> None:
+        """After an update that cannot be trusted: to the last checkpoint, in place."""
+        steps = self.run.steps
+        smaller = self.run.accumulator.pieces
+        self._restore()
+        smaller.shrink(self.run.controller.batch_size)
+        self.run.events.append(
+            f"step {steps + 1}: memory ran out inside the optimizer; back to step "
+            f"{self.run.steps}, in micro-batches of {smaller.now}"
+        )
+        if self.first:
+            if self._trace is not None:
+                self._trace.close()
+            self._trace = Trace(self.folder / TRACE, self.rows)
+
+    def close(self) -> None:
+        """Close the trace."""
+        if self._trace is not None:
+            self._trace.close()
+
+    def finish(self) -> None:
+        """The run has ended.
+
+        Raises:
+            RunFolderError: The last checkpoint could not be written.
+        """
+        if self._failure is not None:
+            raise self._failure
+
+    def _restore(self) -> None:
+        found = self.checkpoints.newest()
+        ranks = self.run.ranks
+        if found is None:
             raise RunFolderError(
-                f"{path} is damaged in line {number}", seen=str(error)
-            ) from error
-    return tuple(rows)
+                f"{self.folder} holds no checkpoint to go on from",
+                fix="begin the run again, with another --out",
+            )
+        ranks.agree("the checkpoint", found[0].name, "one folder that all ranks see")
+        self.run.restore(found[1])
+        self.last = found[0]
+        trace = self.folder / TRACE
+        rows = read_trace(trace) if trace.exists() else ()
+        self.rows = tuple(row for row in rows if row.steps <= self.run.steps)
+
+
+def _going_on(folder: Path, resume: bool | str) -> bool:
+    """Whether there is a run to go on with, and that was asked for.
+
+    Raises:
+        SettingError: ``resume`` is none of its values.
+        RunFolderError: There is none, and there should be.
+    """
+    if resume not in (True, False, "auto"):
+        raise SettingError(
+            "resume must be True, False or 'auto'", seen=f"resume={resume!r}"
+        )
+    there = bool(Checkpoints(folder / CHECKPOINTS).paths())
+    if resume is True and not there:
+        raise RunFolderError(
+            f"{folder} holds no run to go on with",
+            seen="no checkpoints" if folder.exists() else "no such folder",
+            fix="leave --resume out to begin one",
+        )
+    return there and bool(resume)
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0

@@ -1,0 +1,284 @@
+"""The gradient of one batch over all its pieces and ranks, or what failed."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rightbatch.blame import blaming
+from rightbatch.errors import JobError
+from rightbatch.job import Loss, check_differentiable, scalar_loss, to_device
+from rightbatch.oom import OutOfMemory, out_of_memory
+from rightbatch.run.batch_norm import batch_norms, corrected
+from rightbatch.run.ranks import Ranks
+from rightbatch.run.survival import Before, release, reserve
+
+HALVES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(slots=True)
+class Piece:
+    """Some examples of a batch, still where the loader left them."""
+
+    batch: Any
+    count: int
+    counts: bool = True  # a filler, there only to keep ranks in step, does not
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """A gradient lies in ``.grad``: its mean loss, count, and the ranks' flags."""
+
+    loss: float
+    count: float
+    flags: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Some rank ran out of memory; this one, if ``memory`` says how."""
+
+    memory: OutOfMemory | None
+
+
+@dataclass
+class BatchGradient:
+    """Leaves in ``.grad`` the gradient of a batch: sum of losses over their count.
+
+    Attributes:
+        model: As the loop calls it.
+        loss: A mean over examples, or ``(sum, count)``.
+        optimizer: Whose parameters are differentiated for.
+        ranks: Who averages with whom.
+        dtype: Of autocast, or None.
+        scaler: A ``GradScaler``, or None.
+        per_example: With a scaler: about what the loss counts for one example.
+    """
+
+    model: nn.Module
+    loss: Loss
+    optimizer: torch.optim.Optimizer
+    ranks: Ranks
+    dtype: torch.dtype | None
+    scaler: Any
+    per_example: float | None = None
+
+    def __post_init__(self) -> None:
+        self.device = next(self.model.parameters()).device
+        self.parameters: list[Tensor] = [
+            p for group in self.optimizer.param_groups for p in group["params"]
+        ]
+        self.norms = batch_norms(self.model)
+        self.before = Before(self.model)
+
+    def gradients(self) -> list[Tensor]:
+        """Those that this step has made."""
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+    def make(
+        self, pieces: list[Piece], examples: int | None, flags: Sequence[float]
+    ) -> Gradient | Trouble:
+        """Leave in ``.grad`` the gradient of the whole batch; or say what failed."""
+        self.optimizer.zero_grad(set_to_none=True)
+        guess = self._scale(pieces[0], examples)
+        sums: list[Tensor] = []
+        counts: list[Any] = []
+        trouble: BaseException | None = None
+        held: list[Tensor] = []
+        last: Tensor | None = None
+        share = [p.count / sum(p.count for p in pieces) for p in pieces]
+        try:
+            if not self.optimizer.state:
+                held = reserve(self.parameters)
+            with self.ranks.exchange(False):
+                for k, piece in enumerate(pieces[:-1]):
+                    with corrected(self.norms, share[k]):
+                        self._backward(self._forward(piece, sums, counts, guess))
+            with self.ranks.exchange(True), corrected(self.norms, share[-1]):
+                last = self._forward(pieces[-1], sums, counts, guess)
+        except BaseException as error:
+            trouble = error
+        told = self._together(trouble, flags)
+        if isinstance(told, Trouble):
+            return told
+        assert last is not None
+        begun = self._versions()
+        try:
+            with self.ranks.exchange(True):
+                self._backward(last)
+        except Exception as error:
+            trouble, last = error, None
+            self._complete(begun)
+        held.clear()
+        return self._divided(sums, counts, guess, trouble, told, examples)
+
+    def _scale(self, piece: Piece, examples: int | None) -> float:
+        """What losses are divided by on the way: near the count of the whole batch.
+
+        Equal on all ranks. Float16 gradients of a sum over thousands would overflow, so
+        with a scaler the first piece is counted beforehand.
+        """
+        if self.scaler is not None and self.per_example is None:
+            with torch.no_grad():
+                batch = to_device(piece.batch, self.device)
+                _, count = scalar_loss(self.loss, self.model, batch, self.dtype)
+            self.before.restore(self.device)
+            ratio = float(count) / piece.count or 1.0
+            highest = max(r for (r,) in self.ranks.gather([ratio]))
+            self.per_example = 2.0 ** round(math.log2(highest))
+        whole = 1.0 if examples is None else examples / self.ranks.size
+        return whole * (self.per_example or 1.0)
+
+    def _forward(
+        self, piece: Piece, sums: list[Tensor], counts: list[Any], guess: float
+    ) -> Tensor:
+        """The loss of one piece, ready to differentiate."""
+        batch = to_device(piece.batch, self.device)
+        value, count = scalar_loss(self.loss, self.model, batch, self.dtype)
+        check_differentiable(value)
+        value = value.float() if value.dtype in HALVES else value
+        if not isinstance(count, Tensor) and count == 0.0:
+            value, count = value * piece.count, float(piece.count)
+        if not piece.counts:
+            value, count = value * 0.0, 0.0
+        sums.append(value.detach())
+        counts.append(count)
+        return value / guess
+
+    def _backward(self, value: Tensor) -> None:
+        with blaming("the backward pass"):
+            scaled = value if self.scaler is None else self.scaler.scale(value)
+            scaled.backward()
+
+    def _together(
+        self, trouble: BaseException | None, flags: Sequence[float]
+    ) -> tuple[float, ...] | Trouble:
+        """Before gradients are exchanged: is everybody ready? Else nobody begins."""
+        memory = None if trouble is None else self._memory(trouble)
+        code = 0.0 if trouble is None else 1.0 if memory else 2.0
+        told = self.ranks.gather([code, *flags])
+        if trouble is not None and memory is None:
+            raise trouble
+        failed = [rank for rank, numbers in enumerate(told) if numbers[0] == 2]
+        if failed:
+            raise _other_failed(failed[0])
+        if any(numbers[0] for numbers in told):
+            release(trouble)
+            return Trouble(memory)
+        columns = list(zip(*told, strict=True))[1:]
+        return tuple(max(column) for column in columns)
+
+    def _divided(
+        self,
+        sums: list[Tensor],
+        counts: list[Any],
+        guess: float,
+        trouble: BaseException | None,
+        flags: tuple[float, ...],
+        examples: int | None,
+    ) -> Gradient | Trouble:
+        """Divide by the count of the whole batch over all ranks."""
+        memory = None if trouble is None else self._memory(trouble)
+        wide = torch.float32 if self.device.type == "mps" else torch.float64
+        codes = [float(memory is not None), float(trouble is not None)]
+        numbers = torch.stack(
+            [
+                *(_added(terms, self.device).to(wide) for terms in (sums, counts)),
+                *torch.tensor(codes, dtype=wide, device=self.device),
+            ]
+        )
+        loss, count, no_memory, failed = self.ranks.total(numbers).tolist()
+        if trouble is not None and memory is None:
+            raise trouble
+        if failed > no_memory:
+            raise _other_failed(None)
+        if no_memory:
+            release(trouble)
+            return Trouble(memory)
+        if not count > 0:
+            raise JobError(
+                "the loss counted nothing in the whole batch",
+                seen=f"count {count:g} over {self.ranks.size} rank(s)",
+                why="a mean over nothing is not defined",
+                fix="leave out examples whose targets are all masked",
+            )
+        factor = guess * self.ranks.size / count
+        if factor != 1.0:
+            for gradient in self.gradients():
+                gradient.mul_(factor)
+        if self.scaler is not None:
+            self.per_example = 2.0 ** round(math.log2(count / (examples or 1)))
+        return Gradient(loss / count, count, flags)
+
+    def _versions(self) -> list[tuple[bool, int]]:
+        """What a gradient that arrives will change; only asked for under DDP."""
+        if self.ranks.ddp is None:
+            return []
+        return [
+            (p.grad is None, 0 if p.grad is None else p.grad._version)
+            for p in self.ranks.ddp.parameters()
+        ]
+
+    def _memory(self, error: BaseException) -> OutOfMemory | None:
+        """What ran out of memory, where the step can be made again.
+
+        Raises:
+            JobError: It did, and the step cannot.
+        """
+        found = out_of_memory(error)
+        if found is not None and self.ranks.sharded:
+            raise JobError(
+                "a rank of a sharded model ran out of memory",
+                seen=found.text[:120],
+                why="the others wait inside its exchange of parameters, so the step "
+                "cannot be made again in place",
+                fix="resume from the last checkpoint with a smaller micro_batch",
+            ) from error
+        return found
+
+    def _complete(self, begun: list[tuple[bool, int]]) -> None:
+        """Give the other ranks the rest of the exchange that this one broke off.
+
+        They wait in their backward pass for every gradient. What was not computed any
+        more is sent as zeros; all ranks throw the step away afterwards.
+        """
+        ddp = self.ranks.ddp
+        if ddp is None:
+            return
+        now = self._versions()
+        missing = [
+            p
+            for p, a, b in zip(ddp.parameters(), begun, now, strict=True)
+            if a == b and p.requires_grad
+        ]
+        gc.collect()
+        if missing:
+            zero = torch.zeros((), device=self.device)
+            sum((p.sum() * 0.0 for p in missing), start=zero).backward()
+
+
+def _added(terms: list[Any], device: torch.device) -> Tensor:
+    """Their sum, on the device; plain numbers are added exactly."""
+    tensors = [t.to(device) for t in terms if isinstance(t, Tensor)]
+    plain = sum(t for t in terms if not isinstance(t, Tensor))
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    return sum(
+        (t.to(dtype) for t in tensors),
+        start=torch.tensor(float(plain), dtype=dtype, device=device),
+    )
+
+
+def _other_failed(rank: int | None) -> JobError:
+    who = "another rank" if rank is None else f"rank {rank}"
+    return JobError(
+        f"{who} failed in this step",
+        seen="this rank was ready",
+        why="a step is made by all ranks or by none",
+        fix="see the error of the rank that failed",
+    )
