@@ -37,6 +37,7 @@ ROOMS = [
     "tuning",
     "report",
     "console",
+    "training_command",
     "cli",
 ]
 

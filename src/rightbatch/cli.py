@@ -23,7 +23,6 @@ from rightbatch.console import (
     finish,
     folded,
     interrupted,
-    keep_origin,
     make_console,
     note_interrupts,
     print_document,
@@ -282,8 +281,36 @@ def plan(
     "--plan", "plan_path", type=click.Path(path_type=Path), help="A plan.json."
 )
 @click.option("--batch-size", type=int, help="Instead of a plan; the rate follows.")
+@click.option(
+    "--schedule",
+    help="A batch that changes: ramp:32:512:3epochs, noise:0.5, smith:512, ….",
+)
+@click.option("--rate", help="Learning-rate decay: cosine:10epochs[:0.01], ….")
+@click.option("--rule", default="auto", help="How the rate follows the batch.")
+@click.option("--noise-scale", type=float, help="For the noise-aware rules.")
+@click.option("--exponent", type=float, help="For --rule exponent.")
 @click.option("--epochs", type=float, help="Passes over the data; else to the target.")
 @click.option("--examples", type=int, help="The same, in examples.")
+@click.option("--micro-batch", type=int, help="Most examples in memory at once.")
+@click.option("--largest", type=int, help="Never a batch beyond.")
+@click.option("--clip-norm", type=float, help="Largest norm of the gradient.")
+@click.option(
+    "--nonfinite",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    help="What a NaN or infinite loss does.",
+)
+@click.option("--shard", is_flag=True, help="Shard the model over ranks (FSDP2).")
+@click.option("--workers", type=int, default=0, help="Processes that read the data.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, if any.")
+@click.option(
+    "--save-every",
+    type=DURATION,
+    default="300",
+    show_default=True,
+    help="Time between checkpoints.",
+)
+@click.option("--ledger", is_flag=True, help="Prove every example seen once.")
 @THREADS
 @OUT
 @JSON
@@ -291,62 +318,40 @@ def train(
     job: str,
     plan_path: Path | None,
     batch_size: int | None,
+    schedule: str | None,
+    rate: str | None,
     epochs: float | None,
     examples: int | None,
     keep_threads: bool,
+    resume: bool,
+    save_every: float,
+    workers: int,
     out: Path | None,
     as_json: bool,
+    **settings: Any,
 ) -> int:
-    """Train JOB by a plan, or at a batch size, to its target or for so long."""
-    if plan_path is not None and plan_path.is_dir():
-        plan_path /= "plan.json"
-    console, spec, _ = begin(job, out, as_json, make=False)
-    import torch
+    """Train JOB by a plan, a schedule or a batch size, to its target or for so long.
 
-    from rightbatch.measure.threads import pick_threads
-    from rightbatch.plan.plan import Plan
-    from rightbatch.record import to_plain
-    from rightbatch.report.terminal import TrainingLine, print_plain, run_lines
-    from rightbatch.run.folder import make_run_folder
-    from rightbatch.run.train import train as run_train
+    On several processes: torchrun --nproc-per-node N -m rightbatch train JOB …
+    """
+    from rightbatch.training_command import train_command
 
-    chosen = Plan.load(plan_path) if plan_path is not None else None
-    loaded = quiet_load(job, as_json)
-    if not keep_threads:
-        planned = chosen.threads if chosen is not None else None
-        torch.set_num_threads(planned or pick_threads(loaded)[0])
-    folder = out or make_run_folder(None, f"train-{spec.stem}")
-    with TrainingLine(console, loaded) as line:
-        try:
-            run = run_train(
-                loaded,
-                chosen,
-                batch_size=batch_size,
-                epochs=epochs,
-                examples=examples,
-                out=folder,
-                watch=line.show,
-            )
-        except RightbatchError:
-            drop_if_empty(folder)
-            raise
-    if plan_path is not None:
-        keep_origin(plan_path.parent, folder)
-    if as_json:
-        document = {
-            "reached": run.reached,
-            "batch_size": run.batch_size,
-            "interrupted": run.interrupted,
-            "last": to_plain(run.last),
-            "scaling": to_plain(run.scaling),
-            "folder": str(folder),
-        }
-        print_document(document)
-    else:
-        print_plain(console, run_lines(run, loaded, folder))
-    if run.interrupted:
-        return INTERRUPTED
-    return UNDECIDED if run.reached is False and loaded.target is not None else DECIDED
+    return train_command(
+        job,
+        plan_path,
+        batch_size=batch_size,
+        schedule=schedule,
+        rate=rate,
+        epochs=epochs,
+        examples=examples,
+        keep_threads=keep_threads,
+        resume=resume,
+        save_every_s=save_every,
+        num_workers=workers,
+        out=out,
+        as_json=as_json,
+        settings=settings,
+    )
 
 
 @cli.command()

@@ -244,14 +244,14 @@ def files_lines(files: Sequence[tuple[str, str]]) -> str:
 class TrainingLine:
     """One live line on a training run; when piped, a line now and then."""
 
-    def __init__(self, console: Console, job: Job) -> None:
-        self.console, self.job = console, job
+    def __init__(self, console: Console, job: Job, *, quiet: bool = False) -> None:
+        self.console, self.job, self.quiet = console, job, quiet
         self.spoken = time.monotonic()
         self.live: Live | None = None
 
     def __enter__(self) -> TrainingLine:
         """Open the live line in a terminal."""
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.quiet:
             self.live = Live(console=self.console, transient=True, refresh_per_second=8)
             self.live.start()
         return self
@@ -262,9 +262,13 @@ class TrainingLine:
             self.live.stop()
 
     def show(self, row: TraceRow) -> None:
-        """Say where the run stands."""
+        """Say where the run stands, and what was decided since."""
+        if self.quiet:
+            return
+        for event in row.events:
+            print_plain(self.console, wrapped("", event))
         text = (
-            f" step {row.steps:,}, {row.examples:,} examples, "
+            f" step {row.steps:,}, B {row.batch_size:,}, {row.examples:,} examples, "
             f"{show_seconds(row.time_s)}, loss {row.loss:.4g}"
         )
         if row.metric is not None:
@@ -289,13 +293,17 @@ def run_lines(run: Run, job: Job, folder: Path) -> str:
         head = f"Target {job.target:.4g} not reached: {last.metric:.4g} at the end."
     else:
         head = f"Done: loss {last.loss:.4g}."
+    sizes = [row.batch_size for row in run.rows]
+    first, final = sizes[0], run.batch_size
+    batch = f"B = {final}" if len({*sizes, final}) == 1 else f"B = {first} to {final}"
     rows = [
         f" {head}",
         wrapped(
             "run",
-            f"B = {run.batch_size} ({run.scaling.rule}: lr x {run.scaling.lr:.3g}): "
+            f"{batch} ({run.scaling.rule}: lr x {run.scaling.lr:.3g}): "
             f"{show_seconds(last.time_s)}, {last.steps:,} steps, "
-            f"{last.examples:,} examples",
+            f"{last.examples:,} examples"
+            + ("" if run.resumed is None else f", gone on from step {run.resumed:,}"),
         ),
         files_lines([("trace", str(folder / TRACE)), ("saved", str(run.checkpoint))]),
     ]

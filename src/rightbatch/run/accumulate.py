@@ -88,6 +88,7 @@ class Accumulator:
         fits: ``examples that did not fit ->`` the most that should, from a memory law;
             default: one piece more than before.
         check: Whether to compare split and whole gradient once, at the first split.
+        tell: Hears of trouble and how it was met; default: a warning.
 
     Attributes:
         skipped: Batches left out because they were not finite.
@@ -124,6 +125,7 @@ class Accumulator:
         split: Callable[[Any, int, int], Any] | None = None,
         fits: Callable[[int], int] | None = None,
         check: bool = True,
+        tell: Callable[[str], None] | None = None,
     ) -> None:
         if micro_batch is not None:
             check_batch_size(micro_batch, "micro_batch")
@@ -140,6 +142,7 @@ class Accumulator:
         self.skipped = self.retries = 0
         self.equality: Equality | None = None
         self._check = check
+        self.tell = tell or (lambda text: warnings.warn(text, stacklevel=4))
 
     def __call__(
         self,
@@ -176,9 +179,7 @@ class Accumulator:
             if not isinstance(trouble, Trouble):
                 update = self._finish(trouble, len(pieces), retries)
                 if self.pieces.calm():
-                    warnings.warn(
-                        f"micro-batch back to {self.pieces.now} examples", stacklevel=2
-                    )
+                    self.tell(f"micro-batch back to {self.pieces.now} examples")
                 return update
             retries += 1
             self._shrink(trouble, max(p.count for p in pieces))
@@ -346,10 +347,9 @@ class Accumulator:
                 fix="a smaller model, shorter examples, activation checkpointing, or "
                 "precision='bfloat16'",
             )
-        warnings.warn(
+        self.tell(
             f"out of memory with {biggest} examples at once ({text[:60]}): the same "
-            f"batch again in micro-batches of {agreed}; batch and rate are unchanged",
-            stacklevel=3,
+            f"batch again in micro-batches of {agreed}; batch and rate are unchanged"
         )
 
     def _verify_once(self, whole: list[Piece]) -> None:
@@ -369,7 +369,7 @@ class Accumulator:
             release(error)
             return
         if not self.equality.equal:
-            warnings.warn(str(self.equality), stacklevel=3)
+            self.tell(str(self.equality))
 
 
 def total_norm(gradients: list[Tensor]) -> float:

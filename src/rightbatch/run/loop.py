@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from rightbatch.run.accumulate import Update
 from rightbatch.run.runner import Runner
 
 # Evaluations are spaced by this growth in examples seen, so that the time to the
@@ -101,9 +100,9 @@ def train_rows(
             run.examples += step.examples
             decision = run.controller(run.examples)
             if decision is not None:
-                run.events.append(f"step {run.steps}: {decision}")
-            if update.retries or not update.applied:
-                run.events.append(f"step {run.steps}: {_trouble(run, update)}")
+                run.tell(str(decision))
+            if not update.applied:
+                run.tell(f"batch skipped: its loss was {update.loss:g}")
             ended, wanted = (flag > 0 for flag in update.flags)
             done = ended or run.examples >= end
             if done or run.examples >= run.due:
@@ -146,13 +145,4 @@ def row_of(
         micro_batch=pieces if pieces < batch_size else 0,
         noise_scale=noise if noise is not None and math.isfinite(noise) else None,
         events=events,
-    )
-
-
-def _trouble(run: Runner, update: Update) -> str:
-    if not update.applied:
-        return f"batch skipped: loss {update.loss:g}, gradient {update.grad_norm:g}"
-    return (
-        f"out of memory {update.retries} x: the same batch again in micro-batches of "
-        f"{run.accumulator.pieces.now}"
     )

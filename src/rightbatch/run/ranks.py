@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -147,3 +148,12 @@ def leave() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+def share_first(make: Callable[[], Path], rank: int) -> Path:
+    """What the first rank makes, told to the others. Collective, if there are any."""
+    if not dist.is_initialized():
+        return make()
+    box: list[Any] = [str(make()) if rank == 0 else None]
+    dist.broadcast_object_list(box, src=0)
+    return Path(box[0])

@@ -114,7 +114,7 @@ class Runner:
             clip_norm=settings.clip_norm,
             nonfinite=settings.nonfinite,
         )
-        return cls(
+        run = cls(
             job,
             model,
             bare,
@@ -125,6 +125,12 @@ class Runner:
             monitor,
             ranks,
         )
+        accumulator.tell = run.tell
+        return run
+
+    def tell(self, text: str) -> None:
+        """Note for the trace what was decided or has happened."""
+        self.events.append(f"step {self.steps}: {text}")
 
     @property
     def device(self) -> torch.device:

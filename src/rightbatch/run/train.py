@@ -229,17 +229,13 @@ def _rows(
 ) -> Iterator[TraceRow]:
     """The loop, with what is saved around it."""
     try:
-        with warnings.catch_warnings():
-            # Told in the trace, with the step.
-            told = "(out of memory|micro-batch back)"
-            warnings.filterwarnings("ignore", message=told)
-            yield from train_rows(
-                run,
-                end=settings.end,
-                stop=lambda: interrupt.asked,
-                save=(lambda: None) if keeper is None else keeper.save,
-                save_due=(lambda: False) if keeper is None else keeper.due,
-            )
+        yield from train_rows(
+            run,
+            end=settings.end,
+            stop=lambda: interrupt.asked,
+            save=(lambda: None) if keeper is None else keeper.save,
+            save_due=(lambda: False) if keeper is None else keeper.due,
+        )
     except NotFinite as error:
         if keeper is not None:
             # As before the batch, so that going on meets it again, or skips it.
