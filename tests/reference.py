@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import rightbatch as rb
 
@@ -142,3 +143,23 @@ def permuted(position: int, length: int, seed: int, epoch: int) -> int:
 def epochs(length: int, seed: int, count: int) -> list[int]:
     """The examples of the first epochs, one position at a time."""
     return [permuted(p, length, seed, e) for e in range(count) for p in range(length)]
+
+
+def whole_gradient(
+    model: nn.Module, loss: Any, examples: Sequence[Any]
+) -> torch.Tensor:
+    """Of the sum of all examples' losses over the sum of their counts, in double.
+
+    One example at a time, so nothing depends on how batches are made.
+    """
+    model = model.double()
+    model.zero_grad(set_to_none=True)
+    total, counted = torch.zeros((), dtype=torch.float64), 0.0
+    for example in examples:
+        value, count = loss(model, example)
+        total = total + value
+        counted += float(count)
+    (total / counted).backward()
+    return torch.cat(
+        [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    )

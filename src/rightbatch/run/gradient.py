@@ -96,12 +96,12 @@ class BatchGradient:
         try:
             if not self.optimizer.state:
                 held = reserve(self.parameters)
-            with self.ranks.exchange(False):
-                for k, piece in enumerate(pieces[:-1]):
-                    with corrected(self.norms, share[k]):
-                        self._backward(self._forward(piece, sums, counts, guess))
-            with self.ranks.exchange(True), corrected(self.norms, share[-1]):
-                last = self._forward(pieces[-1], sums, counts, guess)
+            with self.ranks.keeping_quiet():
+                for piece, part in zip(pieces, share, strict=True):
+                    if last is not None:
+                        self._backward(last)
+                    with corrected(self.norms, part):
+                        last = self._forward(piece, sums, counts, guess)
         except BaseException as error:
             trouble = error
         told = self._together(trouble, flags)
@@ -110,8 +110,8 @@ class BatchGradient:
         assert last is not None
         begun = self._versions()
         try:
-            with self.ranks.exchange(True):
-                self._backward(last)
+            self.ranks.exchange_next(last)
+            self._backward(last)
         except Exception as error:
             trouble, last = error, None
             self._complete(begun)

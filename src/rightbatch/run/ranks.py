@@ -94,15 +94,29 @@ class Ranks:
         return numbers
 
     @contextmanager
-    def exchange(self, wanted: bool) -> Iterator[None]:
-        """Around forward and backward: whether gradients are averaged over ranks."""
-        if self.sharded:
-            for _, module in self._shards:
-                module.set_requires_gradient_sync(wanted, recurse=False)
-                module.set_is_last_backward(wanted)
-        quiet = self.ddp.no_sync() if self.ddp is not None and not wanted else None
-        with quiet or nullcontext():
+    def keeping_quiet(self) -> Iterator[None]:
+        """Around forward and backward passes whose gradients stay on their rank."""
+        self._exchange_in_shards(False)
+        with nullcontext() if self.ddp is None else self.ddp.no_sync():
             yield
+
+    def exchange_next(self, loss: torch.Tensor) -> None:
+        """The backward pass of this loss averages what has been summed so far.
+
+        DDP decides that in the forward pass, after which a rank that ran out of memory
+        could no longer call it off. So every forward pass is a quiet one, and the
+        reducer is told when all ranks are ready, as DDP's own forward pass would.
+        """
+        self._exchange_in_shards(True)
+        if self.ddp is not None:
+            self.ddp.require_forward_param_sync = True
+            unused = [loss] if self.ddp.find_unused_parameters else []
+            self.ddp.reducer.prepare_for_backward(unused)
+
+    def _exchange_in_shards(self, wanted: bool) -> None:
+        for _, module in self._shards:
+            module.set_requires_gradient_sync(wanted, recurse=False)
+            module.set_is_last_backward(wanted)
 
 
 def _difference(first: Any, other: Any, rank: int) -> str:

@@ -52,7 +52,8 @@ class Before:
     """The state that a forward or backward pass may change, as it was before a step.
 
     Parameters and optimizer change only in the update, which is never tried twice.
-    Buffers that no step has changed so far are watched by their version, not copied.
+    Buffers of integers (masks, tables) are watched by their version until one changes,
+    not copied; of floats they all are: BatchNorm changes its own without a new version.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -72,7 +73,8 @@ class Before:
             if known is not None and known != (id(buffer), buffer._version):
                 self._moving.add(name)
             self._versions[name] = (id(buffer), buffer._version)
-        kept = buffers if self._first else self._moving & set(buffers)
+        floats = {n for n, b in buffers.items() if b.is_floating_point()}
+        kept = set(buffers) if self._first else (self._moving | floats) & set(buffers)
         self._copies = {name: buffers[name].clone() for name in kept}
         self._first = False
 

@@ -1,0 +1,206 @@
+"""Run under torchrun by test_accumulate_ranks.py: gradients and survival on ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import rightbatch as rb
+from reference import whole_gradient
+from rightbatch.run.ranks import leave
+
+VOCABULARY, WIDTH, LENGTH = 11, 8, 6
+CASES = {  # examples of every rank, and whether targets are masked
+    "even": ([8, 8, 8, 8], False),
+    "ragged": ([7, 5, 6, 8], False),
+    "masked": ([8, 8, 8, 8], True),
+    "ragged, masked": ([7, 5, 6, 8], True),
+    "short": ([3, 1, 2, 1], True),
+}
+
+
+class Tagger(nn.Module):
+    """Small enough to differentiate at once, with every kind of parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        self.blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+        self.norm = nn.LayerNorm(WIDTH)
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embedding(x)
+        for block in self.blocks:
+            y = y + F.gelu(block(y))
+        return self.head(self.norm(y))
+
+
+def make_model() -> Tagger:
+    """The same on every rank."""
+    torch.manual_seed(0)
+    return Tagger()
+
+
+def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Sum over the targets that are not masked, and their count."""
+    x, y = batch
+    logits = model(x).flatten(0, 1)
+    total = F.cross_entropy(logits, y.flatten(), ignore_index=-1, reduction="sum")
+    return total, (y >= 0).sum()
+
+
+def batch_of(rank: int, case: str, step: int = 0) -> tuple[Tensor, Tensor]:
+    """Every rank's own examples."""
+    sizes, masked = CASES[case]
+    generator = torch.Generator().manual_seed(100 * step + rank)
+    shape = (sizes[rank], LENGTH)
+    x = torch.randint(VOCABULARY, shape, generator=generator)
+    y = torch.randint(VOCABULARY, shape, generator=generator)
+    if masked:
+        y[torch.rand(shape, generator=generator) < 0.6] = -1
+        y[:, 0] = 1
+    return x, y
+
+
+def wrapped(kind: str) -> nn.Module:
+    """The model as DDP or FSDP2 has it."""
+    model = make_model()
+    if kind == "ddp":
+        return DistributedDataParallel(model)
+    from torch.distributed.fsdp import fully_shard
+
+    for block in model.blocks:
+        fully_shard(block)
+    fully_shard(model)
+    return model
+
+
+def full(tensor: Tensor) -> Tensor:
+    """All shards of it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def relative_error(model: nn.Module, case: str, world: int) -> float:
+    """Of the gradient left by the last step, to one backward pass over everything."""
+    whole = [batch_of(rank, case) for rank in range(world)]
+    truth = whole_gradient(
+        make_model(),
+        loss,
+        [(x[i : i + 1], y[i : i + 1]) for x, y in whole for i in range(len(x))],
+    )
+    grads = [full(p.grad) for p in model.parameters() if p.grad is not None]
+    found = torch.cat([g.flatten().double() for g in grads])
+    return float((found - truth).norm() / truth.norm())
+
+
+def equality(kind: str, world: int, rank: int) -> dict[str, float]:
+    """The error of every case, in micro-batches of 3."""
+    found = {}
+    for case in CASES:
+        model = wrapped(kind)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        step = rb.Accumulator(model, loss, optimizer, micro_batch=3)
+        step(batch_of(rank, case))
+        found[case] = relative_error(model, case, world)
+    return found
+
+
+class Faults:
+    """Raises out-of-memory errors: at a phase of a step, on one rank, some times."""
+
+    def __init__(self, model: nn.Module, phase: str, passes: list[int]) -> None:
+        self.phase, self.passes, self.count = phase, passes, 0
+        head = next(m for n, m in model.named_modules() if n.endswith("blocks.0"))
+        head.register_forward_pre_hook(self._forward)
+
+    def _forward(self, module: nn.Module, args: tuple[Tensor]) -> None:
+        self.count += 1
+        if self.count not in self.passes:
+            return
+        if self.phase == "forward":
+            self._fail()
+        if args[0].requires_grad:
+            args[0].register_hook(self._backward)
+
+    def _backward(self, gradient: Tensor) -> None:
+        self._fail()
+
+    def _fail(self) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+
+
+def survival(phase: str, rank: int, passes: list[int]) -> dict[str, Any]:
+    """Five steps with faults on rank 1 at these passes, and without."""
+    found: dict[str, Any] = {}
+    for faulty in (False, True):
+        model = wrapped("ddp")
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        heard: list[str] = []
+        step = rb.Accumulator(
+            model, loss, optimizer, micro_batch=3, check=False, tell=heard.append
+        )
+        if faulty and rank == 1:
+            Faults(model, phase, passes)
+        retries = 0
+        for number in range(5):
+            update = step(batch_of(rank, "ragged, masked", number))
+            retries += update.retries
+        values = torch.cat([p.detach().flatten() for p in model.parameters()])
+        found["faulty" if faulty else "clean"] = values
+        found["retries"], found["heard"] = retries, len(heard)
+        found["micro"] = step.pieces.now
+        steps = {int(s["step"]) for s in optimizer.state.values()}
+        found["optimizer_steps"] = sorted(steps)
+    clean, faulty_values = found.pop("clean"), found.pop("faulty")
+    found["error"] = float((clean - faulty_values).norm() / clean.norm())
+    return found
+
+
+def failure(rank: int) -> dict[str, Any]:
+    """A bug on one rank ends all of them, with a reason."""
+    model = wrapped("ddp")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    step = rb.Accumulator(model, loss, optimizer, micro_batch=3, check=False)
+    if rank == 1:
+        hook = Faults(model, "forward", [2])
+        hook._fail = lambda: (_ for _ in ()).throw(KeyError("a bug"))  # pyrefly: ignore
+    try:
+        step(batch_of(rank, "even"))
+    except rb.JobError as error:
+        return {"message": str(error)}
+    return {"message": "none"}
+
+
+def main() -> None:
+    """One kind of check; rank 0's answer goes to a file."""
+    kind, out = sys.argv[1], Path(sys.argv[2])
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    if kind in ("ddp", "fsdp"):
+        found: Any = equality(kind, world, rank)
+    elif kind == "failure":
+        found = failure(rank)
+    else:
+        phase, passes = kind.split(":")
+        found = survival(phase, rank, [int(p) for p in passes.split(",")])
+    everyone: list[Any] = [None] * world
+    dist.all_gather_object(everyone, found)
+    if rank == 0:
+        out.write_text(json.dumps(everyone))
+    leave()
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
