@@ -69,6 +69,11 @@ class InsteadOfDecay(Schedule):
                 fix=f"most={8 * self.batch} or another multiple of the first batch",
             )
 
+    @property
+    def power(self) -> float:
+        """Of the batch, in what the form keeps."""
+        return _POWERS[self.form]
+
     def aim(self, examples: int, reading: Reading | None = None) -> Aim:
         """Batch and rate at this place."""
         peak = max(self.rate.factors)
@@ -81,12 +86,11 @@ class InsteadOfDecay(Schedule):
             batch = max(1, round(grown))
             reason = f"the rate would be at {decay:.3g} x"
         # From the batch as it is, so that rounding changes nothing in the exchange.
-        power = _POWERS[self.form]
         return Aim(
             batch=batch,
             low=batch,
             high=batch,
-            rate=factor * (batch / self.batch) ** power,
+            rate=factor * (batch / self.batch) ** self.power,
             reason=reason,
         )
 

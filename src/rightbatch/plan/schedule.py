@@ -55,10 +55,19 @@ class Schedule:
     Attributes:
         live: Whether it follows measurements instead of examples seen alone.
         rule: The scaling rule it means; None: the run's own.
+        exact: Whether its batches are meant as they are; others may be rounded to whole
+            micro-batches.
+        power: How its rate follows such a rounding: by the batch to this power.
     """
 
     live: ClassVar[bool] = False
     rule: ClassVar[str | None] = None
+    exact: ClassVar[bool] = False
+
+    @property
+    def power(self) -> float:
+        """None, if it only says the batch."""
+        return 0.0
 
     def aim(self, examples: int, reading: Reading | None = None) -> Aim | None:
         """What it asks for now; None where it needs a reading and has none."""
@@ -118,6 +127,8 @@ class Constant(Schedule):
         64
     """
 
+    exact: ClassVar[bool] = True
+
     batch: int
 
     def __post_init__(self) -> None:
@@ -147,6 +158,8 @@ class Stages(Schedule):
         >>> stages.batch_size(49_999), stages.batch_size(50_000)
         (64, 128)
     """
+
+    exact: ClassVar[bool] = True
 
     stages: tuple[tuple[int, int], ...]
 

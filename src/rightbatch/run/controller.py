@@ -71,7 +71,7 @@ class Controller:
         rate: A learning-rate decay by examples, beside the batch.
         scheduler: A torch scheduler that goes on beside it, see `ByExamples`.
         largest: Never a batch beyond: memory, or the data set.
-        multiple: Batches of a live schedule are multiples of this, where larger:
+        multiple: Batches that are not exact are multiples of this, where larger:
             micro-batch times ranks.
         model: The model as the loop calls it, so that all ranks decide alike.
 
@@ -141,13 +141,13 @@ class Controller:
             scheduler=scheduler,
         )
         self.changes: list[Change] = []
-        self.batch_size = self._limited(schedule.start)
+        self.batch_size = self._sized(schedule.start)
         self._ranks = None if model is None else Ranks(model)
         self._first_signal = 0.0
         self._calls = 0
         self._held = ""
         self._try_ends()
-        self._set(self.batch_size, self._rate(0, schedule.aim(0)))
+        self._set(self.batch_size, self._rate(0, schedule.aim(0), self.batch_size))
 
     def __call__(self, examples: int) -> Change | None:
         """Decide about the next step; so many examples have been seen.
@@ -159,7 +159,7 @@ class Controller:
         """
         self._calls += 1
         if self.schedule.live and self._calls % LOOK_EVERY:
-            self._set(self.batch_size, self._rate(examples, None))
+            self._set(self.batch_size, self._rate(examples, None, self.batch_size))
             return None
         aim = self.schedule.aim(examples, self._reading())
         wanted, reason = self.batch_size, ""
@@ -169,7 +169,7 @@ class Controller:
             wanted, reason = self._ranks.from_first((wanted, reason))
         before = self.batch_size
         try:
-            self._set(wanted, self._rate(examples, aim))
+            self._set(wanted, self._rate(examples, aim, wanted))
         except SettingError as error:
             wanted, reason = before, error.what
         if wanted == before and (not reason or reason == self._held):
@@ -222,14 +222,17 @@ class Controller:
         if self.stream is not None and self.stream.batch_size != batch_size:
             self.stream.batch_size = batch_size
 
-    def _rate(self, examples: int, aim: Aim | None) -> float:
+    def _rate(self, examples: int, aim: Aim | None, batch: int) -> float:
         own = 1.0 if self.rate is None else self.rate(examples)
-        return own * (1.0 if aim is None else aim.rate)
+        if aim is None or self.schedule.live:
+            return own
+        # What is exchanged for the batch goes by the batch as it was rounded.
+        return own * aim.rate * (batch / aim.batch) ** self.schedule.power
 
     def _wanted(self, aim: Aim) -> tuple[int, str]:
         """The batch that the aim asks for, within the limits, and why."""
         if not self.schedule.live:
-            wanted = self._limited(round(aim.batch))
+            wanted = self._sized(aim.batch)
             return wanted, aim.reason if wanted != self.batch_size else ""
         if aim.high > aim.batch * KNOWN or aim.low < aim.batch / KNOWN:
             return self.batch_size, ""  # not known well enough
@@ -237,18 +240,18 @@ class Controller:
         if present / BAND <= aim.high and aim.low <= present * BAND:
             return present, ""
         bounded = min(max(aim.batch, present / FACTOR), present * FACTOR)
-        rounded = self._limited(self._rounded(bounded))
+        rounded = self._sized(bounded)
         if rounded == present and aim.batch > present:
             return present, f"{aim.reason}; {present} is the largest allowed"
         return rounded, aim.reason
 
-    def _rounded(self, batch: float) -> int:
-        if batch < self.multiple:
+    def _sized(self, batch: float) -> int:
+        """A possible batch near it: whole micro-batches, within the limit."""
+        batch = min(batch, self.largest)
+        if self.schedule.exact or batch < self.multiple:
             return max(1, round(batch))
-        return round(batch / self.multiple) * self.multiple
-
-    def _limited(self, batch: int) -> int:
-        return max(1, min(batch, self.largest))
+        whole = round(batch / self.multiple) * self.multiple
+        return whole if whole <= self.largest else whole - self.multiple
 
     def _reading(self) -> Reading | None:
         """The noise now, if the schedule wants it and anything is known."""
@@ -275,7 +278,7 @@ class Controller:
         """
         sizes = {self.batch_size}
         if not self.schedule.live:
-            sizes.add(self._limited(self.schedule.largest()))
+            sizes.add(self._sized(self.schedule.largest()))
         for size in sizes:
             self.numbers.move(size)
             self.numbers.undo()

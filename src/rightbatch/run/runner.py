@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ from rightbatch.run.controller import Controller
 from rightbatch.run.ranks import Ranks
 from rightbatch.run.settings import Settings
 from rightbatch.run.survival import random_state, set_random_state
+
+STRIDE = 7919  # between the seeds of ranks: a prime, so that steps do not meet it
 
 
 @dataclass
@@ -73,8 +76,8 @@ class Runner:
         # Sharded parameters are other tensors, so only now.
         optimizer = job.make_optimizer(model)
         _agree(ranks, job, bare, settings)
-        if ranks.rank:  # as on one rank for the first; others draw numbers of their own
-            torch.manual_seed(job.seed + 7919 * ranks.rank)
+        # Other ranks draw other numbers; the first those of a run on one.
+        _seed(job.seed + STRIDE * ranks.rank)
         schedule = settings.schedule
         micro = settings.micro_batch
         stream = BatchStream(
@@ -195,7 +198,7 @@ class Runner:
         if self.ranks.rank < len(saved) and state["world_size"] == self.ranks.size:
             set_random_state(_unpacked(saved[self.ranks.rank]), self.device)
         else:  # another number of ranks: numbers that no rank has drawn yet
-            torch.manual_seed(self.job.seed + 7919 * self.ranks.rank + state["steps"])
+            _seed(self.job.seed + STRIDE * self.ranks.rank + state["steps"])
         self.steps, self.examples = state["steps"], state["examples"]
         self.due, self.time_s = state["due"], state["time_s"]
         self.process_time_s = state["process_time_s"]
@@ -347,6 +350,12 @@ def _agree(ranks: Ranks, job: Job, model: nn.Module, settings: Settings) -> None
     """The same job, weights and settings on every rank; DDP copies the weights."""
     own = facts(job, model) | {"settings": str(settings.to_plain())}
     ranks.agree("the job", own, "start every rank with the same command and files")
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)
 
 
 def _packed(state: dict[str, Any]) -> dict[str, Any]:
