@@ -30,10 +30,12 @@ class Budget:
     Attributes:
         share: Time that measuring may take, over the time of training without.
         clock: Seconds, only differences count.
+        loan: Measured steps to begin with, every other one; paid back out of the share.
     """
 
     share: float
     clock: Callable[[], float]
+    loan: int = LOAN
     steps: int = 0
     measured: int = 0
     spent_s: float = 0.0
@@ -63,7 +65,7 @@ class Budget:
             return True
         if self.steps < PLAIN_FIRST:
             return False
-        if self.measured < LOAN:
+        if self.measured < self.loan:
             return self.steps % 2 == 0  # by turns with plain steps, to compare
         cheap = part < 1 and self.extra(kind) is None  # tried once, to know its cost
         extra = 0.0 if cheap else self._guess(kind)
@@ -82,7 +84,7 @@ class Budget:
         plain = self._medians.get("")
         if self.share == float("inf"):
             return 1.0
-        if plain is None or self.measured < LOAN:
+        if plain is None or self.measured < self.loan:
             return 2.0
         wanted = self._guess(kind) / max(AIM * self.share * plain, 1e-12)
         return min(max(1.0, wanted), LONGEST)

@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rightbatch.errors import SettingError
 from rightbatch.estimate import Estimate
-from rightbatch.noise.budget import Budget
+from rightbatch.noise.budget import LOAN, Budget
 from rightbatch.noise.ledger import Ledger
 from rightbatch.noise.listening import batch_of
 from rightbatch.noise.preconditioned import Lens, root_moments
@@ -90,6 +90,8 @@ class NoiseMonitor:
             free, but only as good as that ratio is constant.
         verify: Whether to test once, by an extra backward pass, that each example's
             gradient is seen where it belongs.
+        loan: Measured steps to begin with, every other one, before the overhead counts;
+            it is paid back afterwards. For whoever must know soon.
         clock: Seconds; what the overhead is measured with.
 
     Raises:
@@ -130,6 +132,7 @@ class NoiseMonitor:
         metrics: bool | None = None,
         proxy: bool = False,
         verify: bool = True,
+        loan: int = LOAN,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_settings(model, optimizer, overhead, groups, population)
@@ -139,7 +142,7 @@ class NoiseMonitor:
         self._ids = {id(p) for p in self._parameters}
         self._axis, self._example, self._scaler = batch_axis, example, grad_scaler
         self._metrics, self._population, self._proxy = metrics, population, proxy
-        self._budget = Budget(overhead, clock)
+        self._budget = Budget(overhead, clock, loan)
         self._clock = clock
         self._ledger = Ledger()
         self._metric_ledgers: dict[str, Ledger] = {}

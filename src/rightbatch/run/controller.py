@@ -21,7 +21,6 @@ from rightbatch.run.ranks import Ranks
 BAND = 1.25
 FACTOR = 2.0  # and then at most so far at once [assumed]
 LOOK_EVERY = 25  # steps between two looks at the noise [assumed]
-KNOWN = 2.0  # an interval wider than this factor each way decides nothing [assumed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,8 +233,6 @@ class Controller:
         if not self.schedule.live:
             wanted = self._sized(aim.batch)
             return wanted, aim.reason if wanted != self.batch_size else ""
-        if aim.high > aim.batch * KNOWN or aim.low < aim.batch / KNOWN:
-            return self.batch_size, ""  # not known well enough
         present = self.batch_size
         if present / BAND <= aim.high and aim.low <= present * BAND:
             return present, ""
@@ -258,6 +255,8 @@ class Controller:
         if not self.schedule.live or self.monitor is None:
             return None
         noise = self.monitor.read()
+        if not math.isfinite(noise.noise_scale.high):  # too few of late: all there are
+            noise = self.monitor.read(window=noise.examples)
         scale, signal = noise.noise_scale, noise.grad_norm_sq
         if not (math.isfinite(scale.value) and scale.value > 0 and signal.value > 0):
             return None

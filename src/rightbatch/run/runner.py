@@ -23,6 +23,9 @@ from rightbatch.run.ranks import Ranks
 from rightbatch.run.settings import Settings
 from rightbatch.run.survival import random_state, set_random_state
 
+# Share of the time for the noise that a live schedule follows: more than to watch it,
+# since short runs would otherwise end before it is known. [assumed]
+OVERHEAD, LOAN = 0.05, 40
 STRIDE = 7919  # between the seeds of ranks: a prime, so that steps do not meet it
 
 
@@ -93,7 +96,9 @@ class Runner:
             ledger=settings.ledger or None,
         )
         live = schedule.live
-        monitor = NoiseMonitor(model, optimizer, stream=stream) if live else None
+        monitor = None
+        if live:
+            monitor = NoiseMonitor(model, optimizer, OVERHEAD, stream=stream, loan=LOAN)
         controller = Controller(
             schedule,
             optimizer,
