@@ -28,11 +28,17 @@ from rightbatch.run.checkpoint import Checkpoints
 from rightbatch.run.trace import read_trace
 
 TESTS = Path(__file__).parent.parent / "tests"
+STAGES = "stages:0=16,2k=32,4k=48"  # alike on any number of ranks
 SCHEDULE = "ramp:16:48:20epochs"
 
 
 def command(
-    out: Path, epochs: int, job: str, workers: int, ranks: int = 1
+    out: Path,
+    epochs: int,
+    job: str,
+    workers: int,
+    ranks: int = 1,
+    schedule: str = SCHEDULE,
 ) -> list[str]:
     """The command line of a run that goes on if there is something to go on with."""
     start = [sys.executable, "-m", "rightbatch"]
@@ -42,7 +48,7 @@ def command(
     return [
         *start,
         *("train", f"{TESTS / 'resumed_job.py'}:{job}", "--out", str(out)),
-        *("--epochs", str(epochs), "--schedule", SCHEDULE, "--workers", str(workers)),
+        *("--epochs", str(epochs), "--schedule", schedule, "--workers", str(workers)),
         *("--micro-batch", "8", "--resume", "--save-every", "0.05", "--ledger"),
         "--keep-threads",
     ]
@@ -144,7 +150,7 @@ def ranks(epochs: int, folder: Path) -> None:
         thirds = [(2, epochs // 3), (1, 2 * epochs // 3), (4, epochs)]
         for world, until in plan or thirds:
             subprocess.run(
-                command(out, until, "plain", 0, world),
+                command(out, until, "plain", 0, world, STAGES),
                 check=True,
                 env=environment(),
                 stdout=subprocess.DEVNULL,

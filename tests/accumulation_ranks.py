@@ -120,7 +120,7 @@ class Faults:
 
     def __init__(self, model: nn.Module, phase: str, passes: list[int]) -> None:
         self.phase, self.passes, self.count = phase, passes, 0
-        head = next(m for n, m in model.named_modules() if n.endswith("blocks.0"))
+        head = next(m for n, m in model.named_modules() if n.endswith("blocks.1"))
         head.register_forward_pre_hook(self._forward)
 
     def _forward(self, module: nn.Module, args: tuple[Tensor]) -> None:

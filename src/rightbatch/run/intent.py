@@ -16,7 +16,7 @@ from rightbatch.run.settings import Settings
 
 LONGEST_EPOCHS = 1000  # a run to a target gives up after so many [assumed]
 # What may be another when a run is gone on with: the rest would make it another run.
-_FREE = ("end", "micro_batch", "largest", "nonfinite", "num_workers")
+_FREE = ("end", "micro_batch", "largest", "nonfinite", "num_workers", "multiple")
 
 
 def settings_of(

@@ -109,7 +109,8 @@ def train_rows(
                 lap()
                 metric = run.evaluated()
                 done |= metric is not None and job.met(metric)
-                run.due = math.ceil(run.examples * EVALUATION_GROWTH)
+                if run.examples >= run.due:  # not where somebody interrupted
+                    run.due = math.ceil(run.examples * EVALUATION_GROWTH)
                 events, run.events = tuple(run.events), []
                 yield row_of(run, update.loss, metric, step.examples, lr, events)
                 wanted |= done

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rightbatch.errors import SettingError
 from rightbatch.feed.stream import BatchStream
+from rightbatch.isolation import preserved_rng
 from rightbatch.job import Job
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.run.accumulate import Accumulator
@@ -110,7 +111,7 @@ class Runner:
             exponent=settings.exponent,
             rate=settings.rate,
             largest=min(job.length, settings.largest or job.length),
-            multiple=(micro or 1) * ranks.size,
+            multiple=settings.multiple or (micro or 1) * ranks.size,
             model=model,
         )
         accumulator = Accumulator(
@@ -149,10 +150,11 @@ class Runner:
         """The job's ``evaluate``, alike on all ranks; None where it has none."""
         if self.job.evaluate is None:
             return None
-        if self.ranks.sharded:  # each part of the model is needed
-            return self.ranks.from_first(self.job.evaluated(self.model))
-        own = self.job.evaluated(self.bare) if self.ranks.rank == 0 else None
-        return self.ranks.from_first(own)
+        with preserved_rng():  # how often it is asked must not change the run
+            if self.ranks.sharded:  # each part of the model is needed
+                return self.ranks.from_first(self.job.evaluated(self.model))
+            own = self.job.evaluated(self.bare) if self.ranks.rank == 0 else None
+            return self.ranks.from_first(own)
 
     def state(self, stream: dict[str, Any] | None = None) -> dict[str, Any]:
         """Everything a checkpoint needs. Collective.
@@ -284,8 +286,6 @@ def wrapped(job: Job, model: nn.Module, *, shard: bool) -> nn.Module:
 
 def _unused(job: Job, model: nn.Module) -> bool:
     """Whether a pass leaves trainable parameters without a gradient: DDP must know."""
-    from rightbatch.isolation import preserved_rng
-
     buffers = [(b, b.clone()) for b in model.buffers()]
     with preserved_rng():
         indices = torch.arange(min(2, job.length))

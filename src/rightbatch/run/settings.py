@@ -35,6 +35,8 @@ class Settings:
         shard: FSDP2 instead of DDP.
         num_workers: Processes that read the data.
         ledger: Folder that proves every example was seen once, or "".
+        multiple: What smooth schedules are rounded to; 0: micro-batch times ranks. Kept
+            when a run goes on on other ranks, so that its batches are the same.
     """
 
     schedule: Schedule
@@ -50,6 +52,7 @@ class Settings:
     shard: bool = False
     num_workers: int = 0
     ledger: str = ""
+    multiple: int = 0
 
     def __post_init__(self) -> None:
         if self.micro_batch is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -168,6 +169,10 @@ def train(
     given = {name: now for name, (now, usual) in defaults.items() if now != usual}
     end = end_of(job, examples, epochs)
     settings = settings_of(job, plan, batch_size, schedule, end, saved, given)
+    if not settings.multiple:
+        ranks = torch.distributed.get_world_size() if _joined() else 1
+        multiple = (settings.micro_batch or 1) * ranks
+        settings = dataclasses.replace(settings, multiple=multiple)
     runner = Runner.start(job, settings)
     keeper = None
     try:
@@ -389,4 +394,8 @@ def _going_on(folder: Path, resume: bool | str) -> bool:
 
 
 def _rank() -> int:
-    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    return torch.distributed.get_rank() if _joined() else 0
+
+
+def _joined() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,0 +1,440 @@
+"""Runs that are interrupted, killed, gone on with: bit for bit, nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import rightbatch as rb
+from accumulation_ranks import Faults
+from cases import regression_job
+from resumed_job import job as resumed_job
+from resumed_job import plain as plain_job
+from rightbatch.feed.ledger import Ledger
+from rightbatch.run.checkpoint import Checkpoints, load_checkpoint
+from rightbatch.run.interrupt import Interrupt
+from rightbatch.run.trace import read_trace
+
+HERE = Path(__file__).parent
+SCHEDULE = rb.Ramp(16, 48, 3000)
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    found = Checkpoints(folder / "checkpoints").newest()
+    assert found is not None
+    state = found[1]
+    for key in ("time_s", "process_time_s"):
+        state.pop(key)
+    state["stream"].pop("segment")
+    return state
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(rows: int) -> Any:
+    count = 0
+
+    def watch(row: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == rows:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return watch
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupted_run_goes_on_bit_for_bit(workers: int, tmp_path: Path) -> None:
+    """Dropout, BatchNorm, AdamW, augmentation by three generators, a growing batch."""
+    how: dict[str, Any] = {
+        "schedule": SCHEDULE,
+        "micro_batch": 8,
+        "num_workers": workers,
+        "ledger": True,
+    }
+    rb.train(resumed_job, epochs=8, out=tmp_path / "whole", **how)
+    cut = tmp_path / "cut"
+    first = rb.train(resumed_job, epochs=8, out=cut, watch=stop_after(5), **how)
+    assert first.interrupted
+    random.seed(5)
+    np.random.seed(6)
+    torch.manual_seed(7)
+    torch.rand(100)
+    second = rb.train(resumed_job, out=cut, resume=True, watch=stop_after(30))
+    assert second.resumed == first.last.steps
+    assert second.interrupted
+    last = rb.train(resumed_job, epochs=8, out=cut, resume="auto", **how)
+    assert same(state_of(cut), state_of(tmp_path / "whole"))
+    rows = {r.steps: r for r in read_trace(tmp_path / "whole" / "trace.jsonl")}
+    found = {r.steps: r for r in last.rows}
+    assert len(found) <= len(rows) + 2  # one more wherever it was interrupted
+    assert all(found[steps].loss == row.loss for steps, row in rows.items())
+    assert last.events == tuple(e for row in rows.values() for e in row.events)
+    audit = Ledger(cut / "ledger").audit()
+    assert (audit.lost, audit.repeated) == (0, 0)
+
+
+def test_going_further_is_the_longer_run(tmp_path: Path) -> None:
+    job = replace(plain_job, target=None)
+    rb.train(job, batch_size=32, epochs=2, out=tmp_path / "a")
+    rb.train(job, epochs=4, out=tmp_path / "a", resume=True)
+    rb.train(job, batch_size=32, epochs=4, out=tmp_path / "b")
+    one, two = state_of(tmp_path / "a"), state_of(tmp_path / "b")
+    assert same(one["model"], two["model"])
+    assert same(one["optimizer"], two["optimizer"])
+
+
+def test_a_run_that_has_ended_is_only_told_again(tmp_path: Path) -> None:
+    first = rb.train(plain_job, batch_size=32, epochs=1, out=tmp_path / "r")
+    again = rb.train(plain_job, out=tmp_path / "r", resume=True)
+    assert again.last == first.last
+    assert again.checkpoint == first.checkpoint
+
+
+def killed(folder: Path, kills: int, workers: int, ranks: int = 1) -> None:
+    """SIGKILL the command line so many times at random; then let it finish."""
+    start = [sys.executable, "-m", "rightbatch"]
+    if ranks > 1:
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        start += [f"--nproc-per-node={ranks}", "-m", "rightbatch"]
+    command = [
+        *start,
+        *("train", f"{HERE / 'resumed_job.py'}:job", "--out", str(folder)),
+        *("--epochs", "40", "--schedule", "ramp:16:48:3000", "--micro-batch", "8"),
+        *("--workers", str(workers), "--resume", "--save-every", "0.02", "--ledger"),
+        "--keep-threads",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    generator = random.Random(workers)
+    code, error = 1, b""
+    for life in range(kills + 1):
+        before = time.time()
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        while life < kills and process.poll() is None:
+            marks = [p.stat().st_mtime for p in folder.glob("checkpoints/*.json")]
+            if marks and max(marks) > before:
+                time.sleep(generator.random() * 0.4)
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.005)
+        error = process.communicate(timeout=120)[1]
+        code = process.returncode
+    assert code == 0, error.decode()[-800:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_killed_run_goes_on_bit_for_bit(workers: int, tmp_path: Path) -> None:
+    """Six SIGKILLs each; benchmarks/resume.py sends 55."""
+    how: dict[str, Any] = {"schedule": SCHEDULE, "micro_batch": 8, "ledger": True}
+    rb.train(resumed_job, epochs=40, out=tmp_path / "whole", **how)
+    killed(tmp_path / "killed", 6, workers)
+    whole, other = state_of(tmp_path / "whole"), state_of(tmp_path / "killed")
+    for key in ("model", "buffers", "optimizer", "random", "controller", "stream"):
+        assert same(whole[key], other[key]), key
+    audit = Ledger(tmp_path / "killed" / "ledger").audit()
+    assert (audit.lost, audit.repeated) == (0, 0)
+
+
+# Memory, errors, numbers that are not
+
+
+def test_memory_that_runs_out_anywhere_changes_nothing(tmp_path: Path) -> None:
+    """Forward, backward and inside the optimizer, at several steps of a run."""
+
+    def run(phase: str, passes: list[int]) -> rb.Run:
+        made: list[torch.nn.Module] = []
+
+        def make_model() -> torch.nn.Module:
+            model = torch.nn.ModuleDict(
+                {
+                    "blocks": torch.nn.Sequential(
+                        torch.nn.Linear(64, 32),
+                        torch.nn.Tanh(),
+                        torch.nn.Linear(32, 10),
+                    )
+                }
+            )
+            model.forward = lambda x: model["blocks"](x)  # pyrefly: ignore
+            made.append(model)
+            if phase in ("forward", "backward") and len(made) == 1:
+                Faults(model, phase, passes)
+            return model
+
+        class Greedy(torch.optim.AdamW):
+            count = 0
+
+            def step(self, closure: Any = None) -> Any:
+                Greedy.count += 1
+                if phase == "optimizer" and Greedy.count in passes:
+                    half = self.param_groups[0]["params"][0]
+                    half.data.add_(1.0)  # as after an update broken off
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return super().step(closure)
+
+        job = replace(
+            plain_job,
+            model=make_model,
+            optimizer=lambda params: Greedy(params, lr=1e-3),
+        )
+        out = tmp_path / f"{phase}-{passes}"
+        return rb.train(job, batch_size=32, epochs=3, micro_batch=16, out=out)
+
+    clean = run("none", [])
+    for phase, passes in (
+        ("forward", [1, 30, 61]),
+        ("backward", [2, 31]),
+        ("optimizer", [1]),
+        ("optimizer", [20, 40]),
+    ):
+        faulty = run(phase, passes)
+        assert faulty.last.steps == clean.last.steps
+        assert any("memory" in event for event in faulty.events)
+        for p, q in zip(
+            clean.model.parameters(), faulty.model.parameters(), strict=True
+        ):
+            assert (p - q).norm() <= 1e-6 * p.norm()
+
+
+def poisoned(at: int) -> rb.Job:
+    calls = {"n": 0}
+
+    def loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        calls["n"] += 1
+        value = (model(batch[0]) - batch[1]).square().mean()
+        return value * float("nan") if calls["n"] == at else value
+
+    return replace(regression_job(), loss=loss)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_state_before_it(tmp_path: Path) -> None:
+    with pytest.raises(rb.JobError, match="became nan") as caught:
+        rb.train(poisoned(10), batch_size=16, epochs=5, out=tmp_path / "r")
+    assert "--nonfinite skip" in str(caught.value)
+    assert state_of(tmp_path / "r")["steps"] == 9
+    rb.train(regression_job(), epochs=5, out=tmp_path / "r", resume=True)
+    rb.train(regression_job(), batch_size=16, epochs=5, out=tmp_path / "s")
+    assert same(state_of(tmp_path / "r")["model"], state_of(tmp_path / "s")["model"])
+
+
+def test_or_is_skipped_and_told() -> None:
+    run = rb.train(poisoned(10), batch_size=16, epochs=3, nonfinite="skip")
+    assert any("skipped" in event for event in run.events)
+    assert run.last.steps == 3 * 256 // 16
+
+
+# What a folder may hold
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    rb.train(plain_job, batch_size=32, epochs=1, out=out)
+    rb.train(plain_job, epochs=2, out=out, resume=True)
+    newest, older = Checkpoints(out / "checkpoints").paths()
+    content = newest.read_bytes()
+    for damaged in (content[: len(content) // 2], content[:-9] + b"123456789", b""):
+        newest.write_bytes(damaged)
+        with pytest.raises(rb.RunFolderError, match="damaged"):
+            load_checkpoint(newest)
+        with pytest.warns(UserWarning, match="the one before"):
+            found = Checkpoints(out / "checkpoints").newest()
+        assert found is not None
+        assert found[0] == older
+    older.write_bytes(b"")
+    with pytest.raises(rb.RunFolderError, match="none of the 2"):
+        rb.train(plain_job, epochs=3, out=out, resume=True)
+
+
+class Malice:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (exec, ("raise SystemExit('code was run')",))
+
+
+def test_no_code_runs_from_a_checkpoint_that_vouches_for_itself(tmp_path: Path) -> None:
+    """With a fitting length and digest; only the loading itself is left to refuse."""
+    import hashlib
+
+    folder = tmp_path / "r" / "checkpoints"
+    folder.mkdir(parents=True)
+    path = folder / "step-0000000005.pt"
+    torch.save({"format": "rightbatch/checkpoint/2", "model": Malice()}, path)
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    about = {"bytes": len(content), "sha256": digest}
+    path.with_suffix(".json").write_text(json.dumps(about))
+    with pytest.raises(rb.RunFolderError, match="cannot read"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"bytes": "x"}'])
+def test_a_damaged_manifest_is_a_damaged_checkpoint(
+    manifest: str, tmp_path: Path
+) -> None:
+    rb.train(plain_job, batch_size=32, epochs=1, out=tmp_path / "r")
+    (path, *_) = Checkpoints(tmp_path / "r" / "checkpoints").paths()
+    path.with_suffix(".json").write_text(manifest)
+    with pytest.raises(rb.RunFolderError):
+        load_checkpoint(path)
+
+
+def test_what_could_not_be_read_back_is_refused_when_saved(tmp_path: Path) -> None:
+    state = {"optimizer": {"state": [torch.zeros(3), np.float64(1.0)]}}
+    with pytest.raises(rb.RunFolderError, match=r"\['state'\]\[1\] is a numpy"):
+        Checkpoints(tmp_path).save(state, steps=1, about={})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save({"x": torch.ones(3)}, steps=1, about={})
+    real = torch.save
+
+    def full(value: Any, file: Any) -> None:
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(rb.RunFolderError, match="cannot write"):
+        checkpoints.save({"x": torch.zeros(3)}, steps=2, about={})
+    monkeypatch.setattr(torch, "save", real)
+    found = checkpoints.newest()
+    assert found is not None
+    assert torch.equal(found[1]["x"], torch.ones(3))
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_training_goes_on_when_a_checkpoint_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = torch.save, {"n": 0}
+
+    def sometimes(value: Any, file: Any) -> None:
+        calls["n"] += 1
+        if calls["n"] == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(value, file)
+
+    monkeypatch.setattr(torch, "save", sometimes)
+    with pytest.warns(UserWarning, match="training goes on"):
+        run = rb.train(
+            plain_job, batch_size=32, epochs=1, out=tmp_path / "r", save_every_s=0
+        )
+    assert run.last.steps == 16
+    assert run.checkpoint is not None
+
+
+def test_the_last_two_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for steps in (1, 2, 3, 10):
+        checkpoints.save({"n": steps}, steps=steps, about={"job": "x"})
+    assert [p.name for p in checkpoints.paths()] == [
+        "step-0000000010.pt",
+        "step-0000000003.pt",
+    ]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_the_checkpoint_of_another_job_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    rb.train(plain_job, batch_size=32, epochs=1, out=out)
+    wider = replace(plain_job, model=lambda: torch.nn.Linear(64, 10))
+    for other, what in (
+        (wider, "parameters differ"),
+        (replace(plain_job, batch_size=16), "batch_size differ"),
+        (replace(plain_job, seed=3), "seed differ"),
+    ):
+        with pytest.raises(rb.SettingError, match=what):
+            rb.train(other, out=out, resume=True)
+    with pytest.raises(rb.SettingError, match="begun with another schedule"):
+        rb.train(plain_job, batch_size=64, out=out, resume=True)
+    with pytest.raises(rb.SettingError, match="begun with another rule"):
+        rb.train(plain_job, rule="sqrt", out=out, resume=True)
+
+
+def test_there_must_be_something_to_go_on_with(tmp_path: Path) -> None:
+    with pytest.raises(rb.RunFolderError, match="no run to go on with"):
+        rb.train(plain_job, out=tmp_path / "none", resume=True)
+    with pytest.raises(rb.SettingError, match="folder"):
+        rb.train(plain_job, epochs=1, resume=True)
+    with pytest.raises(rb.SettingError, match="resume must be"):
+        rb.train(plain_job, epochs=1, out=tmp_path / "x", resume="yes")  # pyrefly: ignore
+    (tmp_path / "half" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "half" / "run.json").write_text("{}")  # killed before the first save
+    rb.train(plain_job, epochs=1, out=tmp_path / "half", resume="auto")
+
+
+def test_a_failed_start_leaves_nothing_behind(tmp_path: Path) -> None:
+    def broken(model: torch.nn.Module, batch: Any) -> torch.Tensor:
+        raise KeyError("a typo")
+
+    out = tmp_path / "r"
+    with pytest.raises(rb.JobError, match="KeyError"):
+        rb.train(replace(plain_job, loss=broken), epochs=1, out=out)
+    rb.train(plain_job, epochs=1, out=out)
+    before = (out / "trace.jsonl").read_bytes()
+    with pytest.raises(rb.RunFolderError, match="already holds a run"):
+        rb.train(replace(plain_job, loss=broken), epochs=1, out=out)
+    assert (out / "trace.jsonl").read_bytes() == before
+
+
+def test_signals_finish_the_step_and_a_second_ctrl_c_does_not_wait() -> None:
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"schedule": rb.Constant(8), "batch_size": 8},
+        {"micro_batch": 64, "batch_size": 32},
+        {"schedule": rb.Ramp(16, 4096, 5000)},
+        {"schedule": rb.Constant(16), "largest": 8},
+        {"ledger": True},
+        {"save_every_s": -1.0},
+        {"shard": True},
+        {"schedule": rb.Ramp(16, 64, 5000), "rule": "cubic"},
+        {"micro_batch": 0},
+    ],
+)
+def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(rb.SettingError):
+        rb.train(plain_job, epochs=50, **wrong)
