@@ -1209,3 +1209,43 @@ def test_what_cannot_be_seen_is_told() -> None:
     with pytest.warns(UserWarning, match="of the parameters can be seen"):
         train(half, optimizer, draws(regression_job(), 16), 6)
     assert "of the model" in monitor.read().verdict
+
+
+@pytest.mark.parametrize("batch", [2, 3, 5, 8])
+def test_a_batch_no_larger_than_its_groups(batch: int) -> None:
+    """Every example is a group then, also for a parameter of two axes (positions)."""
+
+    class Positions(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.at = torch.nn.Parameter(torch.zeros(4, 3))
+            self.out = torch.nn.Linear(3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(x + self.at)
+
+    torch.manual_seed(0)
+    model = Positions()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    monitor = rb.NoiseMonitor(model, optimizer, math.inf)
+    for _ in range(4):
+        x = torch.randn(batch, 4, 3)
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    parts = [
+        torch.cat(
+            [
+                g.flatten().double()
+                for g in torch.autograd.grad(
+                    model(x[i : i + 1]).square().mean() / batch,
+                    list(model.parameters()),
+                )
+            ]
+        )
+        for i in range(batch)
+    ]
+    signal, noise = noise_by_pairs(parts, [1] * batch)
+    found = monitor.read(window=1)
+    assert found.grad_norm_sq.value == pytest.approx(signal, rel=1e-3, abs=1e-6)
+    assert found.trace.value == pytest.approx(noise, rel=1e-3)

@@ -288,7 +288,7 @@ class Broadcast(Rule):
     def norms(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
         vectors = g.shape == (groups.batch, *self.own) and self.factor is None
         if vectors and groups.count == groups.batch and self.layout.order is None:
-            return torch.linalg.vector_norm(g, dim=1, dtype=wide(g))
+            return torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=wide(g))
         return None
 
     def stack(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
