@@ -185,15 +185,8 @@ class BatchGradient:
     ) -> Gradient | Trouble:
         """Divide by the count of the whole batch over all ranks."""
         memory = None if trouble is None else self._memory(trouble)
-        wide = torch.float32 if self.device.type == "mps" else torch.float64
         codes = [float(memory is not None), float(trouble is not None)]
-        numbers = torch.stack(
-            [
-                *(_added(terms, self.device).to(wide) for terms in (sums, counts)),
-                *torch.tensor(codes, dtype=wide, device=self.device),
-            ]
-        )
-        loss, count, no_memory, failed = self.ranks.total(numbers).tolist()
+        loss, count, no_memory, failed = self._over_ranks(sums, counts, codes)
         if trouble is not None and memory is None:
             raise trouble
         if failed > no_memory:
@@ -242,6 +235,22 @@ class BatchGradient:
             ) from error
         return found
 
+    def _over_ranks(
+        self, sums: list[Tensor], counts: list[Any], codes: list[float]
+    ) -> list[float]:
+        """Loss, count and codes, summed over pieces and ranks, on the host."""
+        if self.ranks.size == 1:
+            return [_added(sums), _added(counts), *codes]
+        wide = torch.float32 if self.device.type == "mps" else torch.float64
+
+        def added(terms: list[Any]) -> Tensor:
+            start = torch.zeros((), dtype=wide, device=self.device)
+            return sum((torch.as_tensor(t).to(start) for t in terms), start=start)
+
+        flags = torch.tensor(codes, dtype=wide, device=self.device)
+        own = [added(sums), added(counts), *flags]
+        return self.ranks.total(torch.stack(own)).tolist()
+
     def _complete(self, begun: list[tuple[bool, int]]) -> None:
         """Give the other ranks the rest of the exchange that this one broke off.
 
@@ -263,15 +272,14 @@ class BatchGradient:
             sum((p.sum() * 0.0 for p in missing), start=zero).backward()
 
 
-def _added(terms: list[Any], device: torch.device) -> Tensor:
-    """Their sum, on the device; plain numbers are added exactly."""
-    tensors = [t.to(device) for t in terms if isinstance(t, Tensor)]
+def _added(terms: list[Any]) -> float:
+    """Their sum, on the host: one wait for the device at most."""
+    tensors = [t.detach().reshape(()) for t in terms if isinstance(t, Tensor)]
     plain = sum(t for t in terms if not isinstance(t, Tensor))
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    return sum(
-        (t.to(dtype) for t in tensors),
-        start=torch.tensor(float(plain), dtype=dtype, device=device),
-    )
+    if not tensors:
+        return float(plain)
+    together = tensors[0] if len(tensors) == 1 else torch.stack(tensors)
+    return float(plain) + math.fsum(together.reshape(-1).tolist())
 
 
 def _other_failed(rank: int | None) -> JobError:
