@@ -45,6 +45,7 @@ class Tagger(nn.Module):
         self.head = nn.Linear(WIDTH, VOCABULARY)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(sequences, tokens) to (sequences, tokens, classes)."""
         return self.head(F.gelu(self.hidden(self.embedding(x))))
 
 
@@ -110,7 +111,7 @@ def ours(case: str, rank: int, world: int) -> Tensor:
 
 def accelerates(case: str, rank: int, world: int) -> Tensor:
     """``accelerator.accumulate`` with the number of micro-batches of a full window."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator  # pyrefly: ignore[missing-import]
 
     full = 12 if case == "short last window" else CASES[case][0]
     accelerator = Accelerator(gradient_accumulation_steps=-(-full // MICRO), cpu=True)
@@ -132,7 +133,7 @@ def accelerates(case: str, rank: int, world: int) -> Tensor:
 
 def lightnings(case: str, rank: int, world: int) -> Tensor:
     """``Trainer(accumulate_grad_batches=...)``, gradients read before the update."""
-    import lightning
+    import lightning  # pyrefly: ignore[missing-import]
 
     full = 12 if case == "short last window" else CASES[case][0]
     found: list[Tensor] = []
@@ -163,7 +164,8 @@ def lightnings(case: str, rank: int, world: int) -> Tensor:
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    loader: Any = torch.utils.data.DataLoader(window(case, rank), batch_size=None)
+    micros: Any = window(case, rank)
+    loader: Any = torch.utils.data.DataLoader(micros, batch_size=None)
     trainer.fit(Module(), loader)
     return found[-1]
 
