@@ -222,11 +222,19 @@ class Runner:
             return self.bare.state_dict(), self.optimizer.state_dict()
         from torch.distributed.checkpoint.state_dict import (
             StateDictOptions,
-            get_state_dict,
+            get_model_state_dict,
+            get_optimizer_state_dict,
         )
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return get_state_dict(self.model, self.optimizer, options=options)
+        model = get_model_state_dict(self.model, options=options)
+        # Asked before the first update, torch makes one, which Adam then counts.
+        optimizer: dict[str, Any] = {}
+        if self.optimizer.state:
+            optimizer = get_optimizer_state_dict(
+                self.model, self.optimizer, options=options
+            )
+        return model, optimizer
 
     def _set_weights(self, state: dict[str, Any]) -> None:
         if state["sharded"] != self.ranks.sharded:
@@ -243,16 +251,16 @@ class Runner:
             return
         from torch.distributed.checkpoint.state_dict import (
             StateDictOptions,
-            set_state_dict,
+            set_model_state_dict,
+            set_optimizer_state_dict,
         )
 
-        set_state_dict(
-            self.model,
-            self.optimizer,
-            model_state_dict=state["model"],
-            optim_state_dict=state["optimizer"],
-            options=StateDictOptions(full_state_dict=True),
-        )
+        options = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(self.model, state["model"], options=options)
+        if state["optimizer"]:
+            set_optimizer_state_dict(
+                self.model, self.optimizer, state["optimizer"], options=options
+            )
 
 
 def wrapped(job: Job, model: nn.Module, *, shard: bool) -> nn.Module:

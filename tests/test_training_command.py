@@ -1,0 +1,134 @@
+"""The command `train`: schedules, going on, several processes, and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rightbatch.feed.ledger import Ledger
+from rightbatch.run.checkpoint import Checkpoints
+
+HERE = Path(__file__).parent
+JOB = f"{HERE / 'resumed_job.py'}:plain"
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+
+
+def train(*arguments: str, ranks: int = 1, restarts: int = 0) -> Any:
+    start = [sys.executable, "-m", "rightbatch"]
+    if ranks > 1:
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        start += [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
+        start += ["-m", "rightbatch"]
+    command = [*start, "train", *arguments, "--keep-threads"]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env=environment(),
+    )
+
+
+def weights(folder: Path) -> torch.Tensor:
+    found = Checkpoints(folder / "checkpoints").newest()
+    assert found is not None
+    return torch.cat([v.flatten() for v in found[1]["model"].values()])
+
+
+def test_a_decay_is_taken_up_and_the_run_gone_on_with(tmp_path: Path) -> None:
+    out = str(tmp_path / "r")
+    begin = ("--rate", "cosine:6epochs:0.05", "--schedule", "smith:128")
+    done = train(JOB, "--out", out, *begin, "--epochs", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["batch_size"] > 32
+    assert any("the rate would be" in event for event in document["events"])
+    more = train(JOB, "--out", out, "--epochs", "6", "--resume")
+    assert more.returncode == 0, more.stderr
+    assert "gone on from step" in " ".join(more.stdout.split())
+    assert max(len(line) for line in more.stdout.splitlines()) <= 80
+    other = train(JOB, "--out", out, "--schedule", "smith:64", *begin[:2], "--resume")
+    assert other.returncode == 2
+    assert "begun with another schedule" in other.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--schedule", "cubic:3"], "cannot be read"),
+        (["--schedule", "smith:512"], "takes the place of a decay"),
+        (["--schedule", "noise"], "needs a plan"),
+        (["--schedule", "ramp:32:4096:2epochs"], "exceeds the data set"),
+        (["--rate", "cosine:ten"], "no number of examples"),
+        (["--resume"], "needs the folder"),
+        (["--shard"], "several processes"),
+        (["--micro-batch", "64"], "larger than the batch"),
+        (["--rule", "cubic"], "no scaling rule"),
+        (["--save-every", "-3"], "duration"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    arguments: list[str], reason: str, tmp_path: Path
+) -> None:
+    out = [] if "--resume" in arguments else ["--out", str(tmp_path / "r")]
+    done = train(JOB, "--epochs", "30", *arguments, *out)
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "r" / "run.json").exists()
+
+
+@pytest.mark.parametrize("how", ["ddp", "fsdp"])
+def test_processes_train_the_same_model_as_one(how: str, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    shape = ("--epochs", "2", "--schedule", "stages:0=16,600=32", "--micro-batch", "4")
+    alone = train(JOB, *shape, "--out", str(one))
+    assert alone.returncode == 0, alone.stderr
+    more = ["--shard"] if how == "fsdp" else []
+    done = train(JOB, *shape, *more, "--out", str(two), "--ledger", ranks=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("Done") == 1  # only the first rank speaks
+    assert (weights(one) - weights(two)).norm() <= 1e-5 * weights(one).norm()
+    audit = Ledger(two / "ledger").audit()
+    assert (audit.lost, audit.repeated) == (0, 0)
+    again = train(JOB, "--epochs", "3", *more, "--out", str(two), "--resume", ranks=2)
+    assert again.returncode == 0, again.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_survived_by_a_restart(tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", "--max-restarts=3", "-m", "rightbatch", "train"]
+    command += [JOB, "--epochs", "150", "--out", str(out), "--resume", "--ledger"]
+    command += ["--save-every", "0.2", "--keep-threads", "--batch-size", "16"]
+    process = subprocess.Popen(
+        command,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    ends = time.monotonic() + 90
+    while len(list(out.glob("checkpoints/*.json"))) < 2 and time.monotonic() < ends:
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    os.kill(int(children.split()[-1]), signal.SIGKILL)
+    error = process.communicate(timeout=150)[1]
+    assert process.returncode == 0, error[-1500:]
+    found = Checkpoints(out / "checkpoints").newest()
+    assert found is not None
+    assert found[1]["examples"] >= 150 * 512
+    audit = Ledger(out / "ledger").audit()
+    assert (audit.lost, audit.repeated) == (0, 0)
