@@ -57,7 +57,8 @@ def test_a_decay_is_taken_up_and_the_run_gone_on_with(tmp_path: Path) -> None:
     more = train(JOB, "--out", out, "--epochs", "6", "--resume")
     assert more.returncode == 0, more.stderr
     assert "gone on from step" in " ".join(more.stdout.split())
-    assert max(len(line) for line in more.stdout.splitlines()) <= 80
+    lines = [line for line in more.stdout.splitlines() if out not in line]
+    assert max(map(len, lines)) <= 80
     other = train(JOB, "--out", out, "--schedule", "smith:64", *begin[:2], "--resume")
     assert other.returncode == 2
     assert "begun with another schedule" in other.stderr
@@ -111,7 +112,7 @@ def test_a_killed_rank_is_survived_by_a_restart(tmp_path: Path) -> None:
     out = tmp_path / "r"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node=2", "--max-restarts=3", "-m", "rightbatch", "train"]
-    command += [JOB, "--epochs", "150", "--out", str(out), "--resume", "--ledger"]
+    command += [JOB, "--epochs", "40", "--out", str(out), "--resume", "--ledger"]
     command += ["--save-every", "0.2", "--keep-threads", "--batch-size", "16"]
     process = subprocess.Popen(
         command,
@@ -129,6 +130,6 @@ def test_a_killed_rank_is_survived_by_a_restart(tmp_path: Path) -> None:
     assert process.returncode == 0, error[-1500:]
     found = Checkpoints(out / "checkpoints").newest()
     assert found is not None
-    assert found[1]["examples"] >= 150 * 512
+    assert found[1]["examples"] >= 40 * 512
     audit = Ledger(out / "ledger").audit()
     assert (audit.lost, audit.repeated) == (0, 0)

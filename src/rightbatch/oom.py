@@ -71,6 +71,7 @@ def out_of_memory(error: BaseException) -> OutOfMemory | None:
 def _one(error: BaseException) -> OutOfMemory | None:
     lines = str(error).strip().splitlines()
     first = lines[0] if lines else type(error).__name__
+    first = re.sub(r"^\[enforce fail at [^\]]*\] (err == 0\. )?", "", first)
     if isinstance(error, MemoryError):
         return OutOfMemory("python", True, first)
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:

@@ -98,9 +98,6 @@ def train_command(
     except RightbatchError:
         drop_if_empty(folder)
         raise
-    finally:
-        if joined and sys.exc_info()[0] is None:
-            leave()
     if rank == 0:
         if plan_path is not None and not resume:
             keep_origin(plan_path.parent, folder)
@@ -108,9 +105,11 @@ def train_command(
             print_document(_document(run, folder))
         else:
             print_plain(console, run_lines(run, loaded, folder))
-    if run.interrupted:
-        return INTERRUPTED
-    return UNDECIDED if run.reached is False else DECIDED
+    status = UNDECIDED if run.reached is False else DECIDED
+    status = INTERRUPTED if run.interrupted else status
+    if joined:
+        leave(status)
+    return status
 
 
 def _document(run: Any, folder: Path) -> dict[str, Any]:
