@@ -5,6 +5,7 @@
 Everything used here works alone: take the stream, the accumulator or the controller.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -66,5 +67,6 @@ while stream.epoch < 20:
         f"lr {optimizer.param_groups[0]['lr']:.3g}"
     )
     state = {name: part.state_dict() for name, part in parts.items()}
-    torch.save({**state, "seen": seen}, saved)
+    torch.save({**state, "seen": seen}, "grow_the_batch.tmp")
+    os.replace("grow_the_batch.tmp", saved)  # whole, or not at all
 saved.unlink()

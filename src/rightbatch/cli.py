@@ -289,7 +289,9 @@ def plan(
 @click.option("--rule", default="auto", help="How the rate follows the batch.")
 @click.option("--noise-scale", type=float, help="For the noise-aware rules.")
 @click.option("--exponent", type=float, help="For --rule exponent.")
-@click.option("--epochs", type=float, help="Passes over the data; else to the target.")
+@click.option(
+    "--epochs", type=float, help="At most so many passes; a target met ends it."
+)
 @click.option("--examples", type=int, help="The same, in examples.")
 @click.option("--micro-batch", type=int, help="Most examples in memory at once.")
 @click.option("--largest", type=int, help="Never a batch beyond.")

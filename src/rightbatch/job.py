@@ -180,8 +180,10 @@ class Job:
                 batch = (self.collate or default_collate)(examples)
         return to_device(batch, device)
 
-    def mean_loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor | float]:
-        """The loss as (value to differentiate, count); count 0.0 marks a plain mean.
+    def mean_loss(
+        self, model: nn.Module, batch: Any
+    ) -> tuple[Tensor, Tensor | float | None]:
+        """The loss as (value to differentiate, count); no count marks a plain mean.
 
         Raises:
             JobError: The loss is neither a scalar nor a pair of scalars.
@@ -211,8 +213,8 @@ class Job:
 
 def scalar_loss(
     loss: Loss, model: nn.Module, batch: Any, dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor | float]:
-    """A loss as (value to differentiate, count); count 0.0 marks a plain mean.
+) -> tuple[Tensor, Tensor | float | None]:
+    """A loss as (value to differentiate, count); no count marks a plain mean.
 
     Args:
         loss: ``(model, batch) ->`` a mean, or ``(sum, count)``.
@@ -227,7 +229,7 @@ def scalar_loss(
     cast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
     with blaming("loss(model, batch)"), cast:
         result = loss(model, batch)
-    value, count = result if isinstance(result, tuple) else (result, 0.0)
+    value, count = result if isinstance(result, tuple) else (result, None)
     if not isinstance(value, Tensor) or value.numel() != 1:
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value)
         raise JobError(

@@ -125,16 +125,17 @@ def accumulate(
     """
     optimizer.zero_grad(set_to_none=True)
     total, counted = torch.zeros((), device=next(model.parameters()).device), 0.0
+    ragged = False
     for batch, size in zip(batches, sizes, strict=True):
         loss, count = job.mean_loss(model, batch)
-        ragged = isinstance(count, Tensor) or count > 0
-        part = loss if ragged else loss * (size / sum(sizes))
+        part = loss * (size / sum(sizes)) if count is None else loss
         check_differentiable(part)
         with blaming("the backward pass"):
             part.backward()
         total = total + part.detach()
-        counted = counted + (count if ragged else 0.0)
-    if isinstance(counted, Tensor) or counted > 0:
+        ragged |= count is not None
+        counted = counted + (0.0 if count is None else count)
+    if ragged:
         total = total / counted
         for group in optimizer.param_groups:
             for parameter in group["params"]:

@@ -49,7 +49,7 @@ def train_command(
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # ruff: ignore[open-file-with-context-handler]
     if plan_path is not None and plan_path.is_dir():
         plan_path /= "plan.json"
-    console, spec, _ = begin(job, out, as_json or rank > 0, make=False)
+    console, spec, _ = begin(job, out, as_json and rank == 0, make=False)
     import torch
 
     from rightbatch.measure.threads import pick_threads
@@ -68,8 +68,13 @@ def train_command(
         torch.set_num_threads(planned or pick_threads(loaded)[0])
     decay = None if rate is None else parse_rate(rate, loaded.length)
     wanted = None
+    if schedule is not None and numbers["batch_size"] is not None:
+        raise SettingError(
+            "give --schedule or --batch-size: one says the batch",
+            seen=f"--schedule {schedule} --batch-size {numbers['batch_size']}",
+        )
     if schedule is not None:
-        batch = plan.batch_size if plan else numbers["batch_size"] or loaded.batch_size
+        batch = plan.batch_size if plan else loaded.batch_size
         wanted = parse_schedule(
             schedule,
             batch=batch,
@@ -77,8 +82,9 @@ def train_command(
             rate=decay,
             half_batch=plan.half_batch if plan is not None else None,
         )
-        numbers["batch_size"] = None
-        decay = None if hasattr(wanted, "rate") else decay
+        # Its own forms take the decay up; one from a file has its own already.
+        taken = hasattr(wanted, "rate") and not schedule.endswith(".json")
+        decay = None if taken else decay
     folder = out or share_first(
         lambda: make_run_folder(None, f"train-{spec.stem}"), rank
     )

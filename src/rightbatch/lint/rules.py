@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rightbatch.errors import JobError
 from rightbatch.isolation import evaluating
@@ -46,7 +46,7 @@ class Probe:
         """The mean loss in eval mode, where dropout and BatchNorm stand still."""
         with evaluating(self.model):
             value, count = self.job.mean_loss(self.model, batch)
-        return float(value) / (float(count) or 1.0)
+        return float(value) / (float(count or 0) or 1.0)
 
 
 def enough_data(probe: Probe) -> Finding | None:
@@ -119,8 +119,7 @@ def scalar_loss(probe: Probe) -> Finding | None:
             why="nothing can be measured from it",
             fix="look for log(0), division by zero or bad examples in the data",
         )
-    ragged = isinstance(count, Tensor) or count != 0
-    if ragged and not 0 < float(count) < math.inf:
+    if count is not None and not 0 < float(count) < math.inf:
         raise JobError(
             "the loss returned a count that is not positive",
             seen=f"count {float(count)}",

@@ -15,5 +15,5 @@ def held_out_loss(training: Training, indices: torch.Tensor) -> float:
         for part in indices.split(min(len(indices), job.batch_size)):
             batch = job.batch(part, training.device)
             loss, n = job.mean_loss(training.model, batch)
-            total += float(loss) / (float(n) or 1.0) * len(part)
+            total += float(loss) / (float(n or 0) or 1.0) * len(part)
     return total / len(indices)

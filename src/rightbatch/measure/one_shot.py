@@ -192,8 +192,7 @@ def _exact(
 
     def total_loss(one: nn.Module, indices: Tensor) -> Tensor:
         loss, count = model_loss(one, job.batch(indices, device))
-        ragged = isinstance(count, Tensor) or count > 0
-        return loss if ragged else loss * len(indices)
+        return loss * len(indices) if count is None else loss
 
     counter = PerExample(
         model, parameters, total_loss, lambda indices, b: indices[b : b + 1]

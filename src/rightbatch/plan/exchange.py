@@ -162,6 +162,11 @@ class AlongRate(Schedule):
                 "grow: InsteadOfDecay",
             )
 
+    @property
+    def power(self) -> float:
+        """Of the batch, in what is kept: its rounding is followed by the rate."""
+        return 1 / _KEPT[self.keep]
+
     def aim(self, examples: int, reading: Reading | None = None) -> Aim:
         """Batch and rate at this place."""
         factor = self.rate(examples)

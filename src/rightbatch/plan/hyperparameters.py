@@ -110,6 +110,7 @@ class Hyperparameters:
         return {
             "batch_size": self.batch_size,
             "rate": self.rate,
+            "base_lrs": list(self._base_lrs),
             "base": [dict(one) for one in self._base],
             "set": [dict(one) for one in self._set],
         }
@@ -121,6 +122,7 @@ class Hyperparameters:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.batch_size, self.rate = state["batch_size"], state["rate"]
+        self._base_lrs = list(state["base_lrs"]) if self._base_lrs else []
         self._base = [_tupled(one) for one in state["base"]]
         self._set = [_tupled(one) for one in state["set"]]
         self.scaling = self._scaling(self.batch_size)
@@ -156,6 +158,8 @@ class Hyperparameters:
                 if key in one and key in was and bool(one[key] != was[key]):
                     known = bool(was[key] != 0)
                     base[key] = base[key] * one[key] / was[key] if known else one[key]
+            if "betas" in was and one["betas"][0] != was["betas"][0]:  # OneCycleLR
+                base["betas"] = (one["betas"][0], *base["betas"][1:])
         return found
 
     def _move_scheduler(self) -> None:

@@ -46,6 +46,10 @@ class Rate:
 
     def __post_init__(self) -> None:
         places, factors = self.examples, self.factors
+        if self.form not in ("linear", "steps"):
+            raise SettingError(
+                "form must be 'linear' or 'steps'", seen=f"form={self.form!r}"
+            )
         rising = all(a < b for a, b in itertools.pairwise(places))
         if not places or len(places) != len(factors) or places[0] != 0 or not rising:
             raise SettingError(
@@ -77,7 +81,8 @@ class Rate:
     def __str__(self) -> str:
         way = "in steps" if self.form == "steps" else "over"
         return (
-            f"rate {self.factors[0]:.3g} -> {self.factors[-1]:.3g} {way} "
+            f"rate {self.factors[0]:.3g} -> {self(self.examples[-1] / 4):.3g} -> "
+            f"{self.factors[-1]:.3g} {way} "
             f"{self.examples[-1]:,} examples"
         )
 
@@ -91,6 +96,7 @@ class Rate:
     def linear(cls, examples: int, *, floor: float = 0.0) -> Rate:
         """Straight from 1 to ``floor`` over so many examples."""
         check_batch_size(examples, "examples")
+        _check_floor(floor)
         return cls((0, examples), (1.0, floor))
 
     @classmethod
@@ -100,6 +106,7 @@ class Rate:
         Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts.
         """
         check_batch_size(examples, "examples")
+        _check_floor(floor)
 
         def factor(seen: float) -> float:
             if seen < warmup:
@@ -133,6 +140,7 @@ class Rate:
         *,
         steps: int,
         batch_size: int,
+        lr: float = 1.0,
     ) -> Rate:
         """Record a torch scheduler that counts steps, for the batch it was made for.
 
@@ -141,9 +149,11 @@ class Rate:
                 no metric.
             steps: How many steps of it.
             batch_size: Examples of a step it was written for.
+            lr: The optimizer's rate it was written for, where it has rates of its own
+                (``max_lr``, ``eta_min``).
 
         Raises:
-            SettingError: It gives a rate of zero at the start, or no finite one.
+            SettingError: It gives no finite rate, or none but zero.
 
         Example:
             >>> import torch
@@ -156,14 +166,23 @@ class Rate:
         check_batch_size(steps, "steps")
         check_batch_size(batch_size)
         weight = torch.nn.Parameter(torch.zeros(()))
-        optimizer = torch.optim.SGD([weight], lr=1.0)
+        optimizer = torch.optim.SGD([weight], lr=lr)
         scheduler = make(optimizer)
         places, factors = [], []
         for step in range(steps):
-            factor = float(optimizer.param_groups[0]["lr"])
+            factor = float(optimizer.param_groups[0]["lr"]) / lr
             if not factors or factor != factors[-1]:
                 places.append(step * batch_size)
                 factors.append(factor)
             optimizer.step()
             scheduler.step()
         return cls(tuple(places), tuple(factors), "steps")
+
+
+def _check_floor(floor: float) -> None:
+    if not 0 <= floor <= 1:
+        raise SettingError(
+            "a decay ends between 0 and 1 of the rate it begins with",
+            seen=f"floor={floor}",
+            fix="floor=0.01",
+        )

@@ -71,7 +71,7 @@ def check_schedule(
             f"the schedule exceeds the data set of {length:,} examples",
             seen=f"{schedule}: batch {biggest:,}",
             why="a batch would hold the same example twice",
-            fix=f"batches of {length:,} or less",
+            fix=f"batches of {length:,} or less (--batch-size, or the job's own)",
         )
     if largest is not None and biggest > largest:
         raise SettingError(

@@ -114,6 +114,8 @@ def parse_schedule(
             assert rate is not None
             return InsteadOfDecay(batch, rate, int(most), kind)
         if kind in ("temperature", "update-variance"):
+            if rest:
+                raise ValueError(rest)
             assert rate is not None
             return AlongRate(batch, rate, kind)
         if kind == "noise":
@@ -171,7 +173,10 @@ def _noise(
 
 def _pairs(text: str, length: int) -> list[tuple[int, str]]:
     pairs = [pair.split("=") for pair in text.split(",")]
-    return [(parse_examples(place, length), value) for place, value in pairs]
+    found = [(parse_examples(place, length), value) for place, value in pairs]
+    if len({place for place, _ in found}) < len(found):
+        raise ValueError(f"a place is given twice in {text}")
+    return found
 
 
 def _from_file(path: Path) -> Schedule:

@@ -282,6 +282,10 @@ class TrainingLine:
             print_plain(self.console, text[:WIDTH])
 
 
+def _range(shown: list[str]) -> str:
+    return shown[0] if shown[0] == shown[-1] else f"{shown[0]} to {shown[-1]}"
+
+
 def run_lines(run: Run, job: Job, folder: Path) -> str:
     """How a run ended: time, steps and examples, and where its files are."""
     last = run.last
@@ -293,17 +297,21 @@ def run_lines(run: Run, job: Job, folder: Path) -> str:
         head = f"Target {job.target:.4g} not reached: {last.metric:.4g} at the end."
     else:
         head = f"Done: loss {last.loss:.4g}."
-    sizes = [row.batch_size for row in run.rows]
-    first, final = sizes[0], run.batch_size
-    batch = f"B = {final}" if len({*sizes, final}) == 1 else f"B = {first} to {final}"
+    sizes = {row.batch_size for row in run.rows} | {run.batch_size}
+    rates = sorted({row.lr for row in run.rows})
+    batch = _range([f"{size:,}" for size in sorted(sizes)])
+    rate = _range([f"{lr:.3g}" for lr in rates])
+    skipped = sum("batch skipped" in event for event in run.events)
+    tail = f", {skipped} batches skipped" if skipped else ""
+    if run.resumed is not None:
+        tail += f", gone on from step {run.resumed:,}"
     rows = [
         f" {head}",
         wrapped(
             "run",
-            f"{batch} ({run.scaling.rule}: lr x {run.scaling.lr:.3g}): "
+            f"B = {batch}, lr {rate} ({run.scaling.rule}): "
             f"{show_seconds(last.time_s)}, {last.steps:,} steps, "
-            f"{last.examples:,} examples"
-            + ("" if run.resumed is None else f", gone on from step {run.resumed:,}"),
+            f"{last.examples:,} examples{tail}",
         ),
         files_lines([("trace", str(folder / TRACE)), ("saved", str(run.checkpoint))]),
     ]

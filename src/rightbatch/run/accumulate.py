@@ -25,7 +25,7 @@ from rightbatch.oom import out_of_memory
 from rightbatch.run.equality import Equality, compare
 from rightbatch.run.gradient import HALVES, BatchGradient, Gradient, Piece, Trouble
 from rightbatch.run.ranks import Ranks
-from rightbatch.run.splitting import count_of, cut, even
+from rightbatch.run.splitting import count_of, cut, even, unclear
 from rightbatch.run.survival import Pieces, release
 
 _AUTOCAST = {**PRECISIONS, "float16": torch.float16}
@@ -127,15 +127,19 @@ class Accumulator:
         check: bool = True,
         tell: Callable[[str], None] | None = None,
     ) -> None:
+        _check_parts(model, loss, optimizer)
         if micro_batch is not None:
             check_batch_size(micro_batch, "micro_batch")
         _check_settings(clip_norm, precision, scaler, nonfinite)
+        if scaler is not None and not scaler.is_enabled():
+            scaler = None
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.clip_norm, self.scaler, self.nonfinite = clip_norm, scaler, nonfinite
         self.count, self.split, self.fits = count, split, fits
         self.ranks = Ranks(model)
         dtype = _AUTOCAST[precision]
         self.gradient = BatchGradient(model, loss, optimizer, self.ranks, dtype, scaler)
+        self.gradient.empty = nonfinite
         self.device = self.gradient.device
         whole = 1 << 40 if micro_batch is None else micro_batch
         self.pieces = Pieces(most=whole, now=whole)
@@ -211,7 +215,7 @@ class Accumulator:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The micro-batch in force, and counts."""
+        """The micro-batch in force, and counts; a scaler has a state of its own."""
         return {
             **self.pieces.state(),
             "skipped": self.skipped,
@@ -252,6 +256,8 @@ class Accumulator:
             if len(runs) == 1:
                 pieces.append(piece)
                 continue
+            if self.split is None and count_of(piece.batch) != piece.count:
+                raise unclear(piece.count, count_of(piece.batch))
             pieces += [
                 Piece(self._cutter(piece.batch, *run, piece.count), run[1] - run[0])
                 for run in runs
@@ -276,12 +282,16 @@ class Accumulator:
         gradients = self.gradient.gradients()
         norm = total_norm(gradients)
         finite = math.isfinite(norm) and math.isfinite(made.loss)
-        if not finite and self.nonfinite == "stop" and self.scaler is None:
+        # A scaler finds its factor by gradients that overflow: those it skips itself.
+        scaling = self.scaler is not None and math.isfinite(made.loss)
+        if not finite and self.nonfinite == "stop" and not scaling:
+            if self.scaler is not None:
+                self.scaler.update()
             self.gradient.before.restore(self.device)
             self.optimizer.zero_grad(set_to_none=True)
             raise NotFinite(
                 f"the loss became {made.loss:g}, with a gradient of norm {norm:g}",
-                seen=f"a batch of {made.count:g}, learning rate "
+                seen=f"mean over {made.count:g}, learning rate "
                 f"{float(self.optimizer.param_groups[0]['lr']):.3g}",
                 why="the update was not made: weights are as before this batch",
                 fix="a lower learning rate, or nonfinite='skip' for a few bad batches",
@@ -315,6 +325,7 @@ class Accumulator:
                 else:
                     self.scaler.step(self.optimizer)
                     self.scaler.update()
+            self.gradient.reserving = False
         except Exception as error:
             memory = out_of_memory(error)
             if memory is None:
@@ -333,12 +344,23 @@ class Accumulator:
         self.gradient.before.restore(self.device)
         self.retries += 1
         biggest = max(int(n) for (n,) in self.ranks.gather([used]))
-        wanted = biggest
         fits = None if self.fits is None else self.fits(biggest)
+        text = trouble.memory.text if trouble.memory else "another rank ran out"
+        if biggest == 1 and self.gradient.reserving:
+            self.gradient.reserving = (
+                False  # then the optimizer may have to find its own
+            )
+            self.tell(
+                f"out of memory with one example ({text[:60]}): again, with nothing "
+                "kept free for the optimizer's state"
+            )
+            return
         wanted = self.pieces.shrink(biggest, fits)
         agreed = min(int(n) for (n,) in self.ranks.gather([wanted]))
         self.pieces.now = agreed
-        text = trouble.memory.text if trouble.memory else "another rank ran out"
+        if agreed < 1 and trouble.memory and not trouble.memory.certain:
+            assert trouble.error is not None
+            raise trouble.error  # it was something else, or looks like it
         if agreed < 1:
             raise JobError(
                 "not even one example fits in memory",
@@ -368,7 +390,7 @@ class Accumulator:
                 raise
             release(error)
             return
-        if not self.equality.equal:
+        if not self.equality.equal and math.isfinite(self.equality.error):
             self.tell(str(self.equality))
 
 
@@ -376,8 +398,37 @@ def total_norm(gradients: list[Tensor]) -> float:
     """Norm of all gradients as one vector, over all shards."""
     if not gradients:
         return 0.0
-    norm = torch.nn.utils.get_total_norm(gradients)
+    dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    norm = torch.nn.utils.get_total_norm(dense)
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def _check_parts(model: nn.Module, loss: Any, optimizer: Any) -> None:
+    """Refuse what cannot be trained.
+
+    Raises:
+        SettingError: It says what was given instead.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer) or not callable(loss):
+        raise SettingError(
+            "Accumulator takes a model, a loss and an optimizer, in this order",
+            seen=f"{type(model).__name__}, {type(loss).__name__}, "
+            f"{type(optimizer).__name__}",
+            fix="rb.Accumulator(model, loss, optimizer, micro_batch=16)",
+        )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise SettingError(
+            "LBFGS evaluates the loss several times per step",
+            why="one step has no single batch",
+            fix="SGD, Adam or another optimizer of one gradient per step",
+        )
+    own = {id(p) for p in model.parameters()}
+    if not any(id(p) in own for g in optimizer.param_groups for p in g["params"]):
+        raise SettingError(
+            "the optimizer holds no parameter of the model",
+            why="its steps would change nothing",
+            fix="make it from this model's parameters, after wrapping or sharding",
+        )
 
 
 def _check_settings(
@@ -387,6 +438,7 @@ def _check_settings(
         raise SettingError(
             f"precision must be one of {', '.join(_AUTOCAST)}",
             seen=f"precision={precision!r}",
+            fix="precision='bfloat16'",
         )
     if precision == "float16" and scaler is None:
         raise SettingError(

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rightbatch.errors import RunFolderError
@@ -47,7 +48,7 @@ class Checkpoints:
             RunFolderError: It cannot be written, and nothing has changed; or the state
                 holds something that could not be read again without running code.
         """
-        _check_plain(state, "state")
+        state = _plain(state, "state")
         path = self.folder / f"step-{steps:010d}.pt"
         temporary = path.with_suffix(".tmp")
         try:
@@ -121,8 +122,9 @@ class Checkpoints:
     def _prune(self) -> None:
         """What cannot be deleted stays: that is no reason to end a run."""
         kept = set(self.paths()[:KEPT])
-        for path in self.folder.glob("step-*"):
-            if path.with_suffix(".pt") not in kept:
+        for path in sorted(self.folder.glob("step-*"), reverse=True):
+            vouched = path.with_suffix(".json").exists() or path.suffix != ".pt"
+            if path.with_suffix(".pt") not in kept and vouched:
                 try:
                     path.unlink(missing_ok=True)
                 except OSError as error:
@@ -196,28 +198,30 @@ class _Hashing:
         self.file.flush()
 
 
-def _check_plain(value: Any, where: str) -> None:
-    """Refuse what ``weights_only`` would not read back.
+def _plain(value: Any, where: str) -> Any:
+    """As ``weights_only`` can read it back: numpy's numbers as Python's.
 
     Raises:
-        RunFolderError: It names the place.
+        RunFolderError: It cannot; the message names the place.
     """
+    if isinstance(value, np.generic):
+        return value.item()
     if type(value) in _PLAIN or isinstance(value, torch.Tensor):
-        return
+        return value
     if isinstance(value, Mapping):
-        for key, item in value.items():
-            _check_plain(key, where)
-            _check_plain(item, f"{where}[{key!r}]")
-    elif isinstance(value, (list, tuple)):
-        for number, item in enumerate(value):
-            _check_plain(item, f"{where}[{number}]")
-    else:
-        raise RunFolderError(
-            "the run's state cannot be saved",
-            seen=f"{where} is a {type(value).__module__}.{type(value).__name__}",
-            why="reading it back would run code from the file",
-            fix="keep plain numbers and tensors in the optimizer's and model's state",
-        )
+        return {
+            _plain(key, where): _plain(item, f"{where}[{key!r}]")
+            for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        items = [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    raise RunFolderError(
+        "the run's state cannot be saved",
+        seen=f"{where} is a {type(value).__module__}.{type(value).__name__}",
+        why="reading it back would run code from the file",
+        fix="keep plain numbers and tensors in the optimizer's and model's state",
+    )
 
 
 def _sync(folder: Path) -> None:

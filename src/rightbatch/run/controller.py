@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +77,7 @@ class Controller:
 
     Attributes:
         batch_size: Examples of the next step.
-        changes: Every decision so far.
+        changes: The last thousand decisions.
 
     Raises:
         SettingError: The schedule is live and there is no monitor; two learning-rate
@@ -139,7 +140,7 @@ class Controller:
             exponent=exponent,
             scheduler=scheduler,
         )
-        self.changes: list[Change] = []
+        self.changes: deque[Change] = deque(maxlen=1000)
         self.batch_size = self._sized(schedule.start)
         self._ranks = None if model is None else Ranks(model)
         self._first_signal = 0.0
@@ -244,11 +245,12 @@ class Controller:
 
     def _sized(self, batch: float) -> int:
         """A possible batch near it: whole micro-batches, within the limit."""
-        batch = min(batch, self.largest)
+        largest = min(self.largest, self.schedule.largest())
+        batch = min(batch, largest)
         if self.schedule.exact or batch < self.multiple:
             return max(1, round(batch))
         whole = round(batch / self.multiple) * self.multiple
-        return whole if whole <= self.largest else whole - self.multiple
+        return whole if whole <= largest else whole - self.multiple
 
     def _reading(self) -> Reading | None:
         """The noise now, if the schedule wants it and anything is known."""

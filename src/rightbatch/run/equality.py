@@ -17,7 +17,7 @@ from rightbatch.run.batch_norm import batch_norms
 # [measured: tests/test_accumulate.py]; what breaks equality makes 0.1 and more.
 EXACT, ROUGH = 1e-4, 6e-2
 SAME = 1e-3  # how far the loss of doubled examples may be from the loss [assumed]
-Loss = Callable[[Any], tuple[Tensor, "Tensor | float"]]
+Loss = Callable[[Any], tuple[Tensor, "Tensor | float | None"]]
 Cutter = Callable[[Any, int, int, int], Any]
 
 
@@ -144,7 +144,7 @@ def _gradient(
     total = 0.0
     for piece, examples in pieces:
         value, count = loss(piece)
-        if not isinstance(count, Tensor) and count == 0.0:
+        if count is None:
             value, count = value * examples, float(examples)
         if value.requires_grad:
             value.backward()
@@ -156,7 +156,7 @@ def _gradient(
 def _mean(loss: Loss, batch: Any) -> float:
     with torch.no_grad():
         value, count = loss(batch)
-    return float(value) / (float(count) or 1.0)
+    return float(value) / (1.0 if count is None else float(count))
 
 
 def _twice(batch: Any) -> Any:

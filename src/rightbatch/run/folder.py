@@ -9,6 +9,7 @@ from rightbatch.errors import RunFolderError
 
 MEASUREMENTS, PLAN, TRACE = "measurements.json", "plan.json", "trace.jsonl"
 REPORT, CHECKPOINTS, RUN = "report.html", "checkpoints", "run.json"
+LEDGER = "ledger"
 KNOWN = (MEASUREMENTS, PLAN, TRACE, REPORT, CHECKPOINTS, RUN)
 
 

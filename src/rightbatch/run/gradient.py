@@ -45,6 +45,7 @@ class Trouble:
     """Some rank ran out of memory; this one, if ``memory`` says how."""
 
     memory: OutOfMemory | None
+    error: BaseException | None
 
 
 @dataclass
@@ -59,6 +60,9 @@ class BatchGradient:
         dtype: Of autocast, or None.
         scaler: A ``GradScaler``, or None.
         per_example: With a scaler: about what the loss counts for one example.
+        reserving: Whether memory is kept free for the optimizer's state: until the
+            first update, or until that itself leaves too little.
+        empty: ``"skip"``: a batch in which the loss counts nothing is no error.
     """
 
     model: nn.Module
@@ -68,14 +72,18 @@ class BatchGradient:
     dtype: torch.dtype | None
     scaler: Any
     per_example: float | None = None
+    reserving: bool = True
+    empty: str = "stop"
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
-        self.parameters: list[Tensor] = [
-            p for group in self.optimizer.param_groups for p in group["params"]
-        ]
         self.norms = batch_norms(self.model)
         self.before = Before(self.model)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Of all param groups as they are now: some may be added while training."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def gradients(self) -> list[Tensor]:
         """Those that this step has made."""
@@ -86,7 +94,9 @@ class BatchGradient:
     ) -> Gradient | Trouble:
         """Leave in ``.grad`` the gradient of the whole batch; or say what failed."""
         self.optimizer.zero_grad(set_to_none=True)
-        guess = self._scale(pieces[0], examples)
+        self.model.zero_grad(set_to_none=True)  # also what the optimizer does not hold
+        self.ranks.share_buffers()
+        guess = 1.0
         sums: list[Tensor] = []
         counts: list[Any] = []
         trouble: BaseException | None = None
@@ -94,7 +104,8 @@ class BatchGradient:
         last: Tensor | None = None
         share = [p.count / sum(p.count for p in pieces) for p in pieces]
         try:
-            if not self.optimizer.state:
+            guess = self._scale(pieces[0], examples)
+            if self.reserving:
                 held = reserve(self.parameters)
             with self.ranks.keeping_quiet():
                 for piece, part in zip(pieces, share, strict=True):
@@ -113,8 +124,9 @@ class BatchGradient:
             self.ranks.exchange_next(last)
             self._backward(last)
         except Exception as error:
-            trouble, last = error, None
-            self._complete(begun)
+            trouble = error
+            self._complete(begun, last)
+            last = None
         held.clear()
         return self._divided(sums, counts, guess, trouble, told, examples)
 
@@ -125,13 +137,18 @@ class BatchGradient:
         with a scaler the first piece is counted beforehand.
         """
         if self.scaler is not None and self.per_example is None:
-            with torch.no_grad():
-                batch = to_device(piece.batch, self.device)
-                _, count = scalar_loss(self.loss, self.model, batch, self.dtype)
+            ratio, error = 0.0, None
+            try:
+                with torch.no_grad():
+                    batch = to_device(piece.batch, self.device)
+                    _, count = scalar_loss(self.loss, self.model, batch, self.dtype)
+                ratio = 1.0 if count is None else float(count) / piece.count
+            except Exception as failure:  # told when the pass itself is made
+                error = failure
+            release(error)
             self.before.restore(self.device)
-            ratio = float(count) / piece.count or 1.0
             highest = max(r for (r,) in self.ranks.gather([ratio]))
-            self.per_example = 2.0 ** round(math.log2(highest))
+            self.per_example = 2.0 ** round(math.log2(highest or 1.0))
         whole = 1.0 if examples is None else examples / self.ranks.size
         return whole * (self.per_example or 1.0)
 
@@ -143,7 +160,7 @@ class BatchGradient:
         value, count = scalar_loss(self.loss, self.model, batch, self.dtype)
         check_differentiable(value)
         value = value.float() if value.dtype in HALVES else value
-        if not isinstance(count, Tensor) and count == 0.0:
+        if count is None:
             value, count = value * piece.count, float(piece.count)
         if not piece.counts:
             value, count = value * 0.0, 0.0
@@ -170,7 +187,7 @@ class BatchGradient:
             raise _other_failed(failed[0])
         if any(numbers[0] for numbers in told):
             release(trouble)
-            return Trouble(memory)
+            return Trouble(memory, trouble)
         columns = list(zip(*told, strict=True))[1:]
         return tuple(max(column) for column in columns)
 
@@ -193,7 +210,9 @@ class BatchGradient:
             raise _other_failed(None)
         if no_memory:
             release(trouble)
-            return Trouble(memory)
+            return Trouble(memory, trouble)
+        if not count > 0 and self.empty == "skip":
+            return Gradient(math.nan, 0.0, flags)
         if not count > 0:
             raise JobError(
                 "the loss counted nothing in the whole batch",
@@ -251,7 +270,7 @@ class BatchGradient:
         own = [added(sums), added(counts), *flags]
         return self.ranks.total(torch.stack(own)).tolist()
 
-    def _complete(self, begun: list[tuple[bool, int]]) -> None:
+    def _complete(self, begun: list[tuple[bool, int]], loss: Tensor) -> None:
         """Give the other ranks the rest of the exchange that this one broke off.
 
         They wait in their backward pass for every gradient. What was not computed any
@@ -266,6 +285,9 @@ class BatchGradient:
             for p, a, b in zip(ddp.parameters(), begun, now, strict=True)
             if a == b and p.requires_grad
         ]
+        if ddp.find_unused_parameters:  # the others the reducer has settled already
+            reached = _reached(loss)
+            missing = [p for p in missing if id(p) in reached]
         gc.collect()
         if missing:
             zero = torch.zeros((), device=self.device)
@@ -280,6 +302,22 @@ def _added(terms: list[Any]) -> float:
         return float(plain)
     together = tensors[0] if len(tensors) == 1 else torch.stack(tensors)
     return float(plain) + math.fsum(together.reshape(-1).tolist())
+
+
+def _reached(loss: Tensor) -> set[int]:
+    """Which parameters a backward pass from here arrives at."""
+    found: set[int] = set()
+    nodes, seen = [loss.grad_fn], set[Any]()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            found.add(id(variable))
+        nodes += [following for following, _ in node.next_functions]
+    return found
 
 
 def _other_failed(rank: int | None) -> JobError:

@@ -67,11 +67,14 @@ def settings_of(
         if end is None:
             end = saved.end if saved is not None else _to_target(job)
         everything: Any = {**fields, "end": end, **given}
+        if saved is not None:
+            everything["multiple"] = saved.multiple
         wanted = Settings(**everything)
     if saved is not None:
         _same_run(saved, wanted)
     if wanted.num_workers and isinstance(job.data, tuple):
         wanted = dataclasses.replace(wanted, num_workers=0)
+    wanted = _with_rate(job, wanted)
     check_schedule(
         wanted.schedule,
         length=job.length,
@@ -79,6 +82,25 @@ def settings_of(
         largest=wanted.largest,
     )
     return wanted
+
+
+def _with_rate(job: Job, wanted: Settings) -> Settings:
+    """A run does not go on when its learning rate has come to nothing.
+
+    Raises:
+        SettingError: It was asked to.
+    """
+    rate = getattr(wanted.schedule, "rate", None) or wanted.rate
+    if rate is None or rate.factors[-1] > 0 or rate.examples[-1] >= wanted.end:
+        return wanted
+    if wanted.end == LONGEST_EPOCHS * job.length:  # to the target, if it is met
+        return dataclasses.replace(wanted, end=rate.examples[-1])
+    raise SettingError(
+        "the learning rate is zero before the run ends",
+        seen=f"zero from {rate.examples[-1]:,} examples on, end at {wanted.end:,.0f}",
+        why="the rest of the run would change nothing",
+        fix=f"a rate over {wanted.end:,.0f} examples, or a floor: cosine:9epochs:0.01",
+    )
 
 
 def _rule_of(plan: Plan) -> dict[str, Any]:

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from rightbatch.errors import JobError
 from rightbatch.run.runner import Runner
 
 # Evaluations are spaced by this growth in examples seen, so that the time to the
 # target is known within 4 % however long the run is. [assumed: a compromise with cost]
 EVALUATION_GROWTH = 1.04
 FIRST_EVALUATION = 4  # of today's batches [assumed]
+TOO_MANY = 20  # batches skipped in a row, after which a run is given up [assumed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,8 @@ def train_rows(
     """
     job = run.job
     run.due = run.due or max(run.examples, FIRST_EVALUATION * job.batch_size)
-    limited, done = 0.0, run.examples >= end
+    limited, done = 0.0, run.examples >= end or run.reached
+    together = run.ranks.size > 1  # then what one wishes all must hear of in time
     clocks = (time.perf_counter, time.process_time, clock)
     started = [read() for read in clocks]
 
@@ -89,26 +92,37 @@ def train_rows(
         limited += own
         started = [read() for read in clocks]
 
+    def wishes() -> tuple[float, float]:
+        out_of_time = limited + clock() - started[2] >= time_limit_s
+        return float(stop() or out_of_time), float(save_due())
+
     while not done:
         for step in run.stream.steps():  # to the end of an epoch
-            out_of_time = limited + clock() - started[2] >= time_limit_s
-            wishes = (float(stop() or out_of_time), float(save_due()))
             run.stream_before = run.stream.state_dict()
             lr = float(run.optimizer.param_groups[0]["lr"])
-            update = run.accumulator(step, flags=wishes)
+            update = run.accumulator(step, flags=wishes() if together else ())
             run.steps += 1
             run.examples += step.examples
             decision = run.controller(run.examples)
             if decision is not None:
                 run.tell(str(decision))
-            if not update.applied:
+            run.skipped = 0 if update.applied else run.skipped + 1
+            if run.skipped:
                 run.tell(f"batch skipped: its loss was {update.loss:g}")
-            ended, wanted = (flag > 0 for flag in update.flags)
+            if run.skipped == TOO_MANY:
+                raise JobError(
+                    f"{TOO_MANY} batches in a row were not finite",
+                    seen=f"loss {update.loss:g} at step {run.steps}",
+                    why="skipping them all trains nothing",
+                    fix="a lower learning rate; look for log(0) in the loss",
+                )
+            ended, wanted = (f > 0 for f in (update.flags if together else wishes()))
             done = ended or run.examples >= end
             if done or run.examples >= run.due:
                 lap()
                 metric = run.evaluated()
-                done |= metric is not None and job.met(metric)
+                run.reached = metric is not None and job.met(metric)
+                done |= run.reached
                 if run.examples >= run.due:  # not where somebody interrupted
                     run.due = math.ceil(run.examples * EVALUATION_GROWTH)
                 events, run.events = tuple(run.events), []
@@ -129,7 +143,7 @@ def row_of(
     metric: float | None,
     batch_size: int,
     lr: float,
-    events: tuple[str, ...],
+    events: tuple[str, ...] = (),
 ) -> TraceRow:
     """Where the run stands."""
     noise = None if run.monitor is None else run.monitor.noise_scale.value

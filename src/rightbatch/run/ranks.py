@@ -110,9 +110,30 @@ class Ranks:
         """
         self._exchange_in_shards(True)
         if self.ddp is not None:
-            self.ddp.require_forward_param_sync = True
             unused = [loss] if self.ddp.find_unused_parameters else []
             self.ddp.reducer.prepare_for_backward(unused)
+
+    def share_buffers(self) -> None:
+        """Rank 0's buffers for all, as DDP does before a step. Collective.
+
+        Here and not in DDP's own forward pass, which a rank that has run out of memory
+        might not reach while the others wait in it.
+        """
+        if self.ddp is None or self.size == 1:
+            return
+        self.ddp.require_forward_param_sync = False
+        if not self.ddp.broadcast_buffers:
+            return
+        by_dtype: dict[Any, list[torch.Tensor]] = {}
+        for buffer in self.ddp.module.buffers():
+            by_dtype.setdefault((buffer.dtype, buffer.device), []).append(buffer)
+        with torch.no_grad():
+            for buffers in by_dtype.values():
+                flat = torch.cat([b.reshape(-1) for b in buffers])
+                dist.broadcast(flat, src=0, group=self.ddp.process_group)
+                parts = flat.split([b.numel() for b in buffers])
+                for buffer, part in zip(buffers, parts, strict=True):
+                    buffer.copy_(part.view_as(buffer))
 
     def _exchange_in_shards(self, wanted: bool) -> None:
         for _, module in self._shards:
@@ -150,11 +171,19 @@ def join() -> bool:
         return False
     if dist.is_initialized():
         return False
+    # After a restart the store still holds the addresses of processes that are gone.
+    store, rank, world = next(iter(dist.rendezvous("env://")))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("cpu:gloo,cuda:nccl")
-    else:
-        dist.init_process_group("gloo")
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore(f"attempt {attempt}", store),
+        rank=rank,
+        world_size=world,
+    )
     return True
 
 

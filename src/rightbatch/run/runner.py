@@ -6,6 +6,7 @@ import dataclasses
 import os
 import random
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from rightbatch.job import Job
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.run.accumulate import Accumulator
 from rightbatch.run.controller import Controller
+from rightbatch.run.folder import LEDGER
 from rightbatch.run.ranks import Ranks
 from rightbatch.run.settings import Settings
 from rightbatch.run.survival import random_state, set_random_state
@@ -45,6 +47,9 @@ class Runner:
         process_time_s: CPU seconds of this process so far.
         events: What has happened since the last row of the trace.
         stream_before: State of the stream before the present step.
+        reached: Whether the target has been met.
+        skipped: Batches left out in a row, up to now.
+        facts: What a checkpoint must share with this run to be gone on from.
     """
 
     job: Job
@@ -63,10 +68,18 @@ class Runner:
     process_time_s: float = 0.0
     events: list[str] = field(default_factory=list)
     stream_before: dict[str, Any] | None = None
+    reached: bool = False
+    skipped: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, job: Job, settings: Settings) -> Runner:
+    def start(cls, job: Job, settings: Settings, folder: Path | None = None) -> Runner:
         """A fresh run at the job's initial weights, on every rank.
+
+        Args:
+            job: What is trained.
+            settings: How.
+            folder: Of the run, for its ledger.
 
         Raises:
             JobError: Model, data or optimizer cannot be made.
@@ -79,7 +92,8 @@ class Runner:
         ranks = Ranks(model)
         # Sharded parameters are other tensors, so only now.
         optimizer = job.make_optimizer(model)
-        _agree(ranks, job, bare, settings)
+        known = facts(job, bare, optimizer)
+        _agree(ranks, known, settings)
         # Other ranks draw other numbers; the first those of a run on one.
         _seed(job.seed + STRIDE * ranks.rank)
         schedule = settings.schedule
@@ -94,7 +108,7 @@ class Runner:
             world_size=ranks.size,
             collate_fn=job.collate,
             num_workers=settings.num_workers,
-            ledger=settings.ledger or None,
+            ledger=folder / LEDGER if settings.ledger and folder else None,
         )
         live = schedule.live
         monitor = None
@@ -135,6 +149,7 @@ class Runner:
             ranks,
         )
         accumulator.tell = run.tell
+        run.facts = known
         return run
 
     def tell(self, text: str) -> None:
@@ -164,7 +179,8 @@ class Runner:
         """
         model, optimizer = self._weights()
         return {
-            "job": facts(self.job, self.bare),
+            "job": self.facts,
+            "reached": self.reached,
             "world_size": self.ranks.size,
             "sharded": self.ranks.sharded,
             "model": model,
@@ -190,7 +206,8 @@ class Runner:
         Raises:
             SettingError: It is the state of another job; nothing has changed.
         """
-        check_same(state["job"], facts(self.job, self.bare))
+        check_same(state["job"], self.facts)
+        self.reached = state["reached"]
         self._set_weights(state)
         with torch.no_grad():
             for name, buffer in self.bare.named_buffers():
@@ -310,7 +327,9 @@ def _unused(job: Job, model: nn.Module) -> bool:
     return missing
 
 
-def facts(job: Job, model: nn.Module) -> dict[str, Any]:
+def facts(
+    job: Job, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
     """What must be the same for a checkpoint to be this job's."""
     return {
         "examples": job.length,
@@ -321,6 +340,20 @@ def facts(job: Job, model: nn.Module) -> dict[str, Any]:
             f"{name} {'x'.join(str(n) for n in p.shape)}"
             for name, p in model.named_parameters()
         ],
+        "optimizer": type(optimizer).__name__,
+        "param groups": [
+            {"tensors": len(group["params"]), **_numbers(group)}
+            for group in optimizer.param_groups
+        ],
+    }
+
+
+def _numbers(group: dict[str, Any]) -> dict[str, Any]:
+    """Its learning rate, betas and the like, as lists where they are tuples."""
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in group.items()
+        if key != "params" and isinstance(value, (int, float, str, bool, tuple))
     }
 
 
@@ -333,16 +366,26 @@ def check_same(saved: dict[str, Any], own: dict[str, Any]) -> None:
     for key, value in own.items():
         if saved.get(key) == value:
             continue
-        then, now = saved.get(key), value
-        if key == "parameters":
-            odd = sorted(set(then or []) ^ set(now))
-            then, now = f"{len(then or [])} tensors", f"{len(now)}; {odd[:2]}"
+        then, now = _told(key, saved.get(key), value)
         raise SettingError(
             f"the checkpoint is of another job: its {key} differ",
             seen=f"{then} then, {now} now",
             why="going on from it would be neither run",
             fix="the job as it was, or another --out for a new run",
         )
+
+
+def _told(key: str, then: Any, now: Any) -> tuple[str, str]:
+    """What differs, in few words."""
+    if key == "parameters":
+        odd = sorted(set(then or []) ^ set(now))
+        return f"{len(then or [])} tensors", f"{len(now)}; {odd[:2]}"
+    if key == "param groups" and then and len(then) == len(now):
+        for a, b in zip(then, now, strict=True):
+            for name in {**a, **b}:
+                if a.get(name) != b.get(name):
+                    return f"{name} {a.get(name)}", f"{name} {b.get(name)}"
+    return str(then), str(now)
 
 
 def _placed(job: Job) -> Job:
@@ -359,9 +402,9 @@ def _placed(job: Job) -> Job:
     return job
 
 
-def _agree(ranks: Ranks, job: Job, model: nn.Module, settings: Settings) -> None:
-    """The same job, weights and settings on every rank; DDP copies the weights."""
-    own = facts(job, model) | {"settings": str(settings.to_plain())}
+def _agree(ranks: Ranks, known: dict[str, Any], settings: Settings) -> None:
+    """The same job and settings on every rank; DDP copies the weights."""
+    own = known | {"settings": str(settings.to_plain())}
     ranks.agree("the job", own, "start every rank with the same command and files")
 
 

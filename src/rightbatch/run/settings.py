@@ -34,7 +34,7 @@ class Settings:
         nonfinite: ``"stop"`` or ``"skip"``.
         shard: FSDP2 instead of DDP.
         num_workers: Processes that read the data.
-        ledger: Folder that proves every example was seen once, or "".
+        ledger: Whether the run's folder proves that every example was seen once.
         multiple: What smooth schedules are rounded to; 0: micro-batch times ranks. Kept
             when a run goes on on other ranks, so that its batches are the same.
     """
@@ -51,7 +51,7 @@ class Settings:
     nonfinite: Literal["stop", "skip"] = "stop"
     shard: bool = False
     num_workers: int = 0
-    ledger: str = ""
+    ledger: bool = False
     multiple: int = 0
 
     def __post_init__(self) -> None:

@@ -28,10 +28,13 @@ def count_of(batch: Any) -> int:
         4
     """
     axes = sorted({len(t) for t in _leaves(batch) if t.ndim})
+    listed = _transposed(batch)
+    if listed is not None:  # lists of images: by the lists or by their tensors?
+        axes = sorted({*axes, listed})
     if len(axes) != 1:
         raise JobError(
             "the batch cannot be split by itself",
-            seen=f"first axes {axes} of its tensors"
+            seen=f"first axes and lists of {axes}"
             if axes
             else f"{type(batch).__name__} without a tensor in it",
             why="which axis holds the examples cannot be told",
@@ -43,8 +46,8 @@ def count_of(batch: Any) -> int:
 def cut(batch: Any, start: int, stop: int, count: int) -> Any:
     """The examples from ``start`` to ``stop`` of a batch of ``count``.
 
-    Tensors are cut along their first axis and not copied; lists that hold one thing
-    for each example are cut too; what belongs to the whole batch is shared.
+    Tensors are cut along their first axis and not copied; lists that hold one plain
+    thing for each example are cut too; what belongs to the whole batch is shared.
     """
     if isinstance(batch, Tensor):
         return batch[start:stop] if batch.ndim and len(batch) == count else batch
@@ -78,6 +81,25 @@ def even(count: int, most: int) -> list[tuple[int, int]]:
     for number in range(pieces):
         edges.append(edges[-1] + small + (number < larger))
     return list(itertools.pairwise(edges))
+
+
+def unclear(told: int, found: int) -> JobError:
+    """A batch whose tensors hold another number of examples than the stream says."""
+    return JobError(
+        "the batch cannot be split by itself",
+        seen=f"{told} examples, and tensors with a first axis of {found}",
+        why="which axis holds the examples cannot be told",
+        fix=_FIX,
+    )
+
+
+def _transposed(batch: Any) -> int | None:
+    """Length of the lists in a batch made by ``tuple(zip(*examples))``; else None."""
+    if not isinstance(batch, (list, tuple)) or not batch:
+        return None
+    lists = all(isinstance(part, (list, tuple)) for part in batch)
+    lengths = {len(part) for part in batch} if lists else set()
+    return lengths.pop() if len(lengths) == 1 else None
 
 
 def _leaves(batch: Any) -> list[Tensor]:

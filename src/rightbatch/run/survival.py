@@ -42,10 +42,11 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if "device" in state:
+        module = getattr(torch, device.type, None)
         if device.type == "cuda":
             torch.cuda.set_rng_state(state["device"], device)
-        else:
-            getattr(torch, device.type).set_rng_state(state["device"])
+        elif hasattr(module, "set_rng_state"):  # not so on a CPU, after a device
+            module.set_rng_state(state["device"])
 
 
 class Before:

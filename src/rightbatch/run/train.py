@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,23 +15,34 @@ from typing import Any, Literal
 
 import torch
 
-from rightbatch.errors import RightbatchError, RunFolderError, SettingError
+from rightbatch.errors import (
+    JobError,
+    RightbatchError,
+    RunFolderError,
+    SettingError,
+)
 from rightbatch.job import Job
 from rightbatch.plan.plan import Plan
 from rightbatch.plan.rate import Rate
 from rightbatch.plan.scaling import Scaling
 from rightbatch.plan.schedule import Schedule
+from rightbatch.plan.spelling import parse_rate, parse_schedule
 from rightbatch.run.accumulate import NotFinite, UpdateOutOfMemory
 from rightbatch.run.checkpoint import Checkpoints
 from rightbatch.run.folder import CHECKPOINTS, KNOWN, RUN, TRACE, make_run_folder
 from rightbatch.run.intent import end_of, settings_of
 from rightbatch.run.interrupt import Interrupt
-from rightbatch.run.loop import TraceRow, train_rows
+from rightbatch.run.loop import TraceRow, row_of, train_rows
 from rightbatch.run.runner import Runner
 from rightbatch.run.settings import Settings
 from rightbatch.run.trace import Trace, read_trace
 
 SAVE_EVERY_S = 300.0  # seconds between checkpoints [assumed]
+# What gloo and NCCL say when the other end of a connection is gone.
+_LOST = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|connectFullMesh|remote process",
+    re.IGNORECASE,
+)
 ROLLBACKS = 3  # times to go back without getting further before giving up [assumed]
 
 
@@ -80,8 +94,8 @@ def train(
     plan: Plan | None = None,
     *,
     batch_size: int | None = None,
-    schedule: Schedule | None = None,
-    rate: Rate | None = None,
+    schedule: Schedule | str | None = None,
+    rate: Rate | str | None = None,
     examples: int | None = None,
     epochs: float | None = None,
     rule: str = "auto",
@@ -107,9 +121,9 @@ def train(
         job: What is trained.
         plan: Gives batch, split and learning rate.
         batch_size: Instead of a plan; the learning rate then follows ``rule``.
-        schedule: A batch that changes, see `Schedule`; with a plan, the plan gives
-            split and rule.
-        rate: A learning-rate decay by examples, see `Rate`.
+        schedule: A batch that changes: a `Schedule`, or one word such as
+            ``"ramp:32:512:3epochs"``; with a plan, the plan gives split and rule.
+        rate: A learning-rate decay by examples: a `Rate`, or ``"cosine:9epochs"``.
         examples: Stop after so many examples.
         epochs: The same, in passes over the data.
         rule: How the learning rate follows from today's batch, without a plan.
@@ -124,7 +138,8 @@ def train(
         num_workers: Processes that read the data set ahead.
         out: Run folder for trace and checkpoints; None keeps nothing.
         resume: Go on with the run in ``out``: True; or ``"auto"``: if there is one.
-            Bit for bit, on as many ranks; no example lost or repeated on others.
+            Bit for bit, on as many ranks, unless the schedule is live (it looks at the
+            clock); no example lost or repeated on others.
         save_every_s: Seconds between checkpoints.
         ledger: Write down every example handed out, as proof, in ``out``/ledger.
         watch: Called with every row of the trace, on the first rank.
@@ -149,6 +164,15 @@ def train(
         raise SettingError(
             "save_every_s must not be negative", seen=f"save_every_s={save_every_s}"
         )
+    if isinstance(rate, str):
+        rate = parse_rate(rate, job.length)
+    if isinstance(schedule, str):
+        size = job.batch_size if plan is None else plan.batch_size
+        half = None if plan is None else plan.half_batch
+        schedule = parse_schedule(
+            schedule, batch=size, length=job.length, rate=rate, half_batch=half
+        )
+        rate = None if hasattr(schedule, "rate") else rate
     first = _rank() == 0
     folder = None if out is None else Path(out)
     going_on = folder is not None and _going_on(folder, resume)
@@ -164,7 +188,7 @@ def train(
         "nonfinite": (nonfinite, "stop"),
         "shard": (shard, False),
         "num_workers": (num_workers, 0),
-        "ledger": (str(folder / "ledger") if ledger and folder else "", ""),
+        "ledger": (ledger, False),
     }
     given = {name: now for name, (now, usual) in defaults.items() if now != usual}
     end = end_of(job, examples, epochs)
@@ -173,16 +197,26 @@ def train(
         ranks = torch.distributed.get_world_size() if _joined() else 1
         multiple = (settings.micro_batch or 1) * ranks
         settings = dataclasses.replace(settings, multiple=multiple)
-    runner = Runner.start(job, settings)
+    runner = Runner.start(job, settings, folder)
     keeper = None
     try:
         if folder is not None:
             keeper = _Keeper(folder, runner, save_every_s, first, bool(resume))
             keeper.open(settings, going_on)
         return _trained(runner, settings, keeper, watch if first else lambda row: None)
-    except (RightbatchError, RuntimeError, MemoryError):
+    except NotFinite:
+        raise  # its state was saved to be looked at
+    except (RightbatchError, RuntimeError, MemoryError) as error:
         if keeper is not None:
             keeper.forget()
+        if runner.ranks.size > 1 and _LOST.search(str(error)):
+            raise JobError(
+                "another rank has ended",
+                seen=str(error).splitlines()[0][:120],
+                why="a step is made by all ranks or by none",
+                fix="see its error; torchrun --max-restarts 3 and --resume go on from "
+                "the last checkpoint",
+            ) from error
         raise
     finally:
         if keeper is not None:
@@ -215,6 +249,8 @@ def _trained(
                     raise
                 keeper.roll_back()
                 rows = list(keeper.rows)
+    if not rows:  # ended before, and its trace is gone
+        rows = [row_of(run, math.nan, run.evaluated(), run.controller.batch_size, 0.0)]
     metric = rows[-1].metric
     job = run.job
     return Run(
@@ -245,7 +281,7 @@ def _rows(
         if keeper is not None:
             # As before the batch, so that going on meets it again, or skips it.
             keeper.save(stream=run.stream_before)
-            error.fix = "--resume with a lower learning rate or --nonfinite skip"
+            error.fix = "--resume --nonfinite skip; or a new run at a lower rate"
         raise
     if keeper is not None:
         keeper.finish()
@@ -273,9 +309,10 @@ class _Keeper:
             self._restore()
             self.resumed = True
         if self.first:
-            if not going_on and not self._begun():
+            begun = self._begun()
+            if not going_on and not begun:
                 make_run_folder(self.folder, self.run.job.name)
-            self._mine = not going_on
+            self._mine = not going_on and not begun
             settings.save(self.folder / RUN)
             self._trace = Trace(self.folder / TRACE, self.rows)
         if not going_on:  # to go back to, whatever happens
@@ -286,7 +323,11 @@ class _Keeper:
     def _begun(self) -> bool:
         """Whether a run was begun here that ended before its first checkpoint."""
         held = {name for name in KNOWN if (self.folder / name).exists()}
-        return self.again and bool(held) and held <= {RUN, TRACE, CHECKPOINTS}
+        trace = self.folder / TRACE
+        trained = trace.exists() and trace.stat().st_size > 0
+        trained |= any(self.checkpoints.folder.glob("step-*[1-9]*.pt"))
+        only = bool(held) and held <= {RUN, TRACE, CHECKPOINTS}
+        return self.again and only and not trained
 
     def forget(self) -> None:
         """Nothing was trained: leave no half run behind that blocks the next try."""
@@ -294,10 +335,13 @@ class _Keeper:
             return
         if self._trace is not None:
             self._trace.close()
-        for path in (*self.checkpoints.folder.glob("step-*"), self.checkpoints.folder):
-            path.rmdir() if path.is_dir() else path.unlink()
+        with contextlib.suppress(OSError):  # the error that brought us here is told
+            for path in self.checkpoints.folder.glob("step-0000000000.*"):
+                path.unlink()
+            self.checkpoints.folder.rmdir()
         for name in (TRACE, RUN):
-            (self.folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (self.folder / name).unlink(missing_ok=True)
 
     def due(self) -> bool:
         """Whether it is time; only the first rank's clock counts."""
@@ -329,13 +373,15 @@ class _Keeper:
 
     def roll_back(self) -> None:
         """After an update that cannot be trusted: to the last checkpoint, in place."""
-        steps = self.run.steps
-        smaller = self.run.accumulator.pieces
+        steps, told = self.run.steps, list(self.run.events)
+        pieces = self.run.accumulator.pieces
+        smaller = pieces.shrink(self.run.controller.batch_size) or 1
         self._restore()
-        smaller.shrink(self.run.controller.batch_size)
-        self.run.events.append(
-            f"step {steps + 1}: memory ran out inside the optimizer; back to step "
-            f"{self.run.steps}, in micro-batches of {smaller.now}"
+        pieces.now, pieces.quiet = smaller, 0
+        self.run.events = told
+        self.run.tell(
+            f"memory ran out inside the optimizer at step {steps + 1}: back to this "
+            f"one, in micro-batches of {smaller}"
         )
         if self.first:
             if self._trace is not None:
