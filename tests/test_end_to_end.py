@@ -98,7 +98,7 @@ def test_train_follows_the_plan_and_report_tells_of_it(tuned: tuple[Path, str]) 
     assert "Target 0.12 reached" in done.stdout
     names = {p.name for p in (cwd / "trained").iterdir()}
     origin = {"measurements.json", "plan.json"}
-    assert names == {"trace.jsonl", "checkpoints", *origin}
+    assert names == {"run.json", "trace.jsonl", "checkpoints", *origin}
     told = run("report", "trained", cwd=cwd)
     assert told.returncode == 0, told.stderr
     assert "The training run" in (cwd / "trained" / "report.html").read_text()
@@ -301,7 +301,8 @@ def test_ctrl_c_while_training_saves_a_whole_step(tmp_path: Path) -> None:
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Interrupted" in out
-    assert (tmp_path / "r" / "checkpoints" / "last.pt").exists()
+    saved = list((tmp_path / "r" / "checkpoints").glob("step-*.json"))
+    assert saved
 
 
 class Listener(Watcher):
