@@ -75,7 +75,12 @@ def batch_of(rank: int, case: str, step: int = 0) -> tuple[Tensor, Tensor]:
 def wrapped(kind: str) -> nn.Module:
     """The model as DDP or FSDP2 has it."""
     model = make_model()
-    if kind == "ddp":
+    if kind == "buffers":  # which DDP sends to all ranks before a forward pass
+        model.norm.register_buffer("seen", torch.zeros(3))
+    if kind == "unused":
+        model.spare = nn.Linear(WIDTH, WIDTH)
+        return DistributedDataParallel(model, find_unused_parameters=True)
+    if kind in ("ddp", "buffers"):
         return DistributedDataParallel(model)
     from torch.distributed.fsdp import fully_shard
 
@@ -139,18 +144,38 @@ class Faults:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
 
 
-def survival(phase: str, rank: int, passes: list[int]) -> dict[str, Any]:
+def failing_before(passes: list[int]) -> Any:
+    """The loss, out of memory in these passes before it has called the model."""
+    count = 0
+
+    def failing(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        nonlocal count
+        count += 1
+        if count in passes:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+        return loss(model, batch)
+
+    return failing
+
+
+def survival(phase: str, rank: int, passes: list[int], kind: str) -> dict[str, Any]:
     """Five steps with faults on rank 1 at these passes, and without."""
     found: dict[str, Any] = {}
     for faulty in (False, True):
-        model = wrapped("ddp")
+        model = wrapped(kind)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
         heard: list[str] = []
+        hit = passes if faulty and rank == 1 else []
         step = rb.Accumulator(
-            model, loss, optimizer, micro_batch=3, check=False, tell=heard.append
+            model,
+            failing_before(hit) if phase == "before" else loss,
+            optimizer,
+            micro_batch=3,
+            check=False,
+            tell=heard.append,
         )
-        if faulty and rank == 1:
-            Faults(model, phase, passes)
+        if phase != "before":
+            Faults(model, phase, hit)
         retries = 0
         for number in range(5):
             update = step(batch_of(rank, "ragged, masked", number))
@@ -192,8 +217,8 @@ def main() -> None:
     elif kind == "failure":
         found = failure(rank)
     else:
-        phase, passes = kind.split(":")
-        found = survival(phase, rank, [int(p) for p in passes.split(",")])
+        phase, passes, model = kind.split(":")
+        found = survival(phase, rank, [int(p) for p in passes.split(",")], model)
     everyone: list[Any] = [None] * world
     dist.all_gather_object(everyone, found)
     if rank == 0:

@@ -47,7 +47,16 @@ def test_every_case_gives_the_gradient_of_the_whole(
 
 
 @pytest.mark.parametrize(
-    "fault", ["forward:2", "forward:3,4", "backward:2", "backward:3", "backward:1,6"]
+    "fault",
+    [
+        "forward:2:ddp",
+        "forward:3,4:ddp",
+        "backward:2:ddp",
+        "backward:3:ddp",
+        "backward:1,6:ddp",
+        "before:1,5:buffers",  # while DDP of the other rank would send its buffers
+        "backward:2:unused",
+    ],
 )
 def test_memory_that_runs_out_on_one_rank_is_survived_by_all(
     fault: str, tmp_path: Path

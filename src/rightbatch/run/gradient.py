@@ -95,7 +95,7 @@ class BatchGradient:
         """Leave in ``.grad`` the gradient of the whole batch; or say what failed."""
         self.optimizer.zero_grad(set_to_none=True)
         self.model.zero_grad(set_to_none=True)  # also what the optimizer does not hold
-        self.ranks.share_buffers()
+        self.ranks.begin_step()
         guess = 1.0
         sums: list[Tensor] = []
         counts: list[Any] = []

@@ -113,14 +113,15 @@ class Ranks:
             unused = [loss] if self.ddp.find_unused_parameters else []
             self.ddp.reducer.prepare_for_backward(unused)
 
-    def share_buffers(self) -> None:
-        """Rank 0's buffers for all, as DDP does before a step. Collective.
+    def begin_step(self) -> None:
+        """What DDP does together in a forward pass, done before it. Collective.
 
-        Here and not in DDP's own forward pass, which a rank that has run out of memory
-        might not reach while the others wait in it.
+        A rank that has run out of memory might not reach that pass while the others
+        wait in it: for rank 0's buffers, and once for the order of its buckets.
         """
         if self.ddp is None or self.size == 1:
             return
+        self.ddp.reducer._rebuild_buckets()
         self.ddp.require_forward_param_sync = False
         if not self.ddp.broadcast_buffers:
             return
