@@ -132,6 +132,7 @@ class Controller:
         self.schedule, self.monitor, self.stream = schedule, monitor, stream
         self.rate, self.multiple = rate, multiple
         self.largest = (1 << 40) if largest is None else largest
+        self._most = min(self.largest, schedule.largest())
         self.numbers = Hyperparameters(
             optimizer,
             batch_size,
@@ -245,12 +246,11 @@ class Controller:
 
     def _sized(self, batch: float) -> int:
         """A possible batch near it: whole micro-batches, within the limit."""
-        largest = min(self.largest, self.schedule.largest())
-        batch = min(batch, largest)
+        batch = min(batch, self._most)
         if self.schedule.exact or batch < self.multiple:
             return max(1, round(batch))
         whole = round(batch / self.multiple) * self.multiple
-        return whole if whole <= largest else whole - self.multiple
+        return whole if whole <= self._most else whole - self.multiple
 
     def _reading(self) -> Reading | None:
         """The noise now, if the schedule wants it and anything is known."""
