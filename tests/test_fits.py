@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import rightbatch as rb
 from cases import made_up, regression_job
 from reference import steps_by_grid
-from rightbatch.fit.cost import fit_memory, fit_time
+from rightbatch.fit.cost import fit_time
+from rightbatch.fit.envelope import fit_points
 from rightbatch.measure.memory import measure_memory
 from rightbatch.measure.record import Contention, MemoryPoint
 from rightbatch.measure.time import measure_times, step_sizes
@@ -81,7 +82,7 @@ def test_the_line_of_memory_is_safe_above() -> None:
     def peak(b: int) -> int:
         return max(100 + b, 40 + 3 * b)
 
-    law = fit_memory(
+    law = fit_points(
         [MemoryPoint(micro_batch=b, peak_memory_bytes=peak(b)) for b in (1, 8, 64, 128)]
     )
     assert law.peak(4096) == pytest.approx(peak(4096))

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import rightbatch as rb
 from cases import regression_job
 from reference import noise_by_pairs, per_example_gradients, true_noise
-from rightbatch.measure.memory import LiveBytes
+from rightbatch.measure.live_bytes import LiveBytes
 from rightbatch.noise.budget import Budget
 from rightbatch.noise.ledger import BLOCKS, Ledger
 from rightbatch.noise.moments import finite_population, unbiased

@@ -1,4 +1,4 @@
-"""The cost of a step: time and memory as laws of the micro-batch."""
+"""The cost of a step: its time as a law of the micro-batch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy import optimize
 
 from rightbatch.errors import UnidentifiedError
 from rightbatch.estimate import Estimate
-from rightbatch.measure.record import Contention, MemoryPoint, TimePoint
+from rightbatch.measure.record import Contention, TimePoint
 
 DRAWS = 120  # bootstrap draws behind an interval of the time law
 # A law with one parameter more must be this much better on held-out points. [assumed]
@@ -214,50 +214,3 @@ def _held_out_error(kind: str, sizes: Array, times: Array) -> float:
         p = _fit(kind, sizes[keep], times[keep])
         errors.append(float(np.log(KINDS[kind][0](p, sizes[left]) / times[left])))
     return float(np.sqrt(np.mean(np.square(errors))))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeakLaw:
-    """Peak memory m0 + m1 b in bytes, from few measured steps."""
-
-    fixed_bytes: float
-    per_example_bytes: float
-    error: float
-
-    def peak(self, b: float) -> float:
-        """Bytes at micro-batch ``b``."""
-        return self.fixed_bytes + self.per_example_bytes * b
-
-    def largest(self, limit_bytes: float) -> int:
-        """Largest micro-batch within a limit; 0 if not even the model fits."""
-        if self.per_example_bytes <= 0:
-            return 0 if self.fixed_bytes > limit_bytes else 2**62
-        fits = (limit_bytes - self.fixed_bytes) / self.per_example_bytes
-        return max(0, math.floor(fits))
-
-
-def fit_memory(points: Sequence[MemoryPoint]) -> PeakLaw:
-    """The line through the two largest measured sizes; the others judge it.
-
-    The peak is a maximum over operations, so it is convex in the batch: a line through
-    the upper points is safe to extend where one through all of them is not.
-
-    Raises:
-        UnidentifiedError: Fewer than two sizes.
-    """
-    if len(points) < 2:
-        raise UnidentifiedError(
-            "a law of memory needs at least 2 batch sizes", seen=f"{len(points)}"
-        )
-    ordered = sorted(points, key=lambda p: p.micro_batch)
-    one, two = ordered[-2], ordered[-1]
-    slope = (two.peak_memory_bytes - one.peak_memory_bytes) / (
-        two.micro_batch - one.micro_batch
-    )
-    slope = max(slope, 0.0)
-    fixed = two.peak_memory_bytes - slope * two.micro_batch
-    worst = max(
-        abs(fixed + slope * p.micro_batch - p.peak_memory_bytes) / p.peak_memory_bytes
-        for p in ordered
-    )
-    return PeakLaw(fixed_bytes=fixed, per_example_bytes=slope, error=worst)

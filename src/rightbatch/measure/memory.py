@@ -1,53 +1,17 @@
-"""Peak memory of one training step, as torch sees it."""
+"""Peak memory of one training step, measured on the device it runs on."""
 
 from __future__ import annotations
 
-import weakref
+import contextlib
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
+from rightbatch.measure.live_bytes import LiveBytes
 from rightbatch.measure.record import MemoryPoint
 from rightbatch.training import Training
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensor storages alive, and the most there ever were.
-
-    Memory that a kernel takes and gives back inside one operation is not seen: on a
-    CPU convolution some 10 % are missing (docs/how-it-decides.md).
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: dict[int, int] = {}
-        self.current = self.peak = 0
-
-    def add(self, tensors: Any) -> None:
-        """Count the storages in any nesting of tensors, each once."""
-        for leaf in tree_iter(tensors):
-            if not isinstance(leaf, torch.Tensor):
-                continue
-            storage = leaf.untyped_storage()
-            key = storage._cdata
-            if key not in self.live:
-                self.live[key] = storage.nbytes()
-                self.current += self.live[key]
-                self.peak = max(self.peak, self.current)
-                weakref.finalize(storage, self._release, key)
-
-    def _release(self, key: int) -> None:
-        self.current -= self.live.pop(key, 0)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Run the operation, then count what it made."""
-        result = func(*args, **(kwargs or {}))
-        self.add(result)
-        return result
 
 
 def measure_memory(training: Training, micro_batch: int) -> MemoryPoint:
@@ -70,10 +34,52 @@ def measure_memory(training: Training, micro_batch: int) -> MemoryPoint:
         return MemoryPoint(micro_batch=micro_batch, peak_memory_bytes=peak)
     training.optimizer.zero_grad(set_to_none=True)
     with LiveBytes() as counter:
-        counter.add(list(training.model.parameters()))
-        counter.add(list(training.model.buffers()))
-        counter.add(
-            [list(state.values()) for state in training.optimizer.state.values()]
-        )
+        counter.add(resident(training))
         training.step(micro_batch)
     return MemoryPoint(micro_batch=micro_batch, peak_memory_bytes=counter.peak)
+
+
+def resident(training: Training) -> list[Any]:
+    """The tensors that are there between steps: weights, buffers, optimizer state."""
+    state = [list(s.values()) for s in training.optimizer.state.values()]
+    return [
+        list(training.model.parameters()),
+        list(training.model.buffers()),
+        state,
+    ]
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Send what libraries write to standard error to nowhere."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def allocator_peak(step: Any) -> int:
+    """Most bytes torch's CPU allocator handed out while ``step()`` ran.
+
+    Unlike `LiveBytes` this sees what kernels take for themselves. What was there
+    before is not in it.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    with (
+        silent(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+    ):
+        step()
+    assert profiler.profiler is not None
+    result: Any = profiler.profiler.kineto_results
+    events = [e for e in result.events() if e.name() == "[memory]"]
+    current = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        current += event.nbytes()
+        peak = max(peak, current)
+    return peak

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rightbatch.errors import SettingError, UnidentifiedError
-from rightbatch.fit.cost import fit_memory, fit_time
+from rightbatch.fit.cost import fit_time
+from rightbatch.fit.envelope import fit_points
 from rightbatch.fit.progress import critical_from_noise
 from rightbatch.measure.record import Lane, Measurements, NoisePoint, Race
 from rightbatch.measure.trajectory import best_step, has_stalled
@@ -133,7 +134,7 @@ def laws_of(found: Measurements) -> Laws:
     """
     return Laws(
         time=fit_time(found.times, found.contention),
-        memory=fit_memory(found.memory) if len(found.memory) >= 2 else None,
+        memory=fit_points(found.memory) if len(found.memory) >= 2 else None,
         noise=critical_from_noise(points_of_progress(found), found.job.batch_size),
         today=found.job.batch_size,
         steps_to_target=steps_to_target(found),
@@ -267,8 +268,7 @@ def _refuse_memory(laws: Laws, limit: float) -> None:
         "not even one example at a time fits in the memory allowed",
         seen=f"{laws.memory.peak(1) / 2**20:.1f} MiB needed at micro-batch 1, "
         f"{limit / 2**20:.1f} MiB allowed",
-        why=f"the model and its optimizer alone take "
-        f"{laws.memory.fixed_bytes / 2**20:.1f} MiB",
+        why="more would be needed by every larger micro-batch",
         fix="--memory with more than that",
     )
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rightbatch.estimate import Estimate
-from rightbatch.fit.cost import PeakLaw, TimeLaw
+from rightbatch.fit.cost import TimeLaw
+from rightbatch.fit.envelope import Envelope
 from rightbatch.fit.progress import NoiseLaw
 
 BEYOND = 8  # batches are considered up to so many times the largest timed [assumed]
@@ -55,7 +56,7 @@ class Laws:
     """
 
     time: TimeLaw
-    memory: PeakLaw | None
+    memory: Envelope | None
     noise: NoiseLaw
     today: int
     steps_to_target: int | None

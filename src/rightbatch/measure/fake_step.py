@@ -1,0 +1,188 @@
+"""One training step traced without running it: memory of every operation at a batch.
+
+Under torch's ``FakeTensorMode`` a step is made of tensors that have a shape and no
+content. What they would occupy is known to the byte, for the price of the Python
+code alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.utils._pytree import tree_map_only
+
+from rightbatch.errors import JobError
+from rightbatch.feed.index_stream import IndexStream
+from rightbatch.isolation import preserved_rng
+from rightbatch.job import Job
+from rightbatch.measure.live_bytes import LiveTrace
+from rightbatch.measure.memory import resident
+from rightbatch.training import Training, accumulate
+
+CUDA_ROUNDING = 512  # bytes; kMinBlockSize of torch's caching allocator [cited]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """What a step of ``micro_batch`` examples keeps alive, operation by operation.
+
+    Attributes:
+        micro_batch: Examples in each piece of the step.
+        operations: In order.
+        places: Phase and module of each.
+        bytes: Alive after each.
+        wasted: What the allocator's rounding adds to that.
+        parameters: Bytes of the parameters.
+        buffers: Bytes of the buffers.
+        gradients: Bytes of the gradients.
+        state: Bytes of the optimizer's state.
+    """
+
+    micro_batch: int
+    operations: tuple[str, ...]
+    places: tuple[str, ...]
+    bytes: tuple[int, ...]
+    wasted: tuple[int, ...]
+    parameters: int
+    buffers: int
+    gradients: int
+    state: int
+
+
+class CannotTrace(JobError):
+    """The step needs numbers that only a real run has."""
+
+
+MakeBatch = Callable[[int], Any]
+
+
+def fake_probes(
+    job: Job,
+    make_batch: MakeBatch,
+    sizes: tuple[int, ...],
+    *,
+    pieces: int = 1,
+    cuda: bool = False,
+) -> tuple[Probe, ...]:
+    """Trace one step at each size, the optimizer's state already there.
+
+    Args:
+        job: Its factory is called under fake tensors: a model of any size costs
+            nothing. Its own random state and modules are left as they are.
+        make_batch: ``count ->`` a real batch of so many examples, on the CPU.
+        sizes: Examples of a piece.
+        pieces: How many of them are accumulated in the step.
+        cuda: Predict for a CUDA device: its rounding, and optimizers that update all
+            parameters at once.
+
+    Raises:
+        CannotTrace: The step looks into its tensors, is compiled, or takes another way
+            at another size.
+    """
+    with preserved_rng(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        try:
+            training = _started(job, mode, cuda)
+            found = []
+            for number, size in enumerate(sizes):
+                batch = make_batch(size)
+                if number == 0:
+                    _step(training, _fakes(batch, 1, mode), [size])  # makes the state
+                found.append(_traced(training, batch, size, pieces, mode, cuda))
+        except Exception as error:  # torch has many ways to say it
+            raise _cannot(error) from error
+    if len({p.operations for p in found}) > 1:
+        raise CannotTrace(
+            "the step takes another way at another batch size",
+            seen=", ".join(
+                f"{len(p.operations)} operations at {p.micro_batch}" for p in found
+            ),
+            why="memory between the sizes traced cannot be told from it",
+        )
+    return tuple(found)
+
+
+def _started(job: Job, mode: FakeTensorMode, cuda: bool) -> Training:
+    """The job at its beginning, fake."""
+    placed = dataclasses.replace(job, device=None)
+    if isinstance(job.model, nn.Module):
+        model: Any = job.model
+        with FakeCopyMode(mode):
+            fake = copy.deepcopy(model)
+        placed = dataclasses.replace(placed, model=lambda: fake)
+    model = placed.make_model()
+    if any(hasattr(module, "_orig_mod") for module in model.modules()):
+        raise JobError("the model is compiled")
+    optimizer = placed.make_optimizer(model)
+    if cuda:
+        for group in optimizer.param_groups:
+            chosen = group.get("fused") or group.get("differentiable")
+            if group.get("foreach", False) is None and not chosen:
+                group["foreach"] = True  # torch's own choice there
+    return Training(placed, model, optimizer, IndexStream(job.length, seed=job.seed))
+
+
+def _step(training: Training, batches: Iterator[Any], sizes: list[int]) -> None:
+    accumulate(training.job, training.model, training.optimizer, batches, sizes)
+    training.optimizer.step()
+
+
+def _fakes(
+    batch: Any, pieces: int, mode: FakeTensorMode, trace: LiveTrace | None = None
+) -> Iterator[Any]:
+    """Copies of the batch without content, one for each piece, made when asked for."""
+    for _ in range(pieces):
+        fake = tree_map_only(Tensor, lambda t: mode.from_tensor(t.clone()), batch)
+        if trace is not None:
+            trace.add(fake)
+        yield fake
+        del fake
+
+
+def _traced(
+    training: Training,
+    batch: Any,
+    size: int,
+    pieces: int,
+    mode: FakeTensorMode,
+    cuda: bool,
+) -> Probe:
+    training.optimizer.zero_grad(set_to_none=True)
+    with LiveTrace(CUDA_ROUNDING if cuda else 1) as trace:
+        parts = []
+        for tensors in resident(training):
+            before = trace.current
+            trace.add(tensors)
+            parts.append(trace.current - before)
+        with trace.watching(training.model, training.optimizer):
+            _step(training, _fakes(batch, pieces, mode, trace), [size] * pieces)
+    grads = [p.grad for p in training.model.parameters() if p.grad is not None]
+    return Probe(
+        micro_batch=size,
+        operations=tuple(trace.operations),
+        places=tuple(trace.places),
+        bytes=tuple(trace.bytes),
+        wasted=tuple(trace.wasted),
+        parameters=parts[0],
+        buffers=parts[1],
+        gradients=sum(g.untyped_storage().nbytes() for g in grads),
+        state=parts[2],
+    )
+
+
+def _cannot(error: Exception) -> CannotTrace:
+    root: BaseException = error
+    while root.__cause__ is not None:
+        root = root.__cause__
+    text = (str(root).strip() or type(root).__name__).splitlines()[0]
+    return CannotTrace(
+        "the step cannot be traced without running it",
+        seen=f"{type(root).__name__}: {text[:100]}",
+        why="its memory is then measured on small real steps",
+        fix="leave .item(), float(tensor) and `if tensor:` out of model and loss",
+    )
