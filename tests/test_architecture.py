@@ -31,6 +31,7 @@ ROOMS = [
     "lint",
     "measure",
     "fit",
+    "largest",
     "measuring",
     "plan",
     "run",

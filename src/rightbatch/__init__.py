@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rightbatch.feed.tokens import Tokens
     from rightbatch.fit.progress import StepsLaw, fit_steps
     from rightbatch.job import Job
+    from rightbatch.largest import MemoryLaw, largest_batch
     from rightbatch.lint import Finding, Findings, check
     from rightbatch.loading import load_job
     from rightbatch.measure.one_shot import noise_scale
@@ -65,6 +66,7 @@ _HOMES = {
     "feed.tokens": ("Tokens",),
     "fit.progress": ("StepsLaw", "fit_steps"),
     "job": ("Job",),
+    "largest": ("MemoryLaw", "largest_batch"),
     "loading": ("load_job",),
     "measure.record": ("Measurements",),
     "measure.one_shot": ("noise_scale",),
@@ -108,6 +110,7 @@ __all__ = [
     "Job",
     "JobError",
     "Measurements",
+    "MemoryLaw",
     "MissingExtraError",
     "Money",
     "NoiseMonitor",
@@ -133,6 +136,7 @@ __all__ = [
     "check",
     "decide",
     "fit_steps",
+    "largest_batch",
     "load_job",
     "noise_scale",
     "scale_hyperparameters",

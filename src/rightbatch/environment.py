@@ -7,6 +7,8 @@ import os
 import platform
 from pathlib import Path
 
+_CGROUPS = Path("/sys/fs/cgroup")
+
 
 def processor_name() -> str:
     """The CPU's name as the operating system gives it."""
@@ -36,22 +38,39 @@ def usable_cores() -> int:
 
 def free_memory_bytes() -> int:
     """Main memory this process may still take: the machine's, or its container's."""
-    free = 0
+    free, container = machine_free_bytes(), container_memory()
+    return free if container is None else min(free, container)
+
+
+def machine_free_bytes() -> int:
+    """Main memory that the whole machine could still give."""
     try:
         for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable"):
-                free = int(line.split()[1]) * 1024
+                return int(line.split()[1]) * 1024
     except OSError:
-        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        free = pages // 2  # [assumed] no better source off Linux
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        if limit != "max":
-            free = min(free, int(limit) - used)
-    except (OSError, ValueError):
         pass
-    return free
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return pages // 2  # [assumed] no better source off Linux
+
+
+def container_memory() -> int | None:
+    """What this process's container may still take: cgroups v2, then v1; else None.
+
+    Beyond it a process is not refused memory but killed.
+    """
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most = (_CGROUPS / limit).read_text().strip()
+            now = int((_CGROUPS / used).read_text())
+        except (OSError, ValueError):
+            continue
+        if most.isdigit() and int(most) < 2**60:  # v1 says "unlimited" by a huge number
+            return max(int(most) - now, 0)
+    return None
 
 
 def installed(package: str) -> str | None:

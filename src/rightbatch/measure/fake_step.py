@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._pytree import tree_map_only
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 from rightbatch.errors import JobError
 from rightbatch.feed.index_stream import IndexStream
 from rightbatch.isolation import preserved_rng
-from rightbatch.job import Job
+from rightbatch.job import Job, to_device
 from rightbatch.measure.live_bytes import LiveTrace
 from rightbatch.measure.memory import resident
 from rightbatch.training import Training, accumulate
@@ -92,7 +93,8 @@ def fake_probes(
             for number, size in enumerate(sizes):
                 batch = make_batch(size)
                 if number == 0:
-                    _step(training, _fakes(batch, 1, mode), [size])  # makes the state
+                    fakes = _fakes(batch, 1, training.device, mode)
+                    _step(training, fakes, [size])  # makes the state
                 found.append(_traced(training, batch, size, pieces, mode, cuda))
         except Exception as error:  # torch has many ways to say it
             raise _cannot(error) from error
@@ -109,7 +111,8 @@ def fake_probes(
 
 def _started(job: Job, mode: FakeTensorMode, cuda: bool) -> Training:
     """The job at its beginning, fake."""
-    placed = dataclasses.replace(job, device=None)
+    absent = str(job.device).startswith("cuda") and not torch.cuda.is_available()
+    placed = dataclasses.replace(job, device=None) if absent else job
     if isinstance(job.model, nn.Module):
         model: Any = job.model
         with FakeCopyMode(mode):
@@ -133,11 +136,16 @@ def _step(training: Training, batches: Iterator[Any], sizes: list[int]) -> None:
 
 
 def _fakes(
-    batch: Any, pieces: int, mode: FakeTensorMode, trace: LiveTrace | None = None
+    batch: Any,
+    pieces: int,
+    device: torch.device,
+    mode: FakeTensorMode,
+    trace: LiveTrace | None = None,
 ) -> Iterator[Any]:
     """Copies of the batch without content, one for each piece, made when asked for."""
     for _ in range(pieces):
         fake = tree_map_only(Tensor, lambda t: mode.from_tensor(t.clone()), batch)
+        fake = to_device(fake, device)
         if trace is not None:
             trace.add(fake)
         yield fake
@@ -160,7 +168,8 @@ def _traced(
             trace.add(tensors)
             parts.append(trace.current - before)
         with trace.watching(training.model, training.optimizer):
-            _step(training, _fakes(batch, pieces, mode, trace), [size] * pieces)
+            fakes = _fakes(batch, pieces, training.device, mode, trace)
+            _step(training, fakes, [size] * pieces)
     grads = [p.grad for p in training.model.parameters() if p.grad is not None]
     return Probe(
         micro_batch=size,
