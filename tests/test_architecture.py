@@ -39,6 +39,7 @@ ROOMS = [
     "report",
     "console",
     "training_command",
+    "memory_command",
     "cli",
 ]
 

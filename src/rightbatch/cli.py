@@ -195,13 +195,46 @@ def tune(
 @cli.command()
 @click.argument("job")
 @BUDGET
+@click.option("--memory", is_flag=True, help="Only memory: what is the largest batch?")
+@click.option("--limit", type=MEMORY, help="Most memory a step may take.")
+@click.option("--accumulation", type=int, help="Pieces a step is made of.")
+@click.option("--margin", type=float, help="Share kept for longer examples: 0.1.")
+@click.option("--device", help="Predict for a device that is not here: cuda.")
+@click.option("--no-verify", is_flag=True, help="Make no real steps.")
 @THREADS
 @OUT
 @JSON
 def measure(
-    job: str, budget: float, keep_threads: bool, out: Path | None, as_json: bool
+    job: str,
+    budget: float,
+    memory: bool,
+    keep_threads: bool,
+    out: Path | None,
+    as_json: bool,
+    limit: float | None,
+    accumulation: int | None,
+    margin: float | None,
+    device: str | None,
+    no_verify: bool,
 ) -> int:
-    """Measure JOB's step time, memory and gradient noise; decide nothing."""
+    """Measure JOB's step time, memory and gradient noise; decide nothing.
+
+    With --memory: trace one step, and find the largest batch that fits.
+    """
+    if memory:
+        from rightbatch.memory_command import memory_command
+
+        return memory_command(
+            job,
+            limit=limit,
+            accumulation=1 if accumulation is None else accumulation,
+            margin=margin or 0.0,
+            device=device,
+            verify=not no_verify,
+            out=out,
+            as_json=as_json,
+        )
+    _only_with_memory(limit, accumulation, margin, device, no_verify or None)
     console, spec, folder = begin(job, out, as_json)
     from rightbatch.record import to_plain
     from rightbatch.report.terminal import (
@@ -242,6 +275,15 @@ def measure(
     next_one = f"rightbatch plan {shlex.quote(str(path))}"
     print_plain(console, files_lines([("saved", str(path)), ("next", next_one)]))
     return DECIDED
+
+
+def _only_with_memory(*options: object) -> None:
+    if any(option is not None for option in options):
+        raise SettingError(
+            "these options have an effect only with --memory",
+            seen="--limit, --accumulation, --margin, --device or --no-verify",
+            fix="rightbatch measure JOB --memory --limit 8GiB",
+        )
 
 
 @cli.command()

@@ -32,12 +32,12 @@ from rightbatch.watch import Watcher
 
 PROBES = ((2, 4, 8), (16, 32, 64))  # the second where a step needs more examples
 REAL_PROBES = ((8, 16), (32, 64))
-CALIBRATE_AT = 16
 EXACT = 0.001  # a law this near to a real step is left as it is [assumed]
 TRIALS = 4
 LOOKED_AT = 256  # examples among which the longest is looked for [assumed]
 FIRST_SHARE = 0.42  # of the limit: malloc may hold twice what is asked for [measured]
 BELOW = 0.985  # of what should just fit is tried [assumed]
+NEAR = 0.93  # of what did not fit is tried next [assumed]
 ENOUGH = 1.015  # growth for which no more trial is made [assumed]
 
 
@@ -316,48 +316,47 @@ class Search:
     def run(self) -> str:
         """Make the trials; why nothing is verified, or ``""``."""
         most = self.step.job.length
-        why = self._calibrate()
-        fails, wanted = 2**62, min(self._first(), most)
-        while not why and len(self.step.trials) < TRIALS:
+        fails, wanted = 2**62, max(1, min(self._first(), most))
+        while len(self.step.trials) < TRIALS:
             self.tell(f"batch {wanted:,}")
-            found = self.step.trial(wanted, self.device, self.limit)
+            exact = not any(t.allocated for t in self.step.trials)
+            found = self.step.trial(wanted, self.device, self.limit, exact)
             if found.fits is None:
-                why = found.seen
-            elif found.fits:
+                return found.seen
+            self._calibrate(found)
+            if found.fits:
                 following = min(self._following(), most, fails - 1)
                 if following <= ENOUGH * wanted:
                     break
                 wanted = following
             else:
-                fails = wanted
                 low = self.best.micro_batch if self.best else 0
-                between = (low + fails) // 2 if low >= fails // 2 else fails // 2
-                wanted = max(between, 1)
-        if why or self.best is None:
-            return why or "no step fitted"
-        return ""
+                first = fails == 2**62 and low
+                fails = wanted
+                between = (low + fails) // 2 if low >= fails // 4 else fails // 2
+                wanted = max(between, int(NEAR * fails) if first else 1)
+        return "" if self.best is not None else "no step fitted"
 
-    def _calibrate(self) -> str:
-        """One small step, to scale the law by what kernels take for themselves."""
-        if self.step.trials:  # it is made of real steps already
-            return ""
-        size = max(1, min(CALIBRATE_AT, self.envelope.largest(self.limit) // 4))
-        self.tell(f"batch {size:,}")
-        found = self.step.trial(size, self.device, None, exact=True)
-        if not found.fits:
-            return found.seen
-        if found.allocated:
-            scaled = self.envelope.calibrated(size, found.allocated)
-            if abs(scaled.peak(size) / self.envelope.peak(size) - 1) > EXACT:
-                method = f"{self.envelope.method}, scaled by a real step of {size}"
-                self.envelope = replace(scaled, method=method)
-        return ""
+    def _calibrate(self, found: Trial) -> None:
+        """Scale the law by what kernels take for themselves."""
+        if not found.allocated or self.envelope.factor != 1.0:
+            return
+        size = found.micro_batch
+        scaled = self.envelope.calibrated(size, found.allocated)
+        if abs(scaled.peak(size) / self.envelope.peak(size) - 1) > EXACT:
+            method = f"{self.envelope.method}, scaled by a real step of {size}"
+            self.envelope = replace(scaled, method=method)
 
     def _first(self) -> int:
         """Where malloc may hold twice what is asked for, far below the limit."""
-        if self.device.type == "cpu" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-            return max(1, self.envelope.largest(FIRST_SHARE * self.limit))
-        return max(1, self._following())
+        share = FIRST_SHARE if self._hoards else NEAR
+        return self.envelope.largest(share * self.limit)
+
+    @property
+    def _hoards(self) -> bool:
+        """Whether malloc keeps what lies between blocks, as the C library does."""
+        told = "MALLOC_MMAP_THRESHOLD_" in os.environ
+        return self.device.type == "cpu" and not told
 
     def _following(self) -> int:
         """By the line through what fitted so far."""
@@ -366,11 +365,11 @@ class Search:
             for t in self.step.trials
             if t.fits
         )
-        slope = 1.0
-        if len(points) > 1:
-            (x0, y0), (x1, y1) = points[-2:]
-            slope = max((y1 - y0) / max(x1 - x0, 1.0), 1.0)
         x, y = points[-1]
+        slope = y / x if self._hoards else 1.0
+        if len(points) > 1:
+            (x0, y0), (x, y) = points[-2:]
+            slope = max((y - y0) / max(x - x0, 1.0), 1.0)
         return int(BELOW * self.envelope.largest(x + (self.limit - y) / slope))
 
 

@@ -27,7 +27,14 @@ from rightbatch.watch import Watcher
 
 WIDTH = 80
 PLAIN_EVERY_S = 10.0  # how often a phase says where it is when output is piped
-PHASES = {"Check the job": 1, "Time and memory": 2, "Gradient noise": 3, "Race": 4}
+PHASES = {
+    "Check the job": 1,
+    "Time and memory": 2,
+    "Gradient noise": 3,
+    "Race": 4,
+    "Trace a step": 1,
+    "Try real steps": 2,
+}
 
 
 class TerminalWatcher(Watcher):

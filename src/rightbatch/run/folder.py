@@ -9,8 +9,8 @@ from rightbatch.errors import RunFolderError
 
 MEASUREMENTS, PLAN, TRACE = "measurements.json", "plan.json", "trace.jsonl"
 REPORT, CHECKPOINTS, RUN = "report.html", "checkpoints", "run.json"
-LEDGER = "ledger"
-KNOWN = (MEASUREMENTS, PLAN, TRACE, REPORT, CHECKPOINTS, RUN)
+LEDGER, MEMORY = "ledger", "memory.json"
+KNOWN = (MEASUREMENTS, PLAN, TRACE, REPORT, CHECKPOINTS, RUN, MEMORY)
 
 
 def make_run_folder(out: Path | None, stem: str) -> Path:

@@ -1,0 +1,149 @@
+"""The command ``measure --memory``: the law of a step's memory, and what fits."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rightbatch.console import (
+    DECIDED,
+    INTERRUPTED,
+    begin,
+    drop_if_empty,
+    print_document,
+    quiet_load,
+)
+from rightbatch.errors import RightbatchError
+from rightbatch.units import show_bytes
+
+if TYPE_CHECKING:
+    from rightbatch.largest import MemoryLaw
+
+TAX = 1.15  # of what was asked for; above it malloc is worth a word [assumed]
+
+
+def memory_command(
+    job: str,
+    *,
+    limit: float | None,
+    accumulation: int,
+    margin: float,
+    device: str | None,
+    verify: bool,
+    out: Path | None,
+    as_json: bool,
+) -> int:
+    """Find the largest batch of a job and say what binds; returns the exit status."""
+    console, spec, folder = begin(job, out, as_json)
+    from rightbatch.largest import largest_batch
+    from rightbatch.record import to_plain, write_json
+    from rightbatch.report.terminal import TerminalWatcher, files_lines, print_plain
+    from rightbatch.run.folder import MEMORY
+
+    watcher = TerminalWatcher(console, phases=2)
+    path = folder / MEMORY
+    try:
+        law = largest_batch(
+            quiet_load(job, as_json),
+            limit,
+            accumulation=accumulation,
+            margin=margin,
+            verify=verify,
+            device=device,
+            watcher=watcher,
+        )
+        write_json(path, law, "rightbatch/memory/1")
+    except KeyboardInterrupt:
+        watcher.close()
+        drop_if_empty(folder)
+        print_plain(console, "\nInterrupted; nothing was kept.")
+        return INTERRUPTED
+    except RightbatchError:
+        watcher.close()
+        drop_if_empty(folder)
+        raise
+    if as_json:
+        print_document({"status": DECIDED, "folder": str(folder), **to_plain(law)})
+        return DECIDED
+    print_plain(console, "\n" + "\n".join(memory_lines(law, accumulation)))
+    following = f"rightbatch tune {shlex.quote(spec.text)}"
+    if limit is not None:
+        following += f" --memory {limit / 2**20:.0f}MiB"
+    print_plain(
+        console, "\n" + files_lines([("saved", str(path)), ("next", following)])
+    )
+    return DECIDED
+
+
+def memory_lines(law: MemoryLaw, accumulation: int) -> list[str]:
+    """The answer, for people, in 80 columns."""
+    from rightbatch.report.terminal import wrapped
+
+    envelope, certificate = law.envelope, law.certificate
+    parts = [
+        ("parameters", envelope.parameters),
+        ("gradients", envelope.gradients),
+        ("optimizer", envelope.state),
+        ("buffers", envelope.buffers),
+    ]
+    named = ", ".join(f"{name} {show_bytes(n)}" for name, n in parts if n)
+    many = " of a step in several pieces" if accumulation > 1 else ""
+    lines = [
+        *(f" {line}" for line in textwrap.wrap(answer(law), 78)),
+        "",
+        *(
+            f" {'' if i else 'Budget':<7}{line}"
+            for i, line in enumerate(law.budget.lines())
+        ),
+        "",
+        f" Peak{many}, by examples at once",
+    ]
+    marks = sorted({1, *(4**i for i in range(1, 12)), law.largest})
+    for batch in (b for b in marks if b <= 4 * law.largest):
+        mark = "> " if batch == law.largest else "  "
+        over = " too much" if envelope.peak(batch) > law.budget.bytes else ""
+        peak = show_bytes(envelope.peak(batch))
+        row = f"{mark}{batch:>11,}  {peak:>9}  {envelope.binding(batch)}{over}"
+        lines.append(row[:80])
+    if named:
+        lines += ["", wrapped("Always", named)]
+    lines.append(wrapped("Method", f"{certificate.method}; {law.example}"))
+    for trial in certificate.trials:
+        took = f"took {show_bytes(trial.taken)}" if trial.fits else trial.seen
+        lines.append(f" Trial  {trial.micro_batch:,}: {took}"[:80])
+    hint = malloc_hint(law)
+    if hint:
+        lines.append(wrapped("Malloc", hint))
+    return lines
+
+
+def answer(law: MemoryLaw) -> str:
+    """One sentence or two."""
+    certificate = law.certificate
+    limit = show_bytes(law.budget.bytes)
+    text = (
+        f"At most {law.largest:,} examples at once within {limit}. The most is alive "
+        f"in {law.binding}."
+    )
+    if certificate.confidence == "verified":
+        took = show_bytes(certificate.taken_bytes)
+        return f"{text} Verified: real steps of it took {took}."
+    return f"{text} Predicted, not verified: {certificate.why}."
+
+
+def malloc_hint(law: MemoryLaw) -> str:
+    """Where malloc keeps much more than was asked for: what would help."""
+    certificate = law.certificate
+    fixed = "MALLOC_MMAP_THRESHOLD_" in os.environ or law.budget.device != "cpu"
+    tax = certificate.taken_bytes / max(certificate.predicted_bytes, 1)
+    if fixed or tax < TAX or certificate.taken_bytes < 64 * 2**20:
+        return ""
+    return (
+        f"the C library held {tax:.2f} x what was asked for. With "
+        "MALLOC_MMAP_THRESHOLD_=65536 in the environment it gives large blocks back: "
+        f"up to {law.envelope.largest(law.budget.bytes):,} examples might fit, at some "
+        "time for every block."
+    )
