@@ -111,7 +111,7 @@ def ours(case: str, rank: int, world: int) -> Tensor:
 
 def accelerates(case: str, rank: int, world: int) -> Tensor:
     """``accelerator.accumulate`` with the number of micro-batches of a full window."""
-    from accelerate import Accelerator  # pyrefly: ignore[missing-import]
+    from accelerate import Accelerator
 
     full = 12 if case == "short last window" else CASES[case][0]
     accelerator = Accelerator(gradient_accumulation_steps=-(-full // MICRO), cpu=True)
@@ -133,7 +133,7 @@ def accelerates(case: str, rank: int, world: int) -> Tensor:
 
 def lightnings(case: str, rank: int, world: int) -> Tensor:
     """``Trainer(accumulate_grad_batches=...)``, gradients read before the update."""
-    import lightning  # pyrefly: ignore[missing-import]
+    import lightning
 
     full = 12 if case == "short last window" else CASES[case][0]
     found: list[Tensor] = []

@@ -25,8 +25,8 @@ from rightbatch.fit.envelope import (
 from rightbatch.isolation import preserved_rng
 from rightbatch.job import Job, check_batch_size
 from rightbatch.measure.budget import Budget, budget_for
-from rightbatch.measure.fake_step import CannotTrace, fake_probes
 from rightbatch.measure.record import MemoryPoint
+from rightbatch.measure.traced_step import CannotTrace, probes_of
 from rightbatch.measure.trial import Trial, try_step
 from rightbatch.watch import Watcher
 
@@ -246,39 +246,46 @@ def _numbers(example: Any) -> int:
 def _traced(
     step: _StepMaker, wanted: torch.device, here: torch.device
 ) -> tuple[Envelope, str]:
-    """The law by tracing; where that is impossible, by two small real steps."""
-    failure: CannotTrace | None = None
-    cuda = wanted.type == "cuda"
-    for sizes in PROBES:
+    """The law by tracing: without running, on small real steps, or by two of those."""
+    cuda, reasons = wanted.type == "cuda", []
+    ways = [(sizes, False) for sizes in PROBES]
+    if wanted.type == here.type:
+        ways += [(sizes, True) for sizes in PROBES]
+    for sizes, real in ways:
         try:
-            probes = fake_probes(
-                step.job, step.batch, sizes, pieces=step.pieces, cuda=cuda
+            found = probes_of(
+                step.job,
+                step.batch,
+                sizes,
+                pieces=step.pieces,
+                cuda=cuda,
+                real=real,
             )
-            return fit_envelope(probes), ""
         except CannotTrace as error:
-            failure = failure or error
-    assert failure is not None
+            reasons.append(error)
+            continue
+        law = fit_envelope(found)
+        if real:
+            law = replace(law, method=f"{law.method}, run for it: {reasons[0].seen}")
+        return law, ""
     if wanted.type != here.type:
-        raise failure
+        raise reasons[0]
     for sizes in REAL_PROBES:
-        found = [step.trial(size, here, None, exact=True) for size in sizes]
-        if all(t.fits and t.allocated for t in found):
+        tried = [step.trial(size, here, None, exact=True) for size in sizes]
+        if all(t.fits and t.allocated for t in tried):
             points = [
                 MemoryPoint(micro_batch=t.micro_batch, peak_memory_bytes=t.allocated)
-                for t in found
+                for t in tried
             ]
-            law = fit_points(points)
-            method = (
-                f"real steps at {sizes[0]} and {sizes[1]} examples ({failure.seen})"
-            )
-            return replace(law, method=method), ""
+            text = f"two real steps, of {sizes[0]} and {sizes[1]}: {reasons[-1].seen}"
+            return replace(fit_points(points), method=text), ""
     last = step.trials[-1]
     raise JobError(
         f"the step does not run at {last.micro_batch} examples",
         seen=last.seen,
         why="its memory cannot be measured",
         fix="mend it, or see whether the loss needs more examples than that",
-    ) from failure
+    ) from reasons[0]
 
 
 class Search:

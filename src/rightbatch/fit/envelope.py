@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rightbatch.errors import SettingError, UnidentifiedError
-from rightbatch.measure.fake_step import Probe
 from rightbatch.measure.record import MemoryPoint
+from rightbatch.measure.traced_step import Probe
 from rightbatch.units import show_bytes
 
 LARGEST = 2**40  # examples; beyond any device

@@ -1,15 +1,17 @@
-"""One training step traced without running it: memory of every operation at a batch.
+"""One training step traced: the memory alive after each of its operations.
 
 Under torch's ``FakeTensorMode`` a step is made of tensors that have a shape and no
 content. What they would occupy is known to the byte, for the price of the Python
-code alone.
+code alone. A step that looks into its tensors is traced on small real ones instead.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,13 +65,14 @@ class CannotTrace(JobError):
 MakeBatch = Callable[[int], Any]
 
 
-def fake_probes(
+def probes_of(
     job: Job,
     make_batch: MakeBatch,
     sizes: tuple[int, ...],
     *,
     pieces: int = 1,
     cuda: bool = False,
+    real: bool = False,
 ) -> tuple[Probe, ...]:
     """Trace one step at each size, the optimizer's state already there.
 
@@ -81,20 +84,21 @@ def fake_probes(
         pieces: How many of them are accumulated in the step.
         cuda: Predict for a CUDA device: its rounding, and optimizers that update all
             parameters at once.
+        real: With real tensors: the steps are made.
 
     Raises:
         CannotTrace: The step looks into its tensors, is compiled, or takes another way
             at another size.
     """
-    with preserved_rng(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    mode = None if real else FakeTensorMode(allow_non_fake_inputs=True)
+    with preserved_rng(), _quietly(), nullcontext() if mode is None else mode:
         try:
             training = _started(job, mode, cuda)
             found = []
             for number, size in enumerate(sizes):
                 batch = make_batch(size)
-                if number == 0:
-                    fakes = _fakes(batch, 1, training.device, mode)
-                    _step(training, fakes, [size])  # makes the state
+                if number == 0:  # makes the state
+                    _step(training, _copies(batch, 1, training.device, mode), [size])
                 found.append(_traced(training, batch, size, pieces, mode, cuda))
         except Exception as error:  # torch has many ways to say it
             raise _cannot(error) from error
@@ -109,11 +113,22 @@ def fake_probes(
     return tuple(found)
 
 
-def _started(job: Job, mode: FakeTensorMode, cuda: bool) -> Training:
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without torch's own account of what it could not trace: we tell it."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _started(job: Job, mode: FakeTensorMode | None, cuda: bool) -> Training:
     """The job at its beginning, fake."""
     absent = str(job.device).startswith("cuda") and not torch.cuda.is_available()
     placed = dataclasses.replace(job, device=None) if absent else job
-    if isinstance(job.model, nn.Module):
+    if isinstance(job.model, nn.Module) and mode is not None:
         model: Any = job.model
         with FakeCopyMode(mode):
             fake = copy.deepcopy(model)
@@ -135,21 +150,24 @@ def _step(training: Training, batches: Iterator[Any], sizes: list[int]) -> None:
     training.optimizer.step()
 
 
-def _fakes(
+def _copies(
     batch: Any,
     pieces: int,
     device: torch.device,
-    mode: FakeTensorMode,
+    mode: FakeTensorMode | None,
     trace: LiveTrace | None = None,
 ) -> Iterator[Any]:
-    """Copies of the batch without content, one for each piece, made when asked for."""
+    """The batch anew for each piece, made when asked for; without content if fake."""
+
+    def new(tensor: Tensor) -> Tensor:
+        return tensor.clone() if mode is None else mode.from_tensor(tensor.clone())
+
     for _ in range(pieces):
-        fake = tree_map_only(Tensor, lambda t: mode.from_tensor(t.clone()), batch)
-        fake = to_device(fake, device)
+        copied = to_device(tree_map_only(Tensor, new, batch), device)
         if trace is not None:
-            trace.add(fake)
-        yield fake
-        del fake
+            trace.add(copied)
+        yield copied
+        del copied
 
 
 def _traced(
@@ -157,7 +175,7 @@ def _traced(
     batch: Any,
     size: int,
     pieces: int,
-    mode: FakeTensorMode,
+    mode: FakeTensorMode | None,
     cuda: bool,
 ) -> Probe:
     training.optimizer.zero_grad(set_to_none=True)
@@ -168,8 +186,8 @@ def _traced(
             trace.add(tensors)
             parts.append(trace.current - before)
         with trace.watching(training.model, training.optimizer):
-            fakes = _fakes(batch, pieces, training.device, mode, trace)
-            _step(training, fakes, [size] * pieces)
+            copies = _copies(batch, pieces, training.device, mode, trace)
+            _step(training, copies, [size] * pieces)
     grads = [p.grad for p in training.model.parameters() if p.grad is not None]
     return Probe(
         micro_batch=size,
