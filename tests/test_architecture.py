@@ -40,6 +40,7 @@ ROOMS = [
     "console",
     "training_command",
     "memory_command",
+    "cluster_command",
     "cli",
 ]
 

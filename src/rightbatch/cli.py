@@ -35,7 +35,7 @@ from rightbatch.errors import (
     SettingError,
     UnidentifiedError,
 )
-from rightbatch.units import parse_bytes, parse_seconds
+from rightbatch.units import parse_bandwidth, parse_bytes, parse_seconds
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,6 +63,7 @@ class _Parsed(click.ParamType[float]):
 
 DURATION = _Parsed("duration", parse_seconds)
 MEMORY = _Parsed("memory", parse_bytes)
+BANDWIDTH = _Parsed("bandwidth", parse_bandwidth)
 
 
 class _Commands(click.Group):
@@ -396,6 +397,29 @@ def train(
         as_json=as_json,
         settings=settings,
     )
+
+
+@cli.command()
+@click.argument("measured", metavar="PLAN", type=click.Path(path_type=Path))
+@click.option("--devices", default="1..64", show_default=True, help="1..64 or 1,2,6.")
+@click.option("--bandwidth", type=BANDWIDTH, help="Of a node: 400Gb/s, 50GB/s.")
+@click.option("--latency", type=DURATION, help="Of a message: 20us.")
+@click.option("--memory", type=MEMORY, help="Most memory a step may take.")
+@click.option("--steps", type=int, help="Steps to the target at today's batch.")
+@click.option("--watts", type=float, help="Power of one device.")
+@click.option("--price", type=float, help="Price of one device for an hour.")
+@click.option("--gradient-bytes", type=int, help="Exchanged in every step.")
+@click.option("--measure", is_flag=True, help="Measure the network, under torchrun.")
+@JSON
+def cluster(measured: Path, devices: str, **settings: Any) -> int:
+    """Plan for many devices from the measurements of one: PLAN is a run folder.
+
+    Says the best batch and its split for every number of devices, the time, energy
+    and price, where more devices stop paying, and why.
+    """
+    from rightbatch.cluster_command import cluster_command
+
+    return cluster_command(measured, devices, **settings)
 
 
 @cli.command()

@@ -7,7 +7,15 @@ import re
 
 from rightbatch.errors import SettingError
 
-SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+SECONDS = {
+    "us": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "min": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+}
 BYTES = {
     "b": 1,
     "kib": 2**10,
@@ -47,6 +55,29 @@ def parse_bytes(text: str) -> float:
     if text.strip()[-1:].isdigit():
         raise SettingError(f"{text!r} lacks a unit of memory", fix="16GiB, 500MB")
     return _parse(text, BYTES, "an amount of memory", "16GiB, 500MB")
+
+
+def parse_bandwidth(text: str) -> float:
+    """Bytes per second from ``"400Gb/s"`` (bits) or ``"50GB/s"`` (bytes).
+
+    Raises:
+        SettingError: It is neither, or not positive.
+
+    Example:
+        >>> parse_bandwidth("400Gb/s")
+        50000000000.0
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kMGT])([bB])/s\s*", text)
+    scale = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+    try:
+        number = float(match[1]) if match else 0.0
+    except ValueError:
+        number = 0.0
+    if match is None or not number > 0:
+        raise SettingError(
+            f"{text!r} is not a bandwidth", fix="400Gb/s (bits), 50GB/s (bytes)"
+        )
+    return number * scale[match[2]] / (8 if match[3] == "b" else 1)
 
 
 def _parse(

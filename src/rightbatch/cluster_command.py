@@ -1,0 +1,236 @@
+"""The command ``cluster``: one job on one device, planned for many."""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rightbatch.console import DECIDED, make_console, print_document
+from rightbatch.errors import SettingError
+from rightbatch.units import show_number, show_seconds
+
+if TYPE_CHECKING:
+    from rightbatch.fit.network import Network
+    from rightbatch.measure.record import Measurements
+    from rightbatch.plan.cluster import Cluster, Fleet
+
+GRADIENT_BYTES = 4  # of a parameter, where gradients are exchanged in float32
+
+
+def cluster_command(
+    measured: Path,
+    devices: str,
+    *,
+    bandwidth: float | None,
+    latency: float | None,
+    memory: float | None,
+    steps: int | None,
+    watts: float | None,
+    price: float | None,
+    gradient_bytes: int | None,
+    measure: bool,
+    as_json: bool,
+) -> int:
+    """Plan for every number of devices and print the table; returns the status."""
+    counts = parse_devices(devices)
+    if measure and (bandwidth is not None or latency is not None):
+        raise SettingError(
+            "the network is either measured or given",
+            seen="--measure with --bandwidth or --latency",
+        )
+    from rightbatch.measure.record import Measurements
+    from rightbatch.run.folder import MEASUREMENTS
+
+    if measured.name == "plan.json":  # the plan's own evidence lies beside it
+        measured = measured.parent
+    path = measured / MEASUREMENTS if measured.is_dir() else measured
+    found = Measurements.load(path)
+    network = _network(bandwidth, latency, measure)
+    if int(os.environ.get("RANK", "0")):
+        return DECIDED  # the first rank speaks
+    from rightbatch.plan.cluster import elastic_batch, plan_cluster
+    from rightbatch.record import to_plain
+    from rightbatch.report.terminal import print_plain
+
+    fleet = fleet_of(
+        found,
+        network,
+        memory=memory,
+        steps=steps,
+        watts=watts,
+        per_hour=price,
+        gradient_bytes=gradient_bytes or GRADIENT_BYTES * found.job.parameters,
+    )
+    planned = plan_cluster(fleet, counts)
+    batch, sizes = elastic_batch(fleet, planned.best, max(counts))
+    if as_json:
+        menu = {"batch_size": batch, "devices": sizes}
+        print_document({"cluster": to_plain(planned), "elastic": menu})
+        return DECIDED
+    console = make_console(as_json)
+    lines = cluster_lines(planned, fleet, found)
+    lines += ["", *_elastic(batch, sizes)]
+    print_plain(console, "\n".join(lines))
+    return DECIDED
+
+
+def fleet_of(
+    found: Measurements,
+    network: Network,
+    *,
+    memory: float | None,
+    steps: int | None,
+    watts: float | None,
+    per_hour: float | None,
+    gradient_bytes: float,
+) -> Fleet:
+    """The job of these measurements, on devices like the one they were made on.
+
+    Raises:
+        SettingError: A value is not positive.
+        UnidentifiedError: Times or noise were not measured.
+    """
+    from rightbatch.plan.choice import choose
+    from rightbatch.plan.cluster import Fleet
+
+    for name, value in (("steps", steps), ("watts", watts), ("price", per_hour)):
+        if value is not None and not 0 < value < float("inf"):
+            raise SettingError(f"{name} must be positive", seen=f"{name}={value}")
+    choice = choose(found, memory_bytes=memory)
+    laws = choice.laws
+    most = laws.time.largest
+    if laws.memory is not None:
+        most = min(most, laws.memory.largest(choice.limit_bytes))
+    return Fleet(
+        time=laws.time,
+        noise=laws.noise,
+        most=most,
+        examples=found.job.examples,
+        gradient_bytes=gradient_bytes,
+        network=network,
+        reference=laws.today,
+        steps=steps if steps is not None else laws.steps_to_target,
+        watts=watts,
+        per_hour=per_hour,
+    )
+
+
+def parse_devices(text: str) -> list[int]:
+    """``"1..64"`` (doubling), ``"1,2,6"``, or both: ``"1..8,24"``.
+
+    Raises:
+        SettingError: It is none of these.
+
+    Example:
+        >>> parse_devices("1..8,12")
+        [1, 2, 4, 8, 12]
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= low <= high or high > 2**20:
+            raise SettingError(
+                f"{text!r} is no range of devices", fix="--devices 1..64 or 1,2,6"
+            )
+        while low <= high:
+            found.add(low)
+            low *= 2
+        found.add(high)
+    return sorted(found)
+
+
+def cluster_lines(planned: Cluster, fleet: Fleet, found: Measurements) -> list[str]:
+    """The table and its sentence, in 80 columns."""
+    seconds = planned.seconds
+    more = [
+        ("energy", [r.joules for r in planned.rows], _joules),
+        ("price", [r.money for r in planned.rows], lambda v: f"{v:.3g}"),
+    ]
+    shown = [(name, v, f) for name, v, f in more if v[0] is not None]
+    critical = fleet.noise.critical_batch
+    network = planned.network
+    lines = [
+        f" {found.job.name} on devices like this one: {found.machine.processor}"[:80],
+        f" B_crit {show_number(critical.value)} ({show_number(critical.low)} to "
+        f"{show_number(critical.high)}), at most {fleet.most:,} examples at once, "
+        f"{fleet.gradient_bytes / 2**20:.3g} MiB"[:80],
+        f" network {8 * network.bandwidth / 1e9:.3g} Gb/s, "
+        f"{show_seconds(network.latency_s)} ({network.source})"[:80],
+        "",
+        f"{'devices':>9} {'batch':>9} {'split':>11} "
+        f"{'time' if seconds else 'time x':>9} {'speedup':>8} {'effic.':>7}"
+        + "".join(f"{name:>9}" for name, *_ in shown)
+        + "  lost to",
+    ]
+    for i, row in enumerate(planned.rows):
+        time = show_seconds(row.time.value) if seconds else f"{row.time.value:.3g}"
+        split = f"{row.micro_batch} x {row.accumulation}"
+        mark = ">" if row.devices == planned.pays_up_to else " "
+        cells = "".join(f"{f(v[i]):>9}" for _, v, f in shown)
+        lines.append(
+            f"{mark}{row.devices:>8,} {row.batch_size:>9,} {split:>11} {time:>9} "
+            f"{row.speedup:>7.3g}x {row.efficiency:>7.0%}{cells}  {row.lost_to}"[:80]
+        )
+    best = planned.best
+    text = (
+        f"More than {best.devices} do not pay: {planned.reason}."
+        if best.devices < planned.rows[-1].devices
+        else f"Up to {best.devices}: {planned.reason}."
+    )
+    lines += ["", *(f" {line}" for line in textwrap.wrap(text, 78))]
+    notes = [
+        "split: examples of a device at once x accumulated; a doubling pays if it is "
+        "1.2 x as fast; every step is assumed to wait for the slowest device."
+    ]
+    if not seconds:
+        notes.append(
+            "Time is over that on the fewest devices: no run has reached the target; "
+            "--steps says how many steps today's batch takes."
+        )
+    lines += [f" {line}" for line in textwrap.wrap(" ".join(notes), 78)]
+    return lines
+
+
+def _elastic(batch: int, sizes: list[int]) -> list[str]:
+    shown = ", ".join(map(str, sizes[:40])) + (", …" if len(sizes) > 40 else "")
+    text = (
+        f"Devices that come and go: B = {batch:,} is about as good and can be cut "
+        f"evenly on {len(sizes)} numbers of devices: {shown}."
+    )
+    return [f" {line}" for line in textwrap.wrap(text, 78)]
+
+
+def _joules(value: float) -> str:
+    for unit, size in (("GJ", 1e9), ("MJ", 1e6), ("kJ", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g} J"
+
+
+def _network(bandwidth: float | None, latency: float | None, measure: bool) -> Any:
+    from rightbatch.fit.network import ASSUMED, Network, fit_network
+
+    if measure:
+        from rightbatch.measure.network import measure_network
+        from rightbatch.run.ranks import join
+
+        if not join():
+            raise SettingError(
+                "there are no processes whose network could be measured",
+                fix="torchrun --nproc-per-node N -m rightbatch cluster PLAN --measure",
+            )
+        return fit_network(measure_network())
+    if bandwidth is None and latency is None:
+        return ASSUMED
+    source = "as given"
+    if bandwidth is None or latency is None:
+        source = "latency assumed" if latency is None else "bandwidth assumed"
+    return Network(
+        bandwidth=ASSUMED.bandwidth if bandwidth is None else bandwidth,
+        latency_s=ASSUMED.latency_s if latency is None else latency,
+        source=source,
+    )
