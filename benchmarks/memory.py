@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -37,7 +38,7 @@ from rightbatch.fit.envelope import Envelope, fit_envelope
 from rightbatch.largest import _StepMaker, _traced
 from rightbatch.measure.memory import allocator_peak, resident
 from rightbatch.measure.traced_step import probes_of
-from rightbatch.measure.trial import data_bytes
+from rightbatch.measure.trial import _sizes
 from rightbatch.training import Training, accumulate
 
 MIB = 2**20
@@ -200,12 +201,12 @@ def real_peak(job: rb.Job, batch: Callable[[int], Any], size: int, pieces: int) 
 
 
 def compared(job: rb.Job, sizes: list[int], pieces: int = 1) -> None:
-    """Predicted over real, for every size; calibrated by one real step at 16."""
+    """Predicted over real, for every size; calibrated by one real step at 64."""
     step = _StepMaker(job, pieces)
     started = time.perf_counter()
     law, _ = _traced(step, CPU, CPU)
     seconds = time.perf_counter() - started
-    scaled = law.calibrated(16, real_peak(job, step.batch, 16, pieces))
+    scaled = law.calibrated(64, real_peak(job, step.batch, 64, pieces))
     plain, better = [], []
     for size in sizes:
         real = real_peak(job, step.batch, size, pieces)
@@ -215,7 +216,7 @@ def compared(job: rb.Job, sizes: list[int], pieces: int = 1) -> None:
     print(f"{job.name:34} {seconds:5.2f} s  {row}", flush=True)
     if max(map(abs, plain)) > 5e-4:
         row = " ".join(f"{100 * e:+7.3f}" for e in better)
-        print(f"{'  after one real step of 16':34}          {row}", flush=True)
+        print(f"{'  after one real step of 64':34}          {row}", flush=True)
 
 
 def peaks() -> None:
@@ -380,7 +381,7 @@ def limited(job: rb.Job, limit: int) -> Callable[[int], None]:
     optimizer = adamw(tiny.parameters())
     tiny(torch.zeros(1, 2)).sum().backward()
     optimizer.step()
-    data = data_bytes() + limit
+    data = _sizes()["VmData"] + limit
     resource.setrlimit(resource.RLIMIT_DATA, (data, resource.RLIM_INFINITY))
 
     def steps(size: int) -> None:
@@ -460,6 +461,9 @@ def run_peer(tool: str, name: str, limit: int) -> None:
             count["trials"] += 1
             try:
                 steps(batch_size)
+            except rb.JobError as error:  # as the tool would see it
+                count["out of memory"] += 1
+                raise (error.__cause__ or error) from None
             except RuntimeError:
                 count["out of memory"] += 1
                 raise
@@ -472,12 +476,25 @@ def run_peer(tool: str, name: str, limit: int) -> None:
     os._exit(0)
 
 
+class Failures(logging.Handler):
+    """Counts what Lightning says of batch sizes that failed."""
+
+    def __init__(self, count: dict[str, int]) -> None:
+        super().__init__()
+        self.count = count
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hear one line."""
+        self.count["out of memory"] += "failed" in record.getMessage()
+
+
 def lightning(mode: str, job: rb.Job, limit: int, count: dict[str, int]) -> int:
     """Lightning's BatchSizeFinder on the same model and data."""
     import lightning as pl
     from torch.utils.data import DataLoader, TensorDataset
 
     warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").addHandler(Failures(count))
     limited(job, limit)
 
     class Module(pl.LightningModule):

@@ -41,6 +41,7 @@ ROOMS = [
     "training_command",
     "memory_command",
     "cluster_command",
+    "options",
     "cli",
 ]
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -35,53 +33,21 @@ from rightbatch.errors import (
     SettingError,
     UnidentifiedError,
 )
-from rightbatch.units import parse_bandwidth, parse_bytes, parse_seconds
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class _Parsed(click.ParamType[float]):
-    """A value with a unit, as `rightbatch.units` reads it."""
-
-    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
-        self.name, self.parse = name, parse
-
-    def convert(
-        self,
-        value: Any,
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> float:
-        """Parse, or fail as a usage error."""
-        if isinstance(value, float):
-            return value
-        try:
-            return self.parse(value)
-        except SettingError as error:
-            self.fail(f"{error.what} (such as {error.fix})", param, ctx)
-
-
-DURATION = _Parsed("duration", parse_seconds)
-MEMORY = _Parsed("memory", parse_bytes)
-BANDWIDTH = _Parsed("bandwidth", parse_bandwidth)
-
-
-class _Commands(click.Group):
-    """A group that says what was probably meant."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or name the nearest."""
-        if args and self.get_command(ctx, args[0]) is None:
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx)
-        return super().resolve_command(ctx, args)
+from rightbatch.options import (
+    BANDWIDTH,
+    BUDGET,
+    DURATION,
+    JSON,
+    MEMORY,
+    OUT,
+    THREADS,
+    Commands,
+    deciding,
+)
 
 
 @click.group(
-    cls=_Commands,
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
     epilog="JOB is file.py:name, package.module:name, or a built-in job: digits, "
     "stdlib_gpt.  Exit status: 0 decided, 1 error, 2 usage, 3 undecided.",
@@ -91,50 +57,10 @@ def cli() -> None:
     """Find, explain and run the right batch size for a PyTorch training job."""
 
 
-def _deciding(command: F) -> F:
-    """The options of every command that decides."""
-    options = [
-        click.option(
-            "--objective",
-            type=click.Choice(["time", "examples", "money", "energy"]),
-            default="time",
-            show_default=True,
-            help="What is to be least.",
-        ),
-        click.option("--deadline", type=DURATION, help="Longest time to the target."),
-        click.option("--memory", type=MEMORY, help="Most memory a step may take."),
-        click.option("--watts", type=float, help="Power while training, for energy."),
-        click.option("--price", type=float, help="Price of an hour, for money."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-THREADS = click.option(
-    "--keep-threads", is_flag=True, help="Never fall back to one CPU thread."
-)
-OUT = click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Run folder; default runs/NAME-DATE-TIME.",
-)
-JSON = click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON document instead."
-)
-BUDGET = click.option(
-    "--budget",
-    type=DURATION,
-    default="60",
-    show_default=True,
-    help="Seconds for measuring and racing.",
-)
-
-
 @cli.command()
 @click.argument("job")
 @BUDGET
-@_deciding
+@deciding
 @click.option("--race/--no-race", "with_race", default=True, help="Race the plan.")
 @THREADS
 @OUT
@@ -289,7 +215,7 @@ def _only_with_memory(*options: object) -> None:
 
 @cli.command()
 @click.argument("measurements", type=click.Path(path_type=Path))
-@_deciding
+@deciding
 @OUT
 @JSON
 def plan(

@@ -161,8 +161,8 @@ def cluster_lines(planned: Cluster, fleet: Fleet, found: Measurements) -> list[s
         f" network {8 * network.bandwidth / 1e9:.3g} Gb/s, "
         f"{show_seconds(network.latency_s)} ({network.source})"[:80],
         "",
-        f"{'devices':>9} {'batch':>9} {'split':>11} "
-        f"{'time' if seconds else 'time x':>9} {'speedup':>8} {'effic.':>7}"
+        f"{'devices':>9} {'batch':>9} {'split':>9} "
+        f"{'time' if seconds else 'time x':>8} {'speedup':>8} {'effic.':>6}"
         + "".join(f"{name:>9}" for name, *_ in shown)
         + "  lost to",
     ]
@@ -172,8 +172,8 @@ def cluster_lines(planned: Cluster, fleet: Fleet, found: Measurements) -> list[s
         mark = ">" if row.devices == planned.pays_up_to else " "
         cells = "".join(f"{f(v[i]):>9}" for _, v, f in shown)
         lines.append(
-            f"{mark}{row.devices:>8,} {row.batch_size:>9,} {split:>11} {time:>9} "
-            f"{row.speedup:>7.3g}x {row.efficiency:>7.0%}{cells}  {row.lost_to}"[:80]
+            f"{mark}{row.devices:>8,} {row.batch_size:>9,} {split:>9} {time:>8} "
+            f"{row.speedup:>7.3g}x {row.efficiency:>6.0%}{cells}  {row.lost_to}"[:80]
         )
     best = planned.best
     text = (
@@ -183,8 +183,9 @@ def cluster_lines(planned: Cluster, fleet: Fleet, found: Measurements) -> list[s
     )
     lines += ["", *(f" {line}" for line in textwrap.wrap(text, 78))]
     notes = [
-        "split: examples of a device at once x accumulated; a doubling pays if it is "
-        "1.2 x as fast; every step is assumed to wait for the slowest device."
+        "split: examples of a device at once x accumulated. lost to: B_crit, a batch "
+        "that adds little new; small b, a step that is mostly its fixed cost; "
+        "network, the exchange of gradients. A doubling pays if it is 1.2 x as fast."
     ]
     if not seconds:
         notes.append(
@@ -204,7 +205,7 @@ def _elastic(batch: int, sizes: list[int]) -> list[str]:
     return [f" {line}" for line in textwrap.wrap(text, 78)]
 
 
-def _joules(value: float) -> str:
+def _joules(value: Any) -> str:
     for unit, size in (("GJ", 1e9), ("MJ", 1e6), ("kJ", 1e3)):
         if value >= size:
             return f"{value / size:.3g} {unit}"

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rightbatch.errors import RightbatchError
@@ -27,7 +26,6 @@ from rightbatch.oom import out_of_memory
 from rightbatch.training import Training, accumulate
 
 PATIENCE_S = 120.0  # a trial that takes longer is stopped [assumed]
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 STEPS = 2  # an allocator is fullest after it has been used once
 
 
@@ -171,39 +169,35 @@ class ReservedPeak:
         return torch.cuda.max_memory_allocated(self.device)
 
 
-class DataPeak(TorchDispatchMode):
-    """What the kernel counts as this process's data: the highest after any operation.
+class DataPeak:
+    """What the kernel counts as a process's data, at its highest, since it was forked.
 
-    That is what a memory limit is held against: with all that malloc holds back.
+    That is what a memory limit is held against: with all that malloc holds back, and
+    what kernels take for themselves. The kernel keeps the highest size of the whole
+    address space exactly; what is no data (libraries loaded meanwhile) is taken off.
     """
 
     allocated = 0
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._before = self._peak = data_bytes()
+    def __enter__(self) -> None:
+        self._before = _sizes()
+        self.taken = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Run the operation, then look."""
-        result = func(*args, **(kwargs or {}))
-        self._peak = max(self._peak, data_bytes())
-        return result
-
-    @property
-    def taken(self) -> int:
-        """Bytes it grew by since the start."""
-        return self._peak - self._before
+    def __exit__(self, *error: object) -> None:
+        before, now = self._before, _sizes()
+        other = (now["VmSize"] - before["VmSize"]) - (now["VmData"] - before["VmData"])
+        self.taken = now["VmPeak"] - before["VmSize"] - max(other, 0)
 
 
-def data_bytes() -> int:
-    """Data of this process as RLIMIT_DATA counts it; 0 off Linux."""
-    try:
-        pages = int(Path("/proc/self/statm").read_bytes().split()[5])
-    except (OSError, IndexError):
-        return 0
-    return pages * _PAGE
+def _sizes() -> dict[str, int]:
+    """Bytes of this process's address space, by the kernel's names."""
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    rows = (line.split() for line in text.splitlines())
+    return {
+        row[0][:-1]: int(row[1]) * 1024
+        for row in rows
+        if row and row[0] in ("VmSize:", "VmPeak:", "VmData:")
+    }
 
 
 def _in_child(
@@ -248,7 +242,7 @@ def _be_a_child(
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     with silent():
         if limit is not None:
-            data = data_bytes() + int(limit)
+            data = _sizes()["VmData"] + int(limit)
             resource.setrlimit(resource.RLIMIT_DATA, (data, data))
         found = _guarded(step, micro_batch)
         fields = {name: getattr(found, name) for name in Trial.__slots__}

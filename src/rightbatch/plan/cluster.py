@@ -272,9 +272,9 @@ def _lost_to(fleet: Fleet, devices: int, split: Split, first: tuple[int, Split])
     alone1 = fleet.time.step_seconds(b1, k1) / (b1 * k1)
     exposed = fleet.step_s(devices, b, k) / fleet.time.step_seconds(b, k)
     parts = {
-        "critical batch": math.log(needed),
-        "small pieces": math.log(alone / alone1),
-        "communication": math.log(exposed),
+        "B_crit": math.log(needed),
+        "small b": math.log(alone / alone1),
+        "network": math.log(exposed),
     }
     worst = max(parts, key=lambda name: parts[name])
     return worst if parts[worst] > math.log(1.05) else ""
@@ -302,8 +302,8 @@ def _pays(rows: Sequence[Row], dropped: int, fleet: Fleet) -> tuple[int, str]:
 def _told(cause: str, fleet: Fleet) -> str:
     critical = show_number(fleet.noise.critical_batch.value)
     return {
-        "critical batch": f"the critical batch ({critical} examples): beyond it a "
+        "B_crit": f"the critical batch ({critical} examples): beyond it a "
         "batch adds little that is new",
-        "small pieces": "the fixed cost of a step: the pieces of a device become small",
-        "communication": "the exchange of gradients, which computing no longer covers",
+        "small b": "the fixed cost of a step, as a device's pieces become small",
+        "network": "the exchange of gradients, which computing no longer covers",
     }.get(cause, cause)
