@@ -193,8 +193,8 @@ def test_objectives_by_name(name: str) -> None:
 
 
 def test_energy_needs_power_and_is_labelled() -> None:
-    with pytest.raises(rb.SettingError, match="meter"):
-        objective_named("energy")
+    with pytest.raises(rb.SettingError, match="neither measured nor given"):
+        rb.decide(made_up(), objective_named("energy"))
     plan = rb.decide(made_up(), objective_named("energy", watts=65)).plan
     assert any("modelled" in text for text in plan.limits)
     for name, more in (("time", {"watts": 3.0}), ("energy", {"price": 1.0})):

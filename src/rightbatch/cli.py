@@ -127,6 +127,8 @@ def tune(
 @click.option("--accumulation", type=int, help="Pieces a step is made of.")
 @click.option("--margin", type=float, help="Share kept for longer examples: 0.1.")
 @click.option("--device", help="Predict for a device that is not here: cuda.")
+@click.option("--ranks", type=int, help="Predict for one of so many processes.")
+@click.option("--shard", is_flag=True, help="Sharded over them (FSDP2), not copied.")
 @click.option("--no-verify", is_flag=True, help="Make no real steps.")
 @THREADS
 @OUT
@@ -142,6 +144,8 @@ def measure(
     accumulation: int | None,
     margin: float | None,
     device: str | None,
+    ranks: int | None,
+    shard: bool,
     no_verify: bool,
 ) -> int:
     """Measure JOB's step time, memory and gradient noise; decide nothing.
@@ -157,11 +161,14 @@ def measure(
             accumulation=1 if accumulation is None else accumulation,
             margin=margin or 0.0,
             device=device,
+            ranks=1 if ranks is None else ranks,
+            shard=shard,
             verify=not no_verify,
             out=out,
             as_json=as_json,
         )
-    _only_with_memory(limit, accumulation, margin, device, no_verify or None)
+    flags = (no_verify or None, shard or None)
+    _only_with_memory(limit, accumulation, margin, device, ranks, *flags)
     console, spec, folder = begin(job, out, as_json)
     from rightbatch.record import to_plain
     from rightbatch.report.terminal import (
@@ -208,7 +215,8 @@ def _only_with_memory(*options: object) -> None:
     if any(option is not None for option in options):
         raise SettingError(
             "these options have an effect only with --memory",
-            seen="--limit, --accumulation, --margin, --device or --no-verify",
+            seen="--limit, --accumulation, --margin, --device, --ranks, --shard or "
+            "--no-verify",
             fix="rightbatch measure JOB --memory --limit 8GiB",
         )
 

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from rightbatch.blame import blaming
-from rightbatch.errors import JobError
+from rightbatch.errors import JobError, SettingError
 from rightbatch.fit.envelope import (
     Envelope,
     Segment,
@@ -106,6 +106,8 @@ def largest_batch(
     margin: float = 0.0,
     verify: bool = True,
     device: str | None = None,
+    ranks: int = 1,
+    sharded: bool = False,
     watcher: Watcher | None = None,
 ) -> MemoryLaw:
     """Find the largest micro-batch whose whole step fits in memory.
@@ -126,6 +128,8 @@ def largest_batch(
         margin: Share of the budget kept for longer examples than those looked at.
         verify: Whether to make real steps: at most four.
         device: ``"cuda"`` predicts for a CUDA device from a machine without one.
+        ranks: Predict for one of so many processes that train together.
+        sharded: With FSDP2, instead of DDP.
         watcher: Hears of progress.
 
     Raises:
@@ -139,6 +143,9 @@ def largest_batch(
         True
     """
     check_batch_size(accumulation, "accumulation")
+    check_batch_size(ranks, "ranks")
+    if sharded and ranks == 1:
+        raise SettingError("sharding needs several ranks", fix="ranks=8")
     watcher = watcher or Watcher()
     with preserved_rng():
         here = job_device(job)
@@ -147,10 +154,13 @@ def largest_batch(
         step = _StepMaker(job, min(accumulation, 2))  # a third piece is as the second
         watcher.phase("Trace a step", 2.0)
         envelope, why = _traced(step, wanted, here)
+        envelope = envelope.on_ranks(ranks, sharded=sharded)
         watcher.done(envelope.method)
         check_room(envelope, budget.bytes)
         if not verify:
             why = why or "verify=False"
+        elif ranks > 1:
+            why = "a step of several processes is not tried"
         elif wanted.type != here.type:
             why = f"there is no {wanted.type} device here to try it on"
         found = None

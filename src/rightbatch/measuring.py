@@ -20,6 +20,7 @@ from rightbatch.fit.progress import critical_from_noise
 from rightbatch.isolation import preserved_rng
 from rightbatch.job import Job
 from rightbatch.lint import check
+from rightbatch.measure.energy import find_meter, measure_energy
 from rightbatch.measure.facts import job_facts
 from rightbatch.measure.hardware import machine
 from rightbatch.measure.memory import measure_memory
@@ -39,6 +40,7 @@ from rightbatch.watch import Watcher
 # Shares of the budget [assumed]; what a phase leaves over goes to the race.
 TIME_SHARE, NOISE_SHARE = 0.15, 0.35
 LEAST_BUDGET_S = 1.0
+ENERGY_S = 6.0  # of the cost's share; below, a dozen windows of a second take too much
 # ``evaluate`` is called along the way if one call takes at most this share of the
 # budget; a race makes some hundred calls [assumed].
 EVALUATE_SHARE = 1 / 500
@@ -188,6 +190,10 @@ def _measure_cost(
         if len(memory) >= 3 and time.monotonic() - started > 1.5 * budget_s:
             break
     recorder.update(memory=tuple(memory))
+    meter, _ = find_meter(training.device)
+    if meter is not None and budget_s >= ENERGY_S:
+        watcher.progress("energy")
+        recorder.update(energy=measure_energy(training, sizes, meter))
     recorder.timed("cost", started)
     busy = ", machine busy: CPU time is used" if contention.busy else ""
     watcher.done(f"{len(times)} sizes, {sizes[0]} to {sizes[-1]}{busy}")

@@ -32,6 +32,8 @@ def memory_command(
     accumulation: int,
     margin: float,
     device: str | None,
+    ranks: int,
+    shard: bool,
     verify: bool,
     out: Path | None,
     as_json: bool,
@@ -53,6 +55,8 @@ def memory_command(
             margin=margin,
             verify=verify,
             device=device,
+            ranks=ranks,
+            sharded=shard,
             watcher=watcher,
         )
         write_json(path, law, "rightbatch/memory/1")

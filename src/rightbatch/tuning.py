@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from rightbatch.isolation import preserved_rng
 from rightbatch.job import Job
+from rightbatch.measure.energy import find_meter
 from rightbatch.measure.record import Measurements
 from rightbatch.measuring import Recorder, Start, measure_job
 from rightbatch.plan.choice import Choice, steps_of_progress
 from rightbatch.plan.decide import decide
-from rightbatch.plan.objective import Objective
+from rightbatch.plan.objective import Energy, Objective, no_energy
 from rightbatch.plan.plan import Plan
 from rightbatch.run.lanes import race_entries
 from rightbatch.run.race import Clock, race
@@ -86,6 +89,10 @@ def tune(
         16
     """
     watcher = watcher or Watcher()
+    if isinstance(objective, Energy) and objective.watts is None:
+        meter, why = find_meter(torch.device(job.device or "cpu"))
+        if meter is None:
+            raise no_energy(why)
     ends = time.monotonic() + budget_s
     with preserved_rng():
         recorder, start = measure_job(

@@ -72,6 +72,7 @@ class Envelope:
         buffers: Bytes of the buffers.
         gradients: Bytes of the gradients.
         state: Bytes of the optimizer's state.
+        unit: Bytes of the largest module that would be sharded as one.
         factor: Measured over predicted bytes, beyond what is there between steps; 1
             before it was measured.
     """
@@ -82,6 +83,7 @@ class Envelope:
     buffers: int = 0
     gradients: int = 0
     state: int = 0
+    unit: int = 0
     factor: float = 1.0
 
     @property
@@ -119,7 +121,7 @@ class Envelope:
         factor = (measured - self.resident) / max(predicted, 1.0)
         return replace(self, factor=max(factor, 1e-3))
 
-    def on_ranks(self, ranks: int, *, sharded: bool, unit: int = 0) -> Envelope:
+    def on_ranks(self, ranks: int, *, sharded: bool) -> Envelope:
         """The same step on several processes: what they add, or divide.
 
         DDP keeps a second copy of the gradients in its buckets. FSDP2 keeps one part of
@@ -129,14 +131,13 @@ class Envelope:
         Args:
             ranks: How many processes.
             sharded: FSDP2 instead of DDP.
-            unit: Bytes of the largest module that is sharded as one.
         """
         if ranks == 1:
             return self
         if not sharded:
             more, whole = self.gradients, 1.0
         else:
-            more, whole = 3 * unit, 1 / ranks
+            more, whole = 3 * self.unit, 1 / ranks
         cut = (1 - whole) * (self.parameters + self.state)
         alive = (1 - whole) * self.gradients  # all there in the update; before, fewer
         moved = tuple(
@@ -200,6 +201,7 @@ def fit_envelope(probes: Sequence[Probe]) -> Envelope:
         buffers=last.buffers,
         gradients=last.gradients,
         state=last.state,
+        unit=last.unit,
     )
 
 

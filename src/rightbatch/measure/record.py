@@ -94,6 +94,23 @@ class MemoryPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyPoint:
+    """Energy of one full step at one micro-batch.
+
+    Attributes:
+        micro_batch: Examples in the step.
+        joules: Median over windows.
+        rounds: Joules of a step in every window.
+        meter: What counted them.
+    """
+
+    micro_batch: int
+    joules: Estimate
+    rounds: tuple[float, ...]
+    meter: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contention:
     """Whether something else used the machine while times were taken.
 
@@ -217,6 +234,7 @@ class Measurements:
     times: tuple[TimePoint, ...] = ()
     contention: Contention | None = None
     memory: tuple[MemoryPoint, ...] = ()
+    energy: tuple[EnergyPoint, ...] = ()
     noise: tuple[NoisePoint, ...] = ()
     metrics: tuple[MetricPoint, ...] = ()
     evaluate_s: float | None = None

@@ -45,6 +45,7 @@ class Probe:
         buffers: Bytes of the buffers.
         gradients: Bytes of the gradients.
         state: Bytes of the optimizer's state.
+        unit: Bytes of the largest module that would be sharded as one.
     """
 
     micro_batch: int
@@ -56,6 +57,7 @@ class Probe:
     buffers: int
     gradients: int
     state: int
+    unit: int
 
 
 class CannotTrace(JobError):
@@ -199,7 +201,21 @@ def _traced(
         buffers=parts[1],
         gradients=sum(g.untyped_storage().nbytes() for g in grads),
         state=parts[2],
+        unit=_largest_unit(training.model),
     )
+
+
+def _largest_unit(model: nn.Module) -> int:
+    """Of the repeated blocks, and of what is left: as FSDP2 shards a model here."""
+    blocks = [
+        block
+        for module in model.modules()
+        if isinstance(module, (nn.ModuleList, nn.Sequential))
+        for block in module
+    ]
+    inner = {id(p) for block in blocks for p in block.parameters()}
+    rest = sum(p.nbytes for p in model.parameters() if id(p) not in inner)
+    return max([rest, *(sum(p.nbytes for p in b.parameters()) for b in blocks)])
 
 
 def _cannot(error: Exception) -> CannotTrace:

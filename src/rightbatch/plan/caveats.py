@@ -133,7 +133,8 @@ def limits(choice: Choice) -> tuple[str, ...]:
             f"Up to {slow:.0%} of a step is fetching its examples in the training "
             "process; with loader workers another batch may be best."
         )
-    if isinstance(choice.objective, Energy | Money):
+    measured = isinstance(choice.objective, Energy) and laws.energy is not None
+    if isinstance(choice.objective, Energy | Money) and not measured:
         said.append(
             f"{choice.objective.name.capitalize()} is modelled as proportional to time."
         )

@@ -11,11 +11,12 @@ import numpy as np
 
 from rightbatch.errors import SettingError, UnidentifiedError
 from rightbatch.fit.cost import fit_time
+from rightbatch.fit.energy import fit_energy
 from rightbatch.fit.envelope import fit_points
 from rightbatch.fit.progress import critical_from_noise
 from rightbatch.measure.record import Lane, Measurements, NoisePoint, Race
 from rightbatch.measure.trajectory import best_step, has_stalled
-from rightbatch.plan.objective import Examples, Objective, Time
+from rightbatch.plan.objective import Energy, Examples, Objective, Time, no_energy
 from rightbatch.plan.options import Laws, Option, candidate_batches
 from rightbatch.plan.scaling import Scaling, scaling_for
 
@@ -93,6 +94,8 @@ def choose(
     objective = objective or Time()
     limit = _limit_bytes(found, memory_bytes)
     laws = laws_of(found)
+    if isinstance(objective, Energy) and objective.watts is None and not laws.energy:
+        raise no_energy("none was measured")
     sizes = candidate_batches(laws, found.job.examples)
     options = tuple(o for b in sizes if (o := laws.option(b, limit)) is not None)
     if not options:
@@ -102,9 +105,11 @@ def choose(
     allowed = _within_deadline(options, deadline_s)
     by_model = best_option(allowed, objective)
     regret = _regret(laws, allowed, by_model, objective)
-    chosen = _race_choice(found, allowed, by_model, objective)
+    chosen = by_model
+    if _is_time(laws, objective):
+        chosen = _race_choice(found, allowed, by_model)
     lane = lane_of(found, chosen)
-    settled = not isinstance(objective, Examples) and race_settles(found, lane)
+    settled = _is_time(laws, objective) and race_settles(found, lane)
     told = math.isfinite(laws.noise.critical_batch.value)
     best = min(cost(o, objective) for o in allowed)
     flat = [o.batch_size for o in allowed if cost(o, objective) <= FLAT * best]
@@ -138,6 +143,7 @@ def laws_of(found: Measurements) -> Laws:
         noise=critical_from_noise(points_of_progress(found), found.job.batch_size),
         today=found.job.batch_size,
         steps_to_target=steps_to_target(found),
+        energy=fit_energy(found.energy) if len(found.energy) >= 2 else None,
     )
 
 
@@ -187,11 +193,21 @@ def scaling_of(
     )
 
 
+def _is_time(laws: Laws, objective: Objective) -> bool:
+    """Whether the objective is time in another unit, so that a race can settle it."""
+    if isinstance(objective, Energy):
+        return laws.energy is None
+    return not isinstance(objective, Examples)
+
+
 def cost(option: Option, objective: Objective) -> float:
     """What the objective counts, over today's.
 
-    Energy and money are constant power and price times time on one machine.
+    Money is a constant price times time on one machine; energy is as measured, or a
+    constant power times time where there was no meter.
     """
+    if isinstance(objective, Energy) and option.energy is not None:
+        return option.energy.value
     kind = option.examples if isinstance(objective, Examples) else option.time
     return kind.value
 
@@ -242,11 +258,10 @@ def _race_choice(
     found: Measurements,
     allowed: Sequence[Option],
     by_model: Option,
-    objective: Objective,
 ) -> Option:
     """The laws' choice, unless another lane was clearly faster in the race."""
     mine = lane_of(found, by_model)
-    if mine is None or found.race is None or isinstance(objective, Examples):
+    if mine is None or found.race is None:
         return by_model
     winner = max(found.race.lanes, key=lambda lane: lane.speedup.value)
     if winner.speedup.low <= mine.speedup.high:
@@ -309,5 +324,7 @@ def _regret(
     draws = laws.time_draws(options)
     if isinstance(objective, Examples):
         draws, allowance = laws.example_draws(options), 1 + objective.tolerance
+    elif not _is_time(laws, objective):
+        draws = laws.energy_draws(options)
     excess = draws[:, index] / draws.min(axis=1) / allowance
     return float(np.quantile(np.maximum(excess, 1.0), SURE))

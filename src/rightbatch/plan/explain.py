@@ -160,9 +160,36 @@ def reasons(choice: Choice) -> tuple[Reason, ...]:
                 numbers={"limit_bytes": choice.limit_bytes},
             )
         )
+    found += _energy(choice)
     found += _amount(choice)
     race = _race_reason(choice)
     return (*found, race) if race else tuple(found)
+
+
+def _energy(choice: Choice) -> list[Reason]:
+    """Joules of an example where they were measured, and the batch of least energy."""
+    law, chosen = choice.laws.energy, choice.chosen
+    if law is None:
+        return []
+    batch = chosen.batch_size
+    joules = law.joules(chosen.micro_batch, chosen.accumulation) / batch
+    energies = [(o.energy.value, o) for o in choice.options if o.energy is not None]
+    fewest, least = min(energies, key=lambda pair: pair[0])
+    saved = fewest / chosen.energy.value if chosen.energy else 1.0
+    text = (
+        f"An example takes {show_number(joules)} J at B = {batch} ({law.meter}); the "
+        f"least energy to the same result is at B = {least.batch_size}"
+    )
+    if least.batch_size != batch:
+        slower = least.time.value / chosen.time.value
+        text += f": {saved:.2f} of that here, in {slower:.2f} of the time"
+    return [
+        Reason(
+            topic="energy",
+            text=f"{text}.",
+            numbers={"joules_per_example": joules, "batch_size": least.batch_size},
+        )
+    ]
 
 
 def _amount(choice: Choice) -> list[Reason]:
@@ -177,7 +204,8 @@ def _amount(choice: Choice) -> list[Reason]:
         return [
             Reason(topic="money", text=f"{text} hour.", numbers={"total": total.value})
         ]
-    if isinstance(objective, Energy) and objective.watts is not None:
+    measured = choice.laws.energy is not None
+    if isinstance(objective, Energy) and objective.watts is not None and not measured:
         total = hours.scale(objective.watts, "Wh")
         text = f"To the target: {show_number(total.value)} Wh, modelled at"
         return [

@@ -34,11 +34,11 @@ class Examples:
 class Energy:
     """The least energy to the same result.
 
-    Without a meter energy is modelled as constant power times time, and labelled so:
-    the batch is then that of `Time`.
+    Measured where there is a meter. Without one it is modelled as constant power times
+    time, and labelled so: the batch is then that of `Time`.
 
     Attributes:
-        watts: Power of the device while it trains.
+        watts: Power of the device while it trains; None: as measured.
     """
 
     name: ClassVar[str] = "energy"
@@ -60,14 +60,23 @@ class Money:
 Objective = Time | Examples | Energy | Money
 
 
+def no_energy(seen: str) -> SettingError:
+    """The refusal of energy as an objective where it is neither measured nor given."""
+    return SettingError(
+        "energy is neither measured nor given",
+        seen=seen,
+        why="without a meter it has to be modelled: power times time",
+        fix="--objective energy --watts 65 (what the device draws while training)",
+    )
+
+
 def objective_named(
     name: str, *, watts: float | None = None, price: float | None = None
 ) -> Objective:
     """The objective of a command line.
 
     Raises:
-        SettingError: Unknown name, a value that is not positive, or energy without
-            power.
+        SettingError: Unknown name, or a value that is not positive.
     """
     for option, value in (("watts", watts), ("price", price)):
         if value is not None and not 0 < value < float("inf"):
@@ -79,12 +88,6 @@ def objective_named(
     if price is not None and name != "money":
         raise SettingError(
             f"a price has no effect on the objective {name}", fix="--objective money"
-        )
-    if name == "energy" and watts is None:
-        raise SettingError(
-            "no energy meter is read here, and no power is given",
-            why="energy then has to be modelled: power times time",
-            fix="--objective energy --watts 65 (what the device draws while training)",
         )
     named = {
         "time": Time(),

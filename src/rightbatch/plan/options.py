@@ -10,6 +10,7 @@ import numpy as np
 
 from rightbatch.estimate import Estimate
 from rightbatch.fit.cost import TimeLaw
+from rightbatch.fit.energy import EnergyLaw
 from rightbatch.fit.envelope import Envelope
 from rightbatch.fit.progress import NoiseLaw
 
@@ -30,6 +31,7 @@ class Option:
         examples: Examples to the same result, over today's.
         time: Time to the same result, over today's.
         seconds: Time to the target, where a run has reached it.
+        energy: Energy to the same result, over today's, where it was measured.
     """
 
     batch_size: int
@@ -41,6 +43,7 @@ class Option:
     examples: Estimate
     time: Estimate
     seconds: Estimate | None
+    energy: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Laws:
         noise: The critical batch, with draws.
         today: Today's batch size.
         steps_to_target: Steps today's batch took to the target, where it was reached.
+        energy: Energy of a step against micro-batch, where measured.
     """
 
     time: TimeLaw
@@ -60,6 +64,7 @@ class Laws:
     noise: NoiseLaw
     today: int
     steps_to_target: int | None
+    energy: EnergyLaw | None = None
 
     def split(
         self, batch_size: int, limit_bytes: float | None
@@ -99,6 +104,11 @@ class Laws:
         def times(draw: int | None) -> float:
             return steps(draw) * step(draw) / self.time.step_seconds(*today, draw)
 
+        def joules(draw: int | None) -> float:
+            assert self.energy is not None
+            own = self.energy.joules(*split, draw)
+            return steps(draw) * own / self.energy.joules(*today, draw)
+
         def seconds(draw: int | None) -> float:
             assert self.steps_to_target is not None
             return steps(draw) * self.steps_to_target * step(draw)
@@ -114,6 +124,7 @@ class Laws:
             examples=self._estimate(lambda d: steps(d) * batch_size / self.today),
             time=self._estimate(times),
             seconds=self._estimate(seconds, "s") if self.steps_to_target else None,
+            energy=self._estimate(joules) if self.energy is not None else None,
         )
 
     def _critical(self, draw: int | None) -> float:
@@ -138,6 +149,20 @@ class Laws:
                 [
                     self.ratio(self._critical(draw), o.batch_size)
                     * self.time.step_seconds(o.micro_batch, o.accumulation, draw)
+                    for o in options
+                ]
+                for draw in range(len(self.noise.draws))
+            ]
+        )
+
+    def energy_draws(self, options: Sequence[Option]) -> np.ndarray:
+        """Energies of the options up to a common factor, shape (draws, options)."""
+        assert self.energy is not None
+        return np.array(
+            [
+                [
+                    self.ratio(self._critical(draw), o.batch_size)
+                    * self.energy.joules(o.micro_batch, o.accumulation, draw)
                     for o in options
                 ]
                 for draw in range(len(self.noise.draws))

@@ -14,6 +14,7 @@ from rightbatch.environment import (
     processor_name,
     usable_cores,
 )
+from rightbatch.measure.energy import find_meter
 from rightbatch.measure.hardware import PRESSURE, PressureGauge
 from rightbatch.units import show_bytes, show_seconds
 
@@ -39,12 +40,17 @@ def examine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "free_memory_bytes": free_memory_bytes(),
         "accelerator": _accelerator(),
+        "energy": find_meter(torch.device(_device()))[1],
         "clock_resolution_s": time.get_clock_info("perf_counter").resolution,
         "jitter": (quantiles[-1] - quantiles[0]) / statistics.median(beats),
         "stalled": contention.stalled,
         "pressure_file": PRESSURE.exists(),
         "optional": {name: installed(name) for name in OPTIONAL},
     }
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _accelerator() -> str | None:
@@ -84,7 +90,7 @@ def lines(found: dict[str, Any]) -> str:
             f"{found['jitter']:.0%}: {quiet}",
         ),
         ("pressure", pressure),
-        ("energy", "no meter is read in this version: model it with --watts"),
+        ("energy", found["energy"]),
         *(("optional", text) for text in extras),
     ]
     return "\n".join(f"{label:<13}{text}" for label, text in rows)
