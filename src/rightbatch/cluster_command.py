@@ -163,14 +163,14 @@ def cluster_lines(planned: Cluster, fleet: Fleet, found: Measurements) -> list[s
         "",
         f"{'devices':>9} {'batch':>9} {'split':>9} "
         f"{'time' if seconds else 'time x':>8} {'speedup':>8} {'effic.':>6}"
-        + "".join(f"{name:>9}" for name, *_ in shown)
+        + "".join(f"{name:>8}" for name, *_ in shown)
         + "  lost to",
     ]
     for i, row in enumerate(planned.rows):
         time = show_seconds(row.time.value) if seconds else f"{row.time.value:.3g}"
         split = f"{row.micro_batch} x {row.accumulation}"
         mark = ">" if row.devices == planned.pays_up_to else " "
-        cells = "".join(f"{f(v[i]):>9}" for _, v, f in shown)
+        cells = "".join(f"{f(v[i]):>8}" for _, v, f in shown)
         lines.append(
             f"{mark}{row.devices:>8,} {row.batch_size:>9,} {split:>9} {time:>8} "
             f"{row.speedup:>7.3g}x {row.efficiency:>6.0%}{cells}  {row.lost_to}"[:80]

@@ -383,7 +383,7 @@ class Search:
             if t.fits
         )
         x, y = points[-1]
-        slope = y / x if self._hoards else 1.0
+        slope = max(y / x, 1.0) if self._hoards else 1.0
         if len(points) > 1:
             (x0, y0), (x, y) = points[-2:]
             slope = max((y - y0) / max(x - x0, 1.0), 1.0)

@@ -170,12 +170,9 @@ def plan_cluster(fleet: Fleet, devices: Sequence[int]) -> Cluster:
     )
 
 
-def world_sizes(batch: int, most: int, devices: int) -> list[int]:
-    """Numbers of devices on which exactly this batch can be cut evenly.
-
-    Every device then takes ``batch / n`` examples, in pieces of at most ``most``.
-    """
-    return [n for n in range(1, devices + 1) if batch % n == 0 and batch // n >= 1]
+def world_sizes(batch: int, devices: int) -> list[int]:
+    """Numbers of devices, up to so many, on which this batch can be cut evenly."""
+    return [n for n in range(1, min(devices, batch) + 1) if batch % n == 0]
 
 
 def elastic_batch(fleet: Fleet, row: Row, devices: int) -> tuple[int, list[int]]:
@@ -189,12 +186,13 @@ def elastic_batch(fleet: Fleet, row: Row, devices: int) -> tuple[int, list[int]]
     high = max(min(high, fleet.examples), row.batch_size)
 
     def worth(batch: int) -> tuple[int, int]:
-        return len(world_sizes(batch, fleet.most, devices)), -abs(
-            batch - row.batch_size
-        )
+        return len(world_sizes(batch, devices)), -abs(batch - row.batch_size)
 
-    best = max(range(low, high + 1), key=worth)
-    return best, world_sizes(best, fleet.most, devices)
+    # Numbers with many divisors are multiples of these, which spares trying all.
+    step = next((s for s in (2520, 60) if high - low > 500 * s), 1)
+    tried = {row.batch_size, *range(-(-low // step) * step, high + 1, step)}
+    best = max(tried, key=worth)
+    return best, world_sizes(best, devices)
 
 
 Split = tuple[int, int]
@@ -288,7 +286,8 @@ def _pays(rows: Sequence[Row], dropped: int, fleet: Fleet) -> tuple[int, str]:
         doublings = math.log2(row.devices / last.devices)
         if times[last.devices] / times[row.devices] < PAYS**doublings:
             gain = times[last.devices] / times[row.devices]
-            cause = row.lost_to or "fixed costs"
+            split, before = _split_of(row), (last.devices, _split_of(last))
+            cause = _lost_to(fleet, row.devices, split, before) or row.lost_to
             return last.devices, (
                 f"{row.devices} devices would be {gain:.2f} x as fast as "
                 f"{last.devices}: lost to {_told(cause, fleet)}"
@@ -297,6 +296,10 @@ def _pays(rows: Sequence[Row], dropped: int, fleet: Fleet) -> tuple[int, str]:
     if dropped:
         return last.devices, f"the data set has {fleet.examples:,} examples only"
     return last.devices, "every doubling asked about is worth it"
+
+
+def _split_of(row: Row) -> Split:
+    return row.micro_batch, row.accumulation
 
 
 def _told(cause: str, fleet: Fleet) -> str:
