@@ -34,8 +34,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import rightbatch as rb
+from rightbatch.boundary import StepMaker
 from rightbatch.fit.envelope import Envelope, fit_envelope
-from rightbatch.largest import _StepMaker, _traced
+from rightbatch.largest import trace_law
 from rightbatch.measure.memory import allocator_peak, resident
 from rightbatch.measure.traced_step import probes_of
 from rightbatch.measure.trial import _sizes
@@ -202,9 +203,9 @@ def real_peak(job: rb.Job, batch: Callable[[int], Any], size: int, pieces: int) 
 
 def compared(job: rb.Job, sizes: list[int], pieces: int = 1) -> None:
     """Predicted over real, for every size; calibrated by one real step at 64."""
-    step = _StepMaker(job, pieces)
+    step = StepMaker(job, pieces)
     started = time.perf_counter()
-    law, _ = _traced(step, CPU, CPU)
+    law, _ = trace_law(step, CPU, CPU)
     seconds = time.perf_counter() - started
     scaled = law.calibrated(64, real_peak(job, step.batch, 64, pieces))
     plain, better = [], []
@@ -309,8 +310,8 @@ def architectures() -> None:
             name=name,
         )
         try:
-            step = _StepMaker(job, 1)
-            law, _ = _traced(step, CPU, CPU)
+            step = StepMaker(job, 1)
+            law, _ = trace_law(step, CPU, CPU)
             if not law.method.startswith("traced"):
                 print(f"{name}: {law.method}"[:160])
             compared(job, sizes)
@@ -346,7 +347,7 @@ def large() -> None:
         precision="bfloat16",
         name="Llama 7B",
     )
-    step = _StepMaker(job, 1)
+    step = StepMaker(job, 1)
     started = time.perf_counter()
     law: Envelope = fit_envelope(probes_of(job, step.batch, (2, 4, 8), cuda=True))
     seconds = time.perf_counter() - started
@@ -385,7 +386,7 @@ def limited(job: rb.Job, limit: int) -> Callable[[int], None]:
     resource.setrlimit(resource.RLIMIT_DATA, (data, resource.RLIM_INFINITY))
 
     def steps(size: int) -> None:
-        step = _StepMaker(job, 1)
+        step = StepMaker(job, 1)
         training = Training.start(job)
         for count in (2, size, size):
             batch = iter([step.batch(count)])

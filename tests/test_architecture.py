@@ -31,6 +31,7 @@ ROOMS = [
     "lint",
     "measure",
     "fit",
+    "boundary",
     "largest",
     "measuring",
     "plan",

@@ -26,8 +26,9 @@ from torch.utils.checkpoint import checkpoint
 
 import rightbatch as rb
 from rightbatch import environment
+from rightbatch.boundary import Search, StepMaker
 from rightbatch.fit.envelope import Envelope, Segment, fit_envelope, fit_points
-from rightbatch.largest import Search, _StepMaker, _traced
+from rightbatch.largest import trace_law
 from rightbatch.measure.budget import budget_for
 from rightbatch.measure.memory import allocator_peak, resident
 from rightbatch.measure.record import MemoryPoint
@@ -108,7 +109,7 @@ def job_of(kind: str = "mlp", count: int = 4096, **changes: Any) -> rb.Job:
 
 def real_peak(job: rb.Job, size: int, pieces: int = 1) -> int:
     """By torch's own allocator events of a real step, the state already there."""
-    training, make = Training.start(job), _StepMaker(job, 1).batch
+    training, make = Training.start(job), StepMaker(job, 1).batch
 
     def step(size: int, pieces: int) -> None:
         parts = (make(size) for _ in range(pieces))
@@ -127,7 +128,7 @@ def real_peak(job: rb.Job, size: int, pieces: int = 1) -> int:
 
 
 def law_of(job: rb.Job, pieces: int = 1) -> Envelope:
-    return _traced(_StepMaker(job, pieces), CPU, CPU)[0]
+    return trace_law(StepMaker(job, pieces), CPU, CPU)[0]
 
 
 class Clipping(torch.optim.AdamW):
@@ -326,7 +327,7 @@ def test_measured_peaks_are_joined_by_lines_that_are_never_too_low() -> None:
 
 
 def test_for_cuda_blocks_are_rounded_and_updates_are_made_at_once() -> None:
-    step = _StepMaker(job_of(), 1)
+    step = StepMaker(job_of(), 1)
     plain = fit_envelope(probes_of(step.job, step.batch, (2, 4, 8)))
     cuda = fit_envelope(probes_of(step.job, step.batch, (2, 4, 8), cuda=True))
     forced = job_of(optimizer=lambda p: torch.optim.AdamW(p, foreach=True))
@@ -352,7 +353,7 @@ def test_several_ranks_add_buckets_or_share_the_weights() -> None:
 
 
 def trial(job: rb.Job, size: int, **more: Any) -> Trial:
-    return try_step(job, _StepMaker(job, 1).batch, size, CPU, **more)
+    return try_step(job, StepMaker(job, 1).batch, size, CPU, **more)
 
 
 def test_a_trial_finds_the_limit_and_leaves_this_process_alone() -> None:
@@ -611,7 +612,32 @@ def test_the_command_answers_in_eighty_columns(tmp_path: Path) -> None:
 
 
 def test_tracing_complains_in_one_error() -> None:
-    step = _StepMaker(job_of(loss=lambda m, b: m(b[0]).sum() * float(b[1].sum())), 1)
+    step = StepMaker(job_of(loss=lambda m, b: m(b[0]).sum() * float(b[1].sum())), 1)
     with warnings.catch_warnings(), pytest.raises(CannotTrace, match="without running"):
         warnings.simplefilter("error")
         probes_of(step.job, step.batch, (2, 4, 8))
+
+
+# Length
+
+
+def test_tokens_at_any_length() -> None:
+    """Traced at three lengths; at others, shorter and longer, as a real step."""
+    job = job_of("tagger")
+    law = rb.token_law(job, (4, 8, 12))
+    for length, size in ((6, 40), (12, 9), (24, 30), (100, 3)):
+        data = tuple(torch.zeros(64, length, dtype=torch.long) for _ in "xy")
+        real = real_peak(dataclasses.replace(job, data=data), size)
+        # Attention takes some 50 KiB for itself at the largest length.
+        peak = law.at(length).peak(size)
+        assert peak == pytest.approx(real, rel=0.005, abs=64 * 1024)
+    limit = 8 * MIB
+    found = [law.largest(limit, length) for length in (4, 16, 64)]
+    assert found[0] > 3.5 * found[1] > 12 * found[2]
+
+
+def test_a_batch_without_lengths_is_refused() -> None:
+    with pytest.raises(rb.SettingError, match="no axis of length"):
+        rb.token_law(job_of(data=(torch.zeros(9), torch.zeros(9))))
+    with pytest.raises(rb.SettingError, match="three different lengths"):
+        rb.token_law(job_of("tagger"), (4, 4, 8))

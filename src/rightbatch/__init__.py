@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rightbatch.feed.tokens import Tokens
     from rightbatch.fit.progress import StepsLaw, fit_steps
     from rightbatch.job import Job
-    from rightbatch.largest import MemoryLaw, largest_batch
+    from rightbatch.largest import MemoryLaw, largest_batch, token_law
     from rightbatch.lint import Finding, Findings, check
     from rightbatch.loading import load_job
     from rightbatch.measure.one_shot import noise_scale
@@ -66,7 +66,7 @@ _HOMES = {
     "feed.tokens": ("Tokens",),
     "fit.progress": ("StepsLaw", "fit_steps"),
     "job": ("Job",),
-    "largest": ("MemoryLaw", "largest_batch"),
+    "largest": ("MemoryLaw", "largest_batch", "token_law"),
     "loading": ("load_job",),
     "measure.record": ("Measurements",),
     "measure.one_shot": ("noise_scale",),
@@ -140,6 +140,7 @@ __all__ = [
     "load_job",
     "noise_scale",
     "scale_hyperparameters",
+    "token_law",
     "train",
     "tune",
 ]

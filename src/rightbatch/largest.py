@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from rightbatch.blame import blaming
+from rightbatch.boundary import Search, StepMaker
 from rightbatch.errors import JobError, SettingError
 from rightbatch.fit.envelope import (
     Envelope,
@@ -22,23 +20,17 @@ from rightbatch.fit.envelope import (
     fit_envelope,
     fit_points,
 )
+from rightbatch.fit.surface import TokenLaw, fit_surface
 from rightbatch.isolation import preserved_rng
 from rightbatch.job import Job, check_batch_size
 from rightbatch.measure.budget import Budget, budget_for
 from rightbatch.measure.record import MemoryPoint
-from rightbatch.measure.traced_step import CannotTrace, probes_of
-from rightbatch.measure.trial import Trial, try_step
+from rightbatch.measure.traced_step import CannotTrace, Probe, probes_of
+from rightbatch.measure.trial import Trial
 from rightbatch.watch import Watcher
 
 PROBES = ((2, 4, 8), (16, 32, 64))  # the second where a step needs more examples
 REAL_PROBES = ((8, 16), (32, 64))
-EXACT = 0.001  # a law this near to a real step is left as it is [assumed]
-TRIALS = 4
-LOOKED_AT = 256  # examples among which the longest is looked for [assumed]
-FIRST_SHARE = 0.42  # of the limit: malloc may hold twice what is asked for [measured]
-BELOW = 0.985  # of what should just fit is tried [assumed]
-NEAR = 0.93  # of what did not fit is tried next [assumed]
-ENOUGH = 1.015  # growth for which no more trial is made [assumed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +143,9 @@ def largest_batch(
         here = job_device(job)
         wanted = torch.device(device or here)
         budget = budget_for(wanted, memory, margin=margin)
-        step = _StepMaker(job, min(accumulation, 2))  # a third piece is as the second
+        step = StepMaker(job, min(accumulation, 2))  # a third piece is as the second
         watcher.phase("Trace a step", 2.0)
-        envelope, why = _traced(step, wanted, here)
+        envelope, why = trace_law(step, wanted, here)
         envelope = envelope.on_ranks(ranks, sharded=sharded)
         watcher.done(envelope.method)
         check_room(envelope, budget.bytes)
@@ -188,36 +180,6 @@ def largest_batch(
     )
 
 
-class _StepMaker:
-    """One job's step at any size: the batches, and the real steps made of them."""
-
-    def __init__(self, job: Job, pieces: int) -> None:
-        self.job, self.pieces = job, pieces
-        self.trials: list[Trial] = []
-        self.index, self.example = _longest(job)
-
-    def batch(self, count: int) -> Any:
-        """So many examples, each the longest one, on the CPU."""
-        index = [self.index] * count
-        return self.job.batch(index, torch.device("cpu"))
-
-    def trial(
-        self, size: int, device: torch.device, limit: float | None, exact: bool = False
-    ) -> Trial:
-        """A real step, kept in the list."""
-        found = try_step(
-            self.job,
-            self.batch,
-            size,
-            device,
-            limit=limit,
-            pieces=self.pieces,
-            exact=exact,
-        )
-        self.trials.append(found)
-        return found
-
-
 def job_device(job: Job) -> torch.device:
     """Where the job's parameters are: as it says, or as its factory puts them."""
     if job.device is not None:
@@ -232,29 +194,8 @@ def job_device(job: Job) -> torch.device:
     return next(job.make_model().parameters()).device
 
 
-def _longest(job: Job) -> tuple[int, str]:
-    """The example with the most numbers among some, by which all is measured."""
-    if isinstance(job.data, tuple):
-        return 0, "all examples have one shape"
-    stride = max(job.length // LOOKED_AT, 1)
-    looked = range(0, job.length, stride)
-    with blaming("the data set"):
-        sizes = {i: _numbers(job.data[i]) for i in looked}
-    index = max(sizes, key=lambda i: sizes[i])
-    if len(set(sizes.values())) == 1:
-        return index, f"{len(sizes)} examples looked at, all of one size"
-    return index, f"the longest of {len(sizes)} examples looked at (number {index})"
-
-
-def _numbers(example: Any) -> int:
-    leaves = tree_leaves(example)
-    tensors = sum(t.numel() for t in leaves if isinstance(t, Tensor))
-    others = sum(len(t) if isinstance(t, (str, bytes)) else 1 for t in leaves)
-    return tensors + others + sum(t.size for t in leaves if isinstance(t, np.ndarray))
-
-
-def _traced(
-    step: _StepMaker, wanted: torch.device, here: torch.device
+def trace_law(
+    step: StepMaker, wanted: torch.device, here: torch.device
 ) -> tuple[Envelope, str]:
     """The law by tracing: without running, on small real steps, or by two of those."""
     cuda, reasons = wanted.type == "cuda", []
@@ -298,98 +239,6 @@ def _traced(
     ) from reasons[0]
 
 
-class Search:
-    """A few real steps around the predicted batch, in the order that tells the most.
-
-    What a process grows by is a line in the predicted peak: libraries add a fixed part,
-    and an allocator that cannot give back what lies between blocks a share of it. The
-    line goes through the steps that fitted, and is inverted for the next.
-
-    Args:
-        step: Makes them.
-        device: Where.
-        envelope: The law; becomes calibrated.
-        limit: Bytes.
-        tell: Hears of progress.
-    """
-
-    def __init__(
-        self,
-        step: _StepMaker,
-        device: torch.device,
-        envelope: Envelope,
-        limit: float,
-        tell: Callable[[str], None],
-    ) -> None:
-        self.step, self.device, self.envelope = step, device, envelope
-        self.limit, self.tell = limit, tell
-
-    @property
-    def best(self) -> Trial | None:
-        """The largest step that came to its end within the limit."""
-        fitting = [t for t in self.step.trials if t.fits and t.taken <= self.limit]
-        return max(fitting, key=lambda t: t.micro_batch, default=None)
-
-    def run(self) -> str:
-        """Make the trials; why nothing is verified, or ``""``."""
-        most = self.step.job.length
-        fails, wanted = 2**62, max(1, min(self._first(), most))
-        while len(self.step.trials) < TRIALS:
-            self.tell(f"batch {wanted:,}")
-            exact = not any(t.allocated for t in self.step.trials)
-            found = self.step.trial(wanted, self.device, self.limit, exact)
-            if found.fits is None:
-                return found.seen
-            self._calibrate(found)
-            if found.fits:
-                following = min(self._following(), most, fails - 1)
-                if following <= ENOUGH * wanted:
-                    break
-                wanted = following
-            else:
-                low = self.best.micro_batch if self.best else 0
-                first = fails == 2**62 and low
-                fails = wanted
-                between = (low + fails) // 2 if low >= fails // 4 else fails // 2
-                wanted = max(between, int(NEAR * fails) if first else 1)
-        return "" if self.best is not None else "no step fitted"
-
-    def _calibrate(self, found: Trial) -> None:
-        """Scale the law by what kernels take for themselves."""
-        if not found.allocated or self.envelope.factor != 1.0:
-            return
-        size = found.micro_batch
-        scaled = self.envelope.calibrated(size, found.allocated)
-        if abs(scaled.peak(size) / self.envelope.peak(size) - 1) > EXACT:
-            method = f"{self.envelope.method}, scaled by a real step of {size}"
-            self.envelope = replace(scaled, method=method)
-
-    def _first(self) -> int:
-        """Where malloc may hold twice what is asked for, far below the limit."""
-        share = FIRST_SHARE if self._hoards else NEAR
-        return self.envelope.largest(share * self.limit)
-
-    @property
-    def _hoards(self) -> bool:
-        """Whether malloc keeps what lies between blocks, as the C library does."""
-        told = "MALLOC_MMAP_THRESHOLD_" in os.environ
-        return self.device.type == "cpu" and not told
-
-    def _following(self) -> int:
-        """By the line through what fitted so far."""
-        points = sorted(
-            (self.envelope.peak(t.micro_batch), t.taken)
-            for t in self.step.trials
-            if t.fits
-        )
-        x, y = points[-1]
-        slope = max(y / x, 1.0) if self._hoards else 1.0
-        if len(points) > 1:
-            (x0, y0), (x, y) = points[-2:]
-            slope = max((y - y0) / max(x - x0, 1.0), 1.0)
-        return int(BELOW * self.envelope.largest(x + (self.limit - y) / slope))
-
-
 def _agreed(largest: int) -> int:
     """The smallest answer of all ranks. Collective where there are any."""
     ranks = torch.distributed
@@ -398,3 +247,74 @@ def _agreed(largest: int) -> int:
     answers: list[Any] = [None] * ranks.get_world_size()
     ranks.all_gather_object(answers, largest)
     return min(answers)
+
+
+def token_law(job: Job, lengths: Sequence[int] | None = None) -> TokenLaw:
+    """Trace a step at several batches and lengths: how many tokens fit, at any length.
+
+    The second axis that the tensors of a batch share is taken for the length, and cut
+    or repeated.
+
+    Args:
+        job: Its batches hold tensors of shape (examples, length, ...).
+        lengths: Three or more to trace at; default: a quarter, a half and the whole of
+            the longest example's.
+
+    Raises:
+        SettingError: There is no such axis, or a length makes no sense.
+        JobError: The step needs numbers that only a real run has, or cannot run at a
+            length.
+
+    Example:
+        >>> import torch, rightbatch as rb
+        >>> job = rb.Job(
+        ...     model=lambda: torch.nn.Embedding(100, 64),
+        ...     loss=lambda model, batch: model(batch[0]).square().mean(),
+        ...     data=(torch.zeros(50, 32, dtype=torch.long),),
+        ...     optimizer=torch.optim.AdamW,
+        ...     batch_size=8,
+        ... )
+        >>> law = rb.token_law(job, (8, 16, 32))
+        >>> [law.largest(2**24, length) for length in (8, 64, 512)]
+        [1620, 202, 25]
+    """
+    step = StepMaker(job, 1)
+    shared = _length(step.batch(2))
+    if shared is None:
+        raise SettingError(
+            "the batch has no axis of length",
+            seen="its tensors share no second axis of 4 or more",
+            why="how memory grows with length cannot be told",
+            fix="batches of shape (examples, length)",
+        )
+    wanted = sorted(set(lengths or (shared // 4, shared // 2, shared)))
+    if len(wanted) < 3 or wanted[0] < 1:
+        raise SettingError(
+            "three different lengths are needed", seen=str(wanted), fix="128,512,2048"
+        )
+    found: dict[tuple[int, int], Probe] = {}
+    for length in wanted:
+        index = torch.arange(length) % shared
+
+        def batch(count: int, index: Tensor = index) -> Any:
+            return tree_map_only(
+                Tensor,
+                lambda t: (
+                    t.index_select(1, index)
+                    if t.ndim > 1 and t.shape[1] == shared
+                    else t
+                ),
+                step.batch(count),
+            )
+
+        for probe in probes_of(job, batch, (2, 4)):
+            found[probe.micro_batch, length] = probe
+    return fit_surface(found)
+
+
+def _length(batch: Any) -> int | None:
+    """The second axis that all tensors with one share."""
+    axes = {
+        t.shape[1] for t in tree_leaves(batch) if isinstance(t, Tensor) and t.ndim > 1
+    }
+    return axes.pop() if len(axes) == 1 and min(axes) >= 4 else None

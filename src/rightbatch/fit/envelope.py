@@ -181,10 +181,30 @@ def fit_envelope(probes: Sequence[Probe]) -> Envelope:
         curve = np.polynomial.polynomial.polyfit(sizes, alive[:, bends], 2)
         line[:, bends] = curve[:2]
         square[bends] = np.maximum(curve[2], 0.0)
-    constant = line[0] + np.array(probes[-1].wasted)
-    linear = np.maximum(line[1], 0.0)
+    method = f"traced at {', '.join(str(p.micro_batch) for p in probes)} examples"
+    return envelope_of(line[0], line[1], square, probes[-1], method=method)
+
+
+def envelope_of(
+    constant: np.ndarray,
+    linear: np.ndarray,
+    square: np.ndarray,
+    last: Probe,
+    *,
+    method: str,
+) -> Envelope:
+    """The operations that bind somewhere, of all those in a step.
+
+    Args:
+        constant: Bytes after each operation, shape (operations,).
+        linear: Bytes per example.
+        square: Bytes per pair of examples.
+        last: A trace that names them, with what rounding adds.
+        method: How it came about.
+    """
+    constant = constant + np.array(last.wasted)
+    linear = np.maximum(linear, 0.0)
     kept = _binding(constant, linear, square)
-    last = probes[-1]
     return Envelope(
         segments=tuple(
             Segment(
@@ -196,7 +216,7 @@ def fit_envelope(probes: Sequence[Probe]) -> Envelope:
             )
             for i in kept
         ),
-        method=f"traced at {', '.join(str(p.micro_batch) for p in probes)} examples",
+        method=method,
         parameters=last.parameters,
         buffers=last.buffers,
         gradients=last.gradients,

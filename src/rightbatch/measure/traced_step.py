@@ -226,6 +226,7 @@ def _cannot(error: Exception) -> CannotTrace:
     return CannotTrace(
         "the step cannot be traced without running it",
         seen=f"{type(root).__name__}: {text[:100]}",
-        why="its memory is then measured on small real steps",
-        fix="leave .item(), float(tensor) and `if tensor:` out of model and loss",
+        why="a traced step has shapes and no content",
+        fix="leave .item(), float(tensor) and `if tensor:` out of model and loss; and "
+        "see that they run at this shape",
     )
