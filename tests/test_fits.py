@@ -1,5 +1,6 @@
 """Both laws: the truth is found, the interval holds it, nonsense is refused."""
 
+import dataclasses
 import math
 import time
 from types import SimpleNamespace
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 import rightbatch as rb
 from cases import made_up, regression_job
 from reference import steps_by_grid
-from rightbatch.fit.cost import fit_time
+from rightbatch.estimate import Estimate
+from rightbatch.fit.cost import fit_time, stair
 from rightbatch.fit.envelope import fit_points
 from rightbatch.measure.memory import measure_memory
-from rightbatch.measure.record import Contention, MemoryPoint
+from rightbatch.measure.record import Contention, MemoryPoint, TimePoint
 from rightbatch.measure.time import measure_times, step_sizes
 from rightbatch.training import Training
 
@@ -261,3 +263,34 @@ def test_larger_sizes_are_timed_while_they_pay(
     points, _, _ = measure_times(job, budget_s=3.0)
     assert points[-1].micro_batch == 2048
     assert points[-1].step_time_s.value == pytest.approx(2e-3)
+
+
+def test_stairs_are_noticed_and_left_out_of_the_law() -> None:
+    """40 % more at 65 than at 64 is a stair; 1/64 more is what the line says."""
+    found = made_up(sizes=(1, 2, 4, 8, 16, 32, 64, 128))
+    plain = fit_time(found.times)
+
+    def with_65(factor: float) -> tuple[TimePoint, ...]:
+        seconds = factor * plain.seconds(65)
+        rounds = tuple(seconds * (1 + 0.001 * i) for i in range(-3, 4))
+        point = dataclasses.replace(
+            found.times[-1],
+            micro_batch=65,
+            step_time_s=Estimate.median(rounds, "s"),
+            rounds=rounds,
+        )
+        return tuple(sorted((*found.times, point), key=lambda p: p.micro_batch))
+
+    edge, jump = stair(with_65(1.4)) or (0, None)
+    assert edge == 64
+    assert jump is not None
+    assert jump.value == pytest.approx(1.4, abs=0.02)
+    level = stair(with_65(1.0))
+    assert level is not None
+    assert level[1].value == pytest.approx(1.0, abs=0.02)
+    assert stair(found.times) is None
+    assert fit_time(with_65(1.4)).seconds(128) == pytest.approx(plain.seconds(128))
+    plan = rb.decide(dataclasses.replace(found, times=with_65(1.4))).plan
+    assert any("stairs: 65 examples" in text for text in plan.limits)
+    calm = rb.decide(dataclasses.replace(found, times=with_65(1.0))).plan
+    assert not any("stairs" in text for text in calm.limits)

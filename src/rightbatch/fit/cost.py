@@ -145,6 +145,7 @@ def fit_time(
             seen=f"{len(points)} timed",
             fix="a larger --budget, or a data set with more examples",
         )
+    points = [p for p in points if not _past_a_stair(p, points)]
     busy = contention is not None and contention.busy
     ratio = min(p.step_time_s.value / max(p.process_time_s.value, 1e-9) for p in points)
     rounds = [
@@ -181,6 +182,49 @@ def fit_time(
         largest=int(sizes.max()),
         n=len(sizes),
     )
+
+
+def stair(points: Sequence[TimePoint], seed: int = 0) -> tuple[int, Estimate] | None:
+    """How much longer a step takes just past a power of two than the line says.
+
+    Kernels that work in tiles, and devices that work in waves, start another one.
+
+    Returns:
+        The batch before the step up, and the ratio of the two times with what one
+        example more costs anyway taken off; None where it was not measured.
+    """
+    by_size = {p.micro_batch: p for p in points}
+    past = [p for p in points if _past_a_stair(p, points)]
+    if not past:
+        return None
+    after, edge = past[-1], by_size[past[-1].micro_batch - 1]
+    below = by_size.get(edge.micro_batch // 2)
+    slope = 0.0
+    if below is not None:  # of the line, relative to the time at the edge
+        rise = edge.step_time_s.value - below.step_time_s.value
+        width = (edge.micro_batch - below.micro_batch) * edge.step_time_s.value
+        slope = max(rise / width, 0.0)
+    random = np.random.default_rng(seed)
+
+    def middle(point: TimePoint, drawn: bool) -> float:
+        rounds = np.array(point.rounds)
+        return float(np.median(random.choice(rounds, len(rounds)) if drawn else rounds))
+
+    def ratio(drawn: bool) -> float:
+        return middle(after, drawn) / middle(edge, drawn) - slope
+
+    draws = [ratio(True) for _ in range(DRAWS)]
+    found = Estimate.from_draws(
+        ratio(False), draws, unit="x", n=len(edge.rounds), method="bootstrap"
+    )
+    return edge.micro_batch, found
+
+
+def _past_a_stair(point: TimePoint, points: Sequence[TimePoint]) -> bool:
+    """Timed only to compare with the power of two just below."""
+    edge = point.micro_batch - 1
+    power = edge > 16 - 1 and edge & (edge - 1) == 0
+    return power and any(p.micro_batch == edge for p in points)
 
 
 def _fit(kind: str, sizes: Array, times: Array, start: Any = None) -> Array:

@@ -20,6 +20,7 @@ from rightbatch.training import Training
 
 MIN_SIZES = 6
 MIN_ROUNDS, MAX_ROUNDS = 5, 40
+STAIRS_FROM = 16  # below, one example more is a good deal more work
 VISIT_S = 0.012  # repeat small steps within a visit until so much has passed [assumed]
 PAYS = 1.1  # examples per second must still grow by so much at a doubling [assumed]
 TIGHT = 0.02  # stop when every median is known within 2 % [assumed]
@@ -38,7 +39,8 @@ def step_sizes(job: Job) -> list[int]:
     """Micro-batches to time first: doubling from 1 past twice today's batch.
 
     At least six where the data set allows; none beyond the data set. `measure_times`
-    goes on doubling while larger ones pay.
+    goes on doubling while larger ones pay. One size just past a power of two tells
+    whether step time climbs in stairs.
     """
     top = min(job.length, max(2 * job.batch_size, 128))
     sizes = [1]
@@ -46,6 +48,9 @@ def step_sizes(job: Job) -> list[int]:
         sizes.append(sizes[-1] * 2)
     if len(sizes) < MIN_SIZES:  # a tiny data set: take what whole numbers there are
         sizes = sorted({round(1 + (top - 1) * i / 7) for i in range(8)})
+    stair = 2 ** (min(job.batch_size, top // 2).bit_length() - 1) + 1
+    if stair > STAIRS_FROM and len(sizes) > MIN_SIZES:
+        sizes = sorted({*sizes, stair})
     if job.batch_size <= top and job.batch_size not in sizes:
         sizes = sorted([*sizes, job.batch_size])
     return sizes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from rightbatch.fit.cost import stair
 from rightbatch.fit.progress import critical_from_noise
 from rightbatch.measure.trajectory import has_stalled
 from rightbatch.plan.choice import Choice, best_option, points_of_progress, race_tells
@@ -12,6 +13,8 @@ from rightbatch.plan.objective import Energy, Examples, Money, Time
 from rightbatch.plan.options import Laws, Option
 from rightbatch.plan.plan import Alternative
 from rightbatch.units import show_number, show_seconds
+
+STAIR = 1.05  # a step this much longer just past a power of two is told [assumed]
 
 
 def alternatives(choice: Choice) -> tuple[Alternative, ...]:
@@ -126,6 +129,13 @@ def limits(choice: Choice) -> tuple[str, ...]:
         said.append(
             f"Steps of more than {largest} examples at once were not timed; larger "
             "batches are reckoned as accumulated."
+        )
+    step = stair(found.times)
+    if step is not None and step[1].low > STAIR:
+        edge, ratio = step
+        said.append(
+            f"Step time climbs in stairs: {edge + 1} examples take {ratio.value:.2f} x "
+            f"the time of {edge}; keep to multiples of {edge}."
         )
     slow = max(p.fetch_time_s / p.step_time_s.value for p in found.times)
     if slow > 0.1:
