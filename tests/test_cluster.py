@@ -23,7 +23,12 @@ from rightbatch.fit.cost import TimeLaw
 from rightbatch.fit.mlperf import from_mllog, from_rcp_json
 from rightbatch.fit.network import Network, fit_network
 from rightbatch.fit.progress import NoiseLaw
-from rightbatch.fit.published import PUBLISHED, published
+from rightbatch.fit.published import (
+    PUBLISHED,
+    language_model,
+    noise_of,
+    published,
+)
 from rightbatch.measure.network import LinkPoint
 from rightbatch.plan.cluster import Fleet, elastic_batch, plan_cluster, world_sizes
 from rightbatch.units import parse_bandwidth
@@ -210,6 +215,16 @@ def test_published_laws_have_a_domain_and_a_source() -> None:
         assert law.source
         assert f"{law.largest:,}" in law.domain
     assert published("resnet").critical_batch == 47240
+    for law in PUBLISHED[-5:]:  # the line through them: within 8 %
+        size = float(law.workload.split()[2]) * (1e9 if " B " in law.workload else 1e6)
+        line = language_model(size)
+        assert line.critical_batch == pytest.approx(law.critical_batch, rel=0.08)
+        assert line.low < law.critical_batch < line.high
+    with pytest.raises(rb.SettingError, match="of this size"):
+        language_model(7e10)
+    noise = noise_of(published("rnnt"))
+    low, high = np.quantile(noise.draws, [0.025, 0.975])
+    assert (low, high) == pytest.approx((3090, 4462), rel=0.05)
     for wrong in ("language model", "nothing"):
         with pytest.raises(rb.SettingError, match="published law"):
             published(wrong)
@@ -295,6 +310,13 @@ def test_the_command_from_a_run_folder(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 80
     assert sum("x " in line and "%" in line for line in lines) == 11
     assert "400 Gb/s" in done.stdout
+    bare = dataclasses.replace(made_up(), noise=())
+    (tmp_path / "bare").mkdir()
+    bare.save(tmp_path / "bare/measurements.json")
+    assert command("bare", cwd=tmp_path).returncode == 3
+    prior = command("bare", "--prior", "lm:300M", "--devices", "1,8", cwd=tmp_path)
+    assert prior.returncode == 0, prior.stderr
+    assert "published: language model" in " ".join(prior.stdout.split())
     told = command("plan.json", "--devices", "1,6", "--json", cwd=tmp_path)
     document = json.loads(told.stdout)
     assert [r["devices"] for r in document["cluster"]["rows"]] == [1, 6]

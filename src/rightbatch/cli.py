@@ -343,6 +343,7 @@ def train(
 @click.option("--watts", type=float, help="Power of one device.")
 @click.option("--price", type=float, help="Price of one device for an hour.")
 @click.option("--gradient-bytes", type=int, help="Exchanged in every step.")
+@click.option("--prior", help="A published B_crit: resnet, lm:300M, ….")
 @click.option("--measure", is_flag=True, help="Measure the network, under torchrun.")
 @JSON
 def cluster(measured: Path, devices: str, **settings: Any) -> int:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from rightbatch.console import DECIDED, make_console, print_document
 from rightbatch.errors import SettingError
-from rightbatch.units import show_number, show_seconds
+from rightbatch.units import show_bytes, show_number, show_seconds
 
 if TYPE_CHECKING:
     from rightbatch.fit.network import Network
+    from rightbatch.fit.published import Published
     from rightbatch.measure.record import Measurements
     from rightbatch.plan.cluster import Cluster, Fleet
 
@@ -31,6 +32,7 @@ def cluster_command(
     watts: float | None,
     price: float | None,
     gradient_bytes: int | None,
+    prior: str | None,
     measure: bool,
     as_json: bool,
 ) -> int:
@@ -49,11 +51,11 @@ def cluster_command(
     path = measured / MEASUREMENTS if measured.is_dir() else measured
     found = Measurements.load(path)
     network = _network(bandwidth, latency, measure)
-    if int(os.environ.get("RANK", "0")):
-        return DECIDED  # the first rank speaks
+    first = not int(os.environ.get("RANK", "0")) or not measure
     from rightbatch.plan.cluster import elastic_batch, plan_cluster
     from rightbatch.record import to_plain
     from rightbatch.report.terminal import print_plain
+    from rightbatch.run.ranks import leave
 
     fleet = fleet_of(
         found,
@@ -63,17 +65,21 @@ def cluster_command(
         watts=watts,
         per_hour=price,
         gradient_bytes=gradient_bytes or GRADIENT_BYTES * found.job.parameters,
+        prior=None if prior is None else prior_named(prior),
     )
     planned = plan_cluster(fleet, counts)
     batch, sizes = elastic_batch(fleet, planned.best, max(counts))
-    if as_json:
+    if not first:  # the first rank speaks
+        pass
+    elif as_json:
         menu = {"batch_size": batch, "devices": sizes}
         print_document({"cluster": to_plain(planned), "elastic": menu})
-        return DECIDED
-    console = make_console(as_json)
-    lines = cluster_lines(planned, fleet, found)
-    lines += ["", *_elastic(batch, sizes)]
-    print_plain(console, "\n".join(lines))
+    else:
+        lines = cluster_lines(planned, fleet, found)
+        lines += ["", *_elastic(batch, sizes)]
+        print_plain(make_console(as_json), "\n".join(lines))
+    if measure:
+        leave(DECIDED)
     return DECIDED
 
 
@@ -86,6 +92,7 @@ def fleet_of(
     watts: float | None,
     per_hour: float | None,
     gradient_bytes: float,
+    prior: Published | None = None,
 ) -> Fleet:
     """The job of these measurements, on devices like the one they were made on.
 
@@ -93,29 +100,48 @@ def fleet_of(
         SettingError: A value is not positive.
         UnidentifiedError: Times or noise were not measured.
     """
-    from rightbatch.plan.choice import choose
+    from rightbatch.fit.cost import fit_time
+    from rightbatch.fit.envelope import check_room, fit_points
+    from rightbatch.fit.published import noise_of
+    from rightbatch.plan.choice import laws_of, limit_bytes, steps_to_target
     from rightbatch.plan.cluster import Fleet
 
     for name, value in (("steps", steps), ("watts", watts), ("price", per_hour)):
         if value is not None and not 0 < value < float("inf"):
             raise SettingError(f"{name} must be positive", seen=f"{name}={value}")
-    choice = choose(found, memory_bytes=memory)
-    laws = choice.laws
-    most = laws.time.largest
-    if laws.memory is not None:
-        most = min(most, laws.memory.largest(choice.limit_bytes))
+    limit = limit_bytes(found, memory)
+    time = fit_time(found.times, found.contention)
+    most = time.largest
+    if len(found.memory) >= 2:
+        law = fit_points(found.memory)
+        check_room(law, limit)
+        most = min(most, law.largest(limit))
     return Fleet(
-        time=laws.time,
-        noise=laws.noise,
+        time=time,
+        noise=laws_of(found).noise if prior is None else noise_of(prior),
         most=most,
         examples=found.job.examples,
         gradient_bytes=gradient_bytes,
         network=network,
-        reference=laws.today,
-        steps=steps if steps is not None else laws.steps_to_target,
+        reference=found.job.batch_size,
+        steps=steps if steps is not None else steps_to_target(found),
         watts=watts,
         per_hour=per_hour,
     )
+
+
+def prior_named(name: str) -> Published:
+    """A published law by its name; ``lm:300M`` is a language model of that size.
+
+    Raises:
+        SettingError: There is none of that name.
+    """
+    from rightbatch.fit.published import language_model, published
+
+    match = re.fullmatch(r"lm:([0-9.]+)([MB])", name)
+    if match is None:
+        return published(name)
+    return language_model(float(match[1]) * {"M": 1e6, "B": 1e9}[match[2]])
 
 
 def parse_devices(text: str) -> list[int]:
@@ -157,7 +183,7 @@ def cluster_lines(planned: Cluster, fleet: Fleet, found: Measurements) -> list[s
         f" {found.job.name} on devices like this one: {found.machine.processor}"[:80],
         f" B_crit {show_number(critical.value)} ({show_number(critical.low)} to "
         f"{show_number(critical.high)}), at most {fleet.most:,} examples at once, "
-        f"{fleet.gradient_bytes / 2**20:.3g} MiB"[:80],
+        f"{show_bytes(fleet.gradient_bytes)}"[:80],
         f" network {8 * network.bandwidth / 1e9:.3g} Gb/s, "
         f"{show_seconds(network.latency_s)} ({network.source})"[:80],
         "",
@@ -182,6 +208,9 @@ def cluster_lines(planned: Cluster, fleet: Fleet, found: Measurements) -> list[s
         else f"Up to {best.devices}: {planned.reason}."
     )
     lines += ["", *(f" {line}" for line in textwrap.wrap(text, 78))]
+    if fleet.noise.metric == "published":
+        text = f"The critical batch is not measured here but {critical.method}."
+        lines += [f" {line}" for line in textwrap.wrap(text, 78)]
     notes = [
         "split: examples of a device at once x accumulated. lost to: B_crit, a batch "
         "that adds little new; small b, a step that is mostly its fixed cost; "

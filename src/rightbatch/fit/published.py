@@ -6,9 +6,14 @@ is our own fit (`fit_steps`) of published numbers; the numbers are in the source
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from rightbatch.errors import SettingError
+from rightbatch.estimate import Estimate
+from rightbatch.fit.progress import DRAWS, NoiseLaw
 
 RCP = "MLCommons reference convergence points (github.com/mlcommons/logging)"
 ZHANG = "Zhang et al. 2024, arXiv:2410.21676, language models, context 512"
@@ -96,9 +101,61 @@ PUBLISHED: tuple[Published, ...] = (
     _lm("604 M", 7907, 6698, 9434),
     _lm("1.2 B", 11140, 9436, 13330),
 )
-# Exponent of the critical batch in the number of parameters, data growing along
-# (about 20 tokens a parameter): through the five fits above [derived].
-GROWTH = 0.61
+# The critical batch against parameters in a line of logarithms through the five fits
+# above, data growing along (about 20 tokens a parameter); they lie within 8 % of it
+# [derived].
+GROWTH, LEVEL, SCATTER = 0.6105, 0.03363, 1.08
+
+
+def language_model(parameters: float) -> Published:
+    """The critical batch of a language model of so many parameters.
+
+    Trained on about 20 tokens a parameter, so that data grow along; `GROWTH` is its
+    exponent. Beyond a factor of 3 outside of 85 M to 1.2 B parameters it is refused.
+
+    Raises:
+        SettingError: Outside of where it was seen.
+
+    Example:
+        >>> round(language_model(3e8).critical_batch, -2)
+        5000.0
+    """
+    sizes = (85e6, 1.2e9)
+    if not sizes[0] / 3 <= parameters <= sizes[1] * 3:
+        raise SettingError(
+            "no critical batch was measured for a language model of this size",
+            seen=f"{parameters:.3g} parameters; seen were {sizes[0]:.3g} to "
+            f"{sizes[1]:.3g}",
+            fix="measure the job: rightbatch measure JOB",
+        )
+    critical = LEVEL * parameters**GROWTH
+    inside = sizes[0] <= parameters <= sizes[1]
+    factor = SCATTER**2 if inside else SCATTER**4
+    return Published(
+        workload=f"language model, {parameters / 1e6:.3g} M parameters",
+        critical_batch=critical,
+        low=critical / factor,
+        high=critical * factor,
+        unit="sequences of 512 tokens",
+        smallest=64,
+        largest=16384,
+        source=f"{ZHANG}, between its sizes" if inside else f"{ZHANG}, extended",
+    )
+
+
+def noise_of(prior: Published, seed: int = 0) -> NoiseLaw:
+    """A published law in the place of measured noise, with draws of its interval."""
+    spread = math.log(prior.high / prior.low) / (2 * 1.96)
+    random = np.random.default_rng(seed)
+    draws = prior.critical_batch * np.exp(spread * random.standard_normal(DRAWS))
+    critical = Estimate(
+        value=prior.critical_batch,
+        low=prior.low,
+        high=prior.high,
+        unit="examples",
+        method=f"published: {prior.workload}, {prior.domain}",
+    )
+    return NoiseLaw(critical, draws, "published")
 
 
 def published(workload: str) -> Published:

@@ -92,7 +92,7 @@ def choose(
             judged because no run has reached the target, or no batch keeps it.
     """
     objective = objective or Time()
-    limit = _limit_bytes(found, memory_bytes)
+    limit = limit_bytes(found, memory_bytes)
     laws = laws_of(found)
     if isinstance(objective, Energy) and objective.watts is None and not laws.energy:
         raise no_energy("none was measured")
@@ -269,7 +269,12 @@ def _race_choice(
     return next((o for o in allowed if lane_of(found, o) is winner), by_model)
 
 
-def _limit_bytes(found: Measurements, memory_bytes: float | None) -> float:
+def limit_bytes(found: Measurements, memory_bytes: float | None) -> float:
+    """Bytes a step may take: as asked for, or 90 % of what was free.
+
+    Raises:
+        SettingError: What is asked for is not positive.
+    """
     if memory_bytes is None:
         return MEMORY_SHARE * found.machine.memory_bytes
     if memory_bytes <= 0:
