@@ -393,7 +393,7 @@ def test_a_trial_that_goes_wrong_is_told(way: str) -> None:
 
     found = trial(job_of(loss=loss), 4, patience_s=2.0)
     assert found.fits is (False if way == "killed" else None)
-    seen = {"raises": "not today", "killed": "ended by", "hangs": "no answer"}
+    seen = {"raises": "not today", "killed": "ended by", "hangs": "took more than 2 s"}
     assert seen[way] in found.seen
 
 
@@ -428,6 +428,7 @@ def test_four_trials_find_the_boundary(
 
     class Steps:
         job = job_of(count=10**6)
+        patience_s = 60.0
         trials: list[Trial] = []  # ruff: ignore[mutable-class-default]
 
         def trial(self, size: int, device: Any, limit: float, exact: bool) -> Trial:
@@ -449,6 +450,24 @@ def test_four_trials_find_the_boundary(
     assert search.best is not None
     assert len(steps.trials) <= 4
     assert search.best.micro_batch >= 0.97 * true
+
+
+def test_steps_that_would_take_too_long_are_not_tried() -> None:
+    """The first takes some 0.4 s, at 42 % of the limit; twice that is too much."""
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        time.sleep(len(batch[0]) / 20_000)
+        return classify(model, batch)
+
+    wide = job_of(
+        model=lambda: nn.Sequential(nn.Linear(40, 4096), nn.Linear(4096, 5)),
+        loss=loss,
+        count=10**6,
+    )
+    law = rb.largest_batch(wide, 100 * MIB, patience_s=0.7)
+    assert law.certificate.confidence == "predicted"
+    assert "patience" in law.certificate.why or "took more" in law.certificate.why
+    assert law.largest == law.envelope.largest(100 * MIB)
 
 
 # From end to end

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from rightbatch.blame import blaming
 from rightbatch.fit.envelope import Envelope
 from rightbatch.job import Job
-from rightbatch.measure.trial import Trial, try_step
+from rightbatch.measure.trial import PATIENCE_S, Trial, try_step
 
 EXACT = 0.001  # a law this near to a real step is left as it is [assumed]
 TRIALS = 4
@@ -29,8 +29,8 @@ ENOUGH = 1.015  # growth for which no more trial is made [assumed]
 class StepMaker:
     """One job's step at any size: the batches, and the real steps made of them."""
 
-    def __init__(self, job: Job, pieces: int) -> None:
-        self.job, self.pieces = job, pieces
+    def __init__(self, job: Job, pieces: int, patience_s: float = PATIENCE_S) -> None:
+        self.job, self.pieces, self.patience_s = job, pieces, patience_s
         self.trials: list[Trial] = []
         self.index, self.example = _longest(job)
 
@@ -51,6 +51,7 @@ class StepMaker:
             limit=limit,
             pieces=self.pieces,
             exact=exact,
+            patience_s=self.patience_s,
         )
         self.trials.append(found)
         return found
@@ -115,6 +116,8 @@ class Search:
         fails, wanted = 2**62, max(1, min(self._first(), most))
         while len(self.step.trials) < TRIALS:
             self.tell(f"batch {wanted:,}")
+            if self._too_long(wanted):
+                return f"steps of {wanted:,} would take more than the patience given"
             exact = not any(t.allocated for t in self.step.trials)
             found = self.step.trial(wanted, self.device, self.limit, exact)
             if found.fits is None:
@@ -132,6 +135,14 @@ class Search:
                 between = (low + fails) // 2 if low >= fails // 4 else fails // 2
                 wanted = max(between, int(NEAR * fails) if first else 1)
         return "" if self.best is not None else "no step fitted"
+
+    def _too_long(self, wanted: int) -> bool:
+        """By the largest step so far; time grows no slower than the batch."""
+        last = max(self.step.trials, key=lambda t: t.micro_batch, default=None)
+        if last is None or not last.fits or wanted <= last.micro_batch:
+            return False
+        grown = last.seconds * wanted / last.micro_batch
+        return grown > self.step.patience_s
 
     def _calibrate(self, found: Trial) -> None:
         """Scale the law by what kernels take for themselves."""

@@ -130,6 +130,7 @@ def tune(
 @click.option("--ranks", type=int, help="Predict for one of so many processes.")
 @click.option("--shard", is_flag=True, help="Sharded over them (FSDP2), not copied.")
 @click.option("--no-verify", is_flag=True, help="Make no real steps.")
+@click.option("--patience", type=DURATION, help="Longest time for a real step: 60.")
 @THREADS
 @OUT
 @JSON
@@ -147,6 +148,7 @@ def measure(
     ranks: int | None,
     shard: bool,
     no_verify: bool,
+    patience: float | None,
 ) -> int:
     """Measure JOB's step time, memory and gradient noise; decide nothing.
 
@@ -163,12 +165,13 @@ def measure(
             device=device,
             ranks=1 if ranks is None else ranks,
             shard=shard,
+            patience_s=60.0 if patience is None else patience,
             verify=not no_verify,
             out=out,
             as_json=as_json,
         )
     flags = (no_verify or None, shard or None)
-    _only_with_memory(limit, accumulation, margin, device, ranks, *flags)
+    _only_with_memory(limit, accumulation, margin, device, ranks, patience, *flags)
     console, spec, folder = begin(job, out, as_json)
     from rightbatch.record import to_plain
     from rightbatch.report.terminal import (
@@ -215,8 +218,8 @@ def _only_with_memory(*options: object) -> None:
     if any(option is not None for option in options):
         raise SettingError(
             "these options have an effect only with --memory",
-            seen="--limit, --accumulation, --margin, --device, --ranks, --shard or "
-            "--no-verify",
+            seen="--limit, --accumulation, --margin, --device, --ranks, --shard, "
+            "--no-verify or --patience",
             fix="rightbatch measure JOB --memory --limit 8GiB",
         )
 

@@ -26,7 +26,7 @@ from rightbatch.job import Job, check_batch_size
 from rightbatch.measure.budget import Budget, budget_for
 from rightbatch.measure.record import MemoryPoint
 from rightbatch.measure.traced_step import CannotTrace, Probe, probes_of
-from rightbatch.measure.trial import Trial
+from rightbatch.measure.trial import PATIENCE_S, Trial
 from rightbatch.watch import Watcher
 
 PROBES = ((2, 4, 8), (16, 32, 64))  # the second where a step needs more examples
@@ -100,6 +100,7 @@ def largest_batch(
     device: str | None = None,
     ranks: int = 1,
     sharded: bool = False,
+    patience_s: float = PATIENCE_S,
     watcher: Watcher | None = None,
 ) -> MemoryLaw:
     """Find the largest micro-batch whose whole step fits in memory.
@@ -122,6 +123,7 @@ def largest_batch(
         device: ``"cuda"`` predicts for a CUDA device from a machine without one.
         ranks: Predict for one of so many processes that train together.
         sharded: With FSDP2, instead of DDP.
+        patience_s: Longest time for one of the real steps.
         watcher: Hears of progress.
 
     Raises:
@@ -136,6 +138,8 @@ def largest_batch(
     """
     check_batch_size(accumulation, "accumulation")
     check_batch_size(ranks, "ranks")
+    if not patience_s > 0:
+        raise SettingError("patience must be positive", seen=f"{patience_s} s")
     if sharded and ranks == 1:
         raise SettingError("sharding needs several ranks", fix="ranks=8")
     watcher = watcher or Watcher()
@@ -143,7 +147,8 @@ def largest_batch(
         here = job_device(job)
         wanted = torch.device(device or here)
         budget = budget_for(wanted, memory, margin=margin)
-        step = StepMaker(job, min(accumulation, 2))  # a third piece is as the second
+        # A third piece is as the second.
+        step = StepMaker(job, min(accumulation, 2), patience_s)
         watcher.phase("Trace a step", 2.0)
         envelope, why = trace_law(step, wanted, here)
         envelope = envelope.on_ranks(ranks, sharded=sharded)
@@ -157,7 +162,7 @@ def largest_batch(
             why = f"there is no {wanted.type} device here to try it on"
         found = None
         if not why:
-            watcher.phase("Try real steps", 10.0)
+            watcher.phase("Try real steps", patience_s)
             search = Search(step, here, envelope, budget.bytes, watcher.progress)
             why = search.run()
             envelope, found = search.envelope, None if why else search.best

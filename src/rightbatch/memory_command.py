@@ -34,6 +34,7 @@ def memory_command(
     device: str | None,
     ranks: int,
     shard: bool,
+    patience_s: float,
     verify: bool,
     out: Path | None,
     as_json: bool,
@@ -57,6 +58,7 @@ def memory_command(
             device=device,
             ranks=ranks,
             sharded=shard,
+            patience_s=patience_s,
             watcher=watcher,
         )
         write_json(path, law, "rightbatch/memory/1")

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from rightbatch.measure.memory import allocator_peak, resident, silent
 from rightbatch.oom import out_of_memory
 from rightbatch.training import Training, accumulate
 
-PATIENCE_S = 120.0  # a trial that takes longer is stopped [assumed]
+PATIENCE_S = 60.0  # a trial that takes longer is stopped [assumed]
 STEPS = 2  # an allocator is fullest after it has been used once
 
 
@@ -39,6 +39,7 @@ class Trial:
         taken: Bytes the process, or the device's allocator, grew by at the most.
         allocated: The most bytes of tensors and kernels alive, where measured.
         seen: What happened otherwise.
+        seconds: How long it took, all its steps together.
     """
 
     micro_batch: int
@@ -46,6 +47,7 @@ class Trial:
     taken: int = 0
     allocated: int = 0
     seen: str = ""
+    seconds: float = 0.0
 
 
 MakeBatch = Callable[[int], Any]
@@ -82,11 +84,14 @@ def try_step(
     def step() -> Trial:
         return _steps(job, make_batch, micro_batch, pieces, device, limit, exact)
 
+    started = time.monotonic()
     if device.type != "cpu":
-        return _guarded(step, micro_batch)
-    if not sys.platform.startswith("linux"):
+        found = _guarded(step, micro_batch)
+    elif not sys.platform.startswith("linux"):
         return Trial(micro_batch=micro_batch, fits=None, seen="no fork to try it in")
-    return _in_child(step, micro_batch, limit, patience_s)
+    else:
+        found = _in_child(step, micro_batch, limit, patience_s)
+    return replace(found, seconds=time.monotonic() - started)
 
 
 def _steps(
@@ -223,7 +228,7 @@ def _in_child(
         os.close(reader)
         _end(child)
     if text is None:
-        seen = f"no answer within {patience_s:.0f} s"
+        seen = f"steps of {micro_batch:,} examples took more than {patience_s:.0f} s"
         return Trial(micro_batch=micro_batch, fits=None, seen=seen)
     if not text:  # ended without a word: killed, or out of memory in a destructor
         seen = "the process was ended by the system"
