@@ -37,9 +37,9 @@ import rightbatch as rb
 from rightbatch.boundary import StepMaker
 from rightbatch.fit.envelope import Envelope, fit_envelope
 from rightbatch.largest import trace_law
+from rightbatch.measure.child import data_sizes
 from rightbatch.measure.memory import allocator_peak, resident
 from rightbatch.measure.traced_step import probes_of
-from rightbatch.measure.trial import _sizes
 from rightbatch.training import Training, accumulate
 
 MIB = 2**20
@@ -205,7 +205,7 @@ def compared(job: rb.Job, sizes: list[int], pieces: int = 1) -> None:
     """Predicted over real, for every size; calibrated by one real step at 64."""
     step = StepMaker(job, pieces)
     started = time.perf_counter()
-    law, _ = trace_law(step, CPU, CPU)
+    law = trace_law(step, CPU, CPU, 2**34)
     seconds = time.perf_counter() - started
     scaled = law.calibrated(64, real_peak(job, step.batch, 64, pieces))
     plain, better = [], []
@@ -311,7 +311,7 @@ def architectures() -> None:
         )
         try:
             step = StepMaker(job, 1)
-            law, _ = trace_law(step, CPU, CPU)
+            law = trace_law(step, CPU, CPU, 2**34)
             if not law.method.startswith("traced"):
                 print(f"{name}: {law.method}"[:160])
             compared(job, sizes)
@@ -349,7 +349,7 @@ def large() -> None:
     )
     step = StepMaker(job, 1)
     started = time.perf_counter()
-    law: Envelope = fit_envelope(probes_of(job, step.batch, (2, 4, 8), cuda=True))
+    law: Envelope = fit_envelope(probes_of(job, step.batch, (2, 8, 32), cuda=True))
     seconds = time.perf_counter() - started
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{law.parameters / 4e9:.2f} B parameters: {seconds:.1f} s, {held:.2f} GiB")
@@ -382,7 +382,7 @@ def limited(job: rb.Job, limit: int) -> Callable[[int], None]:
     optimizer = adamw(tiny.parameters())
     tiny(torch.zeros(1, 2)).sum().backward()
     optimizer.step()
-    data = _sizes()["VmData"] + limit
+    data = data_sizes()["VmData"] + limit
     resource.setrlimit(resource.RLIMIT_DATA, (data, resource.RLIM_INFINITY))
 
     def steps(size: int) -> None:

@@ -128,7 +128,7 @@ def real_peak(job: rb.Job, size: int, pieces: int = 1) -> int:
 
 
 def law_of(job: rb.Job, pieces: int = 1) -> Envelope:
-    return trace_law(StepMaker(job, pieces), CPU, CPU)[0]
+    return trace_law(StepMaker(job, pieces), CPU, CPU, 2**33)
 
 
 class Clipping(torch.optim.AdamW):
@@ -163,7 +163,7 @@ def test_the_law_is_the_allocators_peak(
     scratch = 16 * 1024 if "precision" in changes else 0
     job = job_of(kind, **changes)
     law = law_of(job, pieces)
-    assert law.method == "traced at 2, 4, 8 examples"
+    assert law.method == "traced at 2, 8, 32 examples"
     for size in (1, 3, 16, 200):
         real = real_peak(job, size, pieces)
         assert law.peak(size) == pytest.approx(real, rel=0.01, abs=scratch)
@@ -208,7 +208,7 @@ def test_a_loss_that_needs_more_examples_is_traced_at_more() -> None:
         return model(batch[0]).topk(10, dim=0).values.mean()
 
     law = law_of(job_of(loss=topk))
-    assert law.method == "traced at 16, 32, 64 examples"
+    assert law.method == "traced at 16, 64, 128 examples"
 
 
 def test_a_step_that_runs_at_no_size_is_refused() -> None:
@@ -465,9 +465,12 @@ def test_steps_that_would_take_too_long_are_not_tried() -> None:
         count=10**6,
     )
     law = rb.largest_batch(wide, 100 * MIB, patience_s=0.7)
-    assert law.certificate.confidence == "predicted"
-    assert "patience" in law.certificate.why or "took more" in law.certificate.why
-    assert law.largest == law.envelope.largest(100 * MIB)
+    why, trials = law.certificate.why, law.certificate.trials
+    assert "patience" in why or "took more" in why
+    if law.certificate.confidence == "verified":  # what was seen is the answer
+        assert law.largest == max(t.micro_batch for t in trials if t.fits)
+    else:
+        assert not any(t.fits for t in trials)
 
 
 # From end to end

@@ -39,6 +39,12 @@ class StepMaker:
         index = [self.index] * count
         return self.job.batch(index, torch.device("cpu"))
 
+    def probe(self, size: int, device: torch.device, limit: float) -> Trial:
+        """A small real step to learn from, and none of the trials."""
+        found = self.trial(size, device, limit, exact=True)
+        self.trials.pop()
+        return found
+
     def trial(
         self, size: int, device: torch.device, limit: float | None, exact: bool = False
     ) -> Trial:
@@ -110,30 +116,40 @@ class Search:
         fitting = [t for t in self.step.trials if t.fits and t.taken <= self.limit]
         return max(fitting, key=lambda t: t.micro_batch, default=None)
 
+    @property
+    def below(self) -> int:
+        """More than this has been seen not to fit."""
+        failed = [t.micro_batch for t in self.step.trials if t.fits is False]
+        return min(failed) - 1 if failed else 2**62
+
     def run(self) -> str:
-        """Make the trials; why nothing is verified, or ``""``."""
+        """Make the trials; why there are no more of them, or ``""``."""
         most = self.step.job.length
-        fails, wanted = 2**62, max(1, min(self._first(), most))
+        wanted = max(1, min(self._first(), most))
         while len(self.step.trials) < TRIALS:
-            self.tell(f"batch {wanted:,}")
             if self._too_long(wanted):
-                return f"steps of {wanted:,} would take more than the patience given"
+                return f"steps of {wanted:,} would take longer than the patience given"
+            self.tell(f"batch {wanted:,}")
             exact = not any(t.allocated for t in self.step.trials)
+            before = self.below
             found = self.step.trial(wanted, self.device, self.limit, exact)
             if found.fits is None:
-                return found.seen
+                return f"a step of {wanted:,} failed: {found.seen}"
             self._calibrate(found)
             if found.fits:
-                following = min(self._following(), most, fails - 1)
+                following = min(self._following(), most, self.below)
                 if following <= ENOUGH * wanted:
                     break
-                wanted = following
+            elif wanted == 1:
+                break
             else:
-                low = self.best.micro_batch if self.best else 0
-                first = fails == 2**62 and low
-                fails = wanted
-                between = (low + fails) // 2 if low >= fails // 4 else fails // 2
-                wanted = max(between, int(NEAR * fails) if first else 1)
+                low, fails = self.best.micro_batch if self.best else 0, wanted
+                following = (low + fails) // 2 if low >= fails // 4 else fails // 2
+                if before == 2**62 and low:  # the first that failed was near
+                    following = max(following, int(NEAR * fails))
+            wanted = max(following, 1)
+            if any(t.micro_batch == wanted for t in self.step.trials):
+                break
         return "" if self.best is not None else "no step fitted"
 
     def _too_long(self, wanted: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,25 +12,33 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rightbatch.boundary import Search, StepMaker
-from rightbatch.errors import JobError, SettingError
+from rightbatch.environment import free_memory_bytes
+from rightbatch.errors import JobError, RightbatchError, SettingError
 from rightbatch.fit.envelope import (
     Envelope,
     Segment,
     check_room,
     fit_envelope,
     fit_points,
+    is_straight,
+    misses,
 )
 from rightbatch.fit.surface import TokenLaw, fit_surface
 from rightbatch.isolation import preserved_rng
 from rightbatch.job import Job, check_batch_size
 from rightbatch.measure.budget import Budget, budget_for
+from rightbatch.measure.child import AVAILABLE, in_child
 from rightbatch.measure.record import MemoryPoint
 from rightbatch.measure.traced_step import CannotTrace, Probe, probes_of
 from rightbatch.measure.trial import PATIENCE_S, Trial
+from rightbatch.units import show_bytes
 from rightbatch.watch import Watcher
 
-PROBES = ((2, 4, 8), (16, 32, 64))  # the second where a step needs more examples
+# Sizes to trace at, and one to hold the law against where an operation is no line. The
+# second where a step needs more examples, or where kernels change their ways.
+PROBES = (((2, 8, 32), 64), ((16, 64, 128), 256))
 REAL_PROBES = ((8, 16), (32, 64))
+AGREES = 0.005  # relative error at that size that a law may have [assumed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,45 +144,75 @@ def largest_batch(
         >>> 100 < law.largest < 100_000
         True
     """
-    check_batch_size(accumulation, "accumulation")
-    check_batch_size(ranks, "ranks")
+    _check_count(accumulation, "accumulation")
+    _check_count(ranks, "ranks")
     if not patience_s > 0:
         raise SettingError("patience must be positive", seen=f"{patience_s} s")
     if sharded and ranks == 1:
-        raise SettingError("sharding needs several ranks", fix="ranks=8")
-    watcher = watcher or Watcher()
+        raise SettingError(
+            "sharding needs several ranks", seen="ranks 1", fix="ranks=8 (--ranks 8)"
+        )
+    how = _How(
+        pieces=min(accumulation, 2),  # a third piece is as the second
+        margin=margin,
+        verify=verify,
+        device=device,
+        ranks=ranks,
+        sharded=sharded,
+        patience_s=patience_s,
+        watcher=watcher or Watcher(),
+    )
     with preserved_rng():
-        here = job_device(job)
-        wanted = torch.device(device or here)
-        budget = budget_for(wanted, memory, margin=margin)
-        # A third piece is as the second.
-        step = StepMaker(job, min(accumulation, 2), patience_s)
-        watcher.phase("Trace a step", 2.0)
-        envelope, why = trace_law(step, wanted, here)
-        envelope = envelope.on_ranks(ranks, sharded=sharded)
-        watcher.done(envelope.method)
-        check_room(envelope, budget.bytes)
-        if not verify:
-            why = why or "verify=False"
-        elif ranks > 1:
-            why = "a step of several processes is not tried"
-        elif wanted.type != here.type:
-            why = f"there is no {wanted.type} device here to try it on"
-        found = None
-        if not why:
-            watcher.phase("Try real steps", patience_s)
-            search = Search(step, here, envelope, budget.bytes, watcher.progress)
-            why = search.run()
-            envelope, found = search.envelope, None if why else search.best
-            watcher.done(f"{len(step.trials)} trials")
-        largest = found.micro_batch if found else envelope.largest(budget.bytes)
-        largest = _agreed(min(largest, job.length))
+        return _together(lambda: _find(job, memory, how))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _How:
+    """The arguments of `largest_batch`, checked."""
+
+    pieces: int
+    margin: float
+    verify: bool
+    device: str | None
+    ranks: int
+    sharded: bool
+    patience_s: float
+    watcher: Watcher
+
+
+def _find(job: Job, memory: float | None, how: _How) -> MemoryLaw:
+    here = job_device(job)
+    wanted = torch.device(how.device or here)
+    budget = budget_for(wanted, memory, margin=how.margin)
+    step = StepMaker(job, how.pieces, how.patience_s)
+    how.watcher.phase("Trace a step", 2.0)
+    envelope = trace_law(step, wanted, here, budget.bytes)
+    envelope = envelope.on_ranks(how.ranks, sharded=how.sharded)
+    how.watcher.done(envelope.method)
+    check_room(envelope, budget.bytes)
+    why, found = _unverifiable(how, budget, wanted, here), None
+    largest = min(envelope.largest(budget.bytes), job.length)
+    if not why:
+        how.watcher.phase("Try real steps", how.patience_s)
+        search = Search(step, here, envelope, budget.bytes, how.watcher.progress)
+        why, envelope, found = search.run(), search.envelope, search.best
+        largest = min(envelope.largest(budget.bytes), job.length, search.below)
+        if found is not None:
+            largest = found.micro_batch
+        how.watcher.done(f"{len(step.trials)} trials")
+    if largest < 1:
+        raise SettingError(
+            "not even one example ran within this memory",
+            seen=f"limit {show_bytes(budget.bytes)}; {why}",
+            why=f"predicted were {show_bytes(envelope.peak(1))}",
+            fix="more memory, or a smaller model",
+        )
     return MemoryLaw(
         largest=largest,
         budget=budget,
         envelope=envelope,
         certificate=Certificate(
-            confidence="predicted" if why else "verified",
+            confidence="predicted" if found is None else "verified",
             method=envelope.method,
             trials=tuple(step.trials),
             predicted_bytes=round(envelope.peak(largest)),
@@ -185,73 +223,152 @@ def largest_batch(
     )
 
 
+def _unverifiable(
+    how: _How, budget: Budget, wanted: torch.device, here: torch.device
+) -> str:
+    """Why no real step can be made; or nothing."""
+    if not how.verify:
+        return "no real step was asked for"
+    if wanted != here:
+        return f"the job runs on {here} here, not on {wanted}"
+    if how.ranks > 1:
+        return "a step of several processes is not tried"
+    free = free_memory_bytes()
+    if here.type == "cpu" and budget.bytes > free:
+        return f"only {show_bytes(free)} are free here"
+    return ""
+
+
+def _together(find: Callable[[], MemoryLaw]) -> MemoryLaw:
+    """The smallest answer of all ranks; an error of one is told by all. Collective."""
+    ranks = torch.distributed
+    if not (ranks.is_available() and ranks.is_initialized()):
+        return find()
+    law, error = None, None
+    try:
+        law = find()
+    except RightbatchError as failure:
+        error = failure
+    answers: list[Any] = [None] * ranks.get_world_size()
+    ranks.all_gather_object(answers, law.largest if law else None)
+    if error is not None:
+        raise error
+    if law is None or None in answers:
+        raise JobError(
+            f"rank {answers.index(None)} found no largest batch",
+            seen="this rank did",
+            fix="see its error",
+        )
+    return replace(law, largest=min(answers))
+
+
 def job_device(job: Job) -> torch.device:
-    """Where the job's parameters are: as it says, or as its factory puts them."""
+    """Where the job's parameters are: as it says, or as its factory puts them.
+
+    Raises:
+        JobError: It has no parameters.
+    """
     if job.device is not None:
         return torch.device(job.device)
     if isinstance(job.model, torch.nn.Module):
-        return next(job.model.parameters()).device
-    with FakeTensorMode():
-        try:
-            return next(job.make_model().parameters()).device
-        except Exception:  # a factory that computes cannot be asked so
-            pass
-    return next(job.make_model().parameters()).device
+        return _first_device(job.model)
+
+    def ask() -> str:
+        with FakeTensorMode():
+            return str(_first_device(job.make_model()))
+
+    if AVAILABLE and not torch.cuda.is_initialized():
+        answer = in_child(ask)
+        if isinstance(answer.value, str):
+            return torch.device(answer.value)
+    return _first_device(job.make_model())  # a factory that computes
+
+
+def _first_device(model: torch.nn.Module) -> torch.device:
+    first = next(model.parameters(), None)
+    if first is None:
+        raise JobError("the model has no parameters", fix="a model with some")
+    return first.device
 
 
 def trace_law(
-    step: StepMaker, wanted: torch.device, here: torch.device
-) -> tuple[Envelope, str]:
-    """The law by tracing: without running, on small real steps, or by two of those."""
-    cuda, reasons = wanted.type == "cuda", []
-    ways = [(sizes, False) for sizes in PROBES]
-    if wanted.type == here.type:
-        ways += [(sizes, True) for sizes in PROBES]
-    for sizes, real in ways:
-        try:
-            found = probes_of(
-                step.job,
-                step.batch,
-                sizes,
-                pieces=step.pieces,
-                cuda=cuda,
-                real=real,
-            )
-        except CannotTrace as error:
-            reasons.append(error)
-            continue
-        law = fit_envelope(found)
-        if real:
-            law = replace(law, method=f"{law.method}, run for it: {reasons[0].seen}")
-        return law, ""
+    step: StepMaker, wanted: torch.device, here: torch.device, limit: float
+) -> Envelope:
+    """The law by tracing: without running, on small real steps, or by two of those.
+
+    Raises:
+        JobError: The step runs at no size tried.
+    """
+    reasons: list[CannotTrace] = []
+    tried: list[Trial] = []
+    for real in (False, True) if wanted.type == here.type else (False,):
+        for sizes, beyond in PROBES:
+            try:
+                law = _checked(step, sizes, beyond, wanted.type == "cuda", real, limit)
+            except CannotTrace as error:
+                reasons.append(error)
+                continue
+            if real:
+                method = f"{law.method}, run for it: {reasons[0].seen}"
+                law = replace(law, method=method)
+            return law
     if wanted.type != here.type:
         raise reasons[0]
     for sizes in REAL_PROBES:
-        tried = [step.trial(size, here, None, exact=True) for size in sizes]
+        tried = [step.probe(size, here, limit) for size in sizes]
         if all(t.fits and t.allocated for t in tried):
             points = [
                 MemoryPoint(micro_batch=t.micro_batch, peak_memory_bytes=t.allocated)
                 for t in tried
             ]
             text = f"two real steps, of {sizes[0]} and {sizes[1]}: {reasons[-1].seen}"
-            return replace(fit_points(points), method=text), ""
-    last = step.trials[-1]
+            return replace(fit_points(points), method=text)
     raise JobError(
-        f"the step does not run at {last.micro_batch} examples",
-        seen=last.seen,
+        f"the step does not run at {tried[-1].micro_batch} examples",
+        seen=tried[-1].seen,
         why="its memory cannot be measured",
         fix="mend it, or see whether the loss needs more examples than that",
     ) from reasons[0]
 
 
-def _agreed(largest: int) -> int:
-    """The smallest answer of all ranks. Collective where there are any."""
-    ranks = torch.distributed
-    if not (ranks.is_available() and ranks.is_initialized()):
-        return largest
-    answers: list[Any] = [None] * ranks.get_world_size()
-    ranks.all_gather_object(answers, largest)
-    return min(answers)
+def _checked(
+    step: StepMaker,
+    sizes: tuple[int, ...],
+    beyond: int,
+    cuda: bool,
+    real: bool,
+    limit: float,
+) -> Envelope:
+    """A law that every probe lies on, or that holds at a size beyond them."""
+
+    def probes(*at: int) -> tuple[Probe, ...]:
+        return probes_of(
+            step.job,
+            step.batch,
+            at,
+            pieces=step.pieces,
+            cuda=cuda,
+            real=real,
+            limit=limit,
+        )
+
+    found = probes(*sizes)
+    law = fit_envelope(found)
+    if is_straight(found):
+        return law
+    (other,) = probes(beyond)
+    if other.operations != found[0].operations or misses(law, other) > AGREES:
+        raise CannotTrace(
+            "memory follows no law of the batch's square",
+            seen=f"the law of {', '.join(map(str, sizes))} examples misses "
+            f"{misses(law, other):.1%} at {beyond}",
+        )
+    return law
+
+
+def _check_count(value: object, what: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SettingError(f"{what} is counted from 1", seen=f"{what}={value!r}")
 
 
 def token_law(job: Job, lengths: Sequence[int] | None = None) -> TokenLaw:
@@ -266,7 +383,8 @@ def token_law(job: Job, lengths: Sequence[int] | None = None) -> TokenLaw:
             the longest example's.
 
     Raises:
-        SettingError: There is no such axis, or a length makes no sense.
+        SettingError: There is no such axis, or a length makes no sense; or memory
+            bends with the batch, as where examples meet.
         JobError: The step needs numbers that only a real run has, or cannot run at a
             length.
 
@@ -292,8 +410,10 @@ def token_law(job: Job, lengths: Sequence[int] | None = None) -> TokenLaw:
             why="how memory grows with length cannot be told",
             fix="batches of shape (examples, length)",
         )
-    wanted = sorted(set(lengths or (shared // 4, shared // 2, shared)))
-    if len(wanted) < 3 or wanted[0] < 1:
+    given = (shared // 4, shared // 2, shared) if lengths is None else lengths
+    wanted = sorted({int(length) for length in given})
+    whole = all(float(length).is_integer() for length in given)
+    if len(wanted) < 3 or wanted[0] < 1 or not whole:
         raise SettingError(
             "three different lengths are needed", seen=str(wanted), fix="128,512,2048"
         )
@@ -312,9 +432,18 @@ def token_law(job: Job, lengths: Sequence[int] | None = None) -> TokenLaw:
                 step.batch(count),
             )
 
-        for probe in probes_of(job, batch, (2, 4)):
-            found[probe.micro_batch, length] = probe
-    return fit_surface(found)
+        *fitted, other = probes_of(job, batch, (2, 4, 16))
+        found.update({(p.micro_batch, length): p for p in fitted})
+    law = fit_surface(found)
+    error = misses(law.at(wanted[-1]), other)
+    if error > AGREES:
+        raise SettingError(
+            "memory is no product of batch and length",
+            seen=f"the law misses {error:.1%} at 16 examples of {wanted[-1]}",
+            why="its examples meet, or its kernels change with the batch",
+            fix="rb.largest_batch(job, memory) at the length that is trained",
+        )
+    return law
 
 
 def _length(batch: Any) -> int | None:

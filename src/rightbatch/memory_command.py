@@ -136,7 +136,8 @@ def answer(law: MemoryLaw) -> str:
     )
     if certificate.confidence == "verified":
         took = show_bytes(certificate.taken_bytes)
-        return f"{text} Verified: real steps of it took {took}."
+        more = f" Not searched further: {certificate.why}." if certificate.why else ""
+        return f"{text} Verified: real steps of it took {took}.{more}"
     return f"{text} Predicted, not verified: {certificate.why}."
 
 

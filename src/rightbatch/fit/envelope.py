@@ -164,25 +164,44 @@ class Envelope:
 def fit_envelope(probes: Sequence[Probe]) -> Envelope:
     """Fit every operation of traced steps, and keep those that bind somewhere.
 
+    A line through the first probe and the last; where another one between them does
+    not lie on it, a square through three.
+
     Args:
-        probes: Three or more, of the same operations.
+        probes: Three, of the same operations, in order of size.
 
     Raises:
-        UnidentifiedError: Fewer than three.
+        UnidentifiedError: Not three.
     """
-    if len(probes) < 3:
+    if len(probes) != 3:
         raise UnidentifiedError("an envelope needs 3 probes", seen=f"{len(probes)}")
-    sizes = np.array([p.micro_batch for p in probes], float)
-    alive = np.array([p.bytes for p in probes], float)
-    line = np.polynomial.polynomial.polyfit(sizes, alive, 1)
-    bends = np.abs(np.polynomial.polynomial.polyval(sizes, line).T - alive).max(0) > 1
-    square = np.zeros(alive.shape[1])
+    x = np.array([p.micro_batch for p in probes], float)
+    y = np.array([p.bytes for p in probes], float)
+    linear = (y[2] - y[0]) / (x[2] - x[0])
+    constant = y[0] - linear * x[0]
+    square = np.zeros_like(linear)
+    bends = np.abs(constant + linear * x[1] - y[1]) > 1
     if bends.any():
-        curve = np.polynomial.polynomial.polyfit(sizes, alive[:, bends], 2)
-        line[:, bends] = curve[:2]
-        square[bends] = np.maximum(curve[2], 0.0)
+        curve = np.polynomial.polynomial.polyfit(x, y[:, bends], 2)
+        upward = curve[2] > 0  # downward it would end: the line is kept, above it
+        index = np.flatnonzero(bends)[upward]
+        constant[index], linear[index], square[index] = curve[:, upward]
     method = f"traced at {', '.join(str(p.micro_batch) for p in probes)} examples"
-    return envelope_of(line[0], line[1], square, probes[-1], method=method)
+    return envelope_of(constant, linear, square, probes[-1], method=method)
+
+
+def is_straight(probes: Sequence[Probe]) -> bool:
+    """Whether every operation lies on one line through all probes, to the byte."""
+    x = np.array([p.micro_batch for p in probes], float)
+    y = np.array([p.bytes for p in probes], float)
+    linear = (y[-1] - y[0]) / (x[-1] - x[0])
+    return bool((np.abs(y[0] + linear * (x[:, None] - x[0]) - y) <= 1).all())
+
+
+def misses(law: Envelope, probe: Probe) -> float:
+    """Relative error of a law at a traced step that took no part in it."""
+    truth = max(a + b for a, b in zip(probe.bytes, probe.wasted, strict=True))
+    return abs(law.peak(probe.micro_batch) / truth - 1)
 
 
 def envelope_of(
@@ -203,7 +222,7 @@ def envelope_of(
         method: How it came about.
     """
     constant = constant + np.array(last.wasted)
-    linear = np.maximum(linear, 0.0)
+    linear = np.where(square > 0, linear, np.maximum(linear, 0.0))
     kept = _binding(constant, linear, square)
     return Envelope(
         segments=tuple(

@@ -24,10 +24,12 @@ from rightbatch.errors import JobError
 from rightbatch.feed.index_stream import IndexStream
 from rightbatch.isolation import preserved_rng
 from rightbatch.job import Job, to_device
+from rightbatch.measure.child import AVAILABLE, attempt, in_child
 from rightbatch.measure.live_bytes import LiveTrace
 from rightbatch.measure.memory import resident
 from rightbatch.training import Training, accumulate
 
+PATIENCE_S = 300.0  # of Python code that makes no tensor [assumed]
 CUDA_ROUNDING = 512  # bytes; kMinBlockSize of torch's caching allocator [cited]
 
 
@@ -75,55 +77,95 @@ def probes_of(
     pieces: int = 1,
     cuda: bool = False,
     real: bool = False,
+    limit: float | None = None,
 ) -> tuple[Probe, ...]:
     """Trace one step at each size, the optimizer's state already there.
 
+    In a forked child where there can be one: what the job's own code remembers from
+    call to call (cached masks, a model made once) must not come to hold fake tensors.
+
     Args:
         job: Its factory is called under fake tensors: a model of any size costs
-            nothing. Its own random state and modules are left as they are.
+            nothing.
         make_batch: ``count ->`` a real batch of so many examples, on the CPU.
         sizes: Examples of a piece.
         pieces: How many of them are accumulated in the step.
         cuda: Predict for a CUDA device: its rounding, and optimizers that update all
             parameters at once.
         real: With real tensors: the steps are made.
+        limit: Bytes that those may take.
 
     Raises:
         CannotTrace: The step looks into its tensors, is compiled, or takes another way
             at another size.
     """
-    mode = None if real else FakeTensorMode(allow_non_fake_inputs=True)
-    with preserved_rng(), _quietly(), nullcontext() if mode is None else mode:
-        try:
-            training = _started(job, mode, cuda)
-            found = []
-            for number, size in enumerate(sizes):
-                batch = make_batch(size)
-                if number == 0:  # makes the state
-                    _step(training, _copies(batch, 1, training.device, mode), [size])
-                found.append(_traced(training, batch, size, pieces, mode, cuda))
-        except Exception as error:  # torch has many ways to say it
-            raise _cannot(error) from error
-    if len({p.operations for p in found}) > 1:
+
+    def trace() -> tuple[Probe, ...]:
+        return _trace(job, make_batch, sizes, pieces, cuda, real)
+
+    if AVAILABLE and not torch.cuda.is_initialized():
+        answer = in_child(trace, limit=limit if real else None, patience_s=PATIENCE_S)
+    else:
+        with preserved_rng():
+            answer = attempt(trace)
+    if not isinstance(answer.value, tuple):
+        raise CannotTrace(
+            "the step cannot be traced"
+            if real
+            else "the step cannot be traced without running it",
+            seen=answer.seen,
+            why="" if real else "a traced step has shapes and no content",
+            fix="leave .item(), float(tensor) and `if tensor:` out of model and loss; "
+            "and see that they run at this shape",
+        )
+    if len({p.operations for p in answer.value}) > 1:
         raise CannotTrace(
             "the step takes another way at another batch size",
             seen=", ".join(
-                f"{len(p.operations)} operations at {p.micro_batch}" for p in found
+                f"{len(p.operations)} operations at {p.micro_batch}"
+                for p in answer.value
             ),
             why="memory between the sizes traced cannot be told from it",
         )
-    return tuple(found)
+    return answer.value
+
+
+def _trace(
+    job: Job,
+    make_batch: MakeBatch,
+    sizes: tuple[int, ...],
+    pieces: int,
+    cuda: bool,
+    real: bool,
+) -> tuple[Probe, ...]:
+    batches = [make_batch(size) for size in sizes]
+    mode = None if real else FakeTensorMode(allow_non_fake_inputs=True)
+    with _quietly(), nullcontext() if mode is None else mode:
+        training = _started(job, mode, cuda)
+        copies = _copies(batches[0], 1, training.device, mode)
+        _step(training, copies, [sizes[0]])  # makes the state
+        return tuple(
+            _traced(training, batch, size, pieces, mode, cuda)
+            for batch, size in zip(batches, sizes, strict=True)
+        )
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without torch's own account of what it could not trace: we tell it."""
+    """Without torch's own account of what it could not trace: we tell it.
+
+    And with ``Module.to`` as fake parameters need it: they cannot be swapped.
+    """
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
+    future = torch.__future__
+    overwrite = future.get_overwrite_module_params_on_conversion()
+    future.set_overwrite_module_params_on_conversion(True)
     try:
         yield
     finally:
         logger.disabled = before
+        future.set_overwrite_module_params_on_conversion(overwrite)
 
 
 def _started(job: Job, mode: FakeTensorMode | None, cuda: bool) -> Training:
@@ -213,20 +255,9 @@ def _largest_unit(model: nn.Module) -> int:
         if isinstance(module, (nn.ModuleList, nn.Sequential))
         for block in module
     ]
-    inner = {id(p) for block in blocks for p in block.parameters()}
-    rest = sum(p.nbytes for p in model.parameters() if id(p) not in inner)
-    return max([rest, *(sum(p.nbytes for p in b.parameters()) for b in blocks)])
-
-
-def _cannot(error: Exception) -> CannotTrace:
-    root: BaseException = error
-    while root.__cause__ is not None:
-        root = root.__cause__
-    text = (str(root).strip() or type(root).__name__).splitlines()[0]
-    return CannotTrace(
-        "the step cannot be traced without running it",
-        seen=f"{type(root).__name__}: {text[:100]}",
-        why="a traced step has shapes and no content",
-        fix="leave .item(), float(tensor) and `if tensor:` out of model and loss; and "
-        "see that they run at this shape",
-    )
+    sizes, taken = [], set[int]()
+    for block in [*reversed(blocks), model]:  # inner blocks are units of their own
+        own = [p for p in block.parameters() if id(p) not in taken]
+        taken |= {id(p) for p in own}
+        sizes.append(sum(p.nbytes for p in own))
+    return max(sizes)

@@ -1,32 +1,26 @@
-"""Running a real step where it can do no harm: in a child process under a limit."""
+"""A real step of one size: whether it fits under a limit, and what it takes."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
-import json
-import os
-import select
-import signal
-import sys
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from rightbatch.errors import RightbatchError
 from rightbatch.job import Job, to_device
-from rightbatch.measure.memory import allocator_peak, resident, silent
-from rightbatch.oom import out_of_memory
+from rightbatch.measure.child import AVAILABLE, attempt, data_sizes, in_child
+from rightbatch.measure.memory import allocator_peak, resident
 from rightbatch.training import Training, accumulate
 
 PATIENCE_S = 60.0  # a trial that takes longer is stopped [assumed]
-STEPS = 2  # an allocator is fullest after it has been used once
+STEPS = 2  # the first makes the optimizer's state, and uses the allocator once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +80,24 @@ def try_step(
 
     started = time.monotonic()
     if device.type != "cpu":
-        found = _guarded(step, micro_batch)
-    elif not sys.platform.startswith("linux"):
-        return Trial(micro_batch=micro_batch, fits=None, seen="no fork to try it in")
+        answer = attempt(step)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    elif AVAILABLE:
+        load_libraries()
+        answer = in_child(step, limit=limit, patience_s=patience_s)
     else:
-        found = _in_child(step, micro_batch, limit, patience_s)
-    return replace(found, seconds=time.monotonic() - started)
+        return Trial(micro_batch=micro_batch, fits=None, seen="no fork to try it in")
+    seconds = time.monotonic() - started
+    if isinstance(answer.value, Trial):
+        return replace(answer.value, seconds=seconds)
+    return Trial(
+        micro_batch=micro_batch,
+        fits=False if answer.memory else None,
+        seen=answer.seen,
+        seconds=seconds,
+    )
 
 
 def _steps(
@@ -112,7 +118,6 @@ def _steps(
             accumulate(job, training.model, training.optimizer, batches, [size] * many)
             training.optimizer.step()
 
-        step(min(2, micro_batch), 1)  # makes the optimizer's state
         for _ in range(STEPS):
             step(micro_batch, pieces)
     allocated = gauge.allocated
@@ -123,27 +128,27 @@ def _steps(
             for t in tree_leaves(resident(training))
             if isinstance(t, Tensor)
         }
-        peak = allocator_peak(lambda: step(micro_batch, pieces))
-        allocated = sum(kept.values()) + peak
-    fits = device.type == "cpu" or limit is None or gauge.taken <= limit
-    return Trial(
-        micro_batch=micro_batch, fits=fits, taken=gauge.taken, allocated=allocated
+        with contextlib.suppress(RuntimeError, MemoryError):  # of the account itself
+            peak = allocator_peak(lambda: step(micro_batch, pieces))
+            allocated = sum(kept.values()) + peak
+    taken = max(gauge.taken, allocated)
+    fits = device.type == "cpu" or limit is None or taken <= limit
+    return Trial(micro_batch=micro_batch, fits=fits, taken=taken, allocated=allocated)
+
+
+@functools.cache
+def load_libraries() -> None:
+    """Have in memory what a first step imports, so that no trial pays for it."""
+    import torch.profiler
+
+    assert torch.profiler
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    loss = torch.nn.functional.cross_entropy(
+        model(torch.zeros(2, 2)), torch.ones(2).long()
     )
-
-
-def _guarded(step: Callable[[], Trial], micro_batch: int) -> Trial:
-    """The trial; memory that runs out is an answer, another error is told."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return step()
-    except Exception as error:
-        memory = out_of_memory(error)
-        if memory is not None:
-            return Trial(micro_batch=micro_batch, fits=False, seen=memory.text[:120])
-        text = error.what if isinstance(error, RightbatchError) else repr(error)
-        seen = f"{text}: {error.seen}" if isinstance(error, RightbatchError) else text
-        return Trial(micro_batch=micro_batch, fits=None, seen=seen[:200])
+    loss.backward()
+    optimizer.step()
 
 
 class ReservedPeak:
@@ -185,97 +190,10 @@ class DataPeak:
     allocated = 0
 
     def __enter__(self) -> None:
-        self._before = _sizes()
+        self._before = data_sizes()
         self.taken = 0
 
     def __exit__(self, *error: object) -> None:
-        before, now = self._before, _sizes()
+        before, now = self._before, data_sizes()
         other = (now["VmSize"] - before["VmSize"]) - (now["VmData"] - before["VmData"])
         self.taken = now["VmPeak"] - before["VmSize"] - max(other, 0)
-
-
-def _sizes() -> dict[str, int]:
-    """Bytes of this process's address space, by the kernel's names."""
-    text = Path("/proc/self/status").read_text(encoding="utf-8")
-    rows = (line.split() for line in text.splitlines())
-    return {
-        row[0][:-1]: int(row[1]) * 1024
-        for row in rows
-        if row and row[0] in ("VmSize:", "VmPeak:", "VmData:")
-    }
-
-
-def _in_child(
-    step: Callable[[], Trial],
-    micro_batch: int,
-    limit: float | None,
-    patience_s: float,
-) -> Trial:
-    reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # forking beside threads: the child uses none
-        child = os.fork()
-    if child == 0:
-        os.close(reader)
-        try:
-            _be_a_child(step, micro_batch, limit, writer)
-        finally:
-            os._exit(1)
-    os.close(writer)
-    try:
-        text = _read(reader, patience_s)
-    finally:
-        os.close(reader)
-        _end(child)
-    if text is None:
-        seen = f"steps of {micro_batch:,} examples took more than {patience_s:.0f} s"
-        return Trial(micro_batch=micro_batch, fits=None, seen=seen)
-    if not text:  # ended without a word: killed, or out of memory in a destructor
-        seen = "the process was ended by the system"
-        return Trial(micro_batch=micro_batch, fits=False, seen=seen)
-    return Trial(**json.loads(text))
-
-
-def _be_a_child(
-    step: Callable[[], Trial], micro_batch: int, limit: float | None, writer: int
-) -> None:
-    """In the child: limit the memory, try, tell, and end without cleaning up."""
-    import resource
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-    torch.set_num_threads(1)  # a pool of threads does not survive a fork
-    with silent():
-        if limit is not None:
-            data = _sizes()["VmData"] + int(limit)
-            resource.setrlimit(resource.RLIMIT_DATA, (data, data))
-        found = _guarded(step, micro_batch)
-        fields = {name: getattr(found, name) for name in Trial.__slots__}
-        os.write(writer, json.dumps(fields).encode())
-    os._exit(0)
-
-
-def _read(reader: int, patience_s: float) -> str | None:
-    """All that the child says until it closes the pipe; None if that takes too long."""
-    parts, ends = [], time.monotonic() + patience_s
-    while True:
-        ready, _, _ = select.select([reader], [], [], max(ends - time.monotonic(), 0))
-        if not ready:
-            return None
-        part = os.read(reader, 65536)
-        if not part:
-            return b"".join(parts).decode()
-        parts.append(part)
-
-
-def _end(child: int) -> None:
-    try:
-        done, _ = os.waitpid(child, os.WNOHANG)
-        if not done:
-            time.sleep(0.01)
-            done, _ = os.waitpid(child, os.WNOHANG)
-        if not done:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-    except ChildProcessError:
-        pass  # somebody else collects children here
