@@ -50,20 +50,33 @@ class Counter:
 
 
 def test_joules_of_a_step_are_power_times_its_time() -> None:
-    """At constant power joules grow with the time of a step: within a factor of 2."""
+    """At constant power joules grow with the time of a step: within a factor 2.5."""
     training = Training.start(regression_job(examples=2000, width=64))
     counter = Counter(100.0)
     points = measure_energy(
         training, [1, 8, 64, 512, 1024, 2000], counter, window_s=0.05, rounds=3
     )
-    assert [p.micro_batch for p in points] == [1, 64, 512, 2000] or len(points) == 4
+    assert [p.micro_batch for p in points] == [1, 64, 512, 2000]
     assert counter.windows == 12
     started = time.perf_counter()
     for _ in range(20):
         training.step(2000)
     step = (time.perf_counter() - started) / 20
-    assert points[-1].joules.value == pytest.approx(100 * step, rel=1.0)
+    assert 0.4 < points[-1].joules.value / (100 * step) < 2.5
     assert all(len(p.rounds) == 3 for p in points)
+
+
+def test_windows_in_which_nothing_was_counted_are_left_out() -> None:
+    training = Training.start(regression_job())
+
+    class Stuck(Counter):
+        def end(self) -> float:
+            return 0.0 if self.windows % 2 else super().end()
+
+    points = measure_energy(training, [1, 8], Stuck(10.0), window_s=0.01, rounds=4)
+    assert all(j > 0 for p in points for j in p.rounds)
+    nothing = measure_energy(training, [1], Counter(0.0), window_s=0.01)
+    assert nothing == ()
 
 
 def test_the_law_finds_its_parameters() -> None:
@@ -90,6 +103,9 @@ def test_the_batch_of_least_energy_is_another_than_that_of_least_time() -> None:
     little = rb.decide(metered(e0=1e-6, e1=1.0), rb.Energy()).plan
     assert little.batch_size < time_plan.batch_size
     assert not any("modelled" in limit for limit in energy_plan.limits)
+    assert "of today's energy" in energy_plan.verdict
+    assert "energy_vs_today" in energy_plan.predicted
+    assert all(a.penalty >= -1e-9 for a in energy_plan.alternatives)
 
 
 def test_measured_energy_goes_to_json_and_back(tmp_path: Any) -> None:

@@ -118,8 +118,8 @@ class Search:
 
     @property
     def below(self) -> int:
-        """More than this has been seen not to fit."""
-        failed = [t.micro_batch for t in self.step.trials if t.fits is False]
+        """More than this has been seen not to fit, or not to run."""
+        failed = [t.micro_batch for t in self.step.trials if not t.fits]
         return min(failed) - 1 if failed else 2**62
 
     def run(self) -> str:

@@ -38,6 +38,7 @@ from rightbatch.options import (
     BUDGET,
     DURATION,
     JSON,
+    LATENCY,
     MEMORY,
     OUT,
     THREADS,
@@ -155,6 +156,14 @@ def measure(
     With --memory: trace one step, and find the largest batch that fits.
     """
     if memory:
+        context = click.get_current_context()
+        told = click.core.ParameterSource.COMMANDLINE
+        if keep_threads or context.get_parameter_source("budget") is told:
+            raise SettingError(
+                "--budget and --keep-threads have no effect with --memory",
+                why="it makes a few real steps, in one thread",
+                fix="leave them out; --patience bounds a step",
+            )
         from rightbatch.memory_command import memory_command
 
         return memory_command(
@@ -340,12 +349,12 @@ def train(
 @click.argument("measured", metavar="PLAN", type=click.Path(path_type=Path))
 @click.option("--devices", default="1..64", show_default=True, help="1..64 or 1,2,6.")
 @click.option("--bandwidth", type=BANDWIDTH, help="Of a node: 400Gb/s, 50GB/s.")
-@click.option("--latency", type=DURATION, help="Of a message: 20us.")
+@click.option("--latency", type=LATENCY, help="Of a message: 20us.")
 @click.option("--memory", type=MEMORY, help="Most memory a step may take.")
 @click.option("--steps", type=int, help="Steps to the target at today's batch.")
 @click.option("--watts", type=float, help="Power of one device.")
 @click.option("--price", type=float, help="Price of one device for an hour.")
-@click.option("--gradient-bytes", type=int, help="Exchanged in every step.")
+@click.option("--gradient-bytes", type=MEMORY, help="Exchanged in a step: 400MB.")
 @click.option("--prior", help="A published B_crit: resnet, lm:300M, ….")
 @click.option("--measure", is_flag=True, help="Measure the network, under torchrun.")
 @JSON

@@ -31,13 +31,17 @@ def cluster_command(
     steps: int | None,
     watts: float | None,
     price: float | None,
-    gradient_bytes: int | None,
+    gradient_bytes: float | None,
     prior: str | None,
     measure: bool,
     as_json: bool,
 ) -> int:
     """Plan for every number of devices and print the table; returns the status."""
     counts = parse_devices(devices)
+    if gradient_bytes is not None and not 0 < gradient_bytes < float("inf"):
+        raise SettingError(
+            "gradient-bytes must be positive", seen=f"{gradient_bytes:g}", fix="400MB"
+        )
     if measure and (bandwidth is not None or latency is not None):
         raise SettingError(
             "the network is either measured or given",
@@ -64,7 +68,9 @@ def cluster_command(
         steps=steps,
         watts=watts,
         per_hour=price,
-        gradient_bytes=gradient_bytes or GRADIENT_BYTES * found.job.parameters,
+        gradient_bytes=GRADIENT_BYTES * found.job.parameters
+        if gradient_bytes is None
+        else gradient_bytes,
         prior=None if prior is None else prior_named(prior),
     )
     planned = plan_cluster(fleet, counts)
@@ -174,7 +180,7 @@ def cluster_lines(planned: Cluster, fleet: Fleet, found: Measurements) -> list[s
     seconds = planned.seconds
     more = [
         ("energy", [r.joules for r in planned.rows], _joules),
-        ("price", [r.money for r in planned.rows], lambda v: f"{v:.3g}"),
+        ("price", [r.money for r in planned.rows], _amount),
     ]
     shown = [(name, v, f) for name, v, f in more if v[0] is not None]
     critical = fleet.noise.critical_batch
@@ -182,28 +188,28 @@ def cluster_lines(planned: Cluster, fleet: Fleet, found: Measurements) -> list[s
     lines = [
         f" {found.job.name} on devices like this one: {found.machine.processor}"[:80],
         f" B_crit {show_number(critical.value)} ({show_number(critical.low)} to "
-        f"{show_number(critical.high)}), at most {fleet.most:,} examples at once, "
-        f"{show_bytes(fleet.gradient_bytes)}"[:80],
+        f"{show_number(critical.high)}), up to {fleet.most:,} at once timed, "
+        f"gradients {show_bytes(fleet.gradient_bytes)}"[:80],
         f" network {8 * network.bandwidth / 1e9:.3g} Gb/s, "
         f"{show_seconds(network.latency_s)} ({network.source})"[:80],
         "",
-        f"{'devices':>9} {'batch':>9} {'split':>9} "
-        f"{'time' if seconds else 'time x':>8} {'speedup':>8} {'effic.':>6}"
-        + "".join(f"{name:>8}" for name, *_ in shown)
+        f"{'devices':>8} {'batch':>9} {'split':>8} "
+        f"{'time' if seconds else 'time x':>8} {'speedup':>7} {'effic.':>6}"
+        + "".join(f" {name:>8}" for name, *_ in shown)
         + "  lost to",
     ]
     for i, row in enumerate(planned.rows):
         time = show_seconds(row.time.value) if seconds else f"{row.time.value:.3g}"
         split = f"{row.micro_batch} x {row.accumulation}"
         mark = ">" if row.devices == planned.pays_up_to else " "
-        cells = "".join(f"{f(v[i]):>8}" for _, v, f in shown)
+        cells = "".join(f" {f(v[i]):>8}" for _, v, f in shown)
         lines.append(
-            f"{mark}{row.devices:>8,} {row.batch_size:>9,} {split:>9} {time:>8} "
-            f"{row.speedup:>7.3g}x {row.efficiency:>6.0%}{cells}  {row.lost_to}"[:80]
+            f"{mark}{row.devices:>7,} {row.batch_size:>9,} {split:>8} {time:>8} "
+            f"{row.speedup:>6.3g}x {row.efficiency:>6.0%}{cells}  {row.lost_to}"[:80]
         )
     best = planned.best
     text = (
-        f"More than {best.devices} do not pay: {planned.reason}."
+        f"More than {best.devices:,} do not pay: {planned.reason}."
         if best.devices < planned.rows[-1].devices
         else f"Up to {best.devices}: {planned.reason}."
     )
@@ -219,7 +225,8 @@ def cluster_lines(planned: Cluster, fleet: Fleet, found: Measurements) -> list[s
     if not seconds:
         notes.append(
             "Time is over that on the fewest devices: no run has reached the target; "
-            "--steps says how many steps today's batch takes."
+            "--steps says how many steps today's batch takes (energy and price need "
+            "it too)."
         )
     lines += [f" {line}" for line in textwrap.wrap(" ".join(notes), 78)]
     return lines
@@ -232,6 +239,10 @@ def _elastic(batch: int, sizes: list[int]) -> list[str]:
         f"evenly on {len(sizes)} numbers of devices: {shown}."
     )
     return [f" {line}" for line in textwrap.wrap(text, 78)]
+
+
+def _amount(value: Any) -> str:
+    return show_number(value)
 
 
 def _joules(value: Any) -> str:

@@ -7,7 +7,7 @@ import os
 import platform
 from pathlib import Path
 
-_CGROUPS = Path("/sys/fs/cgroup")
+_CGROUPS, _PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self")
 
 
 def processor_name() -> str:
@@ -57,20 +57,60 @@ def machine_free_bytes() -> int:
 def container_memory() -> int | None:
     """What this process's container may still take: cgroups v2, then v1; else None.
 
-    Beyond it a process is not refused memory but killed.
+    The tightest of its own group and those around it. Files kept in memory count as
+    free: they give way. Beyond the limit a process is not refused memory but killed.
     """
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            most = (_CGROUPS / limit).read_text().strip()
-            now = int((_CGROUPS / used).read_text())
-        except (OSError, ValueError):
+    left = [
+        found
+        for group in _groups()
+        for names in (
+            ("memory.max", "memory.current", "inactive_file"),
+            (
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            ),
+        )
+        if (found := _left_in(group, *names)) is not None
+    ]
+    return min(left, default=None)
+
+
+def _groups() -> list[Path]:
+    """This process's own control group and all around it."""
+    found = [_CGROUPS, _CGROUPS / "memory"]
+    try:
+        lines = (_PROCESS / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        _, kinds, place = [*line.split(":", 2), "", ""][:3]
+        if kinds and "memory" not in kinds.split(","):
             continue
-        if most.isdigit() and int(most) < 2**60:  # v1 says "unlimited" by a huge number
-            return max(int(most) - now, 0)
-    return None
+        root = _CGROUPS / "memory" if kinds else _CGROUPS
+        inner = root / place.strip("/")
+        while inner != root and root in inner.parents:
+            found.append(inner)
+            inner = inner.parent
+    return found
+
+
+def _left_in(group: Path, limit: str, used: str, files: str) -> int | None:
+    try:
+        most = (group / limit).read_text().strip()
+        now = int((group / used).read_text())
+    except (OSError, ValueError):
+        return None
+    if not most.isdigit() or int(most) >= 2**60:  # v1 says "unlimited" by a huge number
+        return None
+    cached = 0
+    try:
+        for line in (group / "memory.stat").read_text().splitlines():
+            name, _, count = line.partition(" ")
+            cached = int(count) if name == files else cached
+    except (OSError, ValueError):
+        pass
+    return max(int(most) - now + cached, 0)
 
 
 def installed(package: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rightbatch.boundary import Search, StepMaker
 from rightbatch.environment import free_memory_bytes
-from rightbatch.errors import JobError, RightbatchError, SettingError
+from rightbatch.errors import JobError, SettingError
 from rightbatch.fit.envelope import (
     Envelope,
     Segment,
@@ -37,7 +38,9 @@ from rightbatch.watch import Watcher
 # Sizes to trace at, and one to hold the law against where an operation is no line. The
 # second where a step needs more examples, or where kernels change their ways.
 PROBES = (((2, 8, 32), 64), ((16, 64, 128), 256))
-REAL_PROBES = ((8, 16), (32, 64))
+DEVICES = ("cpu", "cuda", "mps", "xpu")
+REAL_PROBES = ((8, 16, 64, 128), (32, 64, 128), (8, 16))
+LONG_S = 5.0  # a trace that took longer is not held against a larger one [assumed]
 AGREES = 0.005  # relative error at that size that a law may have [assumed]
 
 
@@ -73,6 +76,7 @@ class MemoryLaw:
         envelope: The law.
         certificate: What stands behind it.
         example: Which examples it was traced with.
+        examples: How many the data set has: more are never the answer.
     """
 
     largest: int
@@ -80,6 +84,7 @@ class MemoryLaw:
     envelope: Envelope
     certificate: Certificate
     example: str
+    examples: int
 
     def peak(self, batch: int) -> int:
         """Predicted most bytes of tensors alive in a step of so many examples."""
@@ -144,6 +149,8 @@ def largest_batch(
         >>> 100 < law.largest < 100_000
         True
     """
+    if not isinstance(job, Job):
+        raise SettingError("largest_batch takes a Job", seen=type(job).__name__)
     _check_count(accumulation, "accumulation")
     _check_count(ranks, "ranks")
     if not patience_s > 0:
@@ -182,7 +189,9 @@ class _How:
 
 def _find(job: Job, memory: float | None, how: _How) -> MemoryLaw:
     here = job_device(job)
-    wanted = torch.device(how.device or here)
+    wanted = here if how.device is None else _device_named(how.device)
+    if wanted.index is None and wanted.type == here.type:
+        wanted = here
     budget = budget_for(wanted, memory, margin=how.margin)
     step = StepMaker(job, how.pieces, how.patience_s)
     how.watcher.phase("Trace a step", 2.0)
@@ -220,6 +229,7 @@ def _find(job: Job, memory: float | None, how: _How) -> MemoryLaw:
             why=why,
         ),
         example=step.example,
+        examples=job.length,
     )
 
 
@@ -247,7 +257,7 @@ def _together(find: Callable[[], MemoryLaw]) -> MemoryLaw:
     law, error = None, None
     try:
         law = find()
-    except RightbatchError as failure:
+    except Exception as failure:  # told once the others know
         error = failure
     answers: list[Any] = [None] * ranks.get_world_size()
     ranks.all_gather_object(answers, law.largest if law else None)
@@ -260,6 +270,18 @@ def _together(find: Callable[[], MemoryLaw]) -> MemoryLaw:
             fix="see its error",
         )
     return replace(law, largest=min(answers))
+
+
+def _device_named(name: str) -> torch.device:
+    try:
+        found = torch.device(name)
+    except (RuntimeError, TypeError):
+        found = torch.device("meta")
+    if found.type not in DEVICES:
+        raise SettingError(
+            f"there is no device {name!r}", fix=f"one of {', '.join(DEVICES)}"
+        )
+    return found
 
 
 def job_device(job: Job) -> torch.device:
@@ -294,7 +316,7 @@ def _first_device(model: torch.nn.Module) -> torch.device:
 def trace_law(
     step: StepMaker, wanted: torch.device, here: torch.device, limit: float
 ) -> Envelope:
-    """The law by tracing: without running, on small real steps, or by two of those.
+    """The law by tracing: without running, on small real steps, or by their peaks.
 
     Raises:
         JobError: The step runs at no size tried.
@@ -321,13 +343,14 @@ def trace_law(
                 MemoryPoint(micro_batch=t.micro_batch, peak_memory_bytes=t.allocated)
                 for t in tried
             ]
-            text = f"two real steps, of {sizes[0]} and {sizes[1]}: {reasons[-1].seen}"
+            text = f"real steps of {', '.join(map(str, sizes))}: {reasons[-1].seen}"
             return replace(fit_points(points), method=text)
+    most = max(size for sizes in REAL_PROBES for size in sizes)
     raise JobError(
-        f"the step does not run at {tried[-1].micro_batch} examples",
+        f"the step runs at no size from 2 to {most} examples",
         seen=tried[-1].seen,
         why="its memory cannot be measured",
-        fix="mend it, or see whether the loss needs more examples than that",
+        fix="mend it; rightbatch check names the line",
     ) from reasons[0]
 
 
@@ -339,7 +362,7 @@ def _checked(
     real: bool,
     limit: float,
 ) -> Envelope:
-    """A law that every probe lies on, or that holds at a size beyond them."""
+    """A law that holds at a size beyond those it was made of."""
 
     def probes(*at: int) -> tuple[Probe, ...]:
         return probes_of(
@@ -352,14 +375,15 @@ def _checked(
             limit=limit,
         )
 
+    started = time.monotonic()
     found = probes(*sizes)
     law = fit_envelope(found)
-    if is_straight(found):
+    if is_straight(found) and time.monotonic() - started > LONG_S:
         return law
     (other,) = probes(beyond)
     if other.operations != found[0].operations or misses(law, other) > AGREES:
         raise CannotTrace(
-            "memory follows no law of the batch's square",
+            "memory follows neither a line nor a square of the batch",
             seen=f"the law of {', '.join(map(str, sizes))} examples misses "
             f"{misses(law, other):.1%} at {beyond}",
         )

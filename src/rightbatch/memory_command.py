@@ -75,12 +75,13 @@ def memory_command(
         print_document({"status": DECIDED, "folder": str(folder), **to_plain(law)})
         return DECIDED
     print_plain(console, "\n" + "\n".join(memory_lines(law, accumulation)))
-    following = f"rightbatch tune {shlex.quote(spec.text)}"
-    if limit is not None:
-        following += f" --memory {limit / 2**20:.0f}MiB"
-    print_plain(
-        console, "\n" + files_lines([("saved", str(path)), ("next", following)])
-    )
+    files = [("saved", str(path))]
+    if device is None and ranks == 1:
+        following = f"rightbatch tune {shlex.quote(spec.text)}"
+        if limit is not None:
+            following += f" --memory {limit:.0f}B"
+        files.append(("next", following))
+    print_plain(console, "\n" + files_lines(files))
     return DECIDED
 
 
@@ -108,18 +109,32 @@ def memory_lines(law: MemoryLaw, accumulation: int) -> list[str]:
         f" Peak{many}, by examples at once",
     ]
     marks = sorted({1, *(4**i for i in range(1, 12)), law.largest})
+    took = {t.micro_batch: t for t in certificate.trials}
     for batch in (b for b in marks if b <= 4 * law.largest):
         mark = "> " if batch == law.largest else "  "
-        over = " too much" if envelope.peak(batch) > law.budget.bytes else ""
         peak = show_bytes(envelope.peak(batch))
-        row = f"{mark}{batch:>11,}  {peak:>9}  {envelope.binding(batch)}{over}"
+        row = f"{mark}{batch:>11,}  {peak:>9}  {envelope.binding(batch)}"
+        fails = min(
+            (t.micro_batch for t in took.values() if t.fits is False), default=0
+        )
+        over = envelope.peak(batch) > law.budget.bytes or (fails and batch >= fails)
+        if over and batch > law.largest:
+            row = f"{row[:70]:<70} too much"
         lines.append(row[:80])
     if named:
         lines += ["", wrapped("Always", named)]
+    changes = envelope.changes(4 * law.largest)[1:]
+    for first, segment in changes[:4]:
+        lines.append(f" From   {first:,} examples on it is {segment}"[:80])
     lines.append(wrapped("Method", f"{certificate.method}; {law.example}"))
     for trial in certificate.trials:
-        took = f"took {show_bytes(trial.taken)}" if trial.fits else trial.seen
-        lines.append(f" Trial  {trial.micro_batch:,}: {took}"[:80])
+        asked = show_bytes(envelope.peak(trial.micro_batch))
+        text = f"did not fit, predicted {asked}"
+        if trial.fits:
+            text = f"took {show_bytes(trial.taken)}, predicted {asked}"
+        elif trial.fits is None:
+            text = trial.seen
+        lines.append(f" Trial  {trial.micro_batch:,}: {text}"[:80])
     hint = malloc_hint(law)
     if hint:
         lines.append(wrapped("Malloc", hint))
@@ -134,6 +149,11 @@ def answer(law: MemoryLaw) -> str:
         f"At most {law.largest:,} examples at once within {limit}. The most is alive "
         f"in {law.binding}."
     )
+    if law.largest == law.examples:
+        text = (
+            f"All {law.largest:,} examples of the data set fit at once within {limit}: "
+            f"memory is not what limits the batch."
+        )
     if certificate.confidence == "verified":
         took = show_bytes(certificate.taken_bytes)
         more = f" Not searched further: {certificate.why}." if certificate.why else ""

@@ -10,7 +10,12 @@ from typing import Any, TypeVar
 import click
 
 from rightbatch.errors import SettingError
-from rightbatch.units import parse_bandwidth, parse_bytes, parse_seconds
+from rightbatch.units import (
+    parse_bandwidth,
+    parse_bytes,
+    parse_latency,
+    parse_seconds,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,6 +44,7 @@ class _Parsed(click.ParamType[float]):
 DURATION = _Parsed("duration", parse_seconds)
 MEMORY = _Parsed("memory", parse_bytes)
 BANDWIDTH = _Parsed("bandwidth", parse_bandwidth)
+LATENCY = _Parsed("latency", parse_latency)
 
 
 class Commands(click.Group):

@@ -57,6 +57,23 @@ def parse_bytes(text: str) -> float:
     return _parse(text, BYTES, "an amount of memory", "16GiB, 500MB")
 
 
+def parse_latency(text: str) -> float:
+    """Seconds from ``"20us"`` or ``"0.1ms"``; the unit is required.
+
+    Raises:
+        SettingError: It is neither, or negative.
+
+    Example:
+        >>> round(1e6 * parse_latency("20us"))
+        20
+    """
+    if text.strip()[-1:].isdigit():
+        raise SettingError(f"{text!r} lacks a unit of time", fix="20us, 0.1ms")
+    if re.fullmatch(r"\s*0+(\.0+)?\s*(us|ms|s)\s*", text):
+        return 0.0
+    return _parse(text, SECONDS, "a latency", "20us, 0.1ms")
+
+
 def parse_bandwidth(text: str) -> float:
     """Bytes per second from ``"400Gb/s"`` (bits) or ``"50GB/s"`` (bytes).
 

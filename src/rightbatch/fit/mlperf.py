@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -53,6 +54,8 @@ def from_rcp_json(path: str | Path) -> list[Convergence]:
         try:
             workload, batch = str(record["Benchmark"]), int(record["BS"])
             runs = sorted(float(x) for x in record["Epochs to converge"])
+            if batch < 1 or not runs or not all(0 < x < math.inf for x in runs):
+                raise ValueError(f"batch {batch}, runs {runs}")
         except (KeyError, TypeError, ValueError) as error:
             raise RunFolderError(
                 f"{path} is no file of reference convergence points",
@@ -74,6 +77,7 @@ def from_rcp_json(path: str | Path) -> list[Convergence]:
     return sorted(found, key=lambda c: (c.workload, c.batch_size))
 
 
+MOST_EPOCHS = 10_000  # no run counts so many [assumed]
 _LINE = re.compile(r":::MLLOG\s+(\{.*\})")
 
 
@@ -96,7 +100,8 @@ def from_mllog(path: str | Path) -> Convergence:
     if not keyed["global_batch_size"] or not keyed["run_start"] or not stops:
         raise RunFolderError(
             f"{path} does not tell of a run that reached its target",
-            seen=f"{len(events)} MLLOG lines, keys {sorted(keyed)[:6]}",
+            seen=f"{len(events)} MLLOG lines, keys "
+            f"{sorted(k for k in keyed if keyed[k])[:6]}",
             why="it needs global_batch_size, run_start, and run_stop with success",
         )
     start, stop = keyed["run_start"][-1], stops[-1]
@@ -107,13 +112,22 @@ def from_mllog(path: str | Path) -> Convergence:
             seen="neither samples_count nor epoch_num in run_stop or eval_accuracy",
         )
     named = keyed["submission_benchmark"]
+    try:
+        batch = int(keyed["global_batch_size"][-1]["value"])
+        seconds = (float(stop["time_ms"]) - float(start["time_ms"])) / 1000
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(
+            f"{path} has a damaged line", seen=f"{error!r}"[:120]
+        ) from error
+    if unit == "epochs" and length > MOST_EPOCHS:
+        unit = "samples"  # bert's logs give samples by that name
     return Convergence(
         workload=str(named[0].get("value")) if named else Path(path).stem,
-        batch_size=int(keyed["global_batch_size"][-1]["value"]),
+        batch_size=batch,
         examples=length,
         unit=unit,
         runs=1,
-        seconds=(float(stop["time_ms"]) - float(start["time_ms"])) / 1000,
+        seconds=seconds,
     )
 
 
@@ -142,7 +156,8 @@ def _length(
     for event in (stop, *reversed(keyed["eval_accuracy"])):
         for key, unit in (("samples_count", "samples"), ("epoch_num", "epochs")):
             value = _about(event).get(key)
-            if isinstance(value, (int, float)) and value > 0:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if number and value > 0:
                 return float(value), unit
     return None, ""
 

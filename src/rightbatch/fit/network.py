@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import optimize
 
 from rightbatch.errors import SettingError, UnidentifiedError
 from rightbatch.measure.network import LinkPoint
@@ -56,7 +57,7 @@ ASSUMED = Network(bandwidth=100e9 / 8, latency_s=20e-6, source="assumed")
 def fit_network(points: Sequence[LinkPoint]) -> Network:
     """Bandwidth and latency from measured all-reduces of several sizes.
 
-    Least squares on relative errors of the ring's time.
+    Least squares on relative errors of `Network.all_reduce_s`.
 
     Raises:
         UnidentifiedError: Fewer than two sizes, or only one process.
@@ -69,13 +70,19 @@ def fit_network(points: Sequence[LinkPoint]) -> Network:
             if points
             else "nothing",
         )
-    n = np.array([p.devices for p in points], float)
-    seconds = np.array([p.seconds for p in points])
-    columns = np.stack([2 * (n - 1), 2 * (n - 1) / n * [p.bytes for p in points]], 1)
-    found = np.linalg.lstsq(columns / seconds[:, None], np.ones(len(n)), rcond=None)[0]
-    latency, per_byte = max(float(found[0]), 0.0), max(float(found[1]), 1e-15)
+    log_seconds = np.log([p.seconds for p in points])
+    small = min(points, key=lambda p: p.bytes)
+    large = max(points, key=lambda p: p.bytes)
+    start = np.log([max(large.bytes / large.seconds, 1.0), small.seconds / 4])
+
+    def errors(q: np.ndarray) -> np.ndarray:
+        law = Network(bandwidth=math.exp(q[0]), latency_s=math.exp(q[1]))
+        told = [law.all_reduce_s(p.bytes, p.devices) for p in points]
+        return np.log(told) - log_seconds
+
+    found = optimize.least_squares(errors, start, x_scale=[1.0, 1.0])
     return Network(
-        bandwidth=1 / per_byte,
-        latency_s=latency,
+        bandwidth=math.exp(found.x[0]),
+        latency_s=math.exp(found.x[1]),
         source=f"measured over {points[0].devices} processes",
     )

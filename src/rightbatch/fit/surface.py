@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from rightbatch.errors import UnidentifiedError
+from rightbatch.errors import SettingError, UnidentifiedError
 from rightbatch.fit.envelope import Envelope, envelope_of
 from rightbatch.measure.traced_step import Probe
 
 Array = Float[np.ndarray, "..."]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TokenLaw:
     """Bytes alive after every operation, as a polynomial in batch B and length T.
 
@@ -43,9 +43,25 @@ class TokenLaw:
             method=f"traced at lengths {', '.join(map(str, self.lengths))}",
         )
 
+    def peak(self, batch: int, length: int) -> int:
+        """Predicted most bytes alive in a step of so many examples of one length."""
+        return round(self.at(length).peak(batch))
+
     def largest(self, limit: float, length: int) -> int:
-        """The most examples of one length within a limit; 0 if not one fits."""
+        """The most examples of one length within a limit in bytes; 0: not one fits.
+
+        Raises:
+            SettingError: The length is not positive, or the limit no number.
+        """
+        if not length >= 1 or not isinstance(limit, (int, float)) or not limit > 0:
+            raise SettingError(
+                "a length and a number of bytes are needed",
+                seen=f"length={length!r}, limit={limit!r}",
+            )
         return self.at(length).largest(limit)
+
+    def __repr__(self) -> str:
+        return f"TokenLaw(traced at lengths {', '.join(map(str, self.lengths))})"
 
 
 def fit_surface(probes: Mapping[tuple[int, int], Probe]) -> TokenLaw:
@@ -81,8 +97,3 @@ def fit_surface(probes: Mapping[tuple[int, int], Probe]) -> TokenLaw:
         probe=probes[largest],
         lengths=tuple(lengths),
     )
-
-
-def menu(law: TokenLaw, limit: float, lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """(length, largest batch) for a token-budget loader."""
-    return [(length, law.largest(limit, length)) for length in lengths]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -80,10 +81,16 @@ def budget_for(
     Raises:
         SettingError: ``memory`` is not positive, or the device's is unknown.
     """
-    if memory is not None and not 0 < memory < math.inf:
-        raise SettingError("memory must be positive", seen=f"memory={memory}")
-    if not 0 <= margin < 1:
-        raise SettingError("a margin is a share from 0 to 1", seen=f"margin={margin}")
+    if memory is not None and not _between(memory, 1, math.inf):
+        raise SettingError(
+            "memory must be a number of bytes",
+            seen=f"memory={memory!r}",
+            fix="memory=8 * 2**30 (--limit 8GiB)",
+        )
+    if not _between(margin, 0, 1):
+        raise SettingError(
+            "a margin is a share from 0 to 1", seen=f"margin={margin!r}", fix="0.1"
+        )
     if device.type == "cpu":
         budget = _main_memory(memory)
     elif device.type == "cuda":
@@ -117,10 +124,29 @@ def _main_memory(memory: float | None) -> Budget:
     container = container_memory()
     if container is not None and container < free:
         free, source = container, "left to this container"
-    kept = Term(
-        name="kept for others", bytes=round(OTHERS_SHARE * free), source="10 %, assumed"
-    )
-    return Budget(device="cpu", total=free, source=source, terms=(kept,))
+    kept = [
+        Term(
+            name="kept for others",
+            bytes=round(OTHERS_SHARE * free),
+            source="10 %, assumed",
+        )
+    ]
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if beside > 1:  # under torchrun: each takes its part
+        rest = free - kept[0].bytes
+        kept.append(
+            Term(
+                name=f"for the {beside - 1} other processes here",
+                bytes=rest - rest // beside,
+                source="LOCAL_WORLD_SIZE",
+            )
+        )
+    return Budget(device="cpu", total=free, source=source, terms=tuple(kept))
+
+
+def _between(value: object, low: float, high: float) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and low <= float(value) < high
 
 
 def _cuda(device: torch.device, memory: float | None) -> Budget:
@@ -143,6 +169,13 @@ def _cuda(device: torch.device, memory: float | None) -> Budget:
         terms.append(Term(name="CUDA context", bytes=CONTEXT_BYTES, source="assumed"))
     terms.append(Term(name="cuBLAS workspace", bytes=WORKSPACE_BYTES, source="cited"))
     left = total - sum(t.bytes for t in terms)
+    if left <= 0:
+        raise SettingError(
+            "this memory is less than CUDA itself needs",
+            seen=f"{show_bytes(total)}, and {show_bytes(total - left)} for context and "
+            "workspace",
+            fix="the memory of the whole device",
+        )
     terms.append(
         Term(
             name="allocator's reserve",

@@ -128,6 +128,7 @@ def _be_a_child(
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         os.dup2(nowhere, descriptor)
+    sys.stdout = sys.stderr = os.fdopen(nowhere, "w")
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     with contextlib.suppress(AttributeError):
         library.malloc_trim(0)  # what lies free would be used for nothing

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -116,7 +117,9 @@ def measure_energy(
                 training.step(size)
                 _wait(training.device)
                 steps += 1
-            found[size].append(meter.end() / steps)
+            joules = meter.end() / steps
+            if math.isfinite(joules) and joules > 0:  # a counter that did not move
+                found[size].append(joules)
             tick(size)
     return tuple(
         EnergyPoint(
@@ -126,6 +129,7 @@ def measure_energy(
             meter=meter.name,
         )
         for size, samples in found.items()
+        if samples
     )
 
 

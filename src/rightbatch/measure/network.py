@@ -45,7 +45,7 @@ def measure_network(
     if devices < 2:
         raise SettingError("one process has no network", seen="world size 1")
     if device is None:
-        cuda = dist.get_backend() == "nccl"
+        cuda = "nccl" in dist.get_backend()  # also of "cpu:gloo,cuda:nccl"
         device = torch.device("cuda" if cuda else "cpu")
     points = []
     for size in sizes:

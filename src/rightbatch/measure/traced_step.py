@@ -152,32 +152,28 @@ def _trace(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without torch's own account of what it could not trace: we tell it.
-
-    And with ``Module.to`` as fake parameters need it: they cannot be swapped.
-    """
+    """Without torch's own account of what it could not trace: we tell it."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
-    future = torch.__future__
-    overwrite = future.get_overwrite_module_params_on_conversion()
-    future.set_overwrite_module_params_on_conversion(True)
     try:
         yield
     finally:
         logger.disabled = before
-        future.set_overwrite_module_params_on_conversion(overwrite)
 
 
 def _started(job: Job, mode: FakeTensorMode | None, cuda: bool) -> Training:
     """The job at its beginning, fake."""
-    absent = str(job.device).startswith("cuda") and not torch.cuda.is_available()
-    placed = dataclasses.replace(job, device=None) if absent else job
+    # Fake parameters cannot be moved, so they are made where they belong.
+    there = torch.device(job.device or "cpu")
+    absent = there.type == "cuda" and not torch.cuda.is_available()
+    placed = dataclasses.replace(job, device=None) if mode is not None else job
     if isinstance(job.model, nn.Module) and mode is not None:
         model: Any = job.model
         with FakeCopyMode(mode):
             fake = copy.deepcopy(model)
         placed = dataclasses.replace(placed, model=lambda: fake)
-    model = placed.make_model()
+    with nullcontext() if absent or mode is None or job.device is None else there:
+        model = placed.make_model()
     if any(hasattr(module, "_orig_mod") for module in model.modules()):
         raise JobError("the model is compiled")
     optimizer = placed.make_optimizer(model)

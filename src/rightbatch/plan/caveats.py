@@ -8,7 +8,13 @@ import math
 from rightbatch.fit.cost import stair
 from rightbatch.fit.progress import critical_from_noise
 from rightbatch.measure.trajectory import has_stalled
-from rightbatch.plan.choice import Choice, best_option, points_of_progress, race_tells
+from rightbatch.plan.choice import (
+    Choice,
+    best_option,
+    cost,
+    points_of_progress,
+    race_tells,
+)
 from rightbatch.plan.objective import Energy, Examples, Money, Time
 from rightbatch.plan.options import Laws, Option
 from rightbatch.plan.plan import Alternative
@@ -26,6 +32,18 @@ def alternatives(choice: Choice) -> tuple[Alternative, ...]:
         return (
             Alternative(
                 condition=condition, batch_size=fastest.batch_size, penalty=penalty
+            ),
+        )
+    if isinstance(choice.objective, Energy) and choice.laws.energy is not None:
+        fastest = best_option(choice.options, Time())
+        penalty = cost(fastest, choice.objective) / cost(
+            choice.by_model, choice.objective
+        )
+        return (
+            Alternative(
+                condition="least time instead of least energy",
+                batch_size=fastest.batch_size,
+                penalty=penalty - 1,
             ),
         )
     laws, critical = choice.laws, choice.laws.noise.critical_batch.value

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from rightbatch.errors import SettingError
 from rightbatch.estimate import Estimate
@@ -18,6 +21,7 @@ from rightbatch.units import show_number
 OVERLAP = 0.6  # [assumed]
 PAYS = 1.2  # a doubling of devices must make it so much sooner to be worth it [assumed]
 MOST_PIECES = 64
+LITTLE = 0.95  # efficiency above which nothing is called lost [assumed]
 FLAT = 1.1
 
 
@@ -247,7 +251,7 @@ def _row(fleet: Fleet, devices: int, split: Split, first: tuple[int, Split]) -> 
         exposed=fleet.exposed_s(devices, micro) / step,
         joules=_product(seconds, fleet.watts, devices),
         money=_product(seconds, fleet.per_hour, devices / 3600),
-        lost_to=_lost_to(fleet, devices, split, first),
+        lost_to=_lost_to(fleet, devices, speedup * first[0] / devices),
     )
 
 
@@ -260,46 +264,77 @@ def _product(seconds: float | None, each: float | None, factor: float) -> float 
     return None if seconds is None or each is None else seconds * each * factor
 
 
-def _lost_to(fleet: Fleet, devices: int, split: Split, first: tuple[int, Split]) -> str:
-    """Efficiency is a product of three; the smallest of them has the blame."""
-    one, (b1, k1) = first
-    b, k = split
-    batch, batch1 = devices * b * k, one * b1 * k1
-    needed = fleet.steps_at(batch) * batch / (fleet.steps_at(batch1) * batch1)
-    alone = fleet.time.step_seconds(b, k) / (b * k)
-    alone1 = fleet.time.step_seconds(b1, k1) / (b1 * k1)
-    exposed = fleet.step_s(devices, b, k) / fleet.time.step_seconds(b, k)
-    parts = {
-        "B_crit": math.log(needed),
-        "small b": math.log(alone / alone1),
-        "network": math.log(exposed),
+def _lost_to(fleet: Fleet, devices: int, efficiency: float) -> str:
+    """What most of the efficiency is lost to: the want whose absence would help most.
+
+    Each is taken away in turn (an endless critical batch, a network that costs nothing,
+    steps without a fixed part) and the best split is looked for anew.
+    """
+    if efficiency > LITTLE:
+        return ""
+    free = Network(bandwidth=1e30, latency_s=0.0)
+    endless = Estimate.exact(1e18, "examples")
+    noise = NoiseLaw(endless, np.array([1e18]), fleet.noise.metric)
+    parameters = fleet.time.parameters.copy()
+    parameters[0] *= 1e-6
+    light = dataclasses.replace(fleet.time, parameters=parameters, update_s=0.0)
+    without = {
+        "B_crit": dataclasses.replace(fleet, noise=noise),
+        "network": dataclasses.replace(fleet, network=free),
+        "small b": dataclasses.replace(fleet, time=light),
     }
-    worst = max(parts, key=lambda name: parts[name])
-    return worst if parts[worst] > math.log(1.05) else ""
+    gains = {
+        name: _seconds_of_progress(fleet, fleet, devices)
+        / _seconds_of_progress(other, fleet, devices)
+        for name, other in without.items()
+    }
+    return max(gains, key=lambda name: gains[name])
+
+
+def _seconds_of_progress(world: Fleet, real: Fleet, devices: int) -> float:
+    """The least time on so many devices; steps counted as on one device of that world.
+
+    An endless critical batch must not shorten the run on one device too: progress is
+    what one device of each world makes at the reference.
+    """
+    split = _best_split(world, devices)
+    alone = _best_split(world, 1)
+    assert split is not None
+    assert alone is not None
+    return _total(world, devices, split)(None) / _total(world, 1, alone)(None)
 
 
 def _pays(rows: Sequence[Row], dropped: int, fleet: Fleet) -> tuple[int, str]:
     """Up to where another doubling is worth its price, and what ends it."""
-    times = {r.devices: r.time.value for r in rows}
     last = rows[0]
-    for row in rows[1:]:
-        doublings = math.log2(row.devices / last.devices)
-        if times[last.devices] / times[row.devices] < PAYS**doublings:
-            gain = times[last.devices] / times[row.devices]
-            split, before = _split_of(row), (last.devices, _split_of(last))
-            cause = _lost_to(fleet, row.devices, split, before) or row.lost_to
-            return last.devices, (
-                f"{row.devices} devices would be {gain:.2f} x as fast as "
-                f"{last.devices}: lost to {_told(cause, fleet)}"
-            )
-        last = row
+    while True:
+        worth = [
+            row
+            for row in rows
+            if row.devices > last.devices and _gain(last, row) >= _price(last, row)
+        ]
+        if not worth:
+            break
+        last = worth[0]
+    beyond = [row for row in rows if row.devices > last.devices]
+    if beyond:
+        row = beyond[0]
+        cause = _lost_to(fleet, row.devices, 0.0)
+        return last.devices, (
+            f"{row.devices:,} devices would be {_gain(last, row):.2f} x as fast as "
+            f"{last.devices:,}: lost to {_told(cause, fleet)}"
+        )
     if dropped:
         return last.devices, f"the data set has {fleet.examples:,} examples only"
-    return last.devices, "every doubling asked about is worth it"
+    return last.devices, f"each step up makes it {PAYS} x as fast or more a doubling"
 
 
-def _split_of(row: Row) -> Split:
-    return row.micro_batch, row.accumulation
+def _gain(few: Row, many: Row) -> float:
+    return few.time.value / many.time.value
+
+
+def _price(few: Row, many: Row) -> float:
+    return PAYS ** math.log2(many.devices / few.devices)
 
 
 def _told(cause: str, fleet: Fleet) -> str:

@@ -30,6 +30,8 @@ def make_plan(choice: Choice) -> Plan:
     }
     if chosen.seconds is not None:
         predicted["seconds_to_target"] = chosen.seconds
+    if chosen.energy is not None:
+        predicted["energy_vs_today"] = chosen.energy
     return Plan(
         job=job.name,
         spec=job.spec,
@@ -76,6 +78,8 @@ def verdict(choice: Choice) -> str:
     counted, unit = chosen.time, "time"
     if isinstance(choice.objective, Examples):
         counted, unit = chosen.examples, "examples"
+    if isinstance(choice.objective, Energy) and chosen.energy is not None:
+        counted, unit = chosen.energy, "energy"
     sentence = (
         f"Train with B = {chosen.batch_size} and lr {job.lr * choice.scaling.lr:.3g} "
         f"instead of B = {job.batch_size}: the same result should take "
@@ -85,7 +89,7 @@ def verdict(choice: Choice) -> str:
     if lane is not None and unit == "time" and not vague(lane):
         share = lane.speedup.map(lambda x: 1 / x)
         sentence += f"; in the race it took {span(share)}"
-    if unit == "examples":
+    if unit in ("examples", "energy"):
         sentence += f" and {span(chosen.time)} of its time"
     return f"{sentence}. {flat}"
 

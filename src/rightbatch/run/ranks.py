@@ -122,11 +122,13 @@ class Ranks:
         if self.ddp is None or self.size == 1:
             return
         self.ddp.reducer._rebuild_buckets()
+        if hasattr(self.ddp, "buffer_hook"):
+            return  # the user's own way of sharing them
         self.ddp.require_forward_param_sync = False
         if not self.ddp.broadcast_buffers:
             return
         by_dtype: dict[Any, list[torch.Tensor]] = {}
-        for buffer in self.ddp.module.buffers():
+        for buffer in self.ddp.modules_buffers:  # without those DDP is to ignore
             by_dtype.setdefault((buffer.dtype, buffer.device), []).append(buffer)
         with torch.no_grad():
             for buffers in by_dtype.values():
