@@ -258,10 +258,12 @@ def fit_points(points: Sequence[MemoryPoint]) -> Envelope:
             "a law of memory needs at least 2 batch sizes", seen=f"{len(points)}"
         )
     ordered = sorted(points, key=lambda p: p.micro_batch)
-    segments = []
-    for one, two in itertools.pairwise(ordered):
+    segments: list[Segment] = []
+    for one, two in reversed(list(itertools.pairwise(ordered))):
         rise = two.peak_memory_bytes - one.peak_memory_bytes
         slope = max(rise / (two.micro_batch - one.micro_batch), 0.0)
+        if segments and slope > segments[-1].linear:
+            continue  # a step up that is over: the line beyond it lies above anyway
         constant = two.peak_memory_bytes - slope * two.micro_batch
         segments.append(Segment(constant=constant, linear=slope))
     return Envelope(segments=tuple(segments), method=f"measured at {len(points)} sizes")
