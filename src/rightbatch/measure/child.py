@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import pickle
 import select
@@ -53,6 +54,7 @@ def in_child(
         limit: Bytes by which the child's data may grow, kept by the kernel.
         patience_s: Seconds to wait.
     """
+    _load_libraries()
     sys.stdout.flush()
     sys.stderr.flush()
     reader, writer = os.pipe()
@@ -111,6 +113,28 @@ def attempt(function: Callable[[], Any]) -> Answer:
         else:
             text = f"{type(root).__name__}: {text}"
         return Answer(seen=text[:200])
+
+
+@functools.cache
+def _load_libraries() -> None:
+    """Have in memory what a first step imports: no child should pay for it again."""
+    import torch.profiler
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    assert torch.profiler
+
+    def step() -> None:
+        model = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.AdamW(model.parameters())
+        classes = torch.zeros(2, dtype=torch.long)
+        loss = torch.nn.functional.cross_entropy(model(torch.zeros(2, 2)), classes)
+        loss.backward()
+        optimizer.step()
+
+    with torch.random.fork_rng([]):
+        step()
+        with FakeTensorMode():
+            step()
 
 
 def _be_a_child(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import time
 from collections.abc import Callable
@@ -85,7 +84,6 @@ def try_step(
         if device.type == "cuda":
             torch.cuda.empty_cache()
     elif AVAILABLE:
-        load_libraries()
         answer = in_child(step, limit=limit, patience_s=patience_s)
     else:
         return Trial(micro_batch=micro_batch, fits=None, seen="no fork to try it in")
@@ -134,21 +132,6 @@ def _steps(
     taken = max(gauge.taken, allocated)
     fits = device.type == "cpu" or limit is None or taken <= limit
     return Trial(micro_batch=micro_batch, fits=fits, taken=taken, allocated=allocated)
-
-
-@functools.cache
-def load_libraries() -> None:
-    """Have in memory what a first step imports, so that no trial pays for it."""
-    import torch.profiler
-
-    assert torch.profiler
-    model = torch.nn.Linear(2, 2)
-    optimizer = torch.optim.AdamW(model.parameters())
-    loss = torch.nn.functional.cross_entropy(
-        model(torch.zeros(2, 2)), torch.ones(2).long()
-    )
-    loss.backward()
-    optimizer.step()
 
 
 class ReservedPeak:
