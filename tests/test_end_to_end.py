@@ -267,8 +267,8 @@ def test_ctrl_c_keeps_what_was_measured(after: float, tmp_path: Path) -> None:
     time.sleep(after)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    if after < 1 and process.returncode == -signal.SIGINT:
-        return  # Python itself was still starting
+    if after < 5 and process.returncode == -signal.SIGINT and not out:
+        return  # Python itself was still starting: on a busy machine that takes long
     assert process.returncode == 130, err
     assert "Interrupted" in out + err
     assert "Traceback" not in out + err

@@ -37,7 +37,7 @@ from rightbatch.measure.trial import Trial, try_step
 from rightbatch.training import Training, accumulate
 
 CPU = torch.device("cpu")
-MIB = 2**20
+MIB, HERE = 2**20, Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -827,3 +827,21 @@ def test_contrastive_losses_have_no_law_of_tokens() -> None:
     job = dataclasses.replace(job, model=nn.Embedding(50, 4))
     with pytest.raises(rb.SettingError, match="no product"):
         rb.token_law(job, (4, 5, 6))
+
+
+def test_ranks_agree_on_the_smallest_and_on_an_error(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*run, "--nproc-per-node=2", str(HERE / "largest_ranks.py"), str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**ENVIRONMENT, "PYTHONPATH": str(HERE)},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = json.loads(out.read_text())
+    assert first["largest"] == second["largest"] == min(first["own"], 4096)
+    assert first["error"] == "JobError: rank 1 found no largest batch"
+    assert "not even one example" in second["error"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rightbatch.console import DECIDED, make_console, print_document
-from rightbatch.errors import SettingError
+from rightbatch.errors import RunFolderError, SettingError
 from rightbatch.units import show_bytes, show_number, show_seconds
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rightbatch.measure.record import Measurements
     from rightbatch.plan.cluster import Cluster, Fleet
 
+BATCH_NORM = "RB109"  # the finding that splitting changes the model
 GRADIENT_BYTES = 4  # of a parameter, where gradients are exchanged in float32
 
 
@@ -48,11 +49,17 @@ def cluster_command(
             seen="--measure with --bandwidth or --latency",
         )
     from rightbatch.measure.record import Measurements
-    from rightbatch.run.folder import MEASUREMENTS
+    from rightbatch.run.folder import MEASUREMENTS, MEMORY
 
     if measured.name == "plan.json":  # the plan's own evidence lies beside it
         measured = measured.parent
     path = measured / MEASUREMENTS if measured.is_dir() else measured
+    if not path.exists() and (path.parent / MEMORY).exists():
+        raise RunFolderError(
+            f"only memory was measured in {path.parent}",
+            why="a cluster needs step times and gradient noise",
+            fix="rightbatch measure JOB, or tune JOB",
+        )
     found = Measurements.load(path)
     network = _network(bandwidth, latency, measure)
     first = not int(os.environ.get("RANK", "0")) or not measure
@@ -213,7 +220,14 @@ def cluster_lines(planned: Cluster, fleet: Fleet, found: Measurements) -> list[s
         if best.devices < planned.rows[-1].devices
         else f"Up to {best.devices}: {planned.reason}."
     )
+    low, high = planned.pays_range
+    if low != high:
+        text += f" Over the interval of B_crit: {low:,} to {high:,} devices."
     lines += ["", *(f" {line}" for line in textwrap.wrap(text, 78))]
+    for finding in found.findings:
+        if finding.code == BATCH_NORM:
+            said = f"{finding.code}: {finding.what}; every split is another function."
+            lines += [f" {line}" for line in textwrap.wrap(said, 78)]
     if fleet.noise.metric == "published":
         text = f"The critical batch is not measured here but {critical.method}."
         lines += [f" {line}" for line in textwrap.wrap(text, 78)]

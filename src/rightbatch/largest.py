@@ -197,7 +197,7 @@ def _find(job: Job, memory: float | None, how: _How) -> MemoryLaw:
     how.watcher.phase("Trace a step", 2.0)
     envelope = trace_law(step, wanted, here, budget.bytes)
     envelope = envelope.on_ranks(how.ranks, sharded=how.sharded)
-    how.watcher.done(envelope.method)
+    how.watcher.done(envelope.method.split(", run")[0].split(":")[0])
     check_room(envelope, budget.bytes)
     why, found = _unverifiable(how, budget, wanted, here), None
     largest = min(envelope.largest(budget.bytes), job.length)
@@ -208,7 +208,8 @@ def _find(job: Job, memory: float | None, how: _How) -> MemoryLaw:
         largest = min(envelope.largest(budget.bytes), job.length, search.below)
         if found is not None:
             largest = found.micro_batch
-        how.watcher.done(f"{len(step.trials)} trials")
+        many = len(step.trials)
+        how.watcher.done(f"{many} trial{'s' if many > 1 else ''}")
     if largest < 1:
         raise SettingError(
             "not even one example ran within this memory",

@@ -73,6 +73,7 @@ class Envelope:
         gradients: Bytes of the gradients.
         state: Bytes of the optimizer's state.
         unit: Bytes of the largest module that would be sharded as one.
+        convolves: Whether kernels of convolutions take memory that no trace sees.
         factor: Measured over predicted bytes, beyond what is there between steps; 1
             before it was measured.
     """
@@ -84,6 +85,7 @@ class Envelope:
     gradients: int = 0
     state: int = 0
     unit: int = 0
+    convolves: bool = False
     factor: float = 1.0
 
     @property
@@ -241,6 +243,7 @@ def envelope_of(
         gradients=last.gradients,
         state=last.state,
         unit=last.unit,
+        convolves=any("convolution" in name for name in last.operations),
     )
 
 

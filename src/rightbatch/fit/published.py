@@ -159,7 +159,7 @@ def noise_of(prior: Published, seed: int = 0) -> NoiseLaw:
 
 
 def published(workload: str) -> Published:
-    """The law of a named workload.
+    """The law of a workload whose name begins so, or has this word in it.
 
     Raises:
         SettingError: It is not among them, or the name fits several.
@@ -168,9 +168,12 @@ def published(workload: str) -> Published:
         >>> published("resnet").critical_batch
         47240
     """
-    found = [p for p in PUBLISHED if p.workload.startswith(workload)]
+    word = workload.lower()
+    found = [p for p in PUBLISHED if p.workload.lower().startswith(word)]
+    if not found and word:
+        found = [p for p in PUBLISHED if word in p.workload.lower()]
     if len(found) != 1:
-        names = ", ".join(p.workload.split(" (")[0] for p in PUBLISHED)
+        names = "; ".join(p.workload.split(" (")[0] for p in PUBLISHED)
         raise SettingError(
             f"{'no' if not found else 'more than one'} published law is named "
             f"{workload!r}",

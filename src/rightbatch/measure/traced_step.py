@@ -109,11 +109,14 @@ def probes_of(
         with preserved_rng():
             answer = attempt(trace)
     if not isinstance(answer.value, tuple):
+        seen = answer.seen
+        if "DataDependent" in seen or "_local_scalar_dense" in seen:
+            seen = "it looks into its tensors, as .item() does"
         raise CannotTrace(
             "the step cannot be traced"
             if real
             else "the step cannot be traced without running it",
-            seen=answer.seen,
+            seen=seen,
             why="" if real else "a traced step has shapes and no content",
             fix="leave .item(), float(tensor) and `if tensor:` out of model and loss; "
             "and see that they run at this shape",

@@ -123,6 +123,7 @@ class Cluster:
         rows: In order of devices.
         pays_up_to: The most devices of which the last doubling was worth it.
         reason: Why not more.
+        pays_range: The same at both ends of the critical batch's interval.
         network: What was assumed between the devices.
         seconds: Whether ``time`` is in seconds; else it is a ratio.
     """
@@ -130,6 +131,7 @@ class Cluster:
     rows: tuple[Row, ...]
     pays_up_to: int
     reason: str
+    pays_range: tuple[int, int]
     network: Network
     seconds: bool
 
@@ -169,9 +171,24 @@ def plan_cluster(fleet: Fleet, devices: Sequence[int]) -> Cluster:
         rows=tuple(rows),
         pays_up_to=up_to,
         reason=reason,
+        pays_range=(
+            _pays_at(fleet, wanted, fleet.noise.critical_batch.low),
+            _pays_at(fleet, wanted, fleet.noise.critical_batch.high),
+        ),
         network=fleet.network,
         seconds=fleet.steps is not None,
     )
+
+
+def _pays_at(fleet: Fleet, devices: Sequence[int], critical: float) -> int:
+    """Up to how many devices pay, were the critical batch this one."""
+    value = Estimate.exact(max(critical, 1.0), "examples")
+    noise = NoiseLaw(value, np.array([value.value]), fleet.noise.metric)
+    other = dataclasses.replace(fleet, noise=noise)
+    splits = [(n, _best_split(other, n)) for n in devices]
+    kept = [(n, split) for n, split in splits if split is not None]
+    rows = [_row(other, n, split, kept[0], blame=False) for n, split in kept]
+    return _last_that_pays(rows).devices
 
 
 def world_sizes(batch: int, devices: int) -> list[int]:
@@ -221,7 +238,14 @@ def _best_split(fleet: Fleet, devices: int) -> Split | None:
     return min(splits, key=seconds, default=None)
 
 
-def _row(fleet: Fleet, devices: int, split: Split, first: tuple[int, Split]) -> Row:
+def _row(
+    fleet: Fleet,
+    devices: int,
+    split: Split,
+    first: tuple[int, Split],
+    *,
+    blame: bool = True,
+) -> Row:
     micro, pieces = split
     batch = devices * micro * pieces
     step = fleet.step_s(devices, micro, pieces)
@@ -251,7 +275,7 @@ def _row(fleet: Fleet, devices: int, split: Split, first: tuple[int, Split]) -> 
         exposed=fleet.exposed_s(devices, micro) / step,
         joules=_product(seconds, fleet.watts, devices),
         money=_product(seconds, fleet.per_hour, devices / 3600),
-        lost_to=_lost_to(fleet, devices, speedup * first[0] / devices),
+        lost_to=_lost_to(fleet, devices, speedup * first[0] / devices) if blame else "",
     )
 
 
@@ -306,16 +330,7 @@ def _seconds_of_progress(world: Fleet, real: Fleet, devices: int) -> float:
 
 def _pays(rows: Sequence[Row], dropped: int, fleet: Fleet) -> tuple[int, str]:
     """Up to where another doubling is worth its price, and what ends it."""
-    last = rows[0]
-    while True:
-        worth = [
-            row
-            for row in rows
-            if row.devices > last.devices and _gain(last, row) >= _price(last, row)
-        ]
-        if not worth:
-            break
-        last = worth[0]
+    last = _last_that_pays(rows)
     beyond = [row for row in rows if row.devices > last.devices]
     if beyond:
         row = beyond[0]
@@ -327,6 +342,20 @@ def _pays(rows: Sequence[Row], dropped: int, fleet: Fleet) -> tuple[int, str]:
     if dropped:
         return last.devices, f"the data set has {fleet.examples:,} examples only"
     return last.devices, f"each step up makes it {PAYS} x as fast or more a doubling"
+
+
+def _last_that_pays(rows: Sequence[Row]) -> Row:
+    """Steps back in between do not end it: a larger step up may pay again."""
+    last = rows[0]
+    while True:
+        worth = [
+            row
+            for row in rows
+            if row.devices > last.devices and _gain(last, row) >= _price(last, row)
+        ]
+        if not worth:
+            return last
+        last = worth[0]
 
 
 def _gain(few: Row, many: Row) -> float:
