@@ -13,13 +13,16 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from rightbatch.errors import JobError
 from rightbatch.job import Job, to_device
 from rightbatch.measure.child import AVAILABLE, attempt, data_sizes, in_child
 from rightbatch.measure.memory import allocator_peak, resident
 from rightbatch.training import Training, accumulate
 
 PATIENCE_S = 60.0  # a trial that takes longer is stopped [assumed]
-STEPS = 2  # the first makes the optimizer's state, and uses the allocator once
+# The last batch of an epoch is shorter. Kernels keep scratch for every size they have
+# met: 9 % less fits on a CNN than after steps of one size [measured].
+SHORTER = 0.75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +119,10 @@ def _steps(
             accumulate(job, training.model, training.optimizer, batches, [size] * many)
             training.optimizer.step()
 
-        for _ in range(STEPS):
-            step(micro_batch, pieces)
+        step(micro_batch, pieces)  # makes the optimizer's state
+        with contextlib.suppress(JobError):  # a loss may need so many examples
+            step(max(1, round(SHORTER * micro_batch)), pieces)
+        step(micro_batch, pieces)
     allocated = gauge.allocated
     if exact and device.type == "cpu":
         training.optimizer.zero_grad(set_to_none=True)
