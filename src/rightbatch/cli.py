@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -470,6 +471,12 @@ def main() -> None:
     except Exception as error:
         click.echo(report_bug(error), err=True)
         status = FAILED
+    if status == INTERRUPTED:
+        # Python ends by the signal itself, whatever status is asked for, if Ctrl-C came
+        # while it was running source text (as every dataclass does when it is made).
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
     sys.exit(status if isinstance(status, int) else DECIDED)
 
 
