@@ -30,16 +30,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import rightbatch as rb
 from rightbatch.boundary import StepMaker
 from rightbatch.fit.envelope import Envelope, fit_envelope
-from rightbatch.largest import trace_law
 from rightbatch.measure.child import data_sizes
-from rightbatch.measure.memory import allocator_peak, resident
+from rightbatch.measure.memory import allocator_peak
 from rightbatch.measure.traced_step import probes_of
+from rightbatch.step_law import trace_law
 from rightbatch.training import Training, accumulate
 
 MIB = 2**20
@@ -192,13 +191,7 @@ def real_peak(job: rb.Job, batch: Callable[[int], Any], size: int, pieces: int) 
         training.optimizer.step()
 
     step(2, 1)
-    training.optimizer.zero_grad(set_to_none=True)
-    kept = {
-        t.untyped_storage()._cdata: t.untyped_storage().nbytes()
-        for t in tree_leaves(resident(training))
-        if isinstance(t, Tensor)
-    }
-    return sum(kept.values()) + allocator_peak(lambda: step(size, pieces))
+    return allocator_peak(training, lambda: step(size, pieces))
 
 
 def compared(job: rb.Job, sizes: list[int], pieces: int = 1) -> None:

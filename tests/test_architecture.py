@@ -32,6 +32,7 @@ ROOMS = [
     "measure",
     "fit",
     "boundary",
+    "step_law",
     "largest",
     "measuring",
     "plan",

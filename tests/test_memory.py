@@ -28,12 +28,12 @@ import rightbatch as rb
 from rightbatch import environment
 from rightbatch.boundary import Search, StepMaker
 from rightbatch.fit.envelope import Envelope, Segment, fit_envelope, fit_points
-from rightbatch.largest import trace_law
 from rightbatch.measure.budget import budget_for
-from rightbatch.measure.memory import allocator_peak, resident
+from rightbatch.measure.memory import allocator_peak
 from rightbatch.measure.record import MemoryPoint
 from rightbatch.measure.traced_step import CannotTrace, Probe, probes_of
 from rightbatch.measure.trial import Trial, try_step
+from rightbatch.step_law import trace_law
 from rightbatch.training import Training, accumulate
 
 CPU = torch.device("cpu")
@@ -117,14 +117,7 @@ def real_peak(job: rb.Job, size: int, pieces: int = 1) -> int:
         training.optimizer.step()
 
     step(2, 1)
-    training.optimizer.zero_grad(set_to_none=True)
-    kept = {
-        t.untyped_storage()._cdata: t.untyped_storage().nbytes()
-        for group in resident(training)
-        for t in torch.utils._pytree.tree_leaves(group)
-        if isinstance(t, Tensor)
-    }
-    return sum(kept.values()) + allocator_peak(lambda: step(size, pieces))
+    return allocator_peak(training, lambda: step(size, pieces))
 
 
 def law_of(job: rb.Job, pieces: int = 1) -> Envelope:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rightbatch.feed.tokens import Tokens
     from rightbatch.fit.progress import StepsLaw, fit_steps
     from rightbatch.job import Job
-    from rightbatch.largest import MemoryLaw, largest_batch, token_law
+    from rightbatch.largest import MemoryLaw, largest_batch
     from rightbatch.lint import Finding, Findings, check
     from rightbatch.loading import load_job
     from rightbatch.measure.one_shot import noise_scale
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from rightbatch.run.accumulate import Accumulator
     from rightbatch.run.controller import Controller
     from rightbatch.run.train import Run, train
+    from rightbatch.step_law import token_law
     from rightbatch.tuning import Tuning, tune
 
 _HOMES = {
@@ -66,7 +67,7 @@ _HOMES = {
     "feed.tokens": ("Tokens",),
     "fit.progress": ("StepsLaw", "fit_steps"),
     "job": ("Job",),
-    "largest": ("MemoryLaw", "largest_batch", "token_law"),
+    "largest": ("MemoryLaw", "largest_batch"),
     "loading": ("load_job",),
     "measure.record": ("Measurements",),
     "measure.one_shot": ("noise_scale",),
@@ -85,6 +86,7 @@ _HOMES = {
     "run.accumulate": ("Accumulator",),
     "run.controller": ("Controller",),
     "run.train": ("Run", "train"),
+    "step_law": ("token_law",),
     "tuning": ("Tuning", "tune"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

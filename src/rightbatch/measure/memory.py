@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from rightbatch.measure.live_bytes import LiveBytes
 from rightbatch.measure.record import MemoryPoint
@@ -62,14 +63,23 @@ def silent() -> Iterator[None]:
         os.close(nowhere)
 
 
-def allocator_peak(step: Any) -> int:
-    """Most bytes torch's CPU allocator handed out while ``step()`` ran.
+def allocator_peak(training: Training, step: Callable[[], None]) -> int:
+    """Most bytes torch's CPU allocator had handed out while ``step()`` ran.
 
-    Unlike `LiveBytes` this sees what kernels take for themselves. What was there
-    before is not in it.
+    Unlike `LiveBytes` this sees what kernels take for themselves.
+
+    Args:
+        training: Whose step it is; its gradients are dropped first.
+        step: Makes it.
     """
     from torch.profiler import ProfilerActivity, profile
 
+    training.optimizer.zero_grad(set_to_none=True)
+    kept = {
+        t.untyped_storage()._cdata: t.untyped_storage().nbytes()
+        for t in tree_leaves(resident(training))
+        if isinstance(t, torch.Tensor)
+    }
     with (
         silent(),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
@@ -82,4 +92,4 @@ def allocator_peak(step: Any) -> int:
     for event in sorted(events, key=lambda e: e.start_ns()):
         current += event.nbytes()
         peak = max(peak, current)
-    return peak
+    return sum(kept.values()) + peak

@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from rightbatch.errors import JobError
 from rightbatch.job import Job, to_device
 from rightbatch.measure.child import AVAILABLE, attempt, data_sizes, in_child
-from rightbatch.measure.memory import allocator_peak, resident
+from rightbatch.measure.memory import allocator_peak
 from rightbatch.training import Training, accumulate
 
 PATIENCE_S = 60.0  # a trial that takes longer is stopped [assumed]
@@ -125,15 +123,8 @@ def _steps(
         step(micro_batch, pieces)
     allocated = gauge.allocated
     if exact and device.type == "cpu":
-        training.optimizer.zero_grad(set_to_none=True)
-        kept = {
-            t.untyped_storage()._cdata: t.untyped_storage().nbytes()
-            for t in tree_leaves(resident(training))
-            if isinstance(t, Tensor)
-        }
         with contextlib.suppress(RuntimeError, MemoryError):  # of the account itself
-            peak = allocator_peak(lambda: step(micro_batch, pieces))
-            allocated = sum(kept.values()) + peak
+            allocated = allocator_peak(training, lambda: step(micro_batch, pieces))
     taken = max(gauge.taken, allocated)
     fits = device.type == "cpu" or limit is None or taken <= limit
     return Trial(micro_batch=micro_batch, fits=fits, taken=taken, allocated=allocated)
