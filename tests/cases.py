@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -181,3 +185,16 @@ def raced(
 def optimum(t0: float, t1: float, critical: float) -> float:
     """The closed form sqrt(B_crit t0 / t1)."""
     return math.sqrt(critical * t0 / t1)
+
+
+def rightbatch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command line, in a process of its own, on one thread."""
+    return subprocess.run(
+        [sys.executable, "-m", "rightbatch", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )

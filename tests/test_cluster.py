@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rightbatch as rb
-from cases import made_up
+from cases import made_up, rightbatch
 from rightbatch.cluster_command import parse_devices
 from rightbatch.estimate import Estimate
 from rightbatch.fit.cost import TimeLaw
@@ -316,15 +316,7 @@ def test_a_log_of_mlperf_is_read(tmp_path: Path) -> None:
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rightbatch", "cluster", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env=ENVIRONMENT,
-        timeout=120,
-    )
+    return rightbatch("cluster", *arguments, cwd=cwd)
 
 
 def test_the_command_from_a_run_folder(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import rightbatch as rb
+from cases import rightbatch
 from rightbatch import environment
 from rightbatch.boundary import Search, StepMaker
 from rightbatch.fit.envelope import Envelope, Segment, fit_envelope, fit_points
@@ -596,15 +597,7 @@ def test_the_terms_of_a_budget_add_up() -> None:
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rightbatch", "measure", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env=ENVIRONMENT,
-        timeout=120,
-    )
+    return rightbatch("measure", *arguments, cwd=cwd)
 
 
 def test_the_command_answers_in_eighty_columns(tmp_path: Path) -> None:
