@@ -129,15 +129,30 @@ def permuted(position: int, length: int, seed: int, epoch: int) -> int:
     found = position
     while True:
         left, right = divmod(found, columns)
-        for number in range(12 if length < 64 else 8 if length < 1024 else 6):
-            own = _mixed((key + (number + 1) * 0x9E3779B97F4A7C15) % 2**64)
+        rounds = 12 if length < 64 else 8 if length < 1024 else 6
+        for number in range(rounds if length < 65536 else 4):
             if number % 2:
-                right = (right + ((_mixed(left ^ own) >> 32) * columns >> 32)) % columns
+                right = (right + _hashed(left, key, number, length, columns)) % columns
             else:
-                left = (left + ((_mixed(right ^ own) >> 32) * rows >> 32)) % rows
+                left = (left + _hashed(right, key, number, length, rows)) % rows
         found = left * columns + right
         if found < length:
             return found
+
+
+def _hashed(half: int, key: int, number: int, length: int, size: int) -> int:
+    """A number below ``size``, from half a position and a round's two words."""
+    own = [_mixed((key + j * 0x9E3779B97F4A7C15) % 2**64)
+           for j in (2 * number + 1, 2 * number + 2)]  # fmt: skip
+    wide = length > 2**32
+    bits, first, second = (64, 30, 27) if wide else (32, 16, 15)
+    by, then = (
+        (0xBF58476D1CE4E5B9, 0x94D049BB133111EB) if wide else (0x7FEB352D, 0x846CA68B)
+    )
+    word = (half ^ own[0]) % 2**bits
+    word = (word ^ word >> first) * by % 2**bits
+    word = ((word ^ word >> second) + own[1]) * then % 2**bits
+    return word * size >> bits
 
 
 def epochs(length: int, seed: int, count: int) -> list[int]:

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 import reference
 from rightbatch.feed.permutation import (
     Permutation,
-    Walk,
     below,
     key_of,
     permute,
     rounds_for,
 )
+from rightbatch.feed.walk import Walk
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,11 @@ def test_every_position_has_its_own_example(length: int) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.one_of(st.integers(1, 5000), st.integers(1, 1 << 62)),
+    st.one_of(
+        st.integers(1, 5000),
+        st.integers(2**32 - 3, 2**32 + 3),
+        st.integers(1, 1 << 62),
+    ),
     st.integers(0, 1 << 40),
     st.integers(0, 50),
     st.data(),
@@ -42,7 +46,9 @@ def test_it_is_the_cipher_as_written_down(
     assert fast.tolist() == slow
 
 
-@pytest.mark.parametrize("length", [2**32, 10**10 + 7, 2**53 + 1, 2**62])
+@pytest.mark.parametrize(
+    "length", [2**32 - 1, 2**32, 2**32 + 1, 10**10 + 7, 2**53 + 1, 2**62]
+)
 def test_beyond_32_bits_nothing_collides(length: int) -> None:
     places = np.unique(np.random.default_rng(0).integers(0, length, 100_000))
     order = Permutation(length, seed=1)(places)
@@ -53,14 +59,19 @@ def test_beyond_32_bits_nothing_collides(length: int) -> None:
 
 
 def test_elementwise_keys_and_lengths_are_those_of_each() -> None:
-    lengths = np.array([1, 2, 7, 100, 10**9])
-    keys = np.arange(5, dtype=np.uint64)
-    together = permute(lengths - 1, lengths, keys)
+    lengths = np.array([1, 2, 7, 100, 10**9, 2**32, 2**32 + 1, 10**12])
+    keys = np.arange(8, dtype=np.uint64)
     alone = [
         int(permute(lengths[i : i + 1] - 1, int(lengths[i]), int(keys[i]))[0])
-        for i in range(5)
+        for i in range(8)
     ]
-    assert together.tolist() == alone
+    for some in (slice(0, 8), slice(0, 6), slice(6, 8)):  # long ones, short ones, both
+        together = permute(lengths[some] - 1, lengths[some], keys[some])
+        assert together.tolist() == alone[some]
+    common = permute(lengths - 1, lengths, 5)
+    assert common.tolist() == [
+        int(permute(lengths[i : i + 1] - 1, int(lengths[i]), 5)[0]) for i in range(8)
+    ]
 
 
 def _ratio(orders: list[np.ndarray], length: int, batch: int) -> float:
@@ -84,6 +95,41 @@ def test_batch_means_vary_like_random_ones(
 ) -> None:
     orders = [Permutation(length, 0, e)(np.arange(length)) for e in range(epochs)]
     assert abs(_ratio(orders, length, batch) - 1) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("length", "epochs"), [(1 << 16, 160), (1_000_000, 24)])
+def test_batches_are_random_whatever_the_data_is_ordered_by(
+    length: int, epochs: int
+) -> None:
+    """Variance and fourth moment of batch means, for features of a place.
+
+    The cipher's own rows and columns among them: 3 rounds give 1.19 for columns.
+    94,000 batches at length 10**6, 41,000 at the other: the variance has a standard
+    error of 0.5 and 0.7 %, the fourth moment of 1.1 and 1.6 %.
+    """
+    batch, place = 256, np.arange(length)
+    columns = -(-length // math.ceil(math.sqrt(length)))
+    features = (
+        place * 10 // length,
+        np.cos(2 * np.pi * (place % columns) / columns),
+        place // columns % 2,
+        place % 2,
+        place // 256 % 2,
+    )
+    steps = length // batch
+    scale = math.sqrt((length - 1) * batch / (length - batch))
+    means: list[list[np.ndarray]] = [[] for _ in features]
+    for epoch in range(epochs):
+        order = Permutation(length, 1, epoch)(place)[: steps * batch]
+        for feature, found in zip(features, means, strict=True):
+            scaled = ((feature - feature.mean()) / feature.std()).astype(np.float32)
+            found.append(scaled[order].reshape(steps, batch).mean(1) * scale)
+    for found in means:
+        values = np.concatenate(found).astype(np.float64)
+        assert abs(np.mean(values**2) - 1) < 0.03
+        # A mean over B draws has the kurtosis 3 - O(1 / B).
+        assert abs(np.mean(values**4) / 3 - 1) < 0.07
 
 
 @pytest.mark.parametrize("length", [1000, 60_000, 65_537])

@@ -9,14 +9,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from rightbatch.feed.composition import Composition, Cursor, Cut, check_index_count
-from rightbatch.feed.permutation import (
-    Blocks,
-    Permutation,
-    Walk,
-    below,
-    key_of,
-    keys_at,
-)
+from rightbatch.feed.permutation import Permutation, below, key_of, keys_at
+from rightbatch.feed.walk import Blocks, Walk
 
 
 class Shuffled:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from rightbatch.feed.permutation import Walk
+from rightbatch.feed.walk import Walk
 
 
 class IndexStream:

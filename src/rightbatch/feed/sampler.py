@@ -13,7 +13,7 @@ from rightbatch.errors import SettingError
 from rightbatch.feed.composition import Composition, Cursor
 from rightbatch.feed.cutter import Cutter
 from rightbatch.feed.draws import Shuffled
-from rightbatch.feed.permutation import Blocks
+from rightbatch.feed.walk import Blocks
 
 
 class BatchSampler(Cutter, Sampler[list[int]]):
@@ -88,7 +88,7 @@ class BatchSampler(Cutter, Sampler[list[int]]):
             else:
                 ahead.append(cursor)
             yield batch
-            if ahead is None and self._cursor != cursor:
+            if ahead is None and self._cursor is not cursor:
                 raise _elsewhere()
             cursor = self._planner.settle(cursor, self.batch_size)
 
