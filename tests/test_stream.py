@@ -20,6 +20,7 @@ import rightbatch as rb
 from feeding import Numbers, Segment, run, steps_of
 from rightbatch.feed.deal import deal
 from rightbatch.feed.ledger import Ledger
+from rightbatch.feed.sampler import BatchSampler
 from rightbatch.feed.stream import BatchStream
 
 HERE = Path(__file__).parent
@@ -56,8 +57,12 @@ def check(
         left = length - at % length
         if tail == "drop" and left < size:
             at, left = at + left, length
-        count = min(size, left) if tail == "keep" else size
-        assert seen == sorted(order[at : at + count])
+        count = min(size, left) if tail in ("keep", "pad") else size
+        expected = order[at : at + count]
+        if tail == "pad":  # with what the epoch began with, again and again
+            head = order[at - at % length : at - at % length + length]
+            expected += (head * size)[: size - count]
+        assert seen == sorted(expected)
         at += count
         if tail == "drop" and length - at % length < size:
             at += length - at % length  # by the batch in force when it was reached
@@ -67,7 +72,7 @@ def check(
 @given(
     st.integers(1, 60),
     st.integers(0, 5),
-    st.sampled_from(["keep", "drop", "carry"]),
+    st.sampled_from(["keep", "drop", "carry", "pad"]),
     segments(workers=(0,), worlds=8, sizes=30),
 )
 def test_no_crash_or_change_loses_or_repeats_anything(
@@ -193,7 +198,7 @@ def test_length_is_exact_after_changes() -> None:
     assert (dropping.epoch, dropping.step) == (1, 3)
 
 
-@pytest.mark.parametrize("tail", ["keep", "drop", "carry"])
+@pytest.mark.parametrize("tail", ["keep", "drop", "carry", "pad"])
 def test_a_state_of_the_last_batch_begins_the_next_epoch(tail: str) -> None:
     data = (torch.arange(20),)
     stream = rb.BatchStream(data, 7, tail=tail)
@@ -204,6 +209,39 @@ def test_a_state_of_the_last_batch_begins_the_next_epoch(tail: str) -> None:
     expected = [b[0].tolist() for b in stream]
     assert expected
     assert [b[0].tolist() for b in fresh] == expected
+
+
+def test_padding_is_said_and_no_repeat_to_a_ledger(tmp_path: Path) -> None:
+    stream = rb.BatchStream(Numbers(10), 4, tail="pad", ledger=tmp_path)
+    sizes, drawn = [], {}
+    for step in stream.steps():
+        sizes.append((step.examples, step.repeats))
+        for micro in step:
+            for index, number in zip(*micro.data, strict=True):
+                drawn.setdefault(int(index), []).append(float(number))
+    assert sizes == [(4, 0), (4, 0), (4, 2)]
+    twice = [numbers for numbers in drawn.values() if len(numbers) == 2]
+    assert len(twice) == 2
+    assert all(a != b for a, b in twice)  # augmented anew
+    audit = Ledger(tmp_path).audit(10)
+    assert (audit.exact, audit.examples, audit.dropped) == (True, 10, 0)
+    sampler = BatchSampler(10, 4, tail="pad", rank=1, world_size=2)
+    assert [len(batch) for batch in sampler] == [2, 2, 2]
+
+
+def test_padded_runs_of_tokens_keep_their_budget_and_weights() -> None:
+    lengths = np.random.default_rng(0).integers(1, 50, 70)
+    order = rb.Tokens(lengths, 100, window=16)
+    stream = rb.BatchStream((torch.arange(70),), 32, order=order, tail="pad")
+    for step in stream.steps():
+        parts = list(step)
+        assert step.examples == 32
+        for micro in parts:
+            own = lengths[micro.indices.numpy()]
+            assert own.max() * len(own) <= 100
+        assert abs(sum(m.share for m in parts) - 1) < 1e-9
+        assert abs(sum(m.token_share or 0 for m in parts) - 1) < 1e-9
+    assert stream.epoch == 1
 
 
 class Augmented(Numbers):
@@ -454,7 +492,7 @@ def test_uneven_ranks_are_said_once() -> None:
         ({"batch_size": 0}, "at least 1"),
         ({"batch_size": 2.0}, "integer"),
         ({"batch_size": 21, "tail": "drop"}, "drop every batch"),
-        ({"tail": "pad"}, "keep, drop, carry"),
+        ({"tail": "cut"}, "keep, drop, carry, pad"),
         ({"tail": "drop", "order": "replacement"}, "no effect"),
         ({"order": "random"}, "shuffled, sequential"),
         ({"rank": 2, "world_size": 2}, "not below world_size"),

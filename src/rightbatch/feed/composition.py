@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,6 +47,7 @@ class Cut:
         unit: Neighbours that must stay on one rank and in one micro-batch.
         factor: Weight of this step's mean, beside 1 only where the number of examples
             is random (Poisson sampling).
+        repeats: The last so many are examples of this epoch once more (padding).
     """
 
     indices: Int64[np.ndarray, " batch"]
@@ -57,6 +58,29 @@ class Cut:
     fences: tuple[int, ...] = ()
     unit: int = 1
     factor: float = 1.0
+    repeats: int = 0
+
+    def padded(self, more: Cut) -> Cut:
+        """With the examples of another cut behind, as repeats.
+
+        For orders that cover an epoch: they have no weights and no groups.
+        """
+        assert self.weights is None
+        assert self.groups is None
+        own = len(self.indices)
+        tokens = None
+        if self.tokens is not None and more.tokens is not None:
+            tokens = np.concatenate([self.tokens, more.tokens])
+        fences = (*self.fences, own, *(own + fence for fence in more.fences))
+        return replace(
+            self,
+            indices=np.concatenate([self.indices, more.indices]),
+            # Another randomness than that of the first time.
+            seeds=np.concatenate([self.seeds, ~more.seeds]),
+            tokens=tokens,
+            fences=fences if self.fences else (),
+            repeats=self.repeats + len(more.indices),
+        )
 
 
 class Composition(Protocol):

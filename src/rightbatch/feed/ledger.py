@@ -84,16 +84,21 @@ class Ledger:
         """Write down a step that has been handed out: it outlives this process."""
         if self._file is None:
             self._file = self._opened(segment, rank, world_size)
-        mine = [m for m in plan.micro if not m.part.filler]
-        start = plan.before.position
+        start, fresh = plan.before.position, len(plan.cut.indices) - plan.cut.repeats
+        # Padding is no example of the epoch: it was asked for, and is left out here.
+        mine = [
+            (m.part.start, min(m.part.stop, fresh), m.piece.indices.tolist())
+            for m in plan.micro
+            if not m.part.filler and m.part.start < fresh
+        ]
         row = {
             "step": plan.before.step,
             "start": start,
             "after": plan.after.position,
-            "dropped": plan.after.position - start - len(plan.cut.indices),
+            "dropped": plan.after.position - start - fresh,
             "ranks": world_size,
-            "positions": [[start + m.part.start, start + m.part.stop] for m in mine],
-            "indices": [i for m in mine for i in m.piece.indices.tolist()],
+            "positions": [[start + first, start + stop] for first, stop, _ in mine],
+            "indices": [i for first, stop, own in mine for i in own[: stop - first]],
         }
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -12,7 +12,7 @@ from rightbatch.feed.composition import Composition, Cursor, Cut
 from rightbatch.feed.deal import Part, deal
 from rightbatch.feed.fetch import Piece
 
-TAILS = ("keep", "drop", "carry")
+TAILS = ("keep", "drop", "carry", "pad")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,6 +83,8 @@ class Planner:
         """The step that begins at ``cursor``, already settled."""
         stop = self.stop(cursor)
         cut, after = self.composition.cut(self.seed, cursor, batch_size, stop)
+        if self.tail == "pad":
+            cut = self._padded(cut, cursor, batch_size)
         hands = deal(
             len(cut.indices),
             self.world_size,
@@ -103,7 +105,7 @@ class Planner:
 
     def stop(self, cursor: Cursor) -> int:
         """Position that the next step must not reach over."""
-        if self.tail != "keep":
+        if self.tail in ("carry", "drop"):
             return 1 << 63
         length = self.composition.length
         return (cursor.position // length + 1) * length
@@ -127,6 +129,16 @@ class Planner:
         """Steps that begin in this epoch, from ``position`` on, at this batch."""
         left = self.composition.length - position % self.composition.length
         return left // batch_size if self.tail == "drop" else -(-left // batch_size)
+
+    def _padded(self, cut: Cut, cursor: Cursor, batch_size: int) -> Cut:
+        """Filled up to the whole size with the examples that the epoch began with."""
+        length = self.composition.length
+        begin = cursor.position - cursor.position % length
+        while (short := batch_size - len(cut.indices)) > 0:
+            head = replace(cursor, position=begin)
+            more, _ = self.composition.cut(self.seed, head, short, begin + length)
+            cut = cut.padded(more)
+        return cut
 
     def _micro(self, cut: Cut, part: Part) -> MicroPlan:
         here = slice(part.start, part.stop)
@@ -164,9 +176,9 @@ def check_tail(tail: str | None, composition: Composition) -> str:
         raise SettingError(
             f"tail must be one of {', '.join(TAILS)}", seen=f"tail={tail!r}"
         )
-    if tail == "drop" and composition.counts != "examples":
+    if tail in ("drop", "pad") and composition.counts != "examples":
         raise SettingError(
-            "tail='drop' needs a batch_size in examples",
+            f"tail={tail!r} needs a batch_size in examples",
             seen=f"it counts {composition.counts}",
             why="nobody can know how many examples the next step would have had",
             fix="tail='keep' or 'carry'",

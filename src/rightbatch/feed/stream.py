@@ -67,6 +67,7 @@ class Step:
         number: Steps before it.
         epoch: Epoch in which it begins.
         examples: Examples over all ranks.
+        repeats: Of those, the ones that only fill it up (``tail="pad"``).
         local_examples: Examples of this rank.
         tokens: Tokens over all ranks, or None.
         weighted: Whether its examples carry importance weights.
@@ -76,7 +77,7 @@ class Step:
         self._stream, self._plan = stream, plan
         self.number = plan.before.step
         self.epoch = plan.before.position // stream.length
-        self.examples = len(plan.cut.indices)
+        self.examples, self.repeats = len(plan.cut.indices), plan.cut.repeats
         self.local_examples = sum(len(m.piece.indices) for m in plan.micro if m.share)
         tokens = plan.cut.tokens
         self.tokens = None if tokens is None else int(tokens.sum())
@@ -109,7 +110,8 @@ class BatchStream(Cutter):
         order: ``"shuffled"``, ``"sequential"``, ``"replacement"``, ``"poisson"``, or a
             composition: `Strata`, `Pairs`, `Tokens`.
         tail: What becomes of an epoch's last short batch: ``"keep"`` it (default),
-            ``"drop"`` it, or ``"carry"`` it: fill it up from the next epoch.
+            ``"drop"`` it, ``"carry"`` it: fill it up from the next epoch, or ``"pad"``
+            it: fill it up with examples that the epoch began with, once more.
         rank, world_size: Which part of each batch: both, or neither: then from
             torch.distributed.
         collate_fn: Makes a batch of a list of examples; default torch's. A tuple of
