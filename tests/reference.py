@@ -160,6 +160,34 @@ def epochs(length: int, seed: int, count: int) -> list[int]:
     return [permuted(p, length, seed, e) for e in range(count) for p in range(length)]
 
 
+def distinct_batches(
+    order: list[int], keys: list[set[int]], sizes: list[int]
+) -> list[list[int]]:
+    """Batches without a common key: those that wait first, then on along the order."""
+    waiting: list[int] = []
+    ahead, batches = iter(order), []
+    for size in sizes:
+        batch: list[int] = []
+        used: set[int] = set()
+        still = []
+        for example in waiting:
+            if len(batch) < size and not keys[example] & used:
+                batch.append(example)
+                used |= keys[example]
+            else:
+                still.append(example)
+        while len(batch) < size:
+            example = next(ahead)
+            if keys[example] & used:
+                still.append(example)
+            else:
+                batch.append(example)
+                used |= keys[example]
+        batches.append(batch)
+        waiting = still
+    return batches
+
+
 def whole_gradient(
     model: nn.Module, loss: Any, examples: Sequence[Any]
 ) -> torch.Tensor:

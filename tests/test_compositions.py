@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+import reference
 import rightbatch as rb
 from rightbatch.feed.allotment import allot, batch_variance, importance_weights
+from rightbatch.feed.distinct import Distinct
 from rightbatch.feed.neyman import StratumMeter
+from rightbatch.feed.stream import BatchStream
 from rightbatch.feed.tokens import packed_runs, padded_runs
 from rightbatch.feed.weighted import Weighted
 
@@ -467,6 +470,74 @@ def test_weighted_draws_are_unbiased_or_of_the_weighted_objective() -> None:
     assert len(next(iter(plain))) == 1  # no weights
 
 
+@settings(deadline=None, max_examples=150)
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.integers(20, 50)), min_size=4),
+    st.integers(1, 2),
+    st.lists(st.integers(1, 8), min_size=1, max_size=25),
+    st.integers(1, 3),
+    st.integers(0, 3),
+)
+def test_distinct_batches_share_no_key_and_lose_nothing(
+    rows: list[tuple[int, int]],
+    columns: int,
+    sizes: list[int],
+    world: int,
+    seed: int,
+) -> None:
+    keys = np.array(rows)[:, :columns]
+    own = [set(row.tolist()) for row in keys]
+    most = len(rows) // max(sum(k in one for one in own) for k in set().union(*own))
+    sizes = [min(size, most) for size in sizes]
+    data = (torch.arange(len(rows)),)
+
+    def streams(ranks: int) -> list[BatchStream]:
+        return [
+            BatchStream(
+                data, 1, order=Distinct(keys), seed=seed, rank=r, world_size=ranks
+            )
+            for r in range(ranks)
+        ]
+
+    made, found = streams(world), []
+    for number, size in enumerate(sizes):
+        if number == len(sizes) // 2:  # a state goes on, on other ranks
+            state = made[-1].state_dict()
+            made = streams(1)
+            made[0].load_state_dict(state)
+        batch = []
+        for stream in made:
+            stream.batch_size = size
+            for micro in next(stream.steps()):
+                batch += micro.indices.tolist() if micro.share else []
+        assert sum(len(own[i]) for i in batch) == len(
+            set().union(*(own[i] for i in batch))
+        )
+        found.append(sorted(batch))
+    epochs = 3 + 2 * sum(sizes) // len(rows)
+    order = reference.epochs(len(rows), seed, epochs)
+    slow = reference.distinct_batches(order, own, sizes)
+    assert found == [sorted(batch) for batch in slow]
+
+
+def test_a_key_of_every_other_example_waits_and_does_not_pile_up() -> None:
+    """Half of a batch's room: 32 of 1000 examples have the same key, B is 16."""
+    keys = np.arange(1000)
+    keys[:32] = -1
+    stream = BatchStream((torch.arange(1000),), 16, order=Distinct(keys))
+    waiting, seen = [], []
+    for _ in range(20):  # epochs
+        for step in stream.steps():
+            (micro,) = step
+            seen += micro.indices.tolist()
+            assert (micro.indices < 32).sum() <= 1
+            waiting.append(len(stream.state_dict()["extra"]))
+    times = np.bincount(seen, minlength=1000)
+    assert len(seen) >= 20_000
+    assert max(waiting) <= 32
+    assert (times.min(), times.max()) in ((20, 20), (19, 21), (20, 21), (19, 20))
+
+
 def test_importance_weights_average_to_one() -> None:
     sizes, counts = np.array([10, 90]), np.array([5, 5])
     assert importance_weights(sizes, counts).tolist() == [0.2, 1.8]
@@ -491,6 +562,11 @@ def test_importance_weights_average_to_one() -> None:
         (lambda: rb.Strata([0, 1], "neyman").observe([1]), "shape"),
         (lambda: rb.Strata.by_quantiles([1, math.inf]), "the first is example 1"),
         (lambda: rb.Pairs([0, 0, 1, 1], each=1), "at least 2"),
+        (lambda: Distinct([]), "an axis of examples"),
+        (
+            lambda: rb.BatchStream((torch.arange(4),), 3, order=Distinct([0, 0, 1, 2])),
+            "one key is in 2 of 4",
+        ),
         (lambda: rb.Tokens([5, 60], 50), "longer than the budget"),
         (lambda: rb.Tokens([5, 0], 50), "empty"),
         (

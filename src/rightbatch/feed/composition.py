@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt64
@@ -83,8 +83,11 @@ class Cut:
         )
 
 
-class Composition(Protocol):
+class Composition:
     """A pure function from (seed, cursor, batch size) to the examples of one step.
+
+    What most have in common is here: they take any batch size, are told nothing, and
+    keep no integers of their own.
 
     Attributes:
         name: For people and for the saved state.
@@ -97,12 +100,12 @@ class Composition(Protocol):
     name: str
     length: int
     covers: bool
-    counts: str
-    version: int
+    counts: str = "examples"
+    version: int = 0
 
     def start(self) -> tuple[int, ...]:
         """Its own integers at the start of a stream."""
-        ...
+        return ()
 
     def check(self, batch_size: int) -> None:
         """Refuse a batch size that cannot be composed.
@@ -110,7 +113,6 @@ class Composition(Protocol):
         Raises:
             SettingError: It cannot.
         """
-        ...
 
     def cut(
         self, seed: int, cursor: Cursor, batch_size: int, stop: int
@@ -123,26 +125,25 @@ class Composition(Protocol):
             batch_size: How much to take.
             stop: Position that it must not reach over.
         """
-        ...
+        raise NotImplementedError
 
     def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
         """Into how many runs of equal composition a batch can be cut; 1: into none.
 
         What measures noise by comparing groups must compare such runs.
         """
-        ...
+        return most
 
     def saved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
         """Its integers to be saved, with what it has been told since the last step."""
-        ...
+        return extra
 
     def loaded(self) -> None:
         """A saved state is in force: what it was told before no longer holds."""
-        ...
 
     def fingerprint(self) -> dict[str, Any]:
         """Plain values that tell another data set, or another composition."""
-        ...
+        return {}
 
 
 def check_index_count(batch_size: int, length: int, what: str) -> None:

@@ -232,7 +232,7 @@ def _composition(order: str | Composition, length: int) -> Composition:
                 fix="order=Strata(labels), Pairs(labels, each=4) or Tokens(lengths)",
             )
         return draw(order, length)
-    if isinstance(order, type) or not hasattr(order, "cut"):
+    if not isinstance(order, Composition):
         raise SettingError(
             "order is neither a name nor a composition",
             seen=f"order={order!r:.60}",

@@ -13,7 +13,7 @@ from rightbatch.feed.permutation import Permutation, below, key_of, keys_at
 from rightbatch.feed.walk import Blocks, Walk
 
 
-class Shuffled:
+class Shuffled(Composition):
     """Every epoch visits every example once, in an order of its own.
 
     Example:
@@ -22,20 +22,13 @@ class Shuffled:
         (3, 3)
     """
 
-    name, covers, counts, version = "shuffled", True, "examples", 0
+    name, covers = "shuffled", True
 
     def __init__(self, length: int) -> None:
         self.length = length
         self._seed = -1
         self._order: Callable[[int, int], Any] = np.arange
         self._seeds: Callable[[int, int], Any] = np.arange
-
-    def start(self) -> tuple[int, ...]:
-        """None of its own."""
-        return ()
-
-    def check(self, batch_size: int) -> None:
-        """Any size will do."""
 
     def cut(
         self, seed: int, cursor: Cursor, batch_size: int, stop: int
@@ -52,21 +45,6 @@ class Shuffled:
     def order(self, seed: int) -> Callable[[int, int], Int64[np.ndarray, " n"]]:
         """The examples from one position to before another."""
         return Walk(self.length, seed)
-
-    def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
-        """Every cut is like every other."""
-        return most
-
-    def saved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
-        """As they are."""
-        return extra
-
-    def loaded(self) -> None:
-        """Nothing to forget."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Its length is all it knows."""
-        return {}
 
 
 class Sequential(Shuffled):
@@ -98,7 +76,7 @@ class Replacement(Shuffled):
         return Blocks(drawn)
 
 
-class Poisson:
+class Poisson(Composition):
     """Every example joins a step with probability B / N, independently.
 
     The number of examples of a step is random with mean B; each weighs 1 / B, so the
@@ -109,14 +87,10 @@ class Poisson:
         Zhu and Wang 2019; the sampling that differential privacy's accounts assume.
     """
 
-    name, covers, counts, version = "poisson", False, "examples", 0
+    name, covers = "poisson", False
 
     def __init__(self, length: int) -> None:
         self.length = length
-
-    def start(self) -> tuple[int, ...]:
-        """None of its own."""
-        return ()
 
     def check(self, batch_size: int) -> None:
         """B is a mean, at most the whole.
@@ -145,21 +119,6 @@ class Poisson:
             factor=count / batch_size * filled,
         )
         return cut, cursor.behind(cursor.position + batch_size)
-
-    def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
-        """Every cut is like every other."""
-        return most
-
-    def saved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
-        """As they are."""
-        return extra
-
-    def loaded(self) -> None:
-        """Nothing to forget."""
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Its length is all it knows."""
-        return {}
 
 
 def augment(seed: int) -> int:

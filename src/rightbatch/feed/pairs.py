@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Int64
 
 from rightbatch.errors import SettingError
-from rightbatch.feed.composition import Cursor, Cut, whole
+from rightbatch.feed.composition import Composition, Cursor, Cut, whole
 from rightbatch.feed.draws import augment
 from rightbatch.feed.permutation import Permutation, key_of, keys_at, permute
 from rightbatch.feed.strata import members
 
 
-class Pairs:
+class Pairs(Composition):
     """Every batch holds P different classes with K different examples of each.
 
     P is ``batch_size / each``. With ``each=2`` every example has one positive in its
@@ -47,7 +47,7 @@ class Pairs:
         Hermans, Beyer and Leibe 2017, arXiv:1703.07737 (P x K batches).
     """
 
-    covers, counts, version = False, "examples", 0
+    covers = False
 
     def __init__(
         self,
@@ -145,13 +145,6 @@ class Pairs:
         """Runs of whole classes."""
         classes = batch_size // self.each
         return max(d for d in range(1, most + 1) if classes % d == 0)
-
-    def saved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
-        """As they are."""
-        return extra
-
-    def loaded(self) -> None:
-        """Nothing to forget."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Members of the classes."""

@@ -16,7 +16,7 @@ from rightbatch.feed.allotment import (
     batch_variance,
     importance_weights,
 )
-from rightbatch.feed.composition import Cursor, Cut, whole
+from rightbatch.feed.composition import Composition, Cursor, Cut, whole
 from rightbatch.feed.draws import augment
 from rightbatch.feed.permutation import key_of, keys_at, permute
 
@@ -24,7 +24,7 @@ RULES = ("proportional", "neyman", "balanced")
 UNIT = 1 << 20  # measured noise is kept in integers: its largest is so many [assumed]
 
 
-class Strata:
+class Strata(Composition):
     """Every batch holds k_s examples of stratum s, weighted to be unbiased.
 
     Where a rare stratum carries much of the gradient, a batch that always holds some of
@@ -60,7 +60,7 @@ class Strata:
         Zhao and Zhang 2014, arXiv:1405.3080; Neyman 1934.
     """
 
-    covers, counts = False, "examples"
+    covers = False
 
     def __init__(
         self,

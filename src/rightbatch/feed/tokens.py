@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from rightbatch.errors import SettingError
-from rightbatch.feed.composition import Cursor, Cut, whole
+from rightbatch.feed.composition import Composition, Cursor, Cut, whole
 from rightbatch.feed.draws import augment
 from rightbatch.feed.permutation import Permutation, key_of, keys_at
 
@@ -33,7 +33,7 @@ class Window:
     ends: Int64[np.ndarray, " runs"]
 
 
-class Tokens:
+class Tokens(Composition):
     """Every micro-batch holds as many examples as fit a budget of tokens.
 
     Each epoch's shuffled order is cut into windows; a window is sorted by length, cut
@@ -73,7 +73,7 @@ class Tokens:
         arXiv:2107.02027 (packing).
     """
 
-    covers, version = True, 0
+    covers = True
 
     def __init__(
         self,
@@ -115,10 +115,6 @@ class Tokens:
         self._kept: dict[tuple[int, int, int], Window] = {}
         self._keep = 8  # windows: what workers fetch ahead, and what is trained
 
-    def start(self) -> tuple[int, ...]:
-        """None of its own."""
-        return ()
-
     def check(self, batch_size: int) -> None:
         """A step holds at least the longest example."""
         if self.counts == "tokens" and batch_size < int(self.lengths.max()):
@@ -155,17 +151,6 @@ class Tokens:
             fences=tuple(f for f in fences if f < have) or (have,),
         )
         return cut, cursor.behind(position)
-
-    def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
-        """Every cut is like every other."""
-        return most
-
-    def saved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
-        """As they are."""
-        return extra
-
-    def loaded(self) -> None:
-        """Nothing to forget."""
 
     def fingerprint(self) -> dict[str, Any]:
         """A digest of the lengths, and the window and budget that order them."""

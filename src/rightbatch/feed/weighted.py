@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from rightbatch.errors import SettingError
-from rightbatch.feed.composition import Cursor, Cut
+from rightbatch.feed.composition import Composition, Cursor, Cut
 from rightbatch.feed.draws import augment
 from rightbatch.feed.permutation import key_of, keys_at
 from rightbatch.feed.strata import finite
 
 
-class Weighted:
+class Weighted(Composition):
     """Independent draws with probability p_i in proportion to a weight.
 
     Like ``WeightedRandomSampler``, but of any length (it stops at 2**24), the same on
@@ -39,7 +39,7 @@ class Weighted:
         >>> (indices,), weights = next(iter(stream))
     """
 
-    covers, counts, version = False, "examples", 0
+    covers = False
 
     def __init__(self, weights: Any, objective: str = "unweighted") -> None:
         found = finite(weights, len(weights), "weights")
@@ -58,13 +58,6 @@ class Weighted:
         self._upto = np.cumsum(found)
         self._weights = found / self._upto[-1]
         self.name = f"weighted ({objective} objective)"
-
-    def start(self) -> tuple[int, ...]:
-        """None of its own."""
-        return ()
-
-    def check(self, batch_size: int) -> None:
-        """Any size will do."""
 
     def cut(
         self, seed: int, cursor: Cursor, batch_size: int, stop: int
@@ -85,17 +78,6 @@ class Weighted:
             else None,
         )
         return cut, cursor.behind(after)
-
-    def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
-        """Every cut is like every other."""
-        return most
-
-    def saved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
-        """As they are."""
-        return extra
-
-    def loaded(self) -> None:
-        """Nothing to forget."""
 
     def fingerprint(self) -> dict[str, Any]:
         """A digest of the weights."""
