@@ -20,13 +20,14 @@ from rightbatch.feed.concerns import (
     Concern,
     bias,
     coverage,
+    index_cost,
     mixing,
     same_order,
-    waste,
 )
 from rightbatch.feed.cutter import Cutter
 from rightbatch.feed.mixing import Batches, by_label, ratio_of, waves
 from rightbatch.feed.stream import BatchStream
+from rightbatch.feed.token_audit import token_audit
 from rightbatch.isolation import preserved_rng
 
 HEAD = 4096  # examples by which two epochs are compared [assumed]
@@ -50,12 +51,16 @@ class FeedAudit:
         whole_epoch: Whether a whole epoch was looked at.
         lost: Examples that the epoch does not hold.
         repeated: Draws of an example that the epoch already held.
+        length_noise: The same of the logarithm of lengths. None without lengths.
         rank_balance: Fewest and most examples of a rank in the epoch.
+        token_balance: By how much the rank with most tokens has more than the mean,
+            over the steps' average. None without lengths, 0 on one rank.
         composition: Share of each label in batches relative to the data set.
         padding: Share of tokens that are padding. None without lengths.
-        index_time_s: Median seconds to make one batch of indices.
+        index_time_s: Seconds to make one batch of indices, its part of what making
+            the epoch's order takes included.
         step_share: ``index_time_s`` relative to the step time given.
-        concerns: What should be mended.
+        concerns: What should be mended, and notes: what may be meant.
     """
 
     shuffle_noise: Estimate
@@ -66,7 +71,9 @@ class FeedAudit:
     whole_epoch: bool
     lost: int
     repeated: int
+    length_noise: Estimate | None
     rank_balance: tuple[int, int]
+    token_balance: float | None
     composition: dict[str, float]
     padding: float | None
     index_time_s: float
@@ -74,8 +81,8 @@ class FeedAudit:
     concerns: tuple[Concern, ...]
 
     def __bool__(self) -> bool:
-        """Whether nothing is to be mended."""
-        return not self.concerns
+        """Whether nothing is to be mended; notes do not count."""
+        return all(concern.note for concern in self.concerns)
 
     def __str__(self) -> str:
         size = " to ".join(str(s) for s in sorted(set(self.sizes)))
@@ -86,11 +93,15 @@ class FeedAudit:
         ]
         if self.label_noise is not None:
             lines.append(f"label noise    {self.label_noise} x random")
+        if self.length_noise is not None:
+            lines.append(f"length noise   {self.length_noise} x random")
         if self.whole_epoch:
             lines.append(f"coverage       {self.lost} lost, {self.repeated} repeated")
         if self.rank_balance[0] != self.rank_balance[1]:
             few, many = self.rank_balance
             lines.append(f"ranks          {few} to {many} examples")
+        if self.token_balance:
+            lines.append(f"rank balance   the fullest {self.token_balance:.1%} above")
         if self.padding is not None:
             lines.append(f"padding        {self.padding:.1%} of tokens")
         share = "" if self.step_share is None else f", {self.step_share:.1%} of a step"
@@ -140,8 +151,8 @@ def audit(
                     seen=f"{len(given)} {name}, {length} examples",
                 )
         drawn, spent, whole = _drawn(ranks, examples)
-        # Another epoch of the same samplers; a stream has its own every time.
-        again = _drawn(ranks, HEAD)[0] if own is None else []
+        # What is asked of a stream is no mistake, and its epochs move on.
+        concerns = [] if own is not None else same_order(drawn[0], *_again(ranks))
     steps = [np.concatenate(parts) for parts in zip(*drawn, strict=False)]
     if not steps:
         raise SettingError(
@@ -152,12 +163,12 @@ def audit(
     held = [sum(map(len, batches)) for batches in drawn]
     index = np.concatenate([b for batches in drawn for b in batches])
     times = np.unique(index, return_counts=True)[1]
-    noise = ratio_of(steps, waves(length), length)
+    noise = ratio_of(steps, waves(length))
     found = None
     composition: dict[str, float] = {}
     # What a composition was asked for is no mistake.
     asked = own is not None and not own.composition.covers
-    concerns = [] if asked else mixing(noise, steps, length)
+    concerns += [] if asked else mixing(noise, steps)
     if labels is not None:
         names, inverse = np.unique(np.asarray(labels), return_inverse=True)
         found, composition = by_label(steps, names, inverse, length)
@@ -166,14 +177,17 @@ def audit(
         r.parts if isinstance(r, _OfCutter) else d
         for r, d in zip(ranks, drawn, strict=True)
     ]
-    padding = None if lengths is None else _padding(parts, np.asarray(lengths))
-    index_time = float(np.median(spent))
+    tokens = None
+    if lengths is not None:
+        packed = own is not None and getattr(own.composition, "packed", False)
+        tokens = token_audit(steps, drawn, parts, np.asarray(lengths), packed)
+        concerns += tokens.concerns(own is not None)
+    index_time = _amortised(spent, length / max(sum(held), 1) * len(drawn[0]))
     repeated = int((times - 1).sum())
     lost = length - len(times) if whole else 0
-    if own is None:  # what is asked of a stream is no mistake, and epochs move on
-        concerns += coverage(lost, repeated, length, held, whole)
-        concerns += same_order(loader, drawn, again)
-    concerns += waste(padding, index_time, step_time_s)
+    if own is None:
+        concerns += coverage(lost, repeated, length, held, max(map(len, steps)), whole)
+    concerns += index_cost(index_time, step_time_s)
     sizes = [len(s) for s in steps]
     return FeedAudit(
         shuffle_noise=noise,
@@ -184,9 +198,11 @@ def audit(
         whole_epoch=whole,
         lost=lost,
         repeated=repeated,
+        length_noise=None if tokens is None else tokens.noise,
         rank_balance=(min(held), max(held)),
+        token_balance=None if tokens is None else tokens.balance,
         composition=composition,
-        padding=padding,
+        padding=None if tokens is None else tokens.padding,
         index_time_s=index_time,
         step_share=None if not step_time_s else index_time / step_time_s,
         concerns=tuple(concerns),
@@ -206,8 +222,9 @@ def _ranks(loader: Any) -> tuple[list[Any], int]:
     if not isinstance(loader, DataLoader):
         raise SettingError(
             "an audit needs a DataLoader or a BatchStream",
-            seen=f"a {type(loader).__name__}",
-            fix="torch.utils.data.DataLoader(...)",
+            seen=f"a {type(loader).__name__}, which tells no indices",
+            fix="for what can only be iterated: rightbatch.feed.mixing.mixing_of, of "
+            "a number of each example in every batch",
         )
     if isinstance(loader.dataset, IterableDataset):
         raise SettingError(
@@ -288,16 +305,34 @@ class _OfCutter:
             cursor = plan.after
 
 
-def _drawn(ranks: list[Any], examples: int) -> tuple[list[Batches], list[float], bool]:
+def _again(ranks: list[Any]) -> tuple[Batches, Batches | None, int | None]:
+    """The head of another epoch of the first rank; the same after ``set_epoch``.
+
+    And the epoch that its sampler stands in. None where it has no such thing.
+    """
+    second = _drawn(ranks[:1], HEAD)[0][0]
+    inner = getattr(ranks[0], "sampler", None)
+    if not callable(getattr(inner, "set_epoch", None)):
+        return second, None, None
+    moved = _copied(ranks[0])
+    epoch = int(getattr(inner, "epoch", 0) or 0)
+    moved.sampler.set_epoch(epoch + 1)
+    return second, _drawn([moved], HEAD)[0][0], epoch
+
+
+def _drawn(
+    ranks: list[Any], examples: int
+) -> tuple[list[Batches], list[list[float]], bool]:
     """The head of every rank's epoch, and the seconds for each of its batches."""
     drawn: list[Batches] = []
-    spent: list[float] = []
+    spent: list[list[float]] = []
     whole = True
     for rank in ranks:
         batches: Batches = []
+        times: list[float] = []
         held, since = 0, time.perf_counter()
         for indices in rank:
-            spent.append(time.perf_counter() - since)
+            times.append(time.perf_counter() - since)
             batches.append(np.asarray(indices, dtype=np.int64))
             held += len(batches[-1])
             if held * len(ranks) > examples:
@@ -305,10 +340,12 @@ def _drawn(ranks: list[Any], examples: int) -> tuple[list[Batches], list[float],
                 break
             since = time.perf_counter()
         drawn.append(batches)
+        spent.append(times)
     return drawn, spent, whole
 
 
-def _padding(drawn: list[Batches], lengths: np.ndarray) -> float:
-    padded = sum(len(b) * int(lengths[b].max()) for bs in drawn for b in bs if len(b))
-    real = sum(int(lengths[b].sum()) for bs in drawn for b in bs)
-    return 1 - real / padded if padded else 0.0
+def _amortised(spent: list[list[float]], batches: float) -> float:
+    """Seconds a batch: the median, and what the first took longer over an epoch."""
+    median = float(np.median([t for times in spent for t in times]))
+    first = float(np.median([times[0] for times in spent if times]))
+    return median + max(first - median, 0.0) / max(batches, 1.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,24 +15,29 @@ WIDTH = 80  # columns
 MIXED = 1.2  # shuffle-noise ratio above which we say so [assumed: 20 % more noise]
 SLOW = 0.05  # share of a step that making indices may take [assumed]
 BIASED = 5.0  # standard errors by which a label's share may be off [assumed]
-PADDED = 0.2  # share of padding above which we say so [assumed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Concern:
-    """One thing that is not as it should be: what, seen, why, fix."""
+    """One thing that is not as it should be: what, seen, why, fix.
+
+    Attributes:
+        note: Whether it may well be meant.
+    """
 
     what: str
     seen: str
     why: str
     fix: str
+    note: bool = False
 
     def __str__(self) -> str:
         rows = (("seen", self.seen), ("why", self.why), ("fix", self.fix))
-        return "\n".join([self.what] + [_folded(label, text) for label, text in rows])
+        what = textwrap.fill(f"note: {self.what}" if self.note else self.what, WIDTH)
+        return "\n".join([what] + [_folded(label, text) for label, text in rows])
 
 
-def mixing(noise: Estimate, steps: Batches, length: int) -> list[Concern]:
+def mixing(noise: Estimate, steps: Batches) -> list[Concern]:
     """Examples that lie together come together."""
     if noise.low <= MIXED:
         return []
@@ -74,20 +78,35 @@ def bias(steps: Batches, names: np.ndarray, inverse: np.ndarray) -> list[Concern
 
 
 def coverage(
-    lost: int, repeated: int, length: int, held: list[int], whole: bool
+    lost: int, repeated: int, length: int, held: list[int], batch: int, whole: bool
 ) -> list[Concern]:
     """An epoch loses or repeats examples, or ranks have unequal numbers."""
     found = []
     if whole and (lost or repeated):
+        if repeated and lost:
+            what = f"an epoch repeats {repeated} and leaves out {lost} of {length}"
+            why = "examples are drawn with replacement, or by weight: some come often, "
+            why += "others never"
+            fix = "replacement=False; rightbatch.Strata, if it is for a rare class; "
+        elif repeated:
+            what = f"an epoch repeats {repeated} of {length} examples"
+            why = "DistributedSampler repeats examples to give ranks equal numbers"
+            fix = "rightbatch.BatchStream: uneven tails without padding; "
+        elif lost < batch:
+            what = f"an epoch leaves out {lost} of {length} examples"
+            why = "drop_last leaves out the tail, others in every epoch if shuffled"
+            fix = "drop_last=False, or rightbatch.BatchStream; "
+        else:
+            what = f"{lost} of {length} examples never come"
+            why = "the sampler draws from a part of the data set"
+            fix = "a sampler over all of it; "
         found.append(
             Concern(
-                what=f"an epoch loses {lost} and repeats {repeated} of {length} "
-                "examples",
+                what=what,
                 seen=f"{sum(held)} draws on {len(held)} ranks",
-                why="drop_last loses the tail, DistributedSampler repeats examples to "
-                "give ranks equal numbers, sampling with replacement does both",
-                fix="drop_last=False, or rightbatch.BatchStream: uneven tails without "
-                "padding; nothing, if it is meant",
+                why=why,
+                fix=fix + "nothing, if it is meant",
+                note=True,
             )
         )
     if max(held) > 1.01 * min(held) + len(held):
@@ -104,57 +123,57 @@ def coverage(
 
 
 def same_order(
-    loader: Any, drawn: list[Batches], again: list[Batches]
+    first: Batches, second: Batches, moved: Batches | None, epoch: int | None
 ) -> list[Concern]:
-    """Two epochs are alike."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    inner = getattr(batch_sampler, "sampler", None)
-    first = np.concatenate(drawn[0])[:4096]
-    second = np.concatenate(again[0])[: len(first)]
-    same = np.array_equal(first[: len(second)], second)
-    if not same or not len(first) or np.array_equal(second, np.sort(second)):
+    """Two epochs are alike.
+
+    Args:
+        first: Head of an epoch.
+        second: And of another.
+        moved: The head after ``set_epoch``; None without such a thing.
+        epoch: That the sampler stands in.
+    """
+    if not first or not second:
+        return []
+    head = np.concatenate(second)
+    if not np.array_equal(np.concatenate(first)[: len(head)], head):
+        return []
+    if np.array_equal(head, np.sort(head)):
         return []  # in order on purpose: that is told as missing mixing
-    epoch = getattr(inner, "epoch", None)
-    fix = "a sampler that draws anew in every epoch"
-    if hasattr(inner, "set_epoch"):
-        fix = "set_epoch(epoch) of the sampler before every epoch; nothing, if the "
-        fix += "loop does so"
+    other = moved is not None and not np.array_equal(np.concatenate(moved), head)
+    if other and epoch:
+        return []  # somebody calls it
+    if other:
+        what = "every epoch has the same order, unless set_epoch is called"
+        fix = "sampler.set_epoch(epoch) before every epoch; nothing, if the loop does"
+    else:
+        what = "every epoch has the same order"
+        fix = "a sampler that draws anew in every epoch"
     return [
         Concern(
-            what="every epoch has the same order",
-            seen="two epochs began with the same "
-            f"{len(second)} examples" + ("" if epoch is None else f", epoch {epoch}"),
+            what=what,
+            seen=f"two epochs began with the same {len(head)} examples"
+            + ("" if epoch is None else f", epoch {epoch}"),
             why="the same examples meet in every epoch, and noise is not averaged out",
             fix=fix,
+            note=other,
         )
     ]
 
 
-def waste(
-    padding: float | None, index_time: float, step_time_s: float | None
-) -> list[Concern]:
-    """Padding, or time for indices."""
-    found = []
-    if padding is not None and padding > PADDED:
-        found.append(
-            Concern(
-                what=f"{padding:.0%} of all tokens are padding",
-                seen="longest example times number of examples, in every batch",
-                why="padding costs time and memory and teaches nothing",
-                fix="order=rightbatch.Tokens(lengths, budget=...)",
-            )
+def index_cost(index_time: float, step_time_s: float | None) -> list[Concern]:
+    """Making indices takes a part of the step that can be felt."""
+    if not step_time_s or index_time <= SLOW * step_time_s:
+        return []
+    return [
+        Concern(
+            what=f"making indices takes {index_time / step_time_s:.0%} of a step",
+            seen=f"{index_time * 1e3:.2f} ms a batch, {step_time_s * 1e3:.2f} ms a "
+            "step",
+            why="it happens in the training process itself",
+            fix="rightbatch.BatchStream, or a vectorised sampler",
         )
-    if step_time_s and index_time > SLOW * step_time_s:
-        found.append(
-            Concern(
-                what=f"making indices takes {index_time / step_time_s:.0%} of a step",
-                seen=f"{index_time * 1e3:.2f} ms a batch, "
-                f"{step_time_s * 1e3:.2f} ms a step",
-                why="it happens in the training process itself",
-                fix="rightbatch.BatchStream, or a vectorised sampler",
-            )
-        )
-    return found
+    ]
 
 
 def _folded(label: str, text: str) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Int64
+
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -29,6 +32,7 @@ def deal(
     *,
     unit: int = 1,
     fences: tuple[int, ...] = (),
+    tokens: Int64[np.ndarray, " examples"] | None = None,
     turn: int = 0,
 ) -> tuple[tuple[Part, ...], ...]:
     """The micro-batches of every rank: as many for each, all examples exactly once.
@@ -43,6 +47,8 @@ def deal(
         micro_batch: Most examples of one micro-batch; None: each rank gets one.
         unit: Neighbours that stay together; a divisor of ``count``.
         fences: Where micro-batches must end.
+        tokens: Of each example: runs between fences are dealt so that ranks have like
+            numbers of them.
         turn: Number of the step: the rank that gets one more changes with it.
 
     Example:
@@ -50,7 +56,7 @@ def deal(
         [[(0, 4), (8, 9)], [(4, 8), (9, 10)]]
     """
     if fences:
-        return _dealt_runs(count, world_size, micro_batch, fences)
+        return _dealt_runs(count, world_size, micro_batch, fences, tokens)
     groups, most = count // unit, max(1, (micro_batch or count) // unit)
     row = most * world_size if micro_batch else groups + 1
     full = groups // row
@@ -73,21 +79,42 @@ def deal(
 
 
 def _dealt_runs(
-    count: int, world_size: int, micro_batch: int | None, fences: tuple[int, ...]
+    count: int,
+    world_size: int,
+    micro_batch: int | None,
+    fences: tuple[int, ...],
+    tokens: Int64[np.ndarray, " examples"] | None,
 ) -> tuple[tuple[Part, ...], ...]:
-    """Runs between fences, dealt in turn; large ones halved until all come out even."""
+    """Runs between fences; large ones halved until all ranks get as many."""
+    loads = np.arange(count + 1)
+    if tokens is not None:
+        loads = np.concatenate([[0], np.cumsum(tokens)])
+
+    def load(run: tuple[int, int]) -> int:
+        return int(loads[run[1]] - loads[run[0]])
+
     edges = sorted({0, *fences, count})
     runs = []
     for start, stop in itertools.pairwise(edges):
         most = micro_batch or stop - start
         runs += [(a, min(a + most, stop)) for a in range(start, stop, most)]
     while len(runs) % world_size:
-        largest = max(range(len(runs)), key=lambda j: runs[j][1] - runs[j][0])
-        start, stop = runs[largest]
-        if stop - start < 2:
+        large = [j for j, (start, stop) in enumerate(runs) if stop - start > 1]
+        if not large:
             break
-        middle = (start + stop) // 2
-        runs[largest : largest + 1] = [(start, middle), (middle, stop)]
-    parts = [Part(*run) for run in runs]
-    parts += [Part(0, 1, filler=True)] * (-len(parts) % world_size)
-    return tuple(tuple(parts[rank::world_size]) for rank in range(world_size))
+        j = max(large, key=lambda j: load(runs[j]))
+        start, stop = runs[j]
+        runs[j : j + 1] = [(start, (start + stop) // 2), ((start + stop) // 2, stop)]
+    each = -(-len(runs) // world_size)
+    hands: list[list[tuple[int, int]]] = [[] for _ in range(world_size)]
+    # The heaviest first, to whoever has least: within a run of equal.
+    for run in sorted(runs, key=load, reverse=True):
+        free = (hand for hand in hands if len(hand) < each)
+        min(free, key=lambda hand: sum(map(load, hand))).append(run)
+    return tuple(
+        (
+            *(Part(*run) for run in sorted(hand)),
+            *[Part(0, 1, filler=True)] * (each - len(hand)),
+        )
+        for hand in hands
+    )

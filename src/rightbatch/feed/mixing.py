@@ -16,39 +16,48 @@ Batches = list[Int64[np.ndarray, " batch"]]
 
 
 def waves(length: int) -> Any:
-    """Functions of an example's place: orthonormal cosines, mean zero."""
+    """Functions of an example's place: cosines, slow over the data set."""
 
     def values(index: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, "n waves"]:
         place = (index + 0.5) / length
         waves = np.arange(1, min(WAVES, length - 1) + 1)
-        return np.sqrt(2.0) * np.cos(np.pi * place[:, None] * waves)
+        return np.cos(np.pi * place[:, None] * waves)
 
     return values
 
 
-def ratio_of(steps: Batches, values: Any, length: int) -> Estimate:
+def ratio_of(steps: Batches, values: Any) -> Estimate:
     """Mean of B (batch mean)^2 / variance, over batches and functions.
 
-    The functions have mean 0 and variance 1 over the data set. Without replacement a
-    random batch gives (N - B) / (N - 1); the interval is that of a chi-squared mean.
+    Relative to the same draws dealt to batches at random: then a batch of B out of M
+    draws has a mean of variance v / B (M - B) / (M - 1), whatever was drawn. So another
+    composition than the data set's (weights, a subset) is no lack of mixing. The
+    interval is that of a chi-squared mean.
     """
-    found = []
+    means, sums, squares, count = [], 0.0, 0.0, 0
     for step in steps:
-        expected = max((length - len(step)) / max(length - 1, 1), 1e-9)
-        if len(step) >= length:
-            continue
-        means = values(step).mean(0)
-        found.append(len(step) * means**2 / expected)
-    if not found:
+        found = values(step)
+        means.append(found.mean(0))
+        sums, squares = sums + found.sum(0), squares + np.square(found).sum(0)
+        count += len(step)
+    mean = np.asarray(sums) / max(count, 1)
+    variance = np.asarray(squares) / max(count, 1) - mean**2
+    kept = variance > 1e-9 * (1 + mean**2)  # the others are constant
+    ratios = np.array([
+        len(step) * (own[kept] - mean[kept]) ** 2 / variance[kept]
+        * (count - 1) / (count - len(step))
+        for step, own in zip(steps, means, strict=True)
+        if len(step) < count
+    ])  # fmt: skip
+    if not ratios.size:
         return Estimate.exact(1.0)
-    ratios = np.array(found)
-    value, count = float(ratios.mean()), ratios.size
-    low, high = stats.chi2.ppf([0.025, 0.975], count)
+    value = float(ratios.mean())
+    low, high = stats.chi2.ppf([0.025, 0.975], ratios.size)
     return Estimate(
         value=value,
-        low=min(value, value * count / float(high)),
-        high=max(value, value * count / float(low)),
-        n=len(found),
+        low=min(value, value * ratios.size / float(high)),
+        high=max(value, value * ratios.size / float(low)),
+        n=len(ratios),
         method="variance of batch means over that of random batches",
     )
 
@@ -66,20 +75,25 @@ def mixing_of(batches: list[Any]) -> Estimate:
         SettingError: All numbers are the same.
 
     Example:
-        >>> mixing_of([np.zeros(4), np.ones(4)]).value
-        4.0
+        >>> round(mixing_of([np.full(4, float(day)) for day in range(100)]).value, 2)
+        4.03
     """
-    values = [np.asarray(b, dtype=np.float64) for b in batches]
-    everything = np.concatenate(values)
-    mean, spread = float(everything.mean()), float(everything.std())
-    if spread == 0:
+    try:
+        values = [np.asarray(b, dtype=np.float64).ravel() for b in batches]
+    except (TypeError, ValueError) as error:
         raise SettingError(
-            "all examples have the same number",
-            seen=f"{len(everything)} times {mean:.4g}",
+            "mixing is measured by one number of each example",
+            seen=str(error),
+            fix="labels as integers, a time, or a length",
+        ) from error
+    values = [v for v in values if len(v)]
+    if not values or np.ptp(np.concatenate(values)) == 0:
+        raise SettingError(
+            "all examples have the same number" if values else "there are no batches",
+            seen=f"{sum(map(len, values))} examples",
             why="its mean is the same in every batch, however mixed",
         )
-    scaled = [(v - mean) / spread for v in values]
-    return ratio_of(scaled, lambda v: v[:, None], 1 << 62)
+    return ratio_of(values, lambda v: v[:, None])
 
 
 def by_label(
@@ -87,19 +101,15 @@ def by_label(
 ) -> tuple[Estimate, dict[str, float]]:
     """Mixing of the labels, and each one's share relative to the data set's."""
     share = np.bincount(inverse) / length
-    kept = np.flatnonzero((share > 0) & (share < 1))
-
-    def values(index: np.ndarray) -> np.ndarray:
-        hot = (inverse[index][:, None] == kept).astype(np.float64)
-        return (hot - share[kept]) / np.sqrt(share[kept] * (1 - share[kept]))
-
     in_batches = np.bincount(inverse[np.concatenate(steps)], minlength=len(names))
     relative = in_batches / in_batches.sum() / share
     composition = {
         str(n): float(r) for n, r in zip(names.tolist(), relative, strict=True)
     }
-    if not len(kept):
-        return Estimate.exact(1.0), composition
-    if len(kept) > WAVES:  # the most frequent ones tell enough
-        kept = kept[np.argsort(-share[kept])[:WAVES]]
-    return ratio_of(steps, values, length), composition
+    # The most frequent ones tell enough.
+    kept = np.argsort(-in_batches, kind="stable")[:WAVES]
+
+    def values(index: np.ndarray) -> np.ndarray:
+        return (inverse[index][:, None] == kept).astype(np.float64)
+
+    return ratio_of(steps, values), composition

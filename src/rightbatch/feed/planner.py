@@ -91,6 +91,7 @@ class Planner:
             self.micro_batch,
             unit=cut.unit,
             fences=cut.fences,
+            tokens=cut.tokens,
             turn=cursor.step,
         )
         return StepPlan(

@@ -13,9 +13,11 @@ from jaxtyping import Int64
 from rightbatch.errors import SettingError
 from rightbatch.feed.composition import Composition, Cursor, Cut, whole
 from rightbatch.feed.draws import augment
-from rightbatch.feed.permutation import Permutation, key_of, keys_at
+from rightbatch.feed.permutation import Permutation, key_of, keys_at, permute
+from rightbatch.feed.walk import Walk
 
-WINDOW = 8192  # examples sorted together: 2 % padding [measured: research of lengths]
+WINDOW = 8192  # examples sorted together where a step is counted in runs: 2 % padding
+# [measured: benchmarks/feed.py]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,11 +38,18 @@ class Window:
 class Tokens(Composition):
     """Every micro-batch holds as many examples as fit a budget of tokens.
 
-    Each epoch's shuffled order is cut into windows; a window is sorted by length, cut
-    into runs that fit the budget, and the runs are shuffled. That is the stream's fixed
-    order: a step of any size takes the next examples of it, and a run that does not fit
-    whole into a step is cut there. So the state is a position, nothing is lost when the
-    step's size changes, and runs are dealt to ranks in equal number.
+    A step takes the next examples of the shuffled order, sorts them by length and cuts
+    them into runs that fit the budget: its micro-batches. So its gradient has no more
+    noise than that of any random batch. Padding falls as steps grow.
+
+    With a ``window``, so many examples of the order are sorted together instead and cut
+    into runs, which are shuffled; a step takes the next runs, the last of them in part.
+    That pads less in small steps, but a step then holds few lengths: where gradients
+    depend on length, it has many times the noise of a random batch (``rb.audit`` with
+    ``lengths`` says how many).
+
+    Either way every example comes once in an epoch whatever the steps' sizes, the state
+    is a position, and ranks get as many runs each, with like numbers of tokens.
 
     Micro-batches have different numbers of examples: multiply their mean losses by
     ``micro.share`` (mean over examples) or ``micro.token_share`` (mean over tokens).
@@ -53,8 +62,8 @@ class Tokens(Composition):
             to at most the budget (best-fit decreasing), else longest times number.
         count: What ``batch_size`` counts over all ranks: ``"examples"``, ``"tokens"``
             (as many examples as have at most so many tokens, at least one), or
-            ``"runs"``: micro-batches.
-        window: Examples sorted together: larger pads less, and mixes lengths less.
+            ``"runs"``: micro-batches, which needs a window (default 8192).
+        window: Examples sorted together; default those of a step.
 
     Raises:
         SettingError: An example is longer than the budget, or empty.
@@ -82,7 +91,7 @@ class Tokens(Composition):
         *,
         packed: bool = False,
         count: Literal["examples", "tokens", "runs"] = "examples",
-        window: int = WINDOW,
+        window: int | None = None,
     ) -> None:
         self.lengths = np.asanyarray(lengths)
         if self.lengths.ndim != 1 or self.lengths.dtype.kind not in "iu":
@@ -110,8 +119,12 @@ class Tokens(Composition):
                 if longest > budget
                 else "leave them out of the data set",
             )
-        self.length, self.window = len(self.lengths), whole(window, "window")
+        self.length = len(self.lengths)
+        if window is None and count == "runs":
+            window = WINDOW
+        self.window = None if window is None else whole(window, "window")
         self.name = f"tokens (budget {budget}, {'packed' if packed else 'padded'})"
+        self._order: Walk | None = None
         self._kept: dict[tuple[int, int, int], Window] = {}
         self._keep = 8  # windows: what workers fetch ahead, and what is trained
 
@@ -128,6 +141,8 @@ class Tokens(Composition):
         self, seed: int, cursor: Cursor, batch_size: int, stop: int
     ) -> tuple[Cut, Cursor]:
         """The next examples, with fences between runs."""
+        if self.window is None:
+            return self._sorted_within(seed, cursor, batch_size, stop)
         indices: list[Any] = []
         tokens: list[Any] = []
         fences: list[int] = []
@@ -166,6 +181,56 @@ class Tokens(Composition):
             "count": self.counts,
         }
 
+    def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
+        """None: neighbours are of like length."""
+        return 1
+
+    def _sorted_within(
+        self, seed: int, cursor: Cursor, batch_size: int, stop: int
+    ) -> tuple[Cut, Cursor]:
+        """The next examples of the shuffled order, in runs of like lengths."""
+        if self._order is None or self._order.seed != seed:
+            self._order = Walk(self.length, seed)
+        start, reach = cursor.position, batch_size
+        if self.counts == "tokens":
+            reach = 1 + batch_size // int(self.lengths[:64].mean())
+        while True:
+            end = min(start + reach, stop)
+            indices = self._order(start, end)
+            tokens = np.asarray(self.lengths[indices], dtype=np.int64)
+            if self.counts == "examples":
+                break
+            fitting = int(np.searchsorted(np.cumsum(tokens), batch_size, side="right"))
+            if fitting < len(tokens) or end == stop:
+                indices, tokens = indices[:fitting], tokens[:fitting]
+                break
+            reach *= 2
+        order, ends = self._runs(tokens)
+        cut = Cut(
+            indices=indices[order],
+            tokens=tokens[order],
+            seeds=keys_at(augment(seed), start + order),
+            fences=tuple(ends.tolist()),
+        )
+        return cut, cursor.behind(start + len(indices))
+
+    def _runs(
+        self, tokens: Int64[np.ndarray, " n"], turn: int | None = None
+    ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " runs"]]:
+        """Places in order of length, cut into runs; and one behind the end of each.
+
+        Args:
+            tokens: Length of each example.
+            turn: Key to shuffle the runs by; None leaves them in order.
+        """
+        order = np.argsort(tokens, kind="stable")
+        cut = packed_runs if self.packed else padded_runs
+        runs = [order[np.array(r)] for r in cut(tokens[order].tolist(), self.budget)]
+        if turn is not None:
+            places = np.arange(len(runs))
+            runs = [runs[j] for j in permute(places, len(runs), turn).tolist()]
+        return np.concatenate(runs), np.cumsum([len(r) for r in runs])
+
     def _amount(self, tokens: Any, runs: int) -> int:
         """What a part of a step counts."""
         return {"examples": len(tokens), "tokens": int(tokens.sum()), "runs": runs}[
@@ -183,6 +248,7 @@ class Tokens(Composition):
 
     def _at(self, seed: int, position: int) -> tuple[Window, int]:
         """The window that has a position, and the place in it."""
+        assert self.window is not None
         epoch, offset = divmod(position, self.length)
         number, place = divmod(offset, self.window)
         name = (seed, epoch, number)
@@ -193,22 +259,12 @@ class Tokens(Composition):
         return self._kept[name], place
 
     def _sorted(self, seed: int, epoch: int, number: int) -> Window:
+        assert self.window is not None
         start = number * self.window
         stop = min(start + self.window, self.length)
         indices = Permutation(self.length, seed, epoch)(np.arange(start, stop))
         tokens = np.asarray(self.lengths[indices], dtype=np.int64)
-        order = np.argsort(tokens, kind="stable")
-        sizes = (packed_runs if self.packed else padded_runs)(
-            tokens[order].tolist(), self.budget
-        )
-        runs = np.split(order, np.cumsum([len(r) for r in sizes])[:-1])
-        if self.packed:
-            runs = [order[np.array(r)] for r in sizes]
-        key = key_of("runs", seed, epoch)
-        turn = Permutation(len(runs), key, number)(np.arange(len(runs)))
-        runs = [runs[j] for j in turn.tolist()]
-        order = np.concatenate(runs)
-        ends = np.cumsum([len(r) for r in runs])
+        order, ends = self._runs(tokens, key_of("runs", seed, epoch, number))
         return Window(indices[order], tokens[order], ends)
 
 
