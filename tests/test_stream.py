@@ -404,9 +404,60 @@ def test_the_ledger_tells_when_something_is_lost(tmp_path: Path) -> None:
             stream.skip(1)
         if number == 7:
             break
-    found = Ledger(tmp_path).audit(20)
-    assert not found.exact
-    assert found.lost == 5
+    found = Ledger(tmp_path).audit()
+    assert (found.exact, found.skipped, found.lost) == (True, 5, 0)
+    (file,) = tmp_path.glob("segment-*.jsonl")
+    rows = file.read_text().splitlines()
+    file.write_text("\n".join(rows[:3] + rows[4:]) + "\n")  # a step that nobody saw
+    found = Ledger(tmp_path).audit()
+    assert (found.exact, found.lost, found.repeated) == (False, 5, 0)
+    file.write_text("\n".join([*rows, rows[-1]]) + "\n")
+    found = Ledger(tmp_path).audit()
+    assert (found.exact, found.lost, found.repeated) == (False, 0, 5)
+
+
+def test_the_ledger_counts_what_was_left_out_as_asked(tmp_path: Path) -> None:
+    data = (torch.arange(100),)
+    stream = rb.BatchStream(data, 10, ledger=tmp_path / "a")
+    for number, _ in enumerate(stream):
+        if number == 2:
+            break
+    stream.set_epoch(1)
+    state = None
+    for _ in stream:
+        if stream.step == 5:
+            state = stream.state_dict()
+    found = Ledger(tmp_path / "a").audit()
+    assert (found.exact, found.skipped, found.dropped) == (True, 70, 0)
+    again = rb.BatchStream(data, 10, ledger=tmp_path / "a")
+    assert state is not None
+    again.load_state_dict(state)
+    again.skip(3)  # the steps that were made are rolled back, and left out
+    for _ in again:
+        pass
+    found = Ledger(tmp_path / "a").audit()
+    assert (found.exact, found.skipped, found.rolled_back) == (True, 100, 8)
+    for seed in range(60):  # the largest index may be in no batch
+        folder = tmp_path / str(seed)
+        stream = rb.BatchStream(
+            (torch.arange(10),), 4, tail="drop", seed=seed, ledger=folder
+        )
+        for _ in stream:
+            pass
+        found = Ledger(folder).audit()
+        assert (found.lost, found.dropped, found.epochs) == (0, 2, 1)
+
+
+def test_a_step_can_be_rolled_back_within_its_loop() -> None:
+    stream = rb.BatchStream((torch.arange(20),), 5)
+    seen, state = [], stream.state_dict()
+    for (x,) in stream:
+        seen.append(x.tolist())
+        if len(seen) == 1:
+            stream.load_state_dict(state)  # the loss was not finite: once more
+        state = stream.state_dict()
+    assert len(seen) == 5
+    assert seen[0] == seen[1]
 
 
 def test_a_step_is_handed_out_once() -> None:

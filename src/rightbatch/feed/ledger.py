@@ -15,6 +15,23 @@ from rightbatch.feed.planner import StepPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Writer:
+    """Who writes into a ledger.
+
+    Attributes:
+        segment: Times that a state was loaded.
+        rank: Of this process.
+        world_size: Number of processes.
+        length: Examples in the data set.
+    """
+
+    segment: int
+    rank: int
+    world_size: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerAudit:
     """What a ledger proves.
 
@@ -23,7 +40,8 @@ class LedgerAudit:
         examples: Examples handed out in them.
         epochs: Whole epochs behind the run.
         dropped: Examples left out at epochs' ends because ``tail="drop"`` asked for it.
-        lost: Other examples missing in whole epochs, over all of them.
+        skipped: Examples left out because ``skip`` or ``set_epoch`` asked for it.
+        lost: Other examples that are missing before where the run stands.
         repeated: Examples that came more than once in an epoch, every extra one.
         segments: Files of it per rank: a resume begins one, and one that begins at the
             same state as an earlier one replaces it.
@@ -34,6 +52,7 @@ class LedgerAudit:
     examples: int
     epochs: int
     dropped: int
+    skipped: int
     lost: int
     repeated: int
     segments: int
@@ -49,8 +68,9 @@ class LedgerAudit:
         return (
             f"{self.examples} examples in {self.steps} steps, {self.epochs} whole "
             f"epochs: {verdict}\n"
-            f"{self.lost} lost, {self.repeated} repeated, {self.dropped} dropped as "
-            f"asked; {self.segments} segments,\n{self.rolled_back} steps rolled back"
+            f"{self.lost} lost, {self.repeated} repeated; as asked: {self.dropped} "
+            f"dropped, {self.skipped} skipped;\n"
+            f"{self.segments} segments, {self.rolled_back} steps rolled back"
         )
 
 
@@ -72,18 +92,16 @@ class Ledger:
         ...     pass
         >>> print(Ledger(folder).audit())
         10 examples in 3 steps, 1 whole epochs: each exactly once
-        0 lost, 0 repeated, 0 dropped as asked; 1 segments,
-        0 steps rolled back
+        0 lost, 0 repeated; as asked: 0 dropped, 0 skipped;
+        1 segments, 0 steps rolled back
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._file: Path | None = None
 
-    def write(self, plan: StepPlan, segment: int, rank: int, world_size: int) -> None:
+    def write(self, plan: StepPlan, at: Writer) -> None:
         """Write down a step that has been handed out: it outlives this process."""
-        if self._file is None:
-            self._file = self._opened(segment, rank, world_size)
         start, fresh = plan.before.position, len(plan.cut.indices) - plan.cut.repeats
         # Padding is no example of the epoch: it was asked for, and is left out here.
         mine = [
@@ -91,15 +109,40 @@ class Ledger:
             for m in plan.micro
             if not m.part.filler and m.part.start < fresh
         ]
-        row = {
-            "step": plan.before.step,
-            "start": start,
-            "after": plan.after.position,
-            "dropped": plan.after.position - start - fresh,
-            "ranks": world_size,
-            "positions": [[start + first, start + stop] for first, stop, _ in mine],
-            "indices": [i for first, stop, own in mine for i in own[: stop - first]],
-        }
+        self._append(
+            at,
+            {
+                "step": plan.before.step,
+                "start": start,
+                "after": plan.after.position,
+                "dropped": plan.after.position - start - fresh,
+                "positions": [[start + first, start + stop] for first, stop, _ in mine],
+                "indices": [
+                    i for first, stop, own in mine for i in own[: stop - first]
+                ],
+            },
+        )
+
+    def leave_out(
+        self, step: int, start: int, after: int, kind: str, at: Writer
+    ) -> None:
+        """Write down that positions from one to before another are left out.
+
+        Args:
+            step: Number of the step that would have had them, or that comes next.
+            start: First position, over all epochs.
+            after: One behind the last.
+            kind: ``"dropped"`` or ``"skipped"``.
+            at: Who writes.
+        """
+        if after > start:
+            row = {"step": step, "start": start, "after": after, kind: after - start}
+            self._append(at, row | {"positions": [], "indices": []})
+
+    def _append(self, at: Writer, row: dict[str, Any]) -> None:
+        if self._file is None:
+            self._file = self._opened(at.segment, at.rank, at.world_size)
+            row = {"length": at.length, "ranks": at.world_size} | row
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -111,36 +154,38 @@ class Ledger:
         """Count what every epoch has seen.
 
         Args:
-            length: Examples in the data set; default the largest number seen plus one.
+            length: Examples in the data set; default what the ledger says.
 
         Raises:
             RunFolderError: There is no ledger.
         """
         rows, rolled_back, segments = self._rows()
+        size = length or max(row.get("length", 0) for row in rows)
         index = np.asarray([i for r in rows for i in r["indices"]], dtype=np.int64)
         spans = [np.arange(*span) for r in rows for span in r["positions"]]
         at = np.concatenate([np.empty(0, dtype=np.int64), *spans])
-        size = length or int(index.max(initial=0)) + 1
-        epochs = max((r["after"] for r in rows), default=0) // size
-        steps = {r["step"]: r for r in rows}
-        dropped = sum(r["dropped"] for r in steps.values())
-        # A tail that a larger batch left out lies between two steps.
-        dropped += sum(
-            steps[n + 1]["start"] - r["after"]
-            for n, r in steps.items()
-            if n + 1 in steps
+        # Every rank says the same of what is left out.
+        left_out = {
+            (r["start"], r["after"]): (r.get("dropped", 0), r.get("skipped", 0))
+            for r in rows
+        }
+        dropped, skipped = (
+            sum(counts) for counts in zip(*left_out.values(), strict=True)
         )
+        end = max(r["after"] for r in rows)
         lost = repeated = 0
-        for epoch in range(epochs + 1):
+        for epoch in range(end // size + 1):
             seen = np.bincount(index[at // size == epoch], minlength=size)
             repeated += int(np.maximum(seen - 1, 0).sum())
-            lost += int((seen == 0).sum()) if epoch < epochs else 0
+            # Of an epoch that is not over, as many as lie behind.
+            lost += min(size, end - epoch * size) - int((seen > 0).sum())
         return LedgerAudit(
-            steps=len(steps),
+            steps=len({r["step"] for r in rows if r["positions"]}),
             examples=len(index),
-            epochs=epochs,
+            epochs=end // size,
             dropped=dropped,
-            lost=lost - dropped,
+            skipped=skipped,
+            lost=lost - dropped - skipped,
             repeated=repeated,
             segments=segments,
             rolled_back=rolled_back,

@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from rightbatch.errors import SettingError
-from rightbatch.feed.composition import Composition, whole
+from rightbatch.feed.composition import Composition, Cursor, whole
 from rightbatch.feed.cutter import Cutter
 from rightbatch.feed.guesses import Guesses
-from rightbatch.feed.ledger import Ledger
+from rightbatch.feed.ledger import Ledger, Writer
 from rightbatch.feed.lookahead import Lookahead
 from rightbatch.feed.planner import MicroPlan, StepPlan
 
@@ -252,25 +252,37 @@ class BatchStream(Cutter):
                 JobError where a worker died. The state stays that of the last whole
                 step.
         """
-        self._cursor = self._settled()
+        self._settle()
         epoch = self.epoch
         while self.epoch == epoch:
-            step = Step(self, self._guesses.plan(self._cursor, self._batch_size))
+            cursor = self._cursor
+            step = Step(self, self._guesses.plan(cursor, self._batch_size))
             yield step
-            if self._cursor == step._plan.before:
+            if self._cursor is cursor:
                 raise SettingError(
                     f"step {step.number} was not gone through to its end",
                     seen="the next step was asked for",
                     why="its examples come next, however often a step is asked for",
                     fix="for micro in step: ...; to give a step up: stream.skip()",
                 )
-            self._cursor = self._settled()  # a larger batch may no longer fit
+            self._settle()  # a larger batch may no longer fit
 
     def skip(self, steps: int = 1) -> None:
         """Leave out the next steps, as if they had been made: after a loss spike."""
         for _ in range(whole(steps, "steps", least=0)):
-            self._cursor = self._settled()
-            self._cursor = self._guesses.plan(self._cursor, self._batch_size).after
+            self._settle()
+            cursor = self._cursor
+            self._cursor = self._guesses.plan(cursor, self._batch_size).after
+            self._leave_out(cursor, self._cursor, "skipped")
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch, unless the stream is in it already.
+
+        Orders that keep counts of their own (`Strata`, `Pairs`) go on from them.
+        """
+        before = self._cursor
+        super().set_epoch(epoch)
+        self._leave_out(before, self._cursor, "skipped")
 
     def _moved(self) -> None:
         self._guesses.ahead.clear()
@@ -308,9 +320,28 @@ class BatchStream(Cutter):
     def _commit(self, plan: StepPlan) -> None:
         self._cursor = plan.after
         if self._ledger is not None:
-            self._ledger.write(
-                plan, self._segment, self._planner.rank, self._planner.world_size
+            self._ledger.write(plan, self._writer())
+
+    def _settle(self) -> None:
+        """Stand where the next step begins."""
+        before, self._cursor = self._cursor, self._settled()
+        self._leave_out(before, self._cursor, "dropped")
+
+    def _leave_out(self, before: Cursor, after: Cursor, kind: str) -> None:
+        """Tell the ledger what nobody will see."""
+        if self._ledger is not None:
+            self._ledger.leave_out(
+                before.step, before.position, after.position, kind, self._writer()
             )
+
+    def _writer(self) -> Writer:
+        planner = self._planner
+        return Writer(
+            segment=self._segment,
+            rank=planner.rank,
+            world_size=planner.world_size,
+            length=self.length,
+        )
 
 
 def _length(dataset: Any) -> int:
