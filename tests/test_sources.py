@@ -322,6 +322,76 @@ def test_a_sampler_says_what_it_cannot_do() -> None:
     assert first == reference.epochs(10, 0, 4)[30:]
 
 
+def test_a_list_of_names_may_lie_in_its_folder_and_be_made_twice(
+    tmp_path: Path,
+) -> None:
+    for name in ("a", "b", "namesake"):
+        (tmp_path / name).write_text(name)
+    for _ in range(2):
+        files = MappedFolder(tmp_path, "*", tmp_path / "names")
+        assert [files.names[i] for i in range(len(files))] == ["a", "b", "namesake"]
+        (tmp_path / "names.of").unlink()
+    (tmp_path / "b").unlink()
+    with pytest.raises(rb.JobError, match=r"b is in the list of names"):
+        files[1]
+    with pytest.raises(rb.SettingError, match="there is no folder"):
+        MappedFolder(tmp_path / "none", "*", tmp_path / "other")
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(500):
+        (many / f"{number:03d}").touch()
+    code = (
+        "import sys; from rightbatch.feed.mapped import MappedFolder; "
+        f"print(len(MappedFolder({str(many)!r}, '*', {str(tmp_path / 'list')!r})))"
+    )
+    racing = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    assert [child.communicate()[0].split() for child in racing] == [[b"500"]] * 3
+
+
+def test_a_state_of_other_contents_on_disk_is_refused(tmp_path: Path) -> None:
+    rows, lines = tmp_path / "rows.npy", tmp_path / "lines.txt"
+    states = []
+    for number in range(2):
+        np.save(rows, np.full((100, 3), number))
+        lines.write_text(f"line {number}\n" * 50)
+        sources = MappedRows(rows), MappedLines(lines)
+        for source in sources:
+            stream = rb.BatchStream(source, 4, collate_fn=list)
+            states.append(stream.state_dict())
+            copied = pickle.loads(pickle.dumps(source))
+            assert copied._fingerprint == source._fingerprint
+            if number:
+                with pytest.raises(rb.SettingError, match="another data set"):
+                    stream.load_state_dict(states[len(states) - 3])
+    (tmp_path / "lines.txt.lines").unlink()  # its stamp is left
+    assert MappedLines(lines)[49] == "line 1"
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.array(3), np.arange(4).astype(">i8"), np.array(["a", "b"])],
+    ids=["one number", "another machine's", "text"],
+)
+def test_arrays_that_torch_cannot_take_are_refused(
+    array: np.ndarray, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(rb.SettingError, match="rows of numbers"):
+        MappedRows(tmp_path / "a.npy")
+
+
+def test_other_files_are_no_arrays(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", a=np.arange(3))
+    (tmp_path / "raw").write_bytes(b"12345678")
+    with pytest.raises(rb.SettingError, match=r"no \.npy file"):
+        MappedRows(tmp_path / "a.npz")
+    with pytest.raises(rb.SettingError, match="whole number of rows"):
+        MappedRows(tmp_path / "raw", np.float32, (0,))
+
+
 def ratio(loader: Any, **more: Any) -> float:
     return rb.audit(loader, **more).shuffle_noise.value
 

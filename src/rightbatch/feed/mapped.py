@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import mmap
 import os
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rightbatch.errors import SettingError
+from rightbatch.errors import JobError, SettingError
 from rightbatch.feed.composition import whole
 
 CHUNK = 1 << 24  # bytes read at once while lines are counted [assumed]
@@ -45,13 +46,24 @@ class MappedRows:
     ) -> None:
         self.path, self._dtype, self._shape = Path(path), dtype, shape
         self._rows = _read_at_random(self._open())
+        kind = self._rows.dtype
+        if not self._rows.ndim or kind.kind not in "biufc" or not kind.isnative:
+            raise SettingError(
+                f"{self.path.name} holds no rows of numbers that torch can take",
+                seen=f"shape {self._rows.shape}, dtype {kind}",
+                fix="an array of native numbers, with an axis of examples",
+            )
+        self._fingerprint = _sampled(self.path)
 
     def _open(self) -> np.ndarray:
         size = _size(self.path)
         if self._dtype is None:
             try:
-                return np.load(self.path, mmap_mode="r")
-            except ValueError as error:
+                rows = np.load(self.path, mmap_mode="r")
+                if not isinstance(rows, np.ndarray):
+                    raise ValueError("it is an archive of several arrays")
+                return rows
+            except (ValueError, EOFError) as error:
                 raise SettingError(
                     f"{self.path.name} is no .npy file of plain numbers",
                     seen=str(error),
@@ -59,10 +71,11 @@ class MappedRows:
                 ) from error
         dtype = np.dtype(self._dtype)
         row = dtype.itemsize * int(np.prod(self._shape, dtype=np.int64))
-        if size % row or not size:
+        if not row or size % row or not size:
             raise SettingError(
                 f"{self.path.name} is no whole number of rows",
-                seen=f"{size} bytes, {row} a row: {size % row} left over",
+                seen=f"{size} bytes, {row} a row"
+                + (f": {size % row} left over" if row else ""),
                 fix="the dtype and row shape it was written with",
             )
         shape = (size // row, *self._shape)
@@ -75,7 +88,7 @@ class MappedRows:
         return torch.from_numpy(np.array(self._rows[index]))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_dtype": self._dtype, "_shape": self._shape}
+        return {k: v for k, v in self.__dict__.items() if k != "_rows"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -103,6 +116,7 @@ class MappedTokens:
 
     def __init__(self, path: str | Path, block: int, dtype: Any = np.uint16) -> None:
         self._tokens, self.block = MappedRows(path, dtype), whole(block, "block")
+        self._fingerprint = f"{self._tokens._fingerprint}/{block}"
         if len(self) < 1:
             raise SettingError(
                 f"{Path(path).name} holds no block of {block} tokens and their targets",
@@ -151,9 +165,12 @@ class MappedLines:
         self._index = Path(index) if index else default
         mark = f"{size}-{self.path.stat().st_mtime_ns}"
         stamp = self._index.with_name(self._index.name + ".of")
-        if not stamp.exists() or stamp.read_text(encoding="utf-8") != mark:
+        kept = stamp.exists() and self._index.exists()
+        if not kept or stamp.read_text(encoding="utf-8") != mark:
+            self._index.parent.mkdir(parents=True, exist_ok=True)
             self._write_index()
             stamp.write_text(mark, encoding="utf-8")
+        self._fingerprint = _sampled(self.path)
         if self._index.stat().st_size < 16:
             raise SettingError(f"{self.path.name} has no lines", seen=f"{size} bytes")
         self._begin()
@@ -163,7 +180,7 @@ class MappedLines:
         self._file: Any = None
 
     def _write_index(self) -> None:
-        part = self._index.with_name(f"{self._index.name}.{os.getpid()}")
+        part = _own(self._index)
         with self.path.open("rb") as text, part.open("wb") as index:
             position, last = 0, b"\n"
             while chunk := text.read(CHUNK):
@@ -195,7 +212,8 @@ class MappedLines:
             os.close(self._file)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_index": self._index}
+        kept = ("path", "_index", "_fingerprint")
+        return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -205,7 +223,8 @@ class MappedLines:
 class MappedFolder:
     """The files of a folder, in the order of their names, each read when asked for.
 
-    The list of names is a file, read like `MappedLines`.
+    The list of names is a file, read like `MappedLines`; ``data.names[i]`` is the name
+    of an example, to derive its label from.
 
     Args:
         folder: Where to look, in all its folders.
@@ -215,7 +234,16 @@ class MappedFolder:
         read: Turns a path into an example; default its bytes.
 
     Raises:
-        SettingError: No file matches.
+        SettingError: There is no such folder, or no file matches.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("a", "b"):
+        ...     _ = (folder / f"{name}.txt").write_text(name)
+        >>> files = MappedFolder(folder, "*.txt", folder / "names")
+        >>> files.names[1], files[1]
+        ('b.txt', b'b')
     """
 
     def __init__(
@@ -227,27 +255,43 @@ class MappedFolder:
     ) -> None:
         self.folder, self._read = Path(folder), read
         names = Path(names)
+        if not self.folder.is_dir():
+            raise SettingError(f"there is no folder {folder}", seen=str(folder))
         mark, stamp = f"{self.folder.resolve()}\n{pattern}", Path(f"{names}.of")
         if not names.exists() or not stamp.exists() or stamp.read_text() != mark:
-            part = names.with_name(names.name + ".part")
+            names.parent.mkdir(parents=True, exist_ok=True)
+            part, base = _own(names), names.resolve()
             with part.open("w", encoding="utf-8") as file:
                 for name in _walk(self.folder):
-                    if fnmatch.fnmatch(os.path.basename(name), pattern):
+                    if not fnmatch.fnmatch(os.path.basename(name), pattern):
+                        continue
+                    # The list may lie in the folder: it is no example.
+                    if not _of_list((self.folder / name).resolve(), base):
                         file.write(name + "\n")
             part.replace(names)
             stamp.write_text(mark, encoding="utf-8")
         if not names.stat().st_size:
-            names.unlink()
+            names.unlink(missing_ok=True)
             raise SettingError(
                 f"no file in {self.folder} matches {pattern}", seen="0 files"
             )
-        self._names = MappedLines(names)
+        self.names = MappedLines(names)
+        self._fingerprint = self.names._fingerprint
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def __getitem__(self, index: int) -> Any:
-        return self._read(self.folder / self._names[index])
+        path = self.folder / self.names[index]
+        try:
+            return self._read(path)
+        except FileNotFoundError as error:
+            raise JobError(
+                f"{path} is in the list of names, but not in the folder",
+                seen=f"example {index} of {self.names.path}",
+                why="the list is made once, so that every run has the same examples",
+                fix=f"remove {self.names.path} to list the folder anew",
+            ) from error
 
 
 def _walk(folder: Path) -> Any:
@@ -266,6 +310,30 @@ def _size(path: Path) -> int:
         raise SettingError(
             f"cannot read {path}", seen=error.strerror or str(error)
         ) from error
+
+
+def _of_list(path: Path, names: Path) -> bool:
+    """Whether a file is the list of names, or belongs to it."""
+    if path.parent != names.parent or not path.name.startswith(names.name):
+        return False
+    rest = path.name.removeprefix(names.name)
+    return rest in ("", ".of", ".lines", ".lines.of") or rest.endswith(".part")
+
+
+def _own(path: Path) -> Path:
+    """A name beside it that no other process writes: it is moved there when whole."""
+    return path.with_name(f"{path.name}.{os.getpid()}.part")
+
+
+def _sampled(path: Path) -> str:
+    """Tells a file from others of its kind: its size and 16 blocks of it."""
+    size, block = path.stat().st_size, 4096
+    digest = hashlib.blake2b(str(size).encode(), digest_size=8)
+    with path.open("rb") as file:
+        for number in range(16):
+            file.seek(max(0, size - block) * number // 15)
+            digest.update(file.read(block))
+    return digest.hexdigest()
 
 
 def _read_at_random(rows: np.ndarray) -> np.ndarray:

@@ -12,8 +12,9 @@ from jaxtyping import Int64
 from rightbatch.errors import SettingError
 from rightbatch.feed.composition import Composition, Cursor, Cut, whole
 from rightbatch.feed.draws import augment
-from rightbatch.feed.permutation import Permutation, key_of, keys_at, permute
+from rightbatch.feed.permutation import key_of, keys_at, permute
 from rightbatch.feed.strata import members
+from rightbatch.feed.walk import Walk
 
 
 class Pairs(Composition):
@@ -84,7 +85,8 @@ class Pairs(Composition):
                 "small='repeat' keeps them",
                 stacklevel=2,
             )
-        self.sizes, self._starts = sizes[kept], starts[kept]
+        self.sizes, self._starts, self._all = sizes[kept], starts[kept], sizes
+        self._order: Walk | None = None  # of classes, an epoch of it for each lap
         self.each, self.length = each, int(sizes.sum())
         self._numbers = np.flatnonzero(kept)
         self.name = f"pairs (K = {each}, small classes: {small})"
@@ -149,41 +151,49 @@ class Pairs(Composition):
     def fingerprint(self) -> dict[str, Any]:
         """Members of the classes."""
         digest = hashlib.blake2b(self._members.tobytes(), digest_size=8).hexdigest()
-        return {"members": digest, "classes": self.classes}
+        return {
+            "members": digest,
+            "sizes": hashlib.blake2b(self._all.tobytes(), digest_size=8).hexdigest(),
+            "classes": self.classes,
+        }
 
     def _classes(
         self, seed: int, extra: tuple[int, ...], wanted: int
     ) -> tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"], tuple[int, ...]]:
         """So many different classes, the lap of each, and the state behind them."""
-        lap, at, *ahead = extra
-        chosen: list[int] = []
-        laps: list[int] = []
+        lap, at, *early = extra
         key = key_of("classes", seed)
+        if self._order is None or self._order.seed != key:
+            self._order = Walk(self.classes, key)
+        ahead = np.array(early, dtype=np.int64)
+        chosen = laps = np.empty(0, dtype=np.int64)
         while len(chosen) < wanted:
+            # Those that the batch has, or took in advance, are passed over.
             stop = min(self.classes, at + wanted + len(ahead))
-            order = Permutation(self.classes, key, lap)(np.arange(at, stop))
-            taken = set(chosen) | set(ahead)
-            for name in order.tolist():
-                if len(chosen) == wanted:
-                    break
-                at += 1
-                if name not in taken:
-                    chosen.append(name)
-                    laps.append(lap)
-            if at == self.classes and len(chosen) < wanted:
-                lap, at, ahead = lap + 1, 0, []
-                early = self._early(key, lap, set(chosen), wanted - len(chosen))
-                chosen, laps = chosen + early, laps + [lap] * len(early)
-                ahead = early
-        if at == self.classes:
-            lap, at, ahead = lap + 1, 0, []
-        return np.array(chosen), np.array(laps), (lap, at, *ahead)
+            order = self._order(lap * self.classes + at, lap * self.classes + stop)
+            free = np.flatnonzero(~np.isin(order, np.concatenate([chosen, ahead])))
+            free = free[: wanted - len(chosen)]
+            chosen = np.concatenate([chosen, order[free]])
+            laps = np.concatenate([laps, np.full(len(free), lap)])
+            at = at + int(free[-1]) + 1 if len(chosen) == wanted else stop
+            if at < self.classes:
+                continue
+            lap, at = lap + 1, 0
+            # The batch is filled up with the first of the next lap.
+            ahead = self._early(lap, chosen, wanted - len(chosen))
+            chosen = np.concatenate([chosen, ahead])
+            laps = np.concatenate([laps, np.full(len(ahead), lap)])
+        return chosen, laps, (lap, at, *ahead.tolist())
 
-    def _early(self, key: int, lap: int, present: set[int], wanted: int) -> list[int]:
+    def _early(
+        self, lap: int, present: Int64[np.ndarray, " p"], wanted: int
+    ) -> Int64[np.ndarray, " q"]:
         """The first classes of a lap that are not in the batch yet: they fill it up.
 
         They will be passed over when the lap itself comes to them.
         """
-        stop = min(self.classes, wanted + len(present))
-        order = Permutation(self.classes, key, lap)(np.arange(stop)).tolist()
-        return [name for name in order if name not in present][:wanted]
+        assert self._order is not None
+        start = lap * self.classes
+        stop = start + min(self.classes, wanted + len(present))
+        order = self._order(start, stop)
+        return order[~np.isin(order, present)][:wanted]
