@@ -1,9 +1,12 @@
 """A stream cut anywhere: nothing lost, nothing repeated, every size as asked."""
 
 import gc
+import os
 import random
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -343,6 +346,56 @@ def test_a_worker_that_dies_leaves_the_state_intact() -> None:
     assert seen == order
     stream.close()
     resumed.close()
+
+
+def test_a_worker_that_dies_during_a_step_costs_no_second_error() -> None:
+    """torch raises where the loop is; then the stream goes on at once."""
+    order = reference.epochs(60, 0, 1)
+    stream = rb.BatchStream(Numbers(60), 6, num_workers=2)
+    seen: list[int] = []
+    with pytest.raises(RuntimeError, match="killed by signal"):
+        for index, _ in stream:
+            seen += index.tolist()
+            if len(seen) == 12:
+                worker = stream._lookahead._loaded._workers[0]
+                os.kill(worker.pid, signal.SIGKILL)
+                time.sleep(5)  # the step
+    with pytest.warns(UserWarning, match="died while the training step"):
+        (index, _) = next(iter(stream))
+    seen += index.tolist()
+    for index, _ in stream:
+        seen += index.tolist()
+    assert seen == order
+    stream.close()
+
+
+class Slow(Numbers):
+    """A worker that stands still."""
+
+    def __getitem__(self, index: int) -> Any:
+        if torch.utils.data.get_worker_info() is not None:
+            time.sleep(30)
+        return index
+
+
+def test_a_worker_that_stands_still_is_told() -> None:
+    stream = rb.BatchStream(Slow(8), 4, num_workers=1, timeout=0.3)
+    with pytest.raises(rb.JobError, match="did not answer in time"):
+        next(iter(stream))
+    assert stream.position == 0
+
+
+def test_a_collate_that_fails_names_its_examples() -> None:
+    stream = rb.BatchStream(Numbers(8), 4, order="sequential", collate_fn=len)
+    assert next(iter(stream)) == 4
+
+    def collate(examples: list[Any]) -> Any:
+        raise KeyError("shape")
+
+    broken = rb.BatchStream(Numbers(8), 4, order="sequential", collate_fn=collate)
+    with pytest.raises(KeyError, match="shape") as caught:
+        next(iter(broken))
+    assert "collating examples 0, 1, 2, 3" in caught.value.__notes__[0]
 
 
 class Broken(Numbers):

@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from rightbatch.errors import SettingError
-from rightbatch.feed.composition import Composition, Cursor, whole
+from rightbatch.feed.composition import Composition, Cursor, Cut, whole
 from rightbatch.feed.draws import DRAWS, draw
 from rightbatch.feed.planner import Planner, check_tail
 from rightbatch.feed.state import digest, restored, state_of
@@ -177,6 +177,14 @@ class Cutter:
 
     def _moved(self) -> None:
         """The cursor was set to somewhere else."""
+
+    def _even(self, cut: Cut) -> str:
+        """What gives every rank as many examples."""
+        each = cut.unit * self._planner.world_size
+        size = f"a batch_size that is a multiple of {each}"
+        if not self.composition.covers:
+            return size
+        return f"{size} and tail='drop', 'carry' or 'pad'"
 
     def _warn(self, text: str) -> None:
         if text[:20] not in self._warned:

@@ -83,7 +83,14 @@ class Fetch:
         else:
             many = getattr(self.data, "__getitems__", None)
             examples = many(wanted) if many else [self._one(i) for i in wanted]
-        return self.collate(examples)
+        try:
+            return self.collate(examples)
+        except Exception as error:
+            shown = ", ".join(map(str, wanted[:8])) + (
+                ", ..." if len(wanted) > 8 else ""
+            )
+            error.add_note(f"while collating examples {shown} of the data set")
+            raise
 
     def _one(self, index: int) -> Any:
         try:

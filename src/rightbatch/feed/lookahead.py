@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -53,6 +54,7 @@ class Lookahead:
         Raises:
             JobError: A worker died; nothing was handed out.
         """
+        self._bury()
         try:
             if self._asked and not self._asked[0].same(piece):
                 self._refill(onward)
@@ -65,22 +67,28 @@ class Lookahead:
             got = self._asked.popleft()
         except BaseException as error:
             # What was asked for is forgotten, what was handed out is not.
-            died = bool(self._options.get("num_workers")) and _worker_died(error)
-            self._stop(at_once=died)
-            if died:
-                raise JobError(
-                    "a data worker died",
-                    seen=str(error).splitlines()[0] if str(error) else repr(error),
-                    why="the examples it was reading were not handed out; the "
-                    "stream's state is intact, at the last whole step",
-                    fix="go on, and new workers are started; if it was killed for "
-                    "memory: fewer num_workers or a smaller prefetch_factor; if none "
-                    "ever came: with spawn, workers must be able to import the data "
-                    "set's class",
-                ) from error
+            trouble = worker_trouble(error) if self._options["num_workers"] else None
+            self._stop(at_once=trouble is not None)
+            if trouble is not None:
+                raise trouble from error
             raise
         assert got.same(piece), "the loader handed out another piece"
         return batch
+
+    def _bury(self) -> None:
+        """Start anew where a worker has died while the loop was busy elsewhere.
+
+        torch has raised an error there, in the midst of the loop's own work: it is no
+        second one that what was read ahead is read again.
+        """
+        workers = getattr(self._loaded, "_workers", [])
+        if any(not worker.is_alive() for worker in workers):
+            warnings.warn(
+                "a data worker died while the training step was running; new ones are "
+                "started, and what it was reading is read again",
+                stacklevel=5,
+            )
+            self._stop(at_once=True)
 
     def ask(self) -> tuple[int, Piece]:
         """The next piece for the workers, and its generation."""
@@ -156,13 +164,33 @@ class _Tasks:
             yield task
 
 
-def _worker_died(error: BaseException) -> bool:
-    """Whether torch says so, or its queues broke off; not what a data set raised."""
+def worker_trouble(error: BaseException) -> JobError | None:
+    """What to tell where a worker died or stands still; None for what data raised."""
     text = str(error)
     if text.startswith("Caught"):  # raised in a worker, which lives
-        return False
-    return isinstance(error, (EOFError, ConnectionError)) or (
+        return None
+    seen = text.splitlines()[0] if text else repr(error)
+    intact = "the examples it was reading were not handed out; the stream's state is "
+    intact += "intact, at the last whole step"
+    if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
+        return JobError(
+            "a data worker did not answer in time",
+            seen=seen,
+            why=intact,
+            fix="a larger timeout, or find what its data set waits for",
+        )
+    died = isinstance(error, (EOFError, ConnectionError)) or (
         isinstance(error, RuntimeError)
         and "DataLoader worker" in text
         and ("exited unexpectedly" in text or "killed by signal" in text)
+    )
+    if not died:
+        return None
+    return JobError(
+        "a data worker died",
+        seen=seen,
+        why=intact,
+        fix="go on, and new workers are started; if it was killed for memory: fewer "
+        "num_workers or a smaller prefetch_factor; if none ever came: with spawn, "
+        "workers must be able to import the data set's class",
     )

@@ -121,8 +121,7 @@ class BatchSampler(Cutter, Sampler[list[int]]):
             self._warn(
                 "ranks have different numbers of examples in some steps, or one of "
                 "another rank where there are fewer than ranks, and a sampler cannot "
-                "weigh them: choose tail='drop' or 'carry' and a batch_size that the "
-                "ranks divide, or a BatchStream"
+                f"weigh them: choose {self._even(plan.cut)}, or a BatchStream"
             )
         if micro.weights is not None:
             raise SettingError(

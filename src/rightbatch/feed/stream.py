@@ -237,8 +237,7 @@ class BatchStream(Cutter):
                     "ranks have different numbers of examples in some steps (such as "
                     f"{step.local_examples} of {step.examples} here): a plain mean "
                     "over ranks weighs them wrongly; read stream.steps() and multiply "
-                    "each loss by micro.share, or choose tail='drop' or 'carry' and a "
-                    "batch_size that the ranks divide"
+                    f"each loss by micro.share, or choose {self._even(step._plan.cut)}"
                 )
             (micro,) = tuple(step)
             weighted = step._plan.cut.weights is not None
