@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import rightbatch as rb
 from rightbatch.feed.ledger import Ledger
 from rightbatch.feed.neyman import StratumMeter
+from rightbatch.run.ranks import leave
 
 
 def strata_states(rank: int, world: int) -> list[list[Any]]:
@@ -38,6 +39,15 @@ def strata_states(rank: int, world: int) -> list[list[Any]]:
         dist.all_gather_object(everyone, stream.state_dict())
         found.append(everyone)
     return found
+
+
+def refusal(x: torch.Tensor, **options: Any) -> str:
+    """What a stream says whose ranks were not made alike."""
+    try:
+        next(rb.BatchStream((x,), **options).steps())
+    except rb.SettingError as error:
+        return str(error)
+    return ""
 
 
 def main(folder: Path) -> None:
@@ -76,6 +86,11 @@ def main(folder: Path) -> None:
             seen.append(index)
     stream.close()
     states = strata_states(rank, world)
+    refusals = [
+        refusal(x, batch_size=8, seed=rank),
+        refusal(x[: 40 + rank], batch_size=8),
+        refusal(x, batch_size=8 + (rank == world - 1)),
+    ]
     dist.barrier()
     if rank == 0:
         audit = Ledger(folder / "ledger").audit(53)
@@ -85,10 +100,10 @@ def main(folder: Path) -> None:
             "gradient error": max(errors),
             "audit": [audit.lost, audit.repeated],
             "strata states": states,
+            "refusals": refusals,
         }
         (folder / "found.json").write_text(json.dumps(found))
-    dist.barrier()  # nobody leaves while another still listens
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

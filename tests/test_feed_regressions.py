@@ -16,7 +16,7 @@ from rightbatch.feed.ledger import Ledger
 from rightbatch.feed.neyman import StratumMeter
 from rightbatch.feed.sampler import BatchSampler
 from rightbatch.feed.shards import ShardStream
-from test_sources import Source, _same
+from test_shards import Source, _same
 
 DATA = (torch.arange(40),)
 

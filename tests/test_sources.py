@@ -1,4 +1,4 @@
-"""Data on disk, iterable sources, batch samplers, and the audit of any loader."""
+"""Data on disk, batch samplers, and the audit of any loader."""
 
 import json
 import os
@@ -28,148 +28,8 @@ import rightbatch as rb
 from rightbatch.feed.mapped import MappedFolder, MappedLines, MappedRows, MappedTokens
 from rightbatch.feed.mixing import mixing_of
 from rightbatch.feed.sampler import BatchSampler
-from rightbatch.feed.shards import ShardStream, resume_is_exact
 
 HERE = Path(__file__).parent
-
-
-def _same(x: Any) -> Any:
-    return x
-
-
-class Source(IterableDataset[int]):
-    """Numbers, in another order every epoch, that say where they stand."""
-
-    def __init__(self, length: int) -> None:
-        self.length, self.epoch, self._start, self._at = length, 0, 0, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        start, self._start = self._start, 0
-        for place in range(start, self.length):
-            self._at = place
-            yield reference.permuted(place, self.length, 0, self.epoch)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"at": self._at + 1}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._start = state["at"]
-
-
-class Forgetful(Source):
-    """Its state leaves out what its shuffle buffer holds."""
-
-    def __iter__(self) -> Iterator[int]:
-        buffer: list[int] = []
-        for number in super().__iter__():
-            buffer.append(number)
-            if len(buffer) > 20:
-                yield buffer.pop(0)
-        yield from buffer
-
-
-@settings(deadline=None, max_examples=60)
-@given(
-    st.integers(1, 200),
-    st.lists(
-        st.tuples(st.integers(1, 50), st.integers(1, 4), st.integers(1, 9)),
-        min_size=1,
-        max_size=6,
-    ),
-    st.sampled_from(["keep", "carry", "drop"]),
-    st.booleans(),
-)
-def test_an_iterable_source_is_cut_and_resumed_exactly(
-    length: int, lives: list[tuple[int, int, int]], tail: str, stateful: bool
-) -> None:
-    state: dict[str, Any] | None = None
-    order = (
-        reference.epochs(length, 0, 60 * 9 * 6 // length + 3)
-        if stateful
-        else (list(range(length)) * (60 * 9 * 6 // length + 3))
-    )
-    at = 0
-    for size, world, steps in lives:
-        if tail == "drop":
-            size = min(size, length)
-        streams = []
-        for rank in range(world):
-            source = Source(length) if stateful else range(length)
-            stream = ShardStream(
-                source, size, tail=tail, rank=rank, world_size=world, collate_fn=_same
-            )
-            if state is not None:
-                stream.load_state_dict(json.loads(json.dumps(state)))
-                stream.batch_size = size
-            streams.append(stream)
-        for _ in range(steps):
-            made = sorted(i for stream in streams for i in _step(stream))
-            left = length - at % length
-            if tail == "drop" and left < size:
-                at, left = at + left, length
-            count = min(size, left) if tail == "keep" else size
-            assert made == sorted(order[at : at + count])
-            at += count
-            states = [s.state_dict() for s in streams]
-            assert all(s == states[0] for s in states)
-            state = states[0]
-
-
-def _step(stream: ShardStream) -> list[int]:
-    """This rank's examples of the next step, which may be none."""
-    before = stream.step
-    while True:
-        taken = stream._take(stream._local())
-        if stream.step > before:
-            return taken[stream.rank :: stream.world_size]
-
-
-def test_an_epoch_of_a_source_is_what_it_yields_in_worker_or_not() -> None:
-    for workers in (0, 1):
-        stream = ShardStream(Source(150), 40, num_workers=workers, collate_fn=_same)
-        epochs = [[i for b in stream for i in b] for _ in range(2)]
-        assert epochs[0] + epochs[1] == reference.epochs(150, 0, 2)
-        assert (stream.epoch, stream.position, stream.step) == (2, 0, 8)
-        stream.close()
-
-
-def test_forgetful_sources_are_found_out() -> None:
-    assert resume_is_exact(lambda: Source(300))
-    assert not resume_is_exact(lambda: Forgetful(300))
-    first = ShardStream(Forgetful(300), 50, collate_fn=_same, use_state=False)
-    seen = next(iter(first))
-    again = ShardStream(Forgetful(300), 50, collate_fn=_same, use_state=False)
-    again.load_state_dict(first.state_dict())
-    assert sorted([*seen, *(i for b in again for i in b)]) == list(range(300))
-
-
-def test_sharded_sources_need_the_same_ranks() -> None:
-    stream = ShardStream(range(10), 4, sharded=True, rank=1, world_size=2)
-    assert len(next(iter(stream))) == 2
-    other = ShardStream(range(10), 4, sharded=True, rank=1, world_size=3)
-    with pytest.raises(rb.SettingError, match="other ranks"):
-        other.load_state_dict(stream.state_dict())
-    with pytest.raises(rb.SettingError, match="not divided by 3"):
-        next(iter(other))
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: ShardStream(iter([1]), 2), "an iterator"),
-        (lambda: ShardStream(3, 2), "cannot be iterated"),
-        (lambda: ShardStream([1], 2, num_workers=2), "one worker"),
-        (lambda: ShardStream([1], 2, tail="pad"), "keep, drop"),
-        (lambda: next(iter(ShardStream([], 2))), "empty"),
-        (lambda: ShardStream([1], 2).load_state_dict({}), "no state"),
-    ],
-)
-def test_sources_that_make_no_sense_are_refused(make: Any, message: str) -> None:
-    with pytest.raises(rb.SettingError, match=message):
-        make()
 
 
 def test_rows_of_a_file_are_those_of_the_array(tmp_path: Path) -> None:
@@ -489,9 +349,16 @@ def test_good_streams_pass_the_audit_on_any_number_of_ranks() -> None:
         assert (found.lost, found.repeated) == (0, 0)
 
 
+class Stream(IterableDataset[int]):
+    """No indices."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(10))
+
+
 def test_what_has_no_indices_is_refused_with_another_way() -> None:
     with pytest.raises(rb.SettingError, match="resume_is_exact"):
-        rb.audit(DataLoader(Source(10)))
+        rb.audit(DataLoader(Stream()))
     with pytest.raises(rb.SettingError, match="needs a DataLoader"):
         rb.audit([1, 2])
     batches = np.random.default_rng(0).permutation(6400).reshape(100, 64)
@@ -524,6 +391,9 @@ def test_real_processes_share_out_each_step(ranks: int, tmp_path: Path) -> None:
     assert at == 106
     assert found["gradient error"] < 1e-5
     assert found["audit"] == [0, 0]
+    for told, name in zip(found["refusals"], ("seed", "length", "size"), strict=True):
+        assert "the ranks' streams are not alike" in told
+        assert name in told
     states = found["strata states"]
     assert all(s == everyone[0] for everyone in states for s in everyone)
     assert states[0][0]["extra"][2:] != states[-1][0]["extra"][2:]  # it was measured

@@ -231,8 +231,8 @@ def _ranks(loader: Any) -> tuple[list[Any], int]:
             "an iterable data set has no indices to look at",
             seen=f"{type(loader.dataset).__name__}",
             why="which example came when is known to the data set alone",
-            fix="test its resume by rightbatch.feed.shards.resume_is_exact, and its "
-            "mixing by mixing_of(values of the examples in batches)",
+            fix="test its resume by rightbatch.feed.resume_check.resume_is_exact, "
+            "and its mixing by mixing_of(values of the examples in batches)",
         )
     length = len(loader.dataset)  # pyrefly: ignore[bad-argument-type]
     if loader.batch_sampler is None:

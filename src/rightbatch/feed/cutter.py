@@ -14,7 +14,7 @@ from rightbatch.errors import SettingError
 from rightbatch.feed.composition import Composition, Cursor, Cut, whole
 from rightbatch.feed.draws import DRAWS, draw
 from rightbatch.feed.planner import Planner, check_tail
-from rightbatch.feed.state import digest, restored, state_of
+from rightbatch.feed.state import alike, digest, restored, state_of
 
 
 class Cutter:
@@ -39,6 +39,8 @@ class Cutter:
         fingerprint: str,
     ) -> None:
         composition = _composition(order, length)
+        # Given numbers may be of ranks that are no processes of one group.
+        self._together = rank is None
         rank, world_size = place_of(rank, world_size)
         self._planner = Planner(
             composition,
@@ -177,6 +179,20 @@ class Cutter:
 
     def _moved(self) -> None:
         """The cursor was set to somewhere else."""
+
+    def _agree(self) -> None:
+        """Once, before the first step: compare the streams of all ranks. Collective.
+
+        Raises:
+            SettingError: They differ.
+        """
+        if self._together and self._planner.world_size > 1:
+            own = self.state_dict() | {"tail": self._planner.tail}
+            own["micro_batch"] = self._planner.micro_batch
+            found: list[Any] = [None] * self._planner.world_size
+            dist.all_gather_object(found, own)
+            alike(found)
+        self._together = False
 
     def _even(self, cut: Cut) -> str:
         """What gives every rank as many examples."""

@@ -3,49 +3,73 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from rightbatch.errors import SettingError
 from rightbatch.feed.composition import whole
 from rightbatch.feed.cutter import place_of
+from rightbatch.feed.deal import Part, deal
+from rightbatch.feed.shard_reader import Place, Reader, kept
+from rightbatch.feed.stream import MicroBatch
 
 VERSION = 1
 MANY = 100_000  # examples read again of which we say so [assumed]
-CHUNK = 64  # examples between two states of the source: what a resume reads again at
-# most [assumed: states of large sources cost some 0.1 ms]
 
 
-class _Chunks(IterableDataset[Any]):
-    """The source in chunks, each with the source's state before it; endless epochs."""
+class ShardStep:
+    """One optimizer step: iterate over it for its micro-batches.
+
+    The stream moves on when the last one has been handed out.
+
+    Attributes:
+        number: Steps before it.
+        epoch: Epoch in which it begins.
+        examples: Examples over all ranks; of this rank where the source is sharded.
+        local_examples: Examples of this rank.
+    """
 
     def __init__(
-        self, source: Any, state: Any, epoch: int, skip: int, stateful: bool
+        self,
+        stream: ShardStream,
+        examples: list[Any],
+        hands: tuple[tuple[Part, ...], ...],
+        after: Place,
     ) -> None:
-        self.source, self.state, self.epoch, self.skip = source, state, epoch, skip
-        self.stateful = stateful
+        self._stream, self._examples, self._after = stream, examples, after
+        self._parts = hands[0] if stream.sharded else hands[stream.rank]
+        self._ranks = len(hands)
+        self.number, self.epoch = stream.step, stream.epoch
+        self.examples = len(examples)
+        self.local_examples = _count(self._parts)
+        self.uneven = len({_count(hand) for hand in hands}) > 1
 
-    def __iter__(self) -> Iterator[tuple[Any, list[Any], bool]]:
-        epoch, skip, before = self.epoch, self.skip, self.state
-        while True:
-            if hasattr(self.source, "set_epoch"):
-                self.source.set_epoch(epoch)
-            if before is not None:
-                self.source.load_state_dict(copy.deepcopy(before))
-            examples = itertools.islice(iter(self.source), skip, None)
-            while chunk := list(itertools.islice(examples, CHUNK)):
-                yield before, chunk, False
-                if self.stateful:
-                    before = copy.deepcopy(self.source.state_dict())
-            yield before, [], True
-            epoch, skip, before = epoch + 1, 0, None
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for number, part in enumerate(self._parts):
+            own = self._examples[part.start : part.stop]
+            size = 0 if part.filler else len(own)
+            made = MicroBatch(
+                data=self._stream._collate(own),
+                share=self._ranks * size / self.examples,
+                token_share=None,
+                weights=torch.ones(len(own)),
+                groups=torch.zeros(len(own), dtype=torch.int64),
+                indices=torch.empty(0, dtype=torch.int64),
+            )
+            if number + 1 == len(self._parts):
+                self._stream._commit(self)
+            yield made
+
+
+def _count(hand: tuple[Part, ...]) -> int:
+    return sum(0 if part.filler else part.stop - part.start for part in hand)
 
 
 class ShardStream:
@@ -55,7 +79,8 @@ class ShardStream:
     anew. A resume is exact if the source's own ``state_dict`` is: its state is kept
     every 64 examples, and those since are read again. Sources with a shuffle buffer
     often forget it in their state: test yours with `resume_is_exact`. A source without
-    a state is read again from the start of the epoch.
+    a state is read again from the start of the epoch. If the last example read again is
+    not what it was, a warning says so.
 
     Args:
         source: Anything to iterate over, which begins again whenever it is iterated
@@ -64,13 +89,15 @@ class ShardStream:
         tail: ``"keep"``, ``"drop"`` or ``"carry"`` the epoch's last short batch.
         sharded: Whether the source yields this rank's examples only. Then a state can
             be loaded at the same number of ranks alone. If not, every rank reads all
-            and takes its part, and any number will do.
+            and takes its part, and any number will do. Ranks of a sharded source end
+            their epochs when their shards end: give them equal ones.
+        micro_batch: Most examples in one micro-batch; read such a stream by `steps`.
         rank, world_size: Which part: both, or neither: then from torch.distributed.
-            Where a last short step has fewer examples than ranks, some get no batch:
-            under DDP choose ``tail="carry"`` or ``"drop"``.
         collate_fn: Makes a batch of a list of examples.
         use_state: False to leave the source's own state unused, and to read an epoch
             again from its start: exact where the state is not (`resume_is_exact`).
+        state_every: Examples between two states of the source; a resume reads as many
+            again at most.
         num_workers: 0, or 1 to read ahead in a process of its own. More would read the
             shards in an order that depends on their number.
 
@@ -89,6 +116,7 @@ class ShardStream:
         source: Any,
         batch_size: int,
         *,
+        micro_batch: int | None = None,
         tail: str = "keep",
         sharded: bool = False,
         rank: int | None = None,
@@ -96,9 +124,17 @@ class ShardStream:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
         use_state: bool = True,
+        state_every: int = 64,
     ) -> None:
         if not hasattr(source, "__iter__"):
             raise SettingError("the source cannot be iterated", seen=f"{type(source)}")
+        if isinstance(source, DataLoader):
+            raise SettingError(
+                "the source is a DataLoader, which yields batches",
+                seen=f"a DataLoader of a {type(source.dataset).__name__}",
+                why="a stream makes batches of its own",
+                fix="its data set, loader.dataset",
+            )
         if iter(source) is source:
             raise SettingError(
                 "the source is an iterator, which ends after one epoch",
@@ -121,14 +157,23 @@ class ShardStream:
         self._use_state = use_state
         self.rank, self.world_size = place_of(rank, world_size)
         self.batch_size = whole(batch_size, "batch_size")
-        self.epoch = self.step = self.position = 0
-        self._collate, self._workers = collate_fn or default_collate, num_workers
-        self._before: Any = None  # the source's state before the chunk being read
-        self._used = 0  # examples of that chunk that were handed out
-        self._chunk: deque[Any] = deque()
-        self._again = 0  # of those, how many a new reader has yet to pass over
-        self._over = False  # whether that chunk is the epoch's last
-        self._chunks: Iterator[Any] | None = None
+        self._micro = None if micro_batch is None else whole(micro_batch, "micro_batch")
+        self.step = 0
+        self._collate = collate_fn or default_collate
+        every = whole(state_every, "state_every")
+        self._reader = Reader(source, every if self.has_state else 0, num_workers)
+        self._place = self._reader.place  # behind the last whole step
+        self._warned = False
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next step, from 0."""
+        return self._place.epoch
+
+    @property
+    def position(self) -> int:
+        """Examples of this epoch that lie behind."""
+        return self._place.position
 
     @property
     def has_state(self) -> bool:
@@ -140,32 +185,85 @@ class ShardStream:
         """What is left of this epoch, one collated batch per step.
 
         Raises:
-            SettingError: The source is empty, or sharded and not divided by the ranks.
+            SettingError: A step has several micro-batches; or as `steps`.
         """
-        epoch = self.epoch
+        for step in self.steps():
+            if len(step) > 1:
+                raise SettingError(
+                    f"a step of this stream has {len(step)} micro-batches",
+                    seen=f"batch_size={self.batch_size}, micro_batch={self._micro}",
+                    why="one optimizer step needs all of them",
+                    fix="for step in stream.steps(): for micro in step: "
+                    "(loss(micro.data) * micro.share).backward()",
+                )
+            if step.uneven and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    "ranks have different numbers of examples in some steps (such as "
+                    f"{step.local_examples} of {step.examples} here): a plain mean "
+                    "over ranks weighs them wrongly; read stream.steps() and multiply "
+                    "each loss by micro.share, or choose a batch_size that the ranks "
+                    "divide and tail='drop' or 'carry'",
+                    stacklevel=2,
+                )
+            (micro,) = tuple(step)
+            yield micro.data
+
+    def steps(self) -> Iterator[ShardStep]:
+        """What is left of this epoch, step by step.
+
+        Raises:
+            SettingError: The source is empty, shorter than a batch that is not to be
+                cut, or sharded and not divided by the ranks.
+            JobError: The worker died. The state stays that of the last whole step.
+        """
+        epoch, first = self.epoch, self.step if not self.position else -1
         while self.epoch == epoch:
-            before = self._here()
+            here = self._place
             try:
                 examples = self._take(self._local())
-                if not self.sharded:
-                    examples = examples[self.rank :: self.world_size]
-                batch = self._collate(examples) if examples else None
             except BaseException:
-                self._go(before)  # not handed out: it comes again
+                self._reader.go(here)  # not handed out: it comes again
                 raise
-            if examples:
-                yield batch
+            if not examples:  # a tail that is dropped
+                self._place = self._reader.place
+                if self.step == first:
+                    raise SettingError(
+                        "tail='drop' drops every batch",
+                        seen=f"batch_size={self.batch_size}, fewer examples in epoch "
+                        f"{epoch}",
+                        why="an epoch holds no whole batch, so there is no step at all",
+                        fix="a smaller batch_size, tail='keep' or 'carry'",
+                    )
+                continue
+            ranks = 1 if self.sharded else self.world_size
+            hands = deal(len(examples), ranks, self._micro, turn=self.step)
+            step = ShardStep(self, examples, hands, self._reader.place)
+            try:
+                yield step
+            finally:
+                if self._place is here:
+                    self._reader.go(here)
+            if self._place is here:
+                raise SettingError(
+                    f"step {step.number} was not gone through to its end",
+                    seen="the next step was asked for",
+                    why="its examples come next, however often a step is asked for",
+                    fix="for micro in step: ...",
+                )
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, behind the last batch handed out."""
+        """Where the stream stands, behind the last step handed out."""
+        place = kept(self._place)
         return {
             "version": VERSION,
-            "epoch": self.epoch,
+            "epoch": place.epoch,
             "step": self.step,
-            "position": self.position,
+            "position": place.position,
             "batch_size": self.batch_size,
-            "source": copy.deepcopy(self._before),
-            "used": self._used,
+            "source": place.before,
+            "used": place.used,
+            "last": place.known,
             "ranks": [self.rank, self.world_size] if self.sharded else None,
         }
 
@@ -175,17 +273,22 @@ class ShardStream:
         Raises:
             SettingError: It is of another kind, or of other ranks of a sharded source.
         """
-        if state.get("version") != VERSION or "used" not in state:
+        own = self.state_dict()
+        numbers = ("epoch", "step", "position", "used", "batch_size")
+        sound = isinstance(state, Mapping) and all(key in state for key in own)
+        sound = sound and state["version"] == VERSION
+        sound = sound and all(type(state[n]) is int and state[n] >= 0 for n in numbers)
+        if not sound:
+            keys = list(state)[:5] if isinstance(state, Mapping) else [repr(state)[:40]]
             raise SettingError(
                 "this is no state of a ShardStream",
-                seen=f"keys {', '.join(map(str, list(state)[:5]))}",
+                seen=f"{', '.join(map(str, keys))}",
                 fix="what stream.state_dict() gave",
             )
-        own = [self.rank, self.world_size] if self.sharded else None
-        if state["ranks"] != own:
+        if state["ranks"] != own["ranks"]:
             raise SettingError(
                 "the state is of other ranks",
-                seen=f"rank and world size {state['ranks']} then, {own} now",
+                seen=f"rank and world size {state['ranks']} then, {own['ranks']} now",
                 why="each rank reads shards of its own, so their states cannot be "
                 "shared out anew",
                 fix="resume on as many ranks, or use sharded=False",
@@ -203,23 +306,22 @@ class ShardStream:
                 why="its source stands there too, and few can go back to the start",
                 fix="load the state into a new ShardStream of a new source",
             )
-        self.batch_size = state["batch_size"]
-        names = ("epoch", "step", "position", "used")
-        epoch, step, position, used = (int(state[name]) for name in names)
-        self._go((epoch, step, position, used, copy.deepcopy(state["source"])))
+        self.batch_size, self.step = state["batch_size"], state["step"]
+        self._place = Place(
+            epoch=state["epoch"],
+            position=state["position"],
+            before=copy.deepcopy(state["source"]),
+            used=state["used"],
+            known=state["last"],
+        )
+        self._reader.go(self._place)
 
     def close(self) -> None:
         """Stop reading ahead; what was read and not handed out is read again."""
-        self._chunks, self._over = None, False
-        self._chunk.clear()
+        self._reader.go(self._place)
 
-    def _here(self) -> tuple[int, int, int, int, Any]:
-        return self.epoch, self.step, self.position, self._used, self._before
-
-    def _go(self, place: tuple[int, int, int, int, Any]) -> None:
-        """Stand there, and read on from there when next asked."""
-        self.close()
-        self.epoch, self.step, self.position, self._used, self._before = place
+    def _commit(self, step: ShardStep) -> None:
+        self._place, self.step = step._after, self.step + 1
 
     def _local(self) -> int:
         """Examples to read for the next step."""
@@ -236,110 +338,38 @@ class ShardStream:
         return share
 
     def _take(self, count: int) -> list[Any]:
-        """The next examples; the stream stands behind them, never at an epoch's end."""
+        """The next examples; the reader stands behind them, never at an epoch's end."""
         found: list[Any] = []
         while len(found) < count:
             if self._available():
-                found.append(self._chunk.popleft())
-                self._used, self.position = self._used + 1, self.position + 1
+                found.append(self._reader.take())
                 continue
             self._turn()
             if self.tail != "carry":
-                found = [] if self.tail == "drop" else found
-                break
-        else:
-            if not self._available():
-                self._turn()
-        self.step += bool(found)
+                return [] if self.tail == "drop" else found
+        if not self._available():
+            self._turn()
         return found
 
     def _available(self) -> bool:
-        """Whether the epoch has another example; reads on if need be."""
-        while not self._chunk and not self._over:
-            if self._chunks is None:
-                self._chunks = self._begin()
-                # From the chunk's start: what of it was handed out is passed over.
-                self._again = self._used if self.has_state else 0
-            try:
-                before, examples, self._over = next(self._chunks)
-            except BaseException:
-                self._chunks = None  # the source or its worker broke off: begin anew
-                raise
-            if examples:
-                passed = min(self._again, len(examples))
-                self._again -= passed
-                self._before, self._used = before, passed
-                self._chunk.extend(examples[passed:])
-        return bool(self._chunk)
+        found = self._reader.available()
+        if self._reader.changed:
+            self._reader.changed = False
+            warnings.warn(
+                "the last example before the saved place is not what it was: the "
+                "source comes in another order than before, or draws random numbers "
+                "of its own; in the first case examples are lost and repeated "
+                "(rightbatch.feed.resume_check.resume_is_exact tests it)",
+                stacklevel=2,
+            )
+        return found
 
     def _turn(self) -> None:
         """The next epoch begins."""
-        if not self.position:
+        if not self._reader.place.position:
             raise SettingError(
                 "the source is empty",
-                seen=f"no example in epoch {self.epoch}",
+                seen=f"no example in epoch {self._reader.place.epoch}",
                 fix="a source that begins again whenever it is iterated",
             )
-        self.epoch, self.position, self._over = self.epoch + 1, 0, False
-        self._before, self._used = None, 0
-
-    def _begin(self) -> Iterator[Any]:
-        skip = 0 if self.has_state else self.position
-        chunks = _Chunks(
-            self.source, self._before, self.epoch, skip, stateful=self.has_state
-        )
-        if not self._workers:
-            return iter(chunks)
-        loader = DataLoader(
-            chunks,
-            batch_size=None,
-            num_workers=1,
-            collate_fn=_as_it_is,
-            generator=torch.Generator().manual_seed(0),
-        )
-        return iter(loader)
-
-
-def resume_is_exact(make_source: Callable[[], Any], examples: int = 1000) -> bool:
-    """Whether a source goes on exactly from its own ``state_dict``, tested.
-
-    Reads the source, takes its state at three places, loads each into a fresh source
-    and compares what follows. Sources with a shuffle buffer often fail.
-
-    Args:
-        make_source: Makes the source; called several times.
-        examples: How many to read.
-
-    Example:
-        >>> resume_is_exact(lambda: range(100))  # no state: read again, hence exact
-        True
-    """
-    whole_run = list(itertools.islice(iter(make_source()), examples))
-    for place in (len(whole_run) // 4, len(whole_run) // 2, 3 * len(whole_run) // 4):
-        first = ShardStream(make_source(), batch_size=1, collate_fn=_as_it_is)
-        for _ in itertools.islice(first, place):
-            pass
-        second = ShardStream(make_source(), batch_size=1, collate_fn=_as_it_is)
-        second.load_state_dict(first.state_dict())
-        rest = [b[0] for b in itertools.islice(second, len(whole_run) - place)]
-        if not _equal(rest, whole_run[place:]):
-            return False
-    return True
-
-
-def _equal(left: Any, right: Any) -> bool:
-    if isinstance(left, torch.Tensor):
-        return isinstance(right, torch.Tensor) and torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(
-            _equal(left[k], right[k]) for k in left
-        )
-    if isinstance(left, (list, tuple)):
-        return len(left) == len(right) and all(map(_equal, left, right))
-    if isinstance(left, np.ndarray):
-        return np.array_equal(left, right, equal_nan=left.dtype.kind == "f")
-    return bool(left == right) or (left != left and right != right)
-
-
-def _as_it_is(examples: Any) -> Any:
-    return examples
+        self._reader.turn()

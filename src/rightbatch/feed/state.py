@@ -113,8 +113,29 @@ def restored(
     )
 
 
+def alike(states: list[dict[str, Any]]) -> None:
+    """See that all ranks' streams are one.
+
+    Raises:
+        SettingError: They are not.
+    """
+    for rank, state in enumerate(states):
+        wrong = [key for key in state if state[key] != states[0][key]]
+        if wrong:
+            key = wrong[0]
+            raise SettingError(
+                "the ranks' streams are not alike",
+                seen=f"{key} {states[0][key]!r} on rank 0, {state[key]!r} on rank "
+                f"{rank}",
+                why="each takes its part of what it thinks is the batch: some examples "
+                "would be lost, others seen twice",
+                fix="the same data set, seed and sizes on every rank; for ranks that "
+                "are no part of one job: rank=0, world_size=1",
+            )
+
+
 def _natural(value: object) -> bool:
-    return isinstance(value, int) and value >= 0
+    return type(value) is int and value >= 0
 
 
 def digest(values: dict[str, Any]) -> str:

@@ -251,6 +251,7 @@ class BatchStream(Cutter):
                 JobError where a worker died. The state stays that of the last whole
                 step.
         """
+        self._agree()
         self._settle()
         epoch = self.epoch
         while self.epoch == epoch:

@@ -1,0 +1,321 @@
+"""Sources that can only be iterated: cut and resumed, as exactly as they allow."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+import reference
+import rightbatch as rb
+from rightbatch.feed.resume_check import resume_is_exact
+from rightbatch.feed.shard_reader import digest_of
+from rightbatch.feed.shards import ShardStep, ShardStream
+
+
+def _same(x: Any) -> Any:
+    return x
+
+
+class Source(IterableDataset[int]):
+    """Numbers, in another order every epoch, that say where they stand."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.epoch, self._start, self._at = length, 0, 0, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        start, self._start = self._start, 0
+        for place in range(start, self.length):
+            self._at = place
+            yield reference.permuted(place, self.length, 0, self.epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self._at + 1}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._start = state["at"]
+
+
+class Forgetful(Source):
+    """Its state leaves out what its shuffle buffer holds."""
+
+    def __iter__(self) -> Iterator[int]:
+        buffer: list[int] = []
+        for number in super().__iter__():
+            buffer.append(number)
+            if len(buffer) > 20:
+                yield buffer.pop(0)
+        yield from buffer
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 200),
+    st.lists(
+        st.tuples(st.integers(1, 50), st.integers(1, 4), st.integers(1, 9)),
+        min_size=1,
+        max_size=6,
+    ),
+    st.sampled_from(["keep", "carry", "drop"]),
+    st.booleans(),
+    st.one_of(st.none(), st.integers(1, 9)),
+)
+def test_an_iterable_source_is_cut_and_resumed_exactly(
+    length: int,
+    lives: list[tuple[int, int, int]],
+    tail: str,
+    stateful: bool,
+    micro: int | None,
+) -> None:
+    state: dict[str, Any] | None = None
+    order = (
+        reference.epochs(length, 0, 60 * 9 * 6 // length + 3)
+        if stateful
+        else (list(range(length)) * (60 * 9 * 6 // length + 3))
+    )
+    at = 0
+    for size, world, steps in lives:
+        if tail == "drop":
+            size = min(size, length)
+        streams = []
+        for rank in range(world):
+            source = Source(length) if stateful else range(length)
+            stream = ShardStream(
+                source,
+                size,
+                micro_batch=micro,
+                tail=tail,
+                rank=rank,
+                world_size=world,
+                collate_fn=_same,
+            )
+            if state is not None:
+                stream.load_state_dict(json.loads(json.dumps(state)))
+                stream.batch_size = size
+            streams.append(stream)
+        loops = [_steps(stream) for stream in streams]
+        for _ in range(steps):
+            parts = [list(next(loop)) for loop in loops]
+            assert len({len(p) for p in parts}) == 1  # as many backward passes
+            shares = sum(m.share for p in parts for m in p)
+            assert shares == pytest.approx(world)
+            made = sorted(i for p in parts for m in p if m.share for i in m.data)
+            left = length - at % length
+            if tail == "drop" and left < size:
+                at, left = at + left, length
+            count = min(size, left) if tail == "keep" else size
+            assert made == sorted(order[at : at + count])
+            at += count
+            states = [s.state_dict() for s in streams]
+            assert all(s == states[0] for s in states)
+            state = states[0]
+
+
+def _steps(stream: ShardStream) -> Iterator[ShardStep]:
+    """Endless steps, over all epochs."""
+    while True:
+        yield from stream.steps()
+
+
+def test_an_epoch_of_a_source_is_what_it_yields_in_worker_or_not() -> None:
+    for workers in (0, 1):
+        stream = ShardStream(Source(150), 40, num_workers=workers, collate_fn=_same)
+        epochs = [[i for b in stream for i in b] for _ in range(2)]
+        assert epochs[0] + epochs[1] == reference.epochs(150, 0, 2)
+        assert (stream.epoch, stream.position, stream.step) == (2, 0, 8)
+        stream.close()
+
+
+def test_forgetful_sources_are_found_out() -> None:
+    assert resume_is_exact(lambda: Source(300))
+    assert not resume_is_exact(lambda: Forgetful(300))
+    first = ShardStream(Forgetful(300), 50, collate_fn=_same, use_state=False)
+    seen = next(iter(first))
+    again = ShardStream(Forgetful(300), 50, collate_fn=_same, use_state=False)
+    again.load_state_dict(first.state_dict())
+    assert sorted([*seen, *(i for b in again for i in b)]) == list(range(300))
+
+
+def test_sharded_sources_need_the_same_ranks() -> None:
+    stream = ShardStream(range(10), 4, sharded=True, rank=1, world_size=2)
+    assert len(next(iter(stream))) == 2
+    other = ShardStream(range(10), 4, sharded=True, rank=1, world_size=3)
+    with pytest.raises(rb.SettingError, match="other ranks"):
+        other.load_state_dict(stream.state_dict())
+    with pytest.raises(rb.SettingError, match="not divided by 3"):
+        next(iter(other))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ShardStream(iter([1]), 2), "an iterator"),
+        (lambda: ShardStream(3, 2), "cannot be iterated"),
+        (lambda: ShardStream([1], 2, num_workers=2), "one worker"),
+        (lambda: ShardStream([1], 2, tail="pad"), "keep, drop"),
+        (
+            lambda: ShardStream(DataLoader(_same(range(3))), 2),
+            "its data set, loader.dataset",
+        ),
+        (lambda: next(iter(ShardStream([], 2))), "empty"),
+        (lambda: list(ShardStream([1], 2, tail="drop")), "drops every batch"),
+        (lambda: ShardStream([1], 2).load_state_dict(_same(3)), "no state"),
+        (lambda: _ended(), "ends before the place"),
+        (lambda: resume_is_exact(list), "empty"),
+        (lambda: ShardStream([1], 2).load_state_dict({}), "no state"),
+    ],
+)
+def test_sources_that_make_no_sense_are_refused(make: Any, message: str) -> None:
+    with pytest.raises(rb.SettingError, match=message):
+        make()
+
+
+def _ended() -> None:
+    """A state from the middle of a longer source."""
+    state = ShardStream(range(50), 30)
+    next(iter(state))
+    short = ShardStream(range(5), 30)
+    short.load_state_dict(state.state_dict())
+    next(iter(short))
+
+
+def test_ranks_share_out_uneven_steps_in_turns() -> None:
+    held = []
+    for rank in range(2):
+        stream = ShardStream(range(21), 7, rank=rank, world_size=2)
+        with pytest.warns(UserWarning, match="different numbers of examples"):
+            held.append([len(batch) for batch in stream])
+    assert held == [[4, 3, 4], [3, 4, 3]]
+    counts = [
+        sum(len(list(step)) for step in stream.steps())
+        for stream in (
+            ShardStream(range(9), 4, rank=rank, world_size=4) for rank in range(4)
+        )
+    ]
+    assert counts == [3, 3, 3, 3]  # the last one has a filler on three ranks
+
+
+class Counted:
+    """Says how many examples were read; one of them cannot be."""
+
+    def __init__(self, length: int, bad: int = -1) -> None:
+        self.length, self.bad, self.read = length, bad, 0
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(self.length):
+            if number == self.bad:
+                raise OSError("bad block")
+            self.read += 1
+            yield number
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_was_read_before_an_error_is_handed_out(workers: int) -> None:
+    source = Counted(100, bad=50)
+    stream = ShardStream(source, 8, num_workers=workers)
+    seen: list[int] = []
+    with pytest.raises(OSError, match="bad block"):
+        for batch in stream:
+            seen += batch.tolist()
+    assert seen == list(range(48))
+    assert stream.position == 48
+    stream.close()
+
+
+def test_no_more_is_read_than_a_batch_and_one() -> None:
+    source = Counted(100)
+    next(iter(ShardStream(source, 4)))
+    assert source.read <= 5
+
+
+def test_a_source_in_another_order_is_found_out_when_resumed() -> None:
+    class Shuffled:
+        def __iter__(self) -> Iterator[int]:
+            order = list(range(1000))
+            random.shuffle(order)
+            return iter(order)
+
+    first = ShardStream(Shuffled(), 10)
+    list(itertools.islice(first, 5))
+    second = ShardStream(Shuffled(), 10)
+    second.load_state_dict(first.state_dict())
+    with pytest.warns(UserWarning, match="another order than before"):
+        next(iter(second))
+    for make in (lambda: range(1000), lambda: Source(1000)):
+        first = ShardStream(make(), 10)
+        list(itertools.islice(first, 5))
+        second = ShardStream(make(), 10)
+        second.load_state_dict(first.state_dict())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            next(iter(second))
+
+
+def test_examples_are_told_apart_by_what_they_hold() -> None:
+    one = {"x": torch.arange(3), "y": ["a", 1.5, None]}
+    same = {"x": torch.arange(3), "y": ["a", 1.5, None]}
+    assert digest_of(one) == digest_of(same)
+    for other in (
+        {"x": torch.arange(4), "y": ["a", 1.5, None]},
+        {"x": torch.arange(3), "y": ["a", 1.25, None]},
+        {"x": torch.arange(3).bfloat16(), "y": ["a", 1.5, None]},
+        {"z": torch.arange(3), "y": ["a", 1.5, None]},
+    ):
+        assert digest_of(other) != digest_of(one)
+
+
+class Mortal(Counted):
+    """Its worker dies."""
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(self.length):
+            if number == 70 and get_worker_info() is not None:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield number
+
+
+def test_a_reader_that_dies_leaves_the_state_intact() -> None:
+    stream = ShardStream(Mortal(100), 10, num_workers=1)
+    seen: list[int] = []
+    with pytest.raises(rb.JobError, match=r"(?s)worker died.*state is intact"):
+        for batch in stream:
+            seen += batch.tolist()
+    again = ShardStream(Mortal(100), 10)
+    again.load_state_dict(stream.state_dict())
+    seen += [i for batch in again for i in batch.tolist()]
+    assert seen == list(range(100))
+
+
+def test_a_source_that_breaks_in_its_second_epoch_is_found_out() -> None:
+    class Breaks(Source):
+        def __iter__(self) -> Iterator[int]:
+            if self.epoch:
+                self._start = 0  # forgets its state
+            return super().__iter__()
+
+    assert not resume_is_exact(lambda: Breaks(200))
+
+
+def test_a_step_left_in_the_middle_comes_again() -> None:
+    stream = ShardStream(range(20), 6, micro_batch=2)
+    steps = stream.steps()
+    for micro in next(steps):
+        assert micro.data.tolist() == [0, 1]
+        break
+    with pytest.raises(rb.SettingError, match="not gone through"):
+        next(steps)
+    seen = [m.data.tolist() for step in stream.steps() for m in step]
+    assert [i for part in seen for i in part] == list(range(20))
+    assert stream.epoch == 1
