@@ -107,6 +107,10 @@ class Composition:
         """Its own integers at the start of a stream."""
         return ()
 
+    def accepts(self, extra: tuple[int, ...]) -> bool:
+        """Whether these can be its integers."""
+        return len(extra) == len(self.start())
+
     def check(self, batch_size: int) -> None:
         """Refuse a batch size that cannot be composed.
 

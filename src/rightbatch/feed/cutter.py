@@ -51,11 +51,11 @@ class Cutter:
             None if micro_batch is None else whole(micro_batch, "micro_batch"),
         )
         self.length, self.fingerprint = length, fingerprint
+        self._warned: set[str] = set()
         self.batch_size = batch_size
         self._segment = 0
         self._composition_digest = digest(composition.fingerprint())
         self._cursor = Cursor(extra=composition.start())
-        self._warned: set[str] = set()
 
     @property
     def batch_size(self) -> int:
@@ -73,7 +73,23 @@ class Cutter:
                 why="an epoch holds no whole batch, so there would be no step at all",
                 fix=f"batch_size={self.length} or less, tail='keep' or 'carry'",
             )
+        covering = self.composition.covers and self._planner.tail == "carry"
+        if covering and value > self.length:
+            self._warn(
+                f"batch_size={value} is more than the {self.length} examples: a batch "
+                "holds some of them more than once"
+            )
         self._batch_size = value
+
+    @property
+    def rank(self) -> int:
+        """Of this process."""
+        return self._planner.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self._planner.world_size
 
     @property
     def composition(self) -> Composition:
@@ -88,12 +104,12 @@ class Cutter:
     @property
     def epoch(self) -> int:
         """The epoch of the next step, from 0."""
-        return self._cursor.position // self.length
+        return self._settled().position // self.length
 
     @property
     def position(self) -> int:
         """Examples of this epoch that lie behind; 0 after its last one."""
-        return self._cursor.position % self.length
+        return self._settled().position % self.length
 
     @property
     def step(self) -> int:
@@ -117,6 +133,16 @@ class Cutter:
         """Steps of this epoch: those made in it plus `steps_left`."""
         cursor = self._settled()
         return cursor.step - cursor.first_step + self.steps_left
+
+    def __repr__(self) -> str:
+        part = ""
+        if self.world_size > 1:
+            part = f", rank {self.rank} of {self.world_size}"
+        return (
+            f"{type(self).__name__}({self.length} examples, batch_size="
+            f"{self._batch_size}, order {self.composition.name!r}{part}: epoch "
+            f"{self.epoch}, {self.position} examples behind)"
+        )
 
     def __bool__(self) -> bool:
         """There is always a next step."""
@@ -203,8 +229,9 @@ class Cutter:
         return f"{size} and tail='drop', 'carry' or 'pad'"
 
     def _warn(self, text: str) -> None:
-        if text[:20] not in self._warned:
-            self._warned.add(text[:20])
+        kind = text.split(maxsplit=1)[0].split("=")[0]
+        if kind not in self._warned:
+            self._warned.add(kind)
             warnings.warn(text, stacklevel=3)
 
 
@@ -266,6 +293,6 @@ def _composition(order: str | Composition, length: int) -> Composition:
         raise SettingError(
             f"the {order.name} order is of another data set",
             seen=f"made for {order.length} examples, the data set has {length}",
-            fix="make it from this data set's own labels or lengths",
+            fix="make it from this data set's own labels, lengths or weights",
         )
     return order

@@ -66,6 +66,10 @@ class Distinct(Composition):
         self._common = int(counts.max())
         self._largest = self.length // self._common
 
+    def accepts(self, extra: tuple[int, ...]) -> bool:
+        """Places of the order that wait."""
+        return extra == tuple(sorted(set(extra)))
+
     def check(self, batch_size: int) -> None:
         """The most frequent key must not come faster than one in a batch.
 

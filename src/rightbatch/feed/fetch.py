@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt64
 from torch import Tensor
-from torch.utils.data import TensorDataset, default_collate, get_worker_info
+from torch.utils.data import Subset, TensorDataset, default_collate, get_worker_info
 
 from rightbatch.isolation import preserved_rng
 
@@ -56,8 +56,7 @@ class Fetch:
         current: Tensor,
     ) -> None:
         self.data, self.collate = data, collate or default_collate
-        plain = isinstance(data, tuple) or type(data) is TensorDataset
-        self.seeded = seeded and not plain
+        self.seeded = seeded and not _plain(data)
         self.current = current
 
     def __getitems__(self, task: tuple[int, Piece]) -> Any:
@@ -103,6 +102,22 @@ class Fetch:
     def as_it_is(batch: Any) -> Any:
         """The loader's collate: the batch is made already."""
         return batch
+
+
+def reads_many(data: Any) -> bool:
+    """Whether it could read a batch at a time, were it not to be seeded."""
+    return not _plain(data) and hasattr(_whole(data), "__getitems__")
+
+
+def _plain(data: Any) -> bool:
+    """Tensors: they draw no random numbers."""
+    return isinstance(data, tuple) or type(_whole(data)) is TensorDataset
+
+
+def _whole(data: Any) -> Any:
+    while type(data) is Subset:
+        data = data.dataset
+    return data
 
 
 def seed_all(seed: int) -> None:

@@ -100,6 +100,10 @@ class Pairs(Composition):
         """Lap, place in its order, and the classes a batch took from it in advance."""
         return (0, 0)
 
+    def accepts(self, extra: tuple[int, ...]) -> bool:
+        """A lap, a place in it, and some classes."""
+        return len(extra) >= 2 and all(e < self.classes for e in extra[1:])
+
     def check(self, batch_size: int) -> None:
         """A batch is a whole number of classes, all different.
 

@@ -60,7 +60,7 @@ class BatchSampler(Cutter, Sampler[list[int]]):
     ) -> None:
         Cutter.__init__(
             self,
-            int(length) if isinstance(length, (int, np.integer)) else len(length),
+            _count(length),
             batch_size,
             seed=seed,
             order=order,
@@ -68,17 +68,25 @@ class BatchSampler(Cutter, Sampler[list[int]]):
             rank=rank,
             world_size=world_size,
             micro_batch=None,
-            fingerprint=fingerprint,
+            fingerprint=fingerprint or str(getattr(length, "_fingerprint", "")),
         )
         self._ahead: deque[Cursor] | None = None  # while a loader is followed
+        self._left = False  # whether a loop ended before its epoch
 
     def __iter__(self) -> Iterator[list[int]]:
         """What is left of this epoch."""
         ahead = self._ahead
         if ahead is not None:
             ahead.clear()  # a loader begins anew where the last one was left
+        elif self._left:
+            self._warn(
+                "the last loop over this sampler was left before its epoch's end: if "
+                "the loader has workers, what they had fetched ahead is lost; "
+                "sampler.follow(loader) loses nothing"
+            )
         cursor = self._settled()
         epoch = cursor.position // self.length
+        self._left = ahead is None
         plain = isinstance(self.composition, Shuffled) and self._planner.world_size == 1
         step = self._plain() if plain else self._composed
         while cursor.position // self.length == epoch:
@@ -91,6 +99,7 @@ class BatchSampler(Cutter, Sampler[list[int]]):
             if ahead is None and self._cursor is not cursor:
                 raise _elsewhere()
             cursor = self._planner.settle(cursor, self.batch_size)
+        self._left = False
 
     def _plain(self) -> Callable[[Cursor], tuple[list[int], Cursor]]:
         """Steps that are nothing but the next indices: three times as fast."""
@@ -141,6 +150,13 @@ class BatchSampler(Cutter, Sampler[list[int]]):
         Raises:
             SettingError: The loader has another batch sampler.
         """
+        if not getattr(loader, "in_order", True):
+            raise SettingError(
+                "a loader that is followed must hand out its batches in order",
+                seen="in_order=False",
+                why="nobody could tell which batches are behind",
+                fix="leave in_order out",
+            )
         if getattr(loader, "batch_sampler", None) is not self:
             raise SettingError(
                 "the loader does not use this sampler",
@@ -157,6 +173,25 @@ class BatchSampler(Cutter, Sampler[list[int]]):
         finally:
             if self._ahead is ahead:
                 self._ahead = None
+
+
+def _count(length: Any) -> int:
+    """Examples of a data set, or as said.
+
+    Raises:
+        SettingError: It is a loader, or holds none.
+    """
+    if isinstance(length, (DataLoader, Cutter)):
+        raise SettingError(
+            "a sampler is made for a data set",
+            seen=f"a {type(length).__name__}, whose length is in batches",
+            fix="the data set: loader.dataset",
+        )
+    if not isinstance(length, (int, np.integer)):
+        length = len(length)
+    if length < 1:
+        raise SettingError("the data set is empty", seen=f"{length} examples")
+    return int(length)
 
 
 def _elsewhere() -> SettingError:

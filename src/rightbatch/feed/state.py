@@ -60,6 +60,12 @@ def restored(
     missing = [key for key in own if key not in keys]
     numbers = ("position", "step", "first_step", "batch_size", "segment")
     wrong = [k for k in numbers if not missing and not _natural(state[k])]
+    if not missing and not wrong:
+        extra = state["extra"]
+        sound = isinstance(extra, (list, tuple)) and all(map(_natural, extra))
+        if own["order"] == state["order"] and own["length"] == state["length"]:
+            sound = sound and planner.composition.accepts(tuple(extra))
+        wrong = [] if sound else ["extra"]
     if missing or wrong:
         raise SettingError(
             "this is no state of a BatchStream",

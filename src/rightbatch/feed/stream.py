@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset
 from rightbatch.errors import SettingError
 from rightbatch.feed.composition import Composition, Cursor, whole
 from rightbatch.feed.cutter import Cutter
+from rightbatch.feed.fetch import reads_many
 from rightbatch.feed.guesses import Guesses
 from rightbatch.feed.ledger import Ledger, Writer
 from rightbatch.feed.lookahead import Lookahead
@@ -119,7 +120,8 @@ class BatchStream(Cutter):
         seeded: Seed torch, numpy and Python for every example by (seed, epoch,
             position), so that augmentation is the same after a resume (6 us an
             example). False if the data set draws no random numbers: data sets with
-            ``__getitems__`` are then read a batch at a time.
+            ``__getitems__`` are then read a batch at a time. Default: True, and a
+            warning where that costs.
         fingerprint: Any string that tells this data set from others of equal length;
             a saved state is refused by another one.
         ledger: Folder that proves it: every rank writes down each example it handed
@@ -155,7 +157,7 @@ class BatchStream(Cutter):
         rank: int | None = None,
         world_size: int | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
-        seeded: bool = True,
+        seeded: bool | None = None,
         fingerprint: str = "",
         ledger: Any = None,
         num_workers: int = 0,
@@ -164,7 +166,9 @@ class BatchStream(Cutter):
         worker_init_fn: Callable[[int], None] | None = None,
         multiprocessing_context: Any = None,
         timeout: float = 0,
+        **others: Never,
     ) -> None:
+        _refuse(others)
         super().__init__(
             _length(dataset),
             batch_size,
@@ -205,9 +209,24 @@ class BatchStream(Cutter):
             options["multiprocessing_context"] = multiprocessing_context
         elif prefetch_factor is not None:
             self._warn("prefetch_factor has no effect without num_workers")
-        if timeout and not num_workers:
-            self._warn("timeout has no effect without num_workers")
-        self._lookahead = Lookahead(dataset, collate_fn, seeded=seeded, options=options)
+        for name, given in (
+            ("timeout", timeout),
+            ("worker_init_fn", worker_init_fn),
+            ("multiprocessing_context", multiprocessing_context),
+        ):
+            if given and not num_workers:
+                self._warn(f"{name} has no effect without num_workers")
+        if seeded is None and reads_many(dataset):
+            self._warn(
+                "seeded=True reads one example at a time, so that its random numbers "
+                "are its own, though the data set could read many at once: choose "
+                "seeded=False if it draws none (often several times as fast), or "
+                "seeded=True"
+            )
+        self.num_workers = int(options["num_workers"])
+        self._lookahead = Lookahead(
+            dataset, collate_fn, seeded=seeded is not False, options=options
+        )
 
     @property
     def refills(self) -> int:
@@ -344,6 +363,36 @@ class BatchStream(Cutter):
         )
 
 
+# A DataLoader's arguments that a stream has by another name.
+_INSTEAD = {
+    "shuffle": 'order="shuffled", the default, or order="sequential"',
+    "drop_last": 'tail="drop"',
+    "sampler": "order=...: Strata, Pairs, Tokens, Weighted, or a name",
+    "batch_sampler": "order=..., or feed.sampler.BatchSampler in a loader of your own",
+    "generator": "seed=...",
+    "persistent_workers": "leave it out: workers persist; stream.close() ends them",
+    "pin_memory_device": "pin_memory=True",
+    "in_order": "leave it out: batches come in order",
+}
+
+
+def _refuse(others: Mapping[str, object]) -> None:
+    """Say what another argument is called here.
+
+    Raises:
+        SettingError: It is one of a DataLoader's.
+        TypeError: It is none.
+    """
+    for name in others:
+        if name not in _INSTEAD:
+            raise TypeError(f"BatchStream has no argument {name!r}")
+        raise SettingError(
+            f"a BatchStream has no {name}",
+            seen=f"{name}={others[name]!r:.60}",
+            fix=_INSTEAD[name],
+        )
+
+
 def _length(dataset: Any) -> int:
     """How many examples; refuses what cannot be read by number.
 
@@ -353,10 +402,12 @@ def _length(dataset: Any) -> int:
     if isinstance(dataset, tuple):
         sizes = [len(t) if isinstance(t, Tensor) and t.ndim else -1 for t in dataset]
         if not sizes or -1 in sizes or len(set(sizes)) > 1:
+            kinds = ", ".join(type(t).__name__ for t in dataset)
             raise SettingError(
                 "a tuple of data must hold tensors with one common first axis",
-                seen=f"first axes {sizes}",
-                fix="(inputs, targets), or a map-style data set",
+                seen=f"first axes {sizes}" if -1 not in sizes else kinds,
+                fix="(inputs, targets); torch.from_numpy(array) for arrays; for other "
+                "sources torch.utils.data.StackDataset(inputs, targets)",
             )
         length = sizes[0]
     elif isinstance(dataset, (IterableDataset, Mapping)) or not (
@@ -366,8 +417,10 @@ def _length(dataset: Any) -> int:
             "the data set cannot be read by number",
             seen=f"a {type(dataset).__name__}, which has no examples 0 to N - 1",
             why="the order of examples is fixed by number, to be cut anywhere",
-            fix="a map-style data set, or a tuple of tensors; for one that can only be "
-            "iterated: rightbatch.feed.shards.ShardStream",
+            fix="torch.utils.data.StackDataset(**parts)"
+            if isinstance(dataset, Mapping)
+            else "a map-style data set, or a tuple of tensors; for one that can only "
+            "be iterated: rightbatch.feed.shards.ShardStream",
         )
     else:
         length = len(dataset)
