@@ -194,6 +194,99 @@ def test_the_meter_measures_each_strata_s_noise() -> None:
     assert found == pytest.approx(truth, rel=0.12)
 
 
+def test_the_meter_forgets_and_measures_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    strata = rb.Strata([0, 0, 1, 1], "neyman")
+    meter = StratumMeter([torch.nn.Parameter(torch.zeros(1))], strata)
+    losses, groups = torch.zeros(4), torch.tensor([0, 0, 1, 1])
+    monkeypatch.setattr(meter, "_trace", lambda losses, members: 4.0)
+    for _ in range(6):
+        meter(losses, groups)
+    assert meter.measured == 4  # from the third call on, on loan: two rounds
+    meter._overhead = math.inf
+    meter._next = 0
+    for _ in range(200):
+        meter(losses, groups)
+    assert meter.stds == pytest.approx([2.0, 2.0])
+    monkeypatch.setattr(meter, "_trace", lambda losses, members: 100.0)
+    for _ in range(200):
+        meter(losses, groups)
+    assert meter.stds == pytest.approx([10.0, 10.0], rel=0.01)
+
+
+ORDERS = {
+    "shuffled": lambda: "shuffled",
+    "replacement": lambda: "replacement",
+    "poisson": lambda: "poisson",
+    "strata": lambda: rb.Strata(np.arange(60) % 7 == 0, {True: 3}),
+    "pairs": lambda: rb.Pairs(np.arange(60) // 5, each=2),
+    "weighted": lambda: Weighted(1.0 + np.arange(60)),
+    "distinct": lambda: Distinct(np.arange(60) // 2),
+    "tokens": lambda: rb.Tokens(1 + np.arange(60) % 9, 20),
+    "tokens of a window": lambda: rb.Tokens(1 + np.arange(60) % 9, 20, window=16),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_every_draw_has_a_randomness_of_its_own(name: str) -> None:
+    """However often an example comes, it is augmented anew; and again the same."""
+    drawn = []
+    for _ in range(2):
+        stream = rb.BatchStream((torch.arange(60),), 12, order=ORDERS[name]())
+        seeds: list[int] = []
+        while stream.step < 40:
+            for step in stream.steps():
+                list(step)
+                seeds += step._plan.cut.seeds.tolist()
+        assert len(set(seeds)) == len(seeds)
+        drawn.append(seeds)
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (rb.Pairs([0] * 4 + [1] * 6), rb.Pairs([0] * 6 + [1] * 4)),
+        (rb.Pairs([0, 1] * 5), rb.Pairs([0] * 5 + [1] * 5)),
+        (rb.Strata([0] * 5 + [1] * 5), rb.Strata([0] * 5 + [1] * 5, multiple=2)),
+        (Weighted(np.arange(1, 11)), Weighted(np.arange(2, 12))),
+        (Distinct(np.arange(10) // 2), Distinct(np.arange(10) % 5)),
+        (rb.Tokens([3] * 10, 9), rb.Tokens([3] * 9 + [4], 9)),
+        (rb.Tokens([3] * 10, 9, window=4), rb.Tokens([3] * 10, 9)),
+    ],
+)
+def test_a_state_of_another_composition_is_refused(one: Any, other: Any) -> None:
+    data = (torch.arange(10),)
+    state = rb.BatchStream(data, 2, order=one).state_dict()
+    with pytest.raises(rb.SettingError, match="other labels, lengths or settings"):
+        rb.BatchStream(data, 2, order=other).load_state_dict(state)
+    wrong = state | {"extra": [*state["extra"], 10**9, -1]}
+    with pytest.raises(rb.SettingError, match="extra"):
+        rb.BatchStream(data, 2, order=one).load_state_dict(wrong)
+
+
+def test_quantiles_keep_ties_together_at_either_end() -> None:
+    positive = np.arange(1, 16)
+    for values in (
+        np.concatenate([np.zeros(85), positive]),
+        np.concatenate([np.full(85, 99.0), positive]),
+    ):
+        sizes = sorted(rb.Strata.by_quantiles(values, 10).sizes.tolist())
+        assert sizes[-1] == 85
+        assert len(sizes) >= 2
+    even = rb.Strata.by_quantiles(np.random.default_rng(0).normal(size=1000), 10)
+    assert even.sizes.tolist() == [100] * 10
+
+
+def test_poisson_steps_are_those_of_their_place() -> None:
+    walked = rb.BatchStream((torch.arange(50),), 10, order="poisson")
+    list(walked)
+    jumped = rb.BatchStream((torch.arange(50),), 10, order="poisson")
+    jumped.set_epoch(1)
+    assert next(iter(walked))[0].tolist() == next(iter(jumped))[0].tolist()
+
+
 def test_the_meter_keeps_to_its_overhead_and_feeds_the_strata() -> None:
     now = [0.0]
 
@@ -602,6 +695,10 @@ def test_importance_weights_average_to_one() -> None:
     assert importance_weights(sizes, counts).tolist() == [0.2, 1.8]
 
 
+def _stream() -> Any:
+    return rb.BatchStream((torch.ones(2),), 1)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -619,6 +716,19 @@ def test_importance_weights_average_to_one() -> None:
         (lambda: rb.Strata([0, 1], "neyman").observe([1, -1]), "smallest is -1"),
         (lambda: rb.Strata([0, 1], "neyman").observe([0, 0]), "all are zero"),
         (lambda: rb.Strata([0, 1], "neyman").observe([1]), "shape"),
+        (lambda: rb.Strata([0, 1], "neyman").observe({0: 1.0}), "nothing of 1"),
+        (lambda: rb.Strata([None, 1, "a"]), "of one kind"),
+        (lambda: rb.Strata.by_quantiles([]), "one axis"),
+        (lambda: rb.Strata.by_quantiles([1.0], 0), "at least 1"),
+        (lambda: rb.Strata.by_rarest_label([[0.5, 0.0]]), "0.5.* at example 0"),
+        (lambda: rb.Strata.by_rarest_label([[math.nan, 0.0]]), "zeros and ones"),
+        (lambda: StratumMeter([], _stream()), "for strata"),
+        (
+            lambda: rb.BatchStream(
+                (torch.arange(9),), 4, order=rb.Strata(np.arange(9) / 7)
+            ),
+            "by_quantiles",
+        ),
         (lambda: rb.Strata.by_quantiles([1, math.inf]), "the first is example 1"),
         (lambda: rb.Pairs([0, 0, 1, 1], each=1), "at least 2"),
         (lambda: Distinct([]), "an axis of examples"),

@@ -202,6 +202,12 @@ def test_below_is_the_high_half_of_the_product() -> None:
         assert below(words, np.uint64(bound)).tolist() == expected
 
 
+@pytest.mark.parametrize("position", [-1, 10, 2**40])
+def test_positions_out_of_range_are_refused(position: int) -> None:
+    with pytest.raises(IndexError, match="from 0 to 9"):
+        Permutation(10)(np.array([3, position]))
+
+
 @pytest.mark.parametrize("length", [0, -1, 2**62 + 1])
 def test_lengths_out_of_range_are_refused(length: int) -> None:
     with pytest.raises(ValueError, match=r"not between 1 and 2\*\*62"):

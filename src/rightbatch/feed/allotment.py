@@ -47,7 +47,8 @@ def allot(
             f"a batch of {batch_size} cannot hold one of each of {len(sizes)} strata",
             seen=f"batch_size={batch_size}, {len(sizes)} strata",
             why="a stratum that a batch leaves out makes its gradient biased",
-            fix=f"batch_size={len(sizes)} or more, or fewer strata",
+            fix=f"batch_size={len(sizes)} or more, or fewer strata: "
+            "Strata.by_quantiles, if the labels are measured numbers",
         )
     if batch_size > int(sizes.sum()):
         raise SettingError(

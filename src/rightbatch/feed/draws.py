@@ -104,7 +104,7 @@ class Poisson(Composition):
         self, seed: int, cursor: Cursor, batch_size: int, stop: int
     ) -> tuple[Cut, Cursor]:
         """A random subset; the position moves by B, its mean size."""
-        key = key_of("poisson", seed, cursor.step)
+        key = key_of("poisson", seed, cursor.position)
         filled = 1 - (1 - batch_size / self.length) ** self.length
         generator = np.random.Generator(np.random.Philox(key))
         count = 0

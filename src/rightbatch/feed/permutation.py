@@ -235,6 +235,14 @@ class Permutation:
             raise ValueError(f"length {self.length} is not between 1 and 2**62")
 
     def __call__(self, positions: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
-        """The examples at these positions of the order."""
+        """The examples at these positions of the order.
+
+        Raises:
+            IndexError: A position is not in ``[0, length)``.
+        """
+        if len(positions) and not (
+            positions.min() >= 0 and positions.max() < self.length
+        ):
+            raise IndexError(f"positions must be from 0 to {self.length - 1}")
         key = key_of("epoch", self.seed, self.epoch, self.length)
         return permute(positions, self.length, key, rounds_for(self.length))

@@ -110,8 +110,15 @@ class Strata(Composition):
                 "targets must be finite to be sorted into strata",
                 seen=f"{len(bad)} are not, the first is example {bad[0]}",
             )
-        edges = np.unique(np.quantile(found, np.arange(1, strata) / strata))
-        return cls(np.searchsorted(edges, found, side="right"), **options)
+        if found.ndim != 1 or not len(found):
+            raise SettingError(
+                "targets must have one axis, of examples", seen=f"shape {found.shape}"
+            )
+        most = whole(strata, "strata")
+        _, place, sizes = np.unique(found, return_inverse=True, return_counts=True)
+        # Each value goes by the middle of its examples in the sorted order.
+        middle = np.cumsum(sizes) - sizes / 2
+        return cls((middle / len(found) * most).astype(np.int64)[place], **options)
 
     @classmethod
     def by_rarest_label(cls, labels: Any, **options: Any) -> Strata:
@@ -122,11 +129,19 @@ class Strata(Composition):
                 are stratum -1.
             options: As for the class.
         """
-        found = np.asarray(labels).astype(bool)
-        if found.ndim != 2:
+        given = np.asarray(labels)
+        if given.ndim != 2 or not len(given):
             raise SettingError(
                 "multi-label data has an axis of examples and one of labels",
-                seen=f"shape {found.shape}",
+                seen=f"shape {given.shape}",
+            )
+        found = given == 1
+        if not (found | (given == 0)).all():
+            row, column = np.argwhere(~found & (given != 0))[0]
+            raise SettingError(
+                "multi-label data is zeros and ones",
+                seen=f"{given[row, column]!r} at example {row}, label {column}",
+                fix="labels >= 0.5 for soft ones",
             )
         frequency = found.sum(0)
         rarest = np.where(found, frequency, np.iinfo(np.int64).max).argmin(1)
@@ -154,6 +169,12 @@ class Strata(Composition):
                 fix='Strata(labels, counts="neyman")',
             )
         if isinstance(stds, Mapping):
+            missing = [label for label in self.labels if label not in stds]
+            if missing:
+                raise SettingError(
+                    "the noise of every stratum must be told",
+                    seen=f"nothing of {', '.join(map(str, missing[:5]))}",
+                )
             stds = [stds[label] for label in self.labels]
         values = finite(stds, len(self.sizes), "noise of the strata")
         scaled = np.maximum(np.rint(values / values.max() * UNIT), 1)
@@ -256,7 +277,7 @@ class Strata(Composition):
         self.version += 1
 
     def fingerprint(self) -> dict[str, Any]:
-        """Sizes, labels and rule."""
+        """Which examples are in which stratum, and the rule."""
         digest = hashlib.blake2b(self._members.tobytes(), digest_size=8).hexdigest()
         return {
             "members": digest,
@@ -311,7 +332,16 @@ def members(
             "labels must not be NaN",
             seen=f"{int((~np.isfinite(found)).sum())} are",
         )
-    names, inverse, sizes = np.unique(found, return_inverse=True, return_counts=True)
+    try:
+        names, inverse, sizes = np.unique(
+            found, return_inverse=True, return_counts=True
+        )
+    except TypeError as error:
+        raise SettingError(
+            "labels must be of one kind, that can be sorted",
+            seen=str(error),
+            fix="integers, or strings",
+        ) from error
     order = np.argsort(inverse, kind="stable")
     return names.tolist(), order, sizes.astype(np.int64)
 

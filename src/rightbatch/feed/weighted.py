@@ -42,7 +42,8 @@ class Weighted(Composition):
     covers = False
 
     def __init__(self, weights: Any, objective: str = "unweighted") -> None:
-        found = finite(weights, len(weights), "weights")
+        weights = np.asarray(weights)
+        found = finite(weights, weights.size, "weights")
         if objective not in ("unweighted", "weighted"):
             raise SettingError(
                 "objective must be 'unweighted' or 'weighted'",
@@ -57,7 +58,7 @@ class Weighted(Composition):
         self.length, self.objective = len(found), objective
         self._upto = np.cumsum(found)
         self._weights = found / self._upto[-1]
-        self.name = f"weighted ({objective} objective)"
+        self.name = f"weighted (of the {objective} mean)"
 
     def cut(
         self, seed: int, cursor: Cursor, batch_size: int, stop: int
