@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.utils.data import (
     DataLoader,
     DistributedSampler,
     IterableDataset,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
 )
@@ -28,6 +30,7 @@ import rightbatch as rb
 from rightbatch.feed.mapped import MappedFolder, MappedLines, MappedRows, MappedTokens
 from rightbatch.feed.mixing import mixing_of
 from rightbatch.feed.sampler import BatchSampler
+from rightbatch.feed.shards import ShardStream
 
 HERE = Path(__file__).parent
 
@@ -166,6 +169,39 @@ def test_a_followed_sampler_stands_behind_what_came_out(workers: int) -> None:
     assert seen == reference.epochs(100, 3, 1)
     assert (fresh.epoch, fresh.position) == (1, 0)
     assert len(DataLoader(data, batch_sampler=fresh)) == 10
+
+
+def test_a_sampler_counts_examples() -> None:
+    data = TensorDataset(torch.arange(10))
+    for wrong, message in (
+        (DataLoader(data, 2), "made for a data set"),
+        (0, "is empty"),
+        ([], "is empty"),
+        (-5, "is empty"),
+    ):
+        with pytest.raises(rb.SettingError, match=message):
+            BatchSampler(wrong, 4)
+    named = type("Named", (list,), {"_fingerprint": "abc"})(range(10))
+    assert BatchSampler(named, 4).fingerprint == "abc"
+    rb.BatchStream(named, 4).load_state_dict(BatchSampler(named, 4).state_dict())
+    sampler = BatchSampler(10, 4)
+    with pytest.raises(rb.SettingError, match="in order"):
+        next(sampler.follow(DataLoader(data, batch_sampler=sampler, in_order=False)))
+
+
+def test_a_loop_that_is_left_is_told_what_it_may_have_lost() -> None:
+    data = TensorDataset(torch.arange(100))
+    sampler = BatchSampler(data, 5)
+    loader = DataLoader(data, batch_sampler=sampler)
+    for _ in loader:
+        break
+    with pytest.warns(UserWarning, match="fetched ahead is lost"):
+        next(iter(loader))
+    followed = BatchSampler(data, 5)
+    loader = DataLoader(data, batch_sampler=followed)
+    for _ in range(3):
+        for _ in followed.follow(loader):
+            break
 
 
 def test_a_sampler_says_what_it_cannot_do() -> None:
@@ -308,6 +344,7 @@ def test_every_concern_is_told() -> None:
     assert (found.lost, found.repeated) == (0, 2)
     assert "same order" in str(found)
     assert "repeats 2 of 1000" in str(found)
+    assert "note:" in str(found)
     dropping = rb.audit(DataLoader(data, 64, shuffle=True, drop_last=True))
     assert dropping.lost == 1000 - 960
     weights = np.where(labels, 99.0, 1.0)
@@ -323,6 +360,62 @@ def test_every_concern_is_told() -> None:
     found = rb.audit(rb.BatchStream(data, 50), step_time_s=1e-7)
     assert "of a step" in str(found)
     assert all(len(line) <= 80 for line in str(found).splitlines())
+
+
+def test_another_composition_is_no_lack_of_mixing() -> None:
+    """Half of the data, or a rare class drawn often, from data in class order."""
+    data = TensorDataset(torch.arange(20_000))
+    half = DataLoader(data, 64, sampler=SubsetRandomSampler(range(10_000)))
+    found = rb.audit(half)
+    assert found.shuffle_noise.value == pytest.approx(1, abs=0.15)
+    assert "10000 of 20000 examples never come" in str(found)
+    assert found  # a note: it may be meant
+    weights = np.where(np.arange(20_000) >= 19_000, 19.0, 1.0)
+    often = DataLoader(
+        data, 64, sampler=WeightedRandomSampler(weights.tolist(), 20_000)
+    )
+    found = rb.audit(often, labels=weights)
+    assert found.shuffle_noise.value == pytest.approx(1, abs=0.15)
+    assert found.label_noise is not None
+    assert found.label_noise.value == pytest.approx(1, abs=0.2)
+    assert "not mixed" not in str(found)
+    assert "with replacement, or by weight" in str(found)
+    assert not found  # labels are off: another objective
+
+
+def test_whoever_calls_set_epoch_passes() -> None:
+    data = TensorDataset(torch.arange(1000))
+    sampler = DistributedSampler(data, 2, 0)
+    found = rb.audit(DataLoader(data, 10, sampler=sampler))
+    assert "unless set_epoch is called" in str(found)
+    assert found
+    sampler.set_epoch(7)
+    assert not rb.audit(DataLoader(data, 10, sampler=sampler)).concerns
+    assert sampler.epoch == 7
+
+    class Stubborn(DistributedSampler[int]):
+        def set_epoch(self, epoch: int) -> None:
+            pass
+
+    found = rb.audit(DataLoader(data, 10, sampler=Stubborn(data, 2, 0)))
+    assert "every epoch has the same order\n" in str(found)
+    assert not found
+
+
+class Late:
+    """An order that takes its time to be made."""
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __iter__(self) -> Iterator[int]:
+        time.sleep(0.2)
+        yield from np.random.default_rng().permutation(1000).tolist()
+
+
+def test_the_time_to_make_an_order_counts() -> None:
+    loader = DataLoader(TensorDataset(torch.arange(1000)), 10, sampler=Late())
+    assert rb.audit(loader).index_time_s > 0.2 / 100
 
 
 def test_an_audit_leaves_no_trace() -> None:
@@ -366,6 +459,12 @@ def test_what_has_no_indices_is_refused_with_another_way() -> None:
     assert mixing_of(list(np.sort(batches.ravel()).reshape(100, 64))).value > 60
     with pytest.raises(rb.SettingError, match="same number"):
         mixing_of([np.ones(3)])
+    with pytest.raises(rb.SettingError, match="no batches"):
+        mixing_of([])
+    with pytest.raises(rb.SettingError, match="one number of each"):
+        mixing_of([["cat", "dog"]])
+    with pytest.raises(rb.SettingError, match="mixing_of"):
+        rb.audit(ShardStream(range(9), 3))
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

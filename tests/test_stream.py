@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 import reference
 import rightbatch as rb
@@ -27,6 +27,16 @@ from rightbatch.feed.sampler import BatchSampler
 from rightbatch.feed.stream import BatchStream
 
 HERE = Path(__file__).parent
+
+
+class Many(Numbers, Dataset[Any]):
+    """Reads many at once, and counts how often."""
+
+    times = 0
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        self.times += 1
+        return [self[i] for i in indices]
 
 
 def segments(workers: tuple[int, ...], worlds: int, sizes: int) -> Any:
@@ -597,6 +607,9 @@ def test_uneven_ranks_are_said_once() -> None:
         ({"batch_size": 0}, "at least 1"),
         ({"batch_size": 2.0}, "integer"),
         ({"batch_size": 21, "tail": "drop"}, "drop every batch"),
+        ({"shuffle": True}, 'order="shuffled"'),
+        ({"drop_last": True}, 'tail="drop"'),
+        ({"persistent_workers": True}, "workers persist"),
         ({"tail": "cut"}, "keep, drop, carry, pad"),
         ({"tail": "drop", "order": "replacement"}, "no effect"),
         ({"order": "random"}, "shuffled, sequential"),
@@ -613,6 +626,62 @@ def test_settings_that_make_no_sense_are_refused(
     settings: dict[str, Any] = {"dataset": (torch.arange(20),), "batch_size": 5}
     with pytest.raises(rb.SettingError, match=message):
         rb.BatchStream(**settings | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"worker_init_fn": print}, "worker_init_fn has no effect"),
+        ({"timeout": 3}, "timeout has no effect"),
+        ({"multiprocessing_context": "spawn"}, "multiprocessing_context has no effect"),
+        ({"dataset": Many(20)}, "one example at a time"),
+        ({"batch_size": 30, "tail": "carry"}, "more than once"),
+    ],
+)
+def test_settings_without_effect_or_with_a_price_are_said(
+    arguments: dict[str, Any], message: str
+) -> None:
+    settings: dict[str, Any] = {"dataset": (torch.arange(20),), "batch_size": 5}
+    with pytest.warns(UserWarning, match=message):
+        rb.BatchStream(**settings | arguments)
+
+
+def test_many_examples_are_read_at_once_where_nothing_is_drawn() -> None:
+    data = Many(20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for stream in (
+            rb.BatchStream(data, 5, seeded=False),
+            rb.BatchStream(Subset(data, range(10)), 5, seeded=False),
+        ):
+            data.times = 0
+            assert len(list(stream)) == data.times
+        rb.BatchStream(Subset(TensorDataset(torch.arange(5)), [0, 1]), 2)
+        rb.BatchStream(data, 5, seeded=True)
+
+
+def test_a_stream_says_where_it_stands() -> None:
+    stream = rb.BatchStream((torch.arange(20),), 6, rank=1, world_size=2)
+    list(next(stream.steps()))
+    assert repr(stream) == (
+        "BatchStream(20 examples, batch_size=6, order 'shuffled', rank 1 of 2: "
+        "epoch 0, 6 examples behind)"
+    )
+    assert (stream.rank, stream.world_size, stream.num_workers) == (1, 2, 0)
+
+
+def test_a_larger_batch_after_a_resume_begins_the_next_epoch() -> None:
+    """The tail that no longer fits is behind: epoch, position and len agree."""
+    data = (torch.arange(100),)
+    stream = rb.BatchStream(data, 10, tail="drop")
+    while stream.position < 90:
+        list(next(stream.steps()))
+    again = rb.BatchStream(data, 10, tail="drop")
+    again.load_state_dict(stream.state_dict())
+    again.batch_size = 20
+    assert (again.epoch, again.position, again.steps_left) == (1, 0, 5)
+    epochs = [len(list(again)) for _ in range(again.epoch, 3)]
+    assert (epochs, again.epoch) == ([5, 5], 3)
 
 
 @pytest.mark.parametrize(
