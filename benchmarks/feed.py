@@ -6,9 +6,12 @@ thread; memory is the growth of the process's high-water mark.
 
     python -m venv .venv-peers
     .venv-peers/bin/pip install -c constraints.txt -e . torchdata==0.11.0 \
-        pytorch-metric-learning==2.9.0 grain==0.2.18
+        pytorch-metric-learning==2.9.0 grain==0.2.18 sentence-transformers
     .venv-peers/bin/python benchmarks/feed.py indices        # some minutes
     .venv-peers/bin/python benchmarks/feed.py pairs          # P x K at 10 million
+    .venv-peers/bin/python benchmarks/feed.py distinct       # no key twice in a batch
+    .venv-peers/bin/python benchmarks/feed.py tokens         # padding against noise
+    .venv-peers/bin/python benchmarks/feed.py orders         # a stored permutation?
     .venv-peers/bin/python benchmarks/feed.py change         # a new batch size
     .venv-peers/bin/python benchmarks/feed.py disk FOLDER    # 20 GB, and a folder
 """
@@ -249,6 +252,94 @@ def pairs(limit: float) -> None:
         print(f"{name:<18}", in_child(["one-pairs", name], limit))
 
 
+def distinct() -> None:
+    """Batches without a repeated question, of 100,000 pairs with 30,000 questions."""
+    from datasets import Dataset as Table  # pyrefly: ignore[missing-import]
+    from sentence_transformers.base.sampler import (  # pyrefly: ignore[missing-import]
+        NoDuplicatesBatchSampler,
+    )
+
+    from rightbatch.feed.distinct import Distinct
+
+    generator = np.random.default_rng(0)
+    questions = generator.integers(0, 30_000, 100_000)
+    answers = 30_000 + np.arange(100_000)
+    texts = Table.from_dict(
+        {
+            "question": [f"question {q}" for q in questions],
+            "answer": [f"answer {a}" for a in answers],
+        }
+    )
+    for batch in (64, 1024, 4096):
+        began = time.process_time()
+        order = Distinct(np.stack([questions, answers], axis=1))
+        sampler = OurSampler(100_000, batch, order=order)
+        sizes = [len(b) for b in sampler]
+        ours = time.process_time() - began
+        began = time.process_time()
+        theirs = NoDuplicatesBatchSampler(
+            texts, batch, drop_last=False, generator=torch.Generator(), seed=0
+        )
+        others = [len(b) for b in theirs]
+        spent = time.process_time() - began
+        print(
+            f"B = {batch}: rightbatch {ours:.2f} s an epoch, {len(sizes)} batches of "
+            f"{min(sizes)} to {max(sizes)}; sentence-transformers {spent:.2f} s, "
+            f"{len(others)} batches of {min(others)} to {max(others)}"
+        )
+
+
+def tokens() -> None:
+    """What a window saves in padding, and what it costs in noise between steps."""
+    generator = np.random.default_rng(0)
+    lengths = np.clip(generator.lognormal(5, 1, 200_000), 16, 2048).astype(int)
+    print("padding, noise of a step's mean log length over that of a random batch")
+    for batch in (64, 256, 1024, 4096):
+        for packed in (False, True):
+            row = []
+            for window in (None, 1024, 8192):
+                order = rb.Tokens(lengths, 16_384, packed=packed, window=window)
+                stream = rb.BatchStream(_Nothing(200_000), batch, order=order)
+                found = rb.audit(stream, lengths=lengths)
+                assert found.length_noise is not None
+                row.append(f"{found.padding:6.1%} {found.length_noise.value:6.2f}")
+            kind = "packed" if packed else "padded"
+            print(f"B = {batch:5} {kind}  none, 1024, 8192:  " + " | ".join(row))
+
+
+def orders() -> None:
+    """Would a stored permutation be faster? Nanoseconds for each index of an epoch."""
+    from rightbatch.feed.walk import Walk
+
+    for length in (10**4, 10**5, 10**6, 10**7):
+        times: dict[str, list[float]] = {"computed": [], "numpy": [], "torch": []}
+        for number in range(9):
+            for name, found in times.items():
+                began = time.process_time()
+                repeats = max(1, 10**6 // length)
+                for repeat in range(repeats):
+                    seed = number * repeats + repeat
+                    if name == "computed":
+                        walk = Walk(length, seed)
+                        for start in range(0, length, 256):
+                            walk(start, min(start + 256, length))
+                        continue
+                    if name == "numpy":
+                        stored = np.random.default_rng(seed).permutation(
+                            np.arange(length, dtype=np.uint32)
+                        )
+                    else:
+                        own = torch.Generator().manual_seed(seed)
+                        stored = torch.randperm(
+                            length, generator=own, dtype=torch.int32
+                        ).numpy()
+                    for start in range(0, length, 256):
+                        stored[start : start + 256].astype(np.int64)
+                found.append((time.process_time() - began) / repeats / length * 1e9)
+        shown = {name: f"{statistics.median(t):.1f}" for name, t in times.items()}
+        print(f"N = {length}: {shown}")
+
+
 class _Slow(Dataset[int]):
     """Examples of 0.2 ms each."""
 
@@ -351,7 +442,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "what",
-        choices=["indices", "pairs", "change", "disk", "one", "one-pairs"],
+        choices=[
+            "indices",
+            "pairs",
+            "distinct",
+            "tokens",
+            "orders",
+            "change",
+            "disk",
+            "one",
+            "one-pairs",
+        ],
     )
     parser.add_argument("more", nargs="*")
     parser.add_argument("--rounds", type=int, default=5)
@@ -366,10 +467,12 @@ def main() -> None:
         indices(chosen.rounds)
     elif chosen.what == "pairs":
         pairs(chosen.limit)
-    elif chosen.what == "change":
-        change()
-    else:
+    elif chosen.what == "disk":
         disk(Path(chosen.more[0]))
+    else:
+        {"distinct": distinct, "tokens": tokens, "orders": orders, "change": change}[
+            chosen.what
+        ]()
 
 
 if __name__ == "__main__":
