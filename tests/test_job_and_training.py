@@ -18,6 +18,7 @@ from rightbatch.feed.index_stream import IndexStream
 from rightbatch.training import Training, accumulate
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 50),
     st.integers(0, 5),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 import weakref
 from collections import deque
@@ -105,13 +104,17 @@ class Lookahead:
         # then its queues are gone, and every worker takes 5 s to notice.
         loaded, self._loaded = self._loaded, None
         self._asked.clear()
-        if at_once:  # the dead one may hold a lock that the others wait for
-            for worker in getattr(loaded, "_workers", []):
-                worker.kill()
-        shut = getattr(loaded, "_shutdown_workers", None)
-        if shut is not None:
-            with contextlib.suppress(RuntimeError):  # torch tells of a death again
-                shut()
+        workers = list(getattr(loaded, "_workers", [])) if at_once else []
+        steps = [worker.kill for worker in workers]  # a dead one may hold their lock
+        steps.append(getattr(loaded, "_shutdown_workers", lambda: None))
+        for step in steps:
+            # Of each death torch tells by an error wherever we are: once more at most.
+            for _ in range(1 + len(workers)):
+                try:
+                    step()
+                    break
+                except RuntimeError:
+                    continue
 
     def _refill(self, onward: Callable[[], Iterator[Piece]]) -> None:
         self.refills += 1
