@@ -14,7 +14,6 @@ from torch import nn
 import rightbatch as rb
 from cases import made_up, regression_job, with_target
 from reference import pairwise_moments, per_example_gradients, true_noise
-from rightbatch.feed.held_out import hold_out
 from rightbatch.fit.progress import critical_from_noise
 from rightbatch.measure.noise import compare, measure_noise
 from rightbatch.measure.record import MetricPoint
@@ -273,10 +272,17 @@ def test_a_target_met_at_once_still_has_points() -> None:
     assert len(found.points) >= 4
 
 
-def test_without_evaluate_held_out_examples_notice_overfitting() -> None:
-    """Ten training examples, forty weights: the held-out loss soon gets worse."""
-    job = regression_job(examples=60, width=40, batch_size=5)
-    kept, held = hold_out(60, seed=0)
-    found = measure_trajectory(job, budget_s=20.0, only=kept[:10], held_out=held)
-    assert found.stalled or found.metrics[-1].metric < found.metrics[0].metric
+@pytest.mark.parametrize("seed", range(3))
+def test_without_evaluate_held_out_examples_notice_overfitting(seed: int) -> None:
+    """Thirty examples, forty weights, half noise: better first, then worse."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(400, 40, generator=generator)
+    y = 10 * x[:, :1] + 10 * torch.randn(400, 1, generator=generator)
+    job = regression_job(width=40, batch_size=5, data=(x, y))
+    kept, held = torch.arange(30), torch.arange(30, 400)
+    found = measure_trajectory(job, budget_s=20.0, only=kept, held_out=held)
+    assert found.stalled
     assert not found.reached
+    best = min(point.metric for point in found.metrics)
+    assert best < found.metrics[0].metric
+    assert best < found.metrics[-1].metric
