@@ -480,6 +480,12 @@ def test_the_ledger_tells_when_something_is_lost(tmp_path: Path) -> None:
     assert (found.exact, found.lost, found.repeated) == (False, 0, 5)
 
 
+def test_a_ledger_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(rb.RunFolderError, match="cannot make the ledger"):
+        rb.BatchStream((torch.arange(9),), 3, ledger=tmp_path / "file" / "ledger")
+
+
 def test_the_ledger_counts_what_was_left_out_as_asked(tmp_path: Path) -> None:
     data = (torch.arange(100),)
     stream = rb.BatchStream(data, 10, ledger=tmp_path / "a")

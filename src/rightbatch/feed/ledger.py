@@ -146,6 +146,21 @@ class Ledger:
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
+    def prepare(self) -> None:
+        """See that it can be written.
+
+        Raises:
+            RunFolderError: It cannot.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot make the ledger {self.folder}",
+                seen=error.strerror or str(error),
+                fix="another folder",
+            ) from error
+
     def restart(self) -> None:
         """The next step belongs to another segment."""
         self._file = None
@@ -211,7 +226,7 @@ class Ledger:
         return kept, len(void), len(segments)
 
     def _opened(self, segment: int, rank: int, world_size: int) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.prepare()
         if rank == 0:  # remove what a resume from an older state has rolled back
             for path in self.folder.glob("segment-*-rank-*.jsonl"):
                 number, other = (

@@ -1,0 +1,76 @@
+"""What a stream is given: a data set, and what a DataLoader calls otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from rightbatch.errors import SettingError
+
+# A DataLoader's arguments that a stream has by another name.
+_INSTEAD = {
+    "shuffle": 'order="shuffled", the default, or order="sequential"',
+    "drop_last": 'tail="drop"',
+    "sampler": "order=...: Strata, Pairs, Tokens, Weighted, or a name",
+    "batch_sampler": "order=..., or feed.sampler.BatchSampler in a loader of your own",
+    "generator": "seed=...",
+    "persistent_workers": "leave it out: workers persist; stream.close() ends them",
+    "pin_memory_device": "pin_memory=True",
+    "in_order": "leave it out: batches come in order",
+}
+
+
+def refuse(others: Mapping[str, object]) -> None:
+    """Say what another argument is called here.
+
+    Raises:
+        SettingError: It is one of a DataLoader's.
+        TypeError: It is none.
+    """
+    for name in others:
+        if name not in _INSTEAD:
+            raise TypeError(f"BatchStream has no argument {name!r}")
+        raise SettingError(
+            f"a BatchStream has no {name}",
+            seen=f"{name}={others[name]!r:.60}",
+            fix=_INSTEAD[name],
+        )
+
+
+def length_of(dataset: Any) -> int:
+    """How many examples; refuses what cannot be read by number.
+
+    Raises:
+        SettingError: It cannot, or there are none.
+    """
+    if isinstance(dataset, tuple):
+        sizes = [len(t) if isinstance(t, Tensor) and t.ndim else -1 for t in dataset]
+        if not sizes or -1 in sizes or len(set(sizes)) > 1:
+            kinds = ", ".join(type(t).__name__ for t in dataset)
+            raise SettingError(
+                "a tuple of data must hold tensors with one common first axis",
+                seen=f"first axes {sizes}" if -1 not in sizes else kinds,
+                fix="(inputs, targets); torch.from_numpy(array) for arrays; for other "
+                "sources torch.utils.data.StackDataset(inputs, targets)",
+            )
+        length = sizes[0]
+    elif isinstance(dataset, (IterableDataset, Mapping)) or not (
+        hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    ):
+        raise SettingError(
+            "the data set cannot be read by number",
+            seen=f"a {type(dataset).__name__}, which has no examples 0 to N - 1",
+            why="the order of examples is fixed by number, to be cut anywhere",
+            fix="torch.utils.data.StackDataset(**parts)"
+            if isinstance(dataset, Mapping)
+            else "a map-style data set, or a tuple of tensors; for one that can only "
+            "be iterated: rightbatch.feed.shards.ShardStream",
+        )
+    else:
+        length = len(dataset)
+    if length < 1:
+        raise SettingError("the data set is empty", seen="0 examples")
+    return length
