@@ -82,7 +82,7 @@ def check(
 
 
 @pytest.mark.filterwarnings("ignore:batch_size=.*more than once")
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=500)
 @given(
     st.integers(1, 60),
     st.integers(0, 5),
@@ -92,7 +92,7 @@ def check(
 def test_no_crash_or_change_loses_or_repeats_anything(
     length: int, seed: int, tail: str, lives: list[Segment]
 ) -> None:
-    """Some 1600 segments: batch, micro-batch, ranks (1 to 8), epochs."""
+    """Some 1700 segments, 1200 of them resumed: batch, micro-batch, ranks, epochs."""
     for life in lives:
         if tail == "drop":
             life.sizes = [min(s, length) for s in life.sizes]
