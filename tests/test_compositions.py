@@ -672,6 +672,57 @@ def test_distinct_batches_share_no_key_and_lose_nothing(
     assert found == [sorted(batch) for batch in slow]
 
 
+def test_several_keys_that_stand_in_each_others_way_make_short_steps() -> None:
+    triangles = np.array([[0, 1], [1, 2], [0, 2], [3, 4], [4, 5], [3, 5]])
+    pairs = np.array(
+        [
+            [3 * n + a, 1000 + 3 * n + b]
+            for n in range(40)
+            for a, b in ((0, 0), (1, 0), (1, 1))
+        ]
+    )
+    for keys, size in ((triangles, 3), (pairs, 56), (pairs, 60)):
+        stream = BatchStream((torch.arange(len(keys)),), size, order=Distinct(keys))
+        seen: list[int] = []
+        waiting = 0
+        with pytest.warns(UserWarning, match="some steps are shorter"):
+            while stream.step < 300:
+                for step in stream.steps():
+                    (micro,) = step
+                    rows = keys[micro.indices.numpy()]
+                    assert len(np.unique(rows)) == rows.size
+                    seen += micro.indices.tolist()
+                    waiting = max(waiting, len(stream.state_dict()["extra"]))
+        assert waiting <= 16 * size
+        times = np.bincount(seen, minlength=len(keys))
+        assert times.min() > 0.5 * times.mean()  # nobody waits for ever
+
+
+def test_a_jump_leaves_nobody_waiting() -> None:
+    stream = BatchStream((torch.arange(40),), 4, order=Distinct(np.arange(40) // 10))
+    for _ in range(3):
+        list(next(stream.steps()))
+    stream.set_epoch(1)
+    assert stream.state_dict()["extra"] == []
+    seen = [i for s in stream.steps() for m in s for i in m.indices.tolist()]
+    assert len(seen) == 40
+    assert np.bincount(seen).max() <= 2
+
+
+def test_steps_are_counted_where_the_batch_size_is_in_tokens_or_runs() -> None:
+    lengths = lognormal(3000)
+    for count, size in (("tokens", 9000), ("runs", 3)):
+        order = rb.Tokens(lengths, 4096, count=count)
+        stream = rb.BatchStream((torch.arange(3000),), size, order=order)
+        expected = len(stream)
+        for number, step in enumerate(stream.steps()):
+            list(step)
+            if number == 4:
+                assert stream.steps_left == expected - 5
+                assert len(stream) == expected
+        assert stream.step == expected
+
+
 def test_a_key_of_every_other_example_waits_and_does_not_pile_up() -> None:
     """Half of a batch's room: 32 of 1000 examples have the same key, B is 16."""
     keys = np.arange(1000)
@@ -693,6 +744,15 @@ def test_a_key_of_every_other_example_waits_and_does_not_pile_up() -> None:
 def test_importance_weights_average_to_one() -> None:
     sizes, counts = np.array([10, 90]), np.array([5, 5])
     assert importance_weights(sizes, counts).tolist() == [0.2, 1.8]
+
+
+def _measured_too_late() -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    meter = StratumMeter([weight], rb.Strata([0, 0, 1, 1], "neyman"), math.inf)
+    losses = (weight * torch.ones(4)).square()
+    losses.sum().backward()
+    for _ in range(4):
+        meter(losses, torch.tensor([0, 0, 1, 1]))
 
 
 def _stream() -> Any:
@@ -732,6 +792,10 @@ def _stream() -> Any:
         (lambda: rb.Strata.by_quantiles([1, math.inf]), "the first is example 1"),
         (lambda: rb.Pairs([0, 0, 1, 1], each=1), "at least 2"),
         (lambda: Distinct([]), "an axis of examples"),
+        (lambda: Distinct(["a", None]), "of one kind"),
+        (lambda: Distinct([["a"], ["b", "c"]]), "as many keys"),
+        (lambda: rb.Strata.by_rarest_label([[0, 1], [1]]), "as many labels"),
+        (lambda: _measured_too_late(), "before the backward pass"),
         (
             lambda: rb.BatchStream((torch.arange(4),), 3, order=Distinct([0, 0, 1, 2])),
             "one key is in 2 of 4",

@@ -1,14 +1,17 @@
 """Sources that can only be iterated: cut and resumed, as exactly as they allow."""
 
+import fractions
 import itertools
 import json
 import os
 import random
 import signal
 import warnings
+from collections import UserDict
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -272,8 +275,33 @@ def test_examples_are_told_apart_by_what_they_hold() -> None:
         {"x": torch.arange(3), "y": ["a", 1.25, None]},
         {"x": torch.arange(3).bfloat16(), "y": ["a", 1.5, None]},
         {"z": torch.arange(3), "y": ["a", 1.5, None]},
+        UserDict(x=torch.arange(3), y=["a", 1.5, None]),
     ):
         assert digest_of(other) != digest_of(one)
+    assert digest_of(np.int64(3)) != digest_of(np.int64(4))
+    assert digest_of({1, 2}) != digest_of({1, 3})
+    boxed = [np.array([[1], "a"], dtype=object) for _ in range(2)]
+    assert digest_of(boxed[0]) == digest_of(boxed[1]) != ""
+    assert digest_of(fractions.Fraction(1, 3)) == ""  # nobody knows what it holds
+    big = np.zeros(10**6)
+    big[:] = 1
+    assert digest_of(big) != digest_of(np.zeros(10**6))
+
+
+def test_a_collate_that_takes_examples_apart_does_no_harm() -> None:
+    def source() -> Any:
+        return [{"x": i} for i in range(40)]
+
+    def collate(examples: list[Any]) -> list[int]:
+        return [e.pop("x") for e in examples]
+
+    first = ShardStream(source(), 10, collate_fn=collate)
+    next(iter(first))
+    second = ShardStream(source(), 10, collate_fn=collate)
+    second.load_state_dict(first.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert next(iter(second)) == list(range(10, 20))
 
 
 class Mortal(Counted):
@@ -306,6 +334,67 @@ def test_a_source_that_breaks_in_its_second_epoch_is_found_out() -> None:
             return super().__iter__()
 
     assert not resume_is_exact(lambda: Breaks(200))
+
+
+def test_steps_taken_from_new_loops_follow_each_other() -> None:
+    stream = ShardStream(range(12), 4)
+    seen = []
+    for _ in range(3):
+        step = next(stream.steps())
+        seen += [i for micro in step for i in micro.data.tolist()]
+        with pytest.raises(rb.SettingError, match="is over"):
+            list(step)
+    assert seen == list(range(12))
+    assert (stream.step, stream.epoch, stream.position) == (3, 1, 0)
+
+
+def test_a_step_that_is_left_comes_again_whoever_holds_it() -> None:
+    stream = ShardStream(range(12), 4)
+    held = stream.steps()
+    left = next(held)
+    seen = [m.data.tolist() for step in stream.steps() for m in step]
+    assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    with pytest.raises(rb.SettingError, match="is over"):
+        list(left)
+    closed = ShardStream(range(12), 4)
+    step = next(closed.steps())
+    closed.close()
+    list(step)
+    assert [m.data.tolist() for s in closed.steps() for m in s] == seen[1:]
+
+
+def test_a_collate_that_fails_in_a_step_loses_nothing() -> None:
+    calls = []
+
+    def collate(examples: list[int]) -> list[int]:
+        calls.append(len(examples))
+        if len(calls) == 2:
+            raise KeyError("shape")
+        return examples
+
+    stream = ShardStream(range(12), 6, micro_batch=3, collate_fn=collate)
+    held = stream.steps()
+    with pytest.raises(KeyError, match="shape"):
+        list(next(held))
+    seen = [i for step in stream.steps() for m in step for i in m.data]
+    assert seen == list(range(12))
+
+
+def test_an_example_behind_a_whole_batch_does_not_hold_it_back() -> None:
+    stream = ShardStream(Counted(100, bad=48), 8)
+    seen: list[int] = []
+    with pytest.raises(OSError, match="bad block"):
+        for batch in stream:
+            seen += batch.tolist()
+    assert seen == list(range(48))
+
+
+def test_nothing_but_the_batch_size_is_assigned() -> None:
+    for stream in (ShardStream(range(9), 3), rb.BatchStream((torch.arange(9),), 3)):
+        stream.batch_size = 4
+        for name in ("micro_batch", "num_workers", "batchsize", "seed", "epoch"):
+            with pytest.raises(rb.SettingError, match=f"{name} cannot be assigned"):
+                setattr(stream, name, 2)
 
 
 def test_a_step_left_in_the_middle_comes_again() -> None:

@@ -418,8 +418,26 @@ def test_the_time_to_make_an_order_counts() -> None:
     assert rb.audit(loader).index_time_s > 0.2 / 100
 
 
+class Own:
+    """A sampler with random numbers of its own."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return 100
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.rng.permutation(100).tolist()
+
+
 def test_an_audit_leaves_no_trace() -> None:
     data = TensorDataset(torch.arange(1000))
+    sampler = Own()
+    rb.audit(DataLoader(TensorDataset(torch.arange(100)), 10, sampler=sampler))
+    assert list(sampler) == list(Own())
+    with pytest.raises(rb.SettingError, match="example 5000 of 1000"):
+        rb.audit(DataLoader(data, batch_sampler=[[1, 2], [3, 5000]]))
     generator = torch.Generator().manual_seed(0)
     loader = DataLoader(data, 10, shuffle=True, generator=generator)
     before = generator.get_state(), torch.random.get_rng_state()

@@ -239,8 +239,14 @@ def test_padding_is_said_and_no_repeat_to_a_ledger(tmp_path: Path) -> None:
     assert all(a != b for a, b in twice)  # augmented anew
     audit = Ledger(tmp_path).audit(10)
     assert (audit.exact, audit.examples, audit.dropped) == (True, 10, 0)
+    assert audit.padded == 2
     sampler = BatchSampler(10, 4, tail="pad", rank=1, world_size=2)
     assert [len(batch) for batch in sampler] == [2, 2, 2]
+    assert [len(batch) for batch in BatchSampler(10, 4, tail="pad")] == [4, 4, 4]
+    step = next(rb.BatchStream((torch.arange(10),), 35, tail="pad").steps())
+    seeds = step._plan.cut.seeds.tolist()
+    list(step)
+    assert len(set(seeds)) == 35
 
 
 def test_padded_runs_of_tokens_keep_their_budget_and_weights() -> None:
@@ -478,6 +484,81 @@ def test_the_ledger_tells_when_something_is_lost(tmp_path: Path) -> None:
     file.write_text("\n".join([*rows, rows[-1]]) + "\n")
     found = Ledger(tmp_path).audit()
     assert (found.exact, found.lost, found.repeated) == (False, 0, 5)
+
+
+def lives(folder: Path, tail: str, order: Any, seed: int, world: int) -> Ledger:
+    """Random lives of streams with a ledger: every kind of move, every resume."""
+    numbers = random.Random(seed)
+    data = (torch.arange(20),)
+    state = None
+    for _ in range(4):
+        micro = numbers.choice([None, 2])
+        streams = [
+            rb.BatchStream(
+                data,
+                3,
+                order=order(),
+                tail=tail,
+                rank=rank,
+                world_size=world,
+                ledger=folder,
+                micro_batch=micro,
+            )
+            for rank in range(world)
+        ]
+        loops = [steps_of(s) for s in streams]
+        for stream in streams:
+            if state is not None:
+                stream.load_state_dict(state)
+        state = streams[0].state_dict()
+        for _ in range(numbers.randint(1, 9)):
+            move, size = numbers.random(), numbers.randint(1, 7)
+            epoch = streams[0].epoch + 1
+            for n, stream in enumerate(streams):
+                stream.batch_size = size
+                if move < 0.1:
+                    stream.set_epoch(epoch)
+                elif move < 0.2:
+                    stream.skip()
+                else:
+                    list(next(stream.steps()))
+                    continue
+                loops[n] = steps_of(stream)
+            if numbers.random() < 0.6:
+                state = streams[-1].state_dict()
+    return Ledger(folder)
+
+
+@pytest.mark.parametrize("tail", ["keep", "drop", "carry", "pad"])
+@pytest.mark.parametrize("tokens", [False, True])
+def test_the_ledger_of_any_life_is_exact(
+    tail: str, tokens: bool, tmp_path: Path
+) -> None:
+    """60 lives of four segments: skips, jumps, tails, resumes from older states."""
+
+    def order() -> Any:
+        return rb.Tokens(1 + np.arange(20) % 9, 20) if tokens else "shuffled"
+
+    for seed in range(60):
+        found = lives(tmp_path / str(seed), tail, order, seed, 1 + seed % 3).audit()
+        assert found.exact, (seed, str(found))
+        assert found.earlier == 0
+
+
+def test_a_run_begun_anew_keeps_the_earlier_ledger(tmp_path: Path) -> None:
+    data = (torch.arange(20),)
+    for stream in (
+        rb.BatchStream(data, 5, ledger=tmp_path),
+        rb.BatchStream(data, 4, ledger=tmp_path),
+    ):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            next(iter(stream))
+    assert "load the state first" in str(caught[0].message)
+    found = Ledger(tmp_path).audit()
+    assert (found.examples, found.earlier) == (4, 1)
+    assert "1 earlier runs begun anew" in str(found)
+    assert len(list(tmp_path.glob("earlier-*"))) == 1
 
 
 def test_a_ledger_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:

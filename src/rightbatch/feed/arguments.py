@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, StackDataset
 
 from rightbatch.errors import SettingError
 
@@ -23,6 +23,35 @@ _INSTEAD = {
 }
 
 
+class Sealed:
+    """Once made, nothing but ``batch_size`` may be assigned."""
+
+    _sealed = False
+
+    def _seal(self) -> None:
+        self._sealed = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._sealed and name != "batch_size" and not name.startswith("_"):
+            raise SettingError(
+                f"a stream's {name} cannot be assigned",
+                seen=f"{name} = {value!r:.60}",
+                why="batch_size alone changes while it runs",
+                fix=f"a new stream with {name}=..., and load_state_dict(the old one's "
+                "state_dict()); or set_epoch, skip",
+            )
+        super().__setattr__(name, value)
+
+
+def fingerprint_of(dataset: Any) -> str:
+    """What tells a data set from others of equal length, if it says so; or ""."""
+    if isinstance(dataset, StackDataset):
+        parts = dataset.datasets
+        parts = parts.values() if isinstance(parts, dict) else parts
+        return "+".join(filter(None, map(fingerprint_of, parts)))
+    return str(getattr(dataset, "_fingerprint", ""))
+
+
 def refuse(others: Mapping[str, object]) -> None:
     """Say what another argument is called here.
 
@@ -36,7 +65,9 @@ def refuse(others: Mapping[str, object]) -> None:
         raise SettingError(
             f"a BatchStream has no {name}",
             seen=f"{name}={others[name]!r:.60}",
-            fix=_INSTEAD[name],
+            fix=_INSTEAD[name]
+            if others[name] is not False or name == "shuffle"
+            else "leave it out",
         )
 
 
@@ -57,6 +88,12 @@ def length_of(dataset: Any) -> int:
                 "sources torch.utils.data.StackDataset(inputs, targets)",
             )
         length = sizes[0]
+    elif isinstance(dataset, DataLoader):
+        raise SettingError(
+            "a stream is made of a data set",
+            seen=f"a DataLoader of a {type(dataset.dataset).__name__}",
+            fix="its data set: loader.dataset",
+        )
     elif isinstance(dataset, (IterableDataset, Mapping)) or not (
         hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     ):

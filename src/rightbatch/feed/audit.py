@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,8 @@ def audit(
             ranks, if it is distributed by a ``DistributedSampler`` or a stream. Its
             samplers and their generators are not moved.
         labels: Label of each example: adds composition and the noise in labels.
-        lengths: Tokens of each example: adds padding.
+        lengths: Tokens of each example: adds padding and the ranks' tokens. Default:
+            those of `Tokens`.
         step_time_s: Seconds of a training step, to compare the time for indices with.
         examples: Look at no more than so many.
 
@@ -142,6 +144,8 @@ def audit(
         True
     """
     own = _cutter(loader)
+    if lengths is None and own is not None:
+        lengths = getattr(own.composition, "lengths", None)
     with preserved_rng():
         ranks, length = _ranks(loader)
         for name, given in (("labels", labels), ("lengths", lengths)):
@@ -162,13 +166,20 @@ def audit(
         )
     held = [sum(map(len, batches)) for batches in drawn]
     index = np.concatenate([b for batches in drawn for b in batches])
+    if index.max() >= length or index.min() < 0:
+        bad = index[(index >= length) | (index < 0)]
+        raise SettingError(
+            "the loader asks for examples that are not there",
+            seen=f"example {bad[0]} of {length}, {len(bad)} times in all",
+            fix="a sampler made for this data set",
+        )
     times = np.unique(index, return_counts=True)[1]
     noise = ratio_of(steps, waves(length))
     found = None
     composition: dict[str, float] = {}
     # What a composition was asked for is no mistake.
     asked = own is not None and not own.composition.covers
-    concerns += [] if asked else mixing(noise, steps)
+    concerns += [] if asked else mixing(noise, steps, own is not None)
     if labels is not None:
         names, inverse = np.unique(np.asarray(labels), return_inverse=True)
         found, composition = by_label(steps, names, inverse, length)
@@ -181,7 +192,7 @@ def audit(
     if lengths is not None:
         packed = own is not None and getattr(own.composition, "packed", False)
         tokens = token_audit(steps, drawn, parts, np.asarray(lengths), packed)
-        concerns += tokens.concerns(own is not None)
+        concerns += tokens.concerns(own is not None and own.composition.counts_tokens)
     index_time = _amortised(spent, length / max(sum(held), 1) * len(drawn[0]))
     repeated = int((times - 1).sum())
     lost = length - len(times) if whole else 0
@@ -261,8 +272,11 @@ def _cutter(loader: Any) -> Cutter | None:
 def _copied(sampler: Any) -> Any:
     """A sampler that draws as this one will, without moving it; data is not copied."""
     made = copy.copy(sampler)
-    if isinstance(generator := getattr(sampler, "generator", None), torch.Generator):
-        made.generator = generator.clone_state()
+    for name, value in getattr(sampler, "__dict__", {}).items():
+        if isinstance(value, torch.Generator):
+            setattr(made, name, value.clone_state())
+        elif isinstance(value, (np.random.Generator, np.random.RandomState, Random)):
+            setattr(made, name, copy.deepcopy(value))
     if hasattr(sampler, "sampler"):
         made.sampler = _copied(sampler.sampler)
     return made

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt64
 
 from rightbatch.errors import SettingError
+from rightbatch.feed.permutation import mix
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,8 @@ class Cut:
         factor: Weight of this step's mean, beside 1 only where the number of examples
             is random (Poisson sampling).
         repeats: The last so many are examples of this epoch once more (padding).
+        positions: Where each stands in the order, over all epochs; None: one behind
+            the other.
     """
 
     indices: Int64[np.ndarray, " batch"]
@@ -59,6 +62,7 @@ class Cut:
     unit: int = 1
     factor: float = 1.0
     repeats: int = 0
+    positions: Int64[np.ndarray, " fresh"] | None = None
 
     def padded(self, more: Cut) -> Cut:
         """With the examples of another cut behind, as repeats.
@@ -76,7 +80,7 @@ class Cut:
             self,
             indices=np.concatenate([self.indices, more.indices]),
             # Another randomness than that of the first time.
-            seeds=np.concatenate([self.seeds, ~more.seeds]),
+            seeds=np.concatenate([self.seeds, mix(more.seeds + np.uint64(own))]),
             tokens=tokens,
             fences=fences if self.fences else (),
             repeats=self.repeats + len(more.indices),
@@ -94,6 +98,7 @@ class Composition:
         length: Examples in the data set.
         covers: Whether an epoch holds every example exactly once.
         counts: What ``batch_size`` counts: ``"examples"``, ``"tokens"`` or ``"runs"``.
+        counts_tokens: Whether it knows the examples' lengths.
         version: Another number whenever it begins to compose differently.
     """
 
@@ -101,6 +106,7 @@ class Composition:
     length: int
     covers: bool
     counts: str = "examples"
+    counts_tokens: bool = False
     version: int = 0
 
     def start(self) -> tuple[int, ...]:
@@ -110,6 +116,10 @@ class Composition:
     def accepts(self, extra: tuple[int, ...]) -> bool:
         """Whether these can be its integers."""
         return len(extra) == len(self.start())
+
+    def moved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
+        """Its integers after a jump to another epoch."""
+        return extra
 
     def check(self, batch_size: int) -> None:
         """Refuse a batch size that cannot be composed.

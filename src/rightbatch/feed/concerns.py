@@ -37,8 +37,14 @@ class Concern:
         return "\n".join([what] + [_folded(label, text) for label, text in rows])
 
 
-def mixing(noise: Estimate, steps: Batches) -> list[Concern]:
-    """Examples that lie together come together."""
+def mixing(noise: Estimate, steps: Batches, ours: bool) -> list[Concern]:
+    """Examples that lie together come together.
+
+    Args:
+        noise: Of batch means.
+        steps: The batches.
+        ours: Whether it is a stream of ours.
+    """
     if noise.low <= MIXED:
         return []
     size = len(steps[0])
@@ -49,8 +55,13 @@ def mixing(noise: Estimate, steps: Batches) -> list[Concern]:
             seen=f"variance of batch means {noise}, 1 is ideal, {size} no mixing",
             why="what lies together in the data set comes together: gradient noise, "
             "and a noise scale measured from it, are off by up to this factor",
-            fix="shuffle=True, a larger shuffle buffer, or rightbatch.BatchStream; "
-            "nothing, if the data set lies in random order",
+            fix=(
+                'order="shuffled"; '
+                if ours
+                else "shuffle=True, a larger shuffle "
+                "buffer, or rightbatch.BatchStream; "
+            )
+            + "nothing, if the data set lies in random order",
         )
     ]
 
@@ -85,8 +96,8 @@ def coverage(
     if whole and (lost or repeated):
         if repeated and lost:
             what = f"an epoch repeats {repeated} and leaves out {lost} of {length}"
-            why = "examples are drawn with replacement, or by weight: some come often, "
-            why += "others never"
+            why = "as when examples are drawn with replacement, or by weight: some "
+            why += "come often, others never"
             fix = "replacement=False; rightbatch.Strata, if it is for a rare class; "
         elif repeated:
             what = f"an epoch repeats {repeated} of {length} examples"

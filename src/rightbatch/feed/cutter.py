@@ -14,7 +14,7 @@ from rightbatch.errors import SettingError
 from rightbatch.feed.composition import Composition, Cursor, Cut, whole
 from rightbatch.feed.draws import DRAWS, draw
 from rightbatch.feed.planner import Planner, check_tail
-from rightbatch.feed.state import alike, digest, restored, state_of
+from rightbatch.feed.state import alike, digest, gathered, restored, state_of
 
 
 class Cutter:
@@ -120,14 +120,18 @@ class Cutter:
     def steps_left(self) -> int:
         """Steps until this epoch's end at today's batch size.
 
-        Raises:
-            TypeError: The batch size is not in examples, so nobody can know.
+        Where it counts tokens or runs the epoch is gone through to know: a second for
+        some thousand steps.
         """
-        counts = self.composition.counts
-        if counts != "examples":
-            raise TypeError(f"a batch_size in {counts} does not tell how many steps")
-        position = self._settled().position
-        return self._planner.steps_left(position, self._batch_size)
+        cursor = self._settled()
+        if self.composition.counts == "examples":
+            return self._planner.steps_left(cursor.position, self._batch_size)
+        epoch, steps = cursor.position // self.length, 0
+        while cursor.position // self.length == epoch:
+            stop = self._planner.stop(cursor)
+            _, cursor = self.composition.cut(self.seed, cursor, self._batch_size, stop)
+            steps += 1
+        return steps
 
     def __len__(self) -> int:
         """Steps of this epoch: those made in it plus `steps_left`."""
@@ -166,7 +170,8 @@ class Cutter:
         epoch = whole(epoch, "epoch", least=0)
         if epoch != self.epoch:
             step = self._cursor.step
-            self._cursor = Cursor(epoch * self.length, step, step, self._cursor.extra)
+            extra = self.composition.moved(self._cursor.extra)
+            self._cursor = Cursor(epoch * self.length, step, step, extra)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands: a few numbers, equal on all ranks.
@@ -215,15 +220,16 @@ class Cutter:
         if self._together and self._planner.world_size > 1:
             own = self.state_dict() | {"tail": self._planner.tail}
             own["micro_batch"] = self._planner.micro_batch
-            found: list[Any] = [None] * self._planner.world_size
-            dist.all_gather_object(found, own)
-            alike(found)
+            del own["fingerprint"]  # those that data sets make may be random
+            alike(gathered(own, self._planner.world_size))
         self._together = False
 
     def _even(self, cut: Cut) -> str:
         """What gives every rank as many examples."""
         each = cut.unit * self._planner.world_size
-        size = f"a batch_size that is a multiple of {each}"
+        size = f"choose a batch_size that is a multiple of {each}"
+        if cut.tokens is not None:
+            return "multiply by micro.token_share for a mean over tokens"
         if not self.composition.covers:
             return size
         return f"{size} and tail='drop', 'carry' or 'pad'"

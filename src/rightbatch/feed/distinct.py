@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from rightbatch.feed.composition import Composition, Cursor, Cut
 from rightbatch.feed.draws import augment
 from rightbatch.feed.permutation import Permutation, keys_at
 
-MOST = 100_000  # examples that may wait: they are part of the state [assumed]
+AHEAD = 8  # batches to look through where several keys hinder each other [assumed]
 
 
 class Distinct(Composition):
@@ -22,8 +23,9 @@ class Distinct(Composition):
     For losses that take the other examples of a batch as negatives: with the same
     question, product or text twice in a batch, one of them would be pushed away from
     its own positive. The stream's order is that of a shuffled one; an example whose key
-    is in the batch already waits for the next. So every batch is whole, and nothing is
-    lost or repeated: an epoch's last waiting examples come at the start of the next.
+    is in the batch already waits for the next. So batches are whole and nothing is lost
+    or repeated: an epoch's last waiting examples come at the start of the next. With
+    several keys to an example and batches near the most that fit, a step may be short.
 
     Args:
         keys: Key of each example, shape ``(examples,)``: integers, strings, …; or
@@ -49,14 +51,26 @@ class Distinct(Composition):
     name, covers = "distinct", False
 
     def __init__(self, keys: Any) -> None:
-        found = np.asarray(keys)
+        try:
+            found = np.asarray(keys)
+        except ValueError as error:
+            raise SettingError(
+                "every example must have as many keys", seen=str(error)
+            ) from error
         if found.ndim not in (1, 2) or not found.size:
             raise SettingError(
                 "keys must have an axis of examples, and at most one of keys",
                 seen=f"shape {found.shape}",
             )
         self.length = len(found)
-        _, inverse = np.unique(found, return_inverse=True)
+        try:
+            _, inverse = np.unique(found, return_inverse=True)
+        except TypeError as error:
+            raise SettingError(
+                "keys must be of one kind, that can be sorted",
+                seen=str(error),
+                fix="integers, or strings",
+            ) from error
         self._keys = inverse.reshape(self.length, -1).astype(np.int64)
         # Twice in one example is no conflict: count examples, not places.
         each = np.sort(self._keys, axis=1)
@@ -65,6 +79,7 @@ class Distinct(Composition):
         counts = np.bincount(each[new])
         self._common = int(counts.max())
         self._largest = self.length // self._common
+        self._short = False
 
     def accepts(self, extra: tuple[int, ...]) -> bool:
         """Places of the order that wait."""
@@ -91,31 +106,42 @@ class Distinct(Composition):
         """Those that wait and the next of the order, as far as they fit together."""
         waiting = np.array(cursor.extra, dtype=np.int64)
         drawn = cursor.position + len(waiting)  # so many were looked at
-        reach = batch_size
+        # With one key an epoch always holds a whole batch (`check`), and two epochs'
+        # length a whole epoch. With several those chosen may stand in everybody's way:
+        # then a step is short.
+        most = 2 * self.length
+        if self._keys.shape[1] > 1:
+            room = AHEAD * batch_size
+            most = min(most, room) if len(waiting) < room else 0
+        reach = min(batch_size, most)
         while True:
-            ahead = np.arange(drawn, drawn + reach)
-            places = np.concatenate([waiting, ahead])
+            places = np.concatenate([waiting, np.arange(drawn, drawn + reach)])
             indices = self._examples(seed, places)
             taken = np.flatnonzero(compatible(self._keys[indices]))[:batch_size]
-            if len(taken) == batch_size:
+            if len(taken) == batch_size or reach == most:
                 break
-            reach += batch_size + len(waiting)
+            reach = min(2 * reach + len(waiting), most)
+        if len(taken) < batch_size and not self._short:
+            self._short = True
+            warnings.warn(
+                f"only {len(taken)} examples without a common key were found for a "
+                f"batch of {batch_size}: some steps are shorter; choose a smaller "
+                "batch_size",
+                stacklevel=2,
+            )
         left = np.ones(len(places), dtype=bool)
         left[taken] = False
         left[max(len(waiting), int(taken[-1]) + 1) :] = False  # not looked at
-        if left.sum() > MOST:
-            raise SettingError(
-                f"more than {MOST} examples wait for a batch without their keys",
-                seen=f"batch_size={batch_size}, step {cursor.step}",
-                why="so many share keys that whole batches take ever longer",
-                fix="a smaller batch_size",
-            )
         cut = Cut(
             indices=indices[taken],
             seeds=keys_at(augment(seed), places[taken]),
         )
         extra = tuple(places[left].tolist())
-        return cut, cursor.behind(cursor.position + batch_size, extra)
+        return cut, cursor.behind(cursor.position + len(taken), extra)
+
+    def moved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
+        """Nobody waits: what is left behind by a jump is left out."""
+        return ()
 
     def fingerprint(self) -> dict[str, Any]:
         """A digest of the keys."""

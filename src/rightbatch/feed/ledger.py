@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from rightbatch.errors import RunFolderError
 from rightbatch.feed.planner import StepPlan
@@ -41,11 +42,13 @@ class LedgerAudit:
         epochs: Whole epochs behind the run.
         dropped: Examples left out at epochs' ends because ``tail="drop"`` asked for it.
         skipped: Examples left out because ``skip`` or ``set_epoch`` asked for it.
+        padded: Examples that came once more because ``tail="pad"`` asked for it.
         lost: Other examples that are missing before where the run stands.
         repeated: Examples that came more than once in an epoch, every extra one.
         segments: Files of it per rank: a resume begins one, and one that begins at the
             same state as an earlier one replaces it.
         rolled_back: Steps in those files that a resume made again.
+        earlier: Runs in this folder before, which were begun anew and set aside.
     """
 
     steps: int
@@ -53,10 +56,12 @@ class LedgerAudit:
     epochs: int
     dropped: int
     skipped: int
+    padded: int
     lost: int
     repeated: int
     segments: int
     rolled_back: int
+    earlier: int
 
     @property
     def exact(self) -> bool:
@@ -69,8 +74,9 @@ class LedgerAudit:
             f"{self.examples} examples in {self.steps} steps, {self.epochs} whole "
             f"epochs: {verdict}\n"
             f"{self.lost} lost, {self.repeated} repeated; as asked: {self.dropped} "
-            f"dropped, {self.skipped} skipped;\n"
+            f"dropped, {self.skipped} skipped, {self.padded} padded;\n"
             f"{self.segments} segments, {self.rolled_back} steps rolled back"
+            + (f", {self.earlier} earlier runs begun anew" if self.earlier else "")
         )
 
 
@@ -92,7 +98,7 @@ class Ledger:
         ...     pass
         >>> print(Ledger(folder).audit())
         10 examples in 3 steps, 1 whole epochs: each exactly once
-        0 lost, 0 repeated; as asked: 0 dropped, 0 skipped;
+        0 lost, 0 repeated; as asked: 0 dropped, 0 skipped, 0 padded;
         1 segments, 0 steps rolled back
     """
 
@@ -104,11 +110,14 @@ class Ledger:
         """Write down a step that has been handed out: it outlives this process."""
         start, fresh = plan.before.position, len(plan.cut.indices) - plan.cut.repeats
         # Padding is no example of the epoch: it was asked for, and is left out here.
-        mine = [
-            (m.part.start, min(m.part.stop, fresh), m.piece.indices.tolist())
-            for m in plan.micro
-            if not m.part.filler and m.part.start < fresh
-        ]
+        places = plan.cut.positions
+        places = np.arange(start, start + fresh) if places is None else places
+        mine = [m for m in plan.micro if not m.part.filler]
+        own = np.concatenate([places[m.part.start : m.part.stop] for m in mine] or [[]])
+        index = np.concatenate(
+            [m.piece.indices[: max(0, fresh - m.part.start)] for m in mine] or [[]]
+        )
+        turn = np.argsort(own)
         self._append(
             at,
             {
@@ -116,10 +125,9 @@ class Ledger:
                 "start": start,
                 "after": plan.after.position,
                 "dropped": plan.after.position - start - fresh,
-                "positions": [[start + first, start + stop] for first, stop, _ in mine],
-                "indices": [
-                    i for first, stop, own in mine for i in own[: stop - first]
-                ],
+                "padded": plan.cut.repeats,
+                "positions": _spans(own[turn]),
+                "indices": index[turn].astype(int).tolist(),
             },
         )
 
@@ -200,10 +208,12 @@ class Ledger:
             epochs=end // size,
             dropped=dropped,
             skipped=skipped,
+            padded=sum({r["step"]: r.get("padded", 0) for r in rows}.values()),
             lost=lost - dropped - skipped,
             repeated=repeated,
             segments=segments,
             rolled_back=rolled_back,
+            earlier=len(list(self.folder.glob("earlier-*-segment-*-rank-0.jsonl"))),
         )
 
     def _rows(self) -> tuple[list[dict[str, Any]], int, int]:
@@ -220,28 +230,48 @@ class Ledger:
         kept: list[dict[str, Any]] = []
         void: set[tuple[int, int]] = set()
         for number in sorted(segments):
-            first = min(row["step"] for row in segments[number])
-            void |= {(number, r["step"]) for r in kept if r["step"] >= first}
-            kept = [r for r in kept if r["step"] < first] + segments[number]
+            # What was left out just before a step has that step's number.
+            first = min((row["step"], row["start"]) for row in segments[number])
+            gone = [r for r in kept if (r["step"], r["start"]) >= first]
+            void |= {(number, r["step"]) for r in gone}
+            kept = [r for r in kept if (r["step"], r["start"]) < first]
+            kept += segments[number]
         return kept, len(void), len(segments)
 
     def _opened(self, segment: int, rank: int, world_size: int) -> Path:
         self.prepare()
-        if rank == 0:  # remove what a resume from an older state has rolled back
-            for path in self.folder.glob("segment-*-rank-*.jsonl"):
-                number, other = (
-                    int(path.stem.split("-")[1]),
-                    int(path.stem.split("-")[3]),
-                )
-                later = number > segment or (number == segment and other >= world_size)
-                if segment == 0 and other == 0 and path.stat().st_size:
+        for path in sorted(self.folder.glob("segment-*-rank-*.jsonl")):
+            number, other = int(path.stem.split("-")[1]), int(path.stem.split("-")[3])
+            # Each rank's own files; those of ranks that are no more are the first's.
+            if other != rank and (rank or other < world_size):
+                continue
+            if segment == 0 and path.stat().st_size:
+                self._set_aside(path)
+                if number == 0 and other == 0:
                     warnings.warn(
-                        f"{self.folder} has the ledger of an earlier run: this one "
-                        "begins anew and replaces it",
-                        stacklevel=2,
+                        f"{self.folder} has the ledger of an earlier run, and this one "
+                        "begins anew: it is set aside (to go on, load the state first)",
+                        stacklevel=6,
                     )
-                if later:
-                    path.unlink(missing_ok=True)
+            elif number > segment or (number == segment and other != rank):
+                path.unlink(missing_ok=True)  # rolled back by a resume
         path = self.folder / f"segment-{segment:06d}-rank-{rank}.jsonl"
         path.write_text("", encoding="utf-8")
         return path
+
+    def _set_aside(self, path: Path) -> None:
+        """Keep an earlier run's file under another name."""
+        run = 1
+        while (aside := self.folder / f"earlier-{run}-{path.name}").exists():
+            run += 1
+        path.rename(aside)
+
+
+def _spans(places: Int64[np.ndarray, " n"]) -> list[list[int]]:
+    """Ascending places as runs of neighbours: first, and one behind the last."""
+    if not len(places):
+        return []
+    ends = np.flatnonzero(np.diff(places) != 1)
+    first = places[np.concatenate([[0], ends + 1])]
+    last = places[np.concatenate([ends, [len(places) - 1]])]
+    return [[int(a), int(b) + 1] for a, b in zip(first, last, strict=True)]

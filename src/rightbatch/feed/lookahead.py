@@ -55,6 +55,12 @@ class Lookahead:
         """
         self._bury()
         try:
+            return self._take(piece, onward)
+        except _Ended:  # by a Ctrl-C, of which the loop has been told
+            return self._take(piece, onward)
+
+    def _take(self, piece: Piece, onward: Callable[[], Iterator[Piece]]) -> Any:
+        try:
             if self._asked and not self._asked[0].same(piece):
                 self._refill(onward)
             elif not self._asked:
@@ -67,7 +73,10 @@ class Lookahead:
         except BaseException as error:
             # What was asked for is forgotten, what was handed out is not.
             trouble = worker_trouble(error) if self._options["num_workers"] else None
+            codes = [w.exitcode for w in getattr(self._loaded, "_workers", [])]
             self._stop(at_once=trouble is not None)
+            if trouble is not None and 0 in codes and not any(codes):
+                raise _Ended from error
             if trouble is not None:
                 raise trouble from error
             raise
@@ -151,6 +160,10 @@ class Lookahead:
         self._source = again()
         # Workers' own random numbers differ from place to place, also after a resume.
         return int(piece.seeds[0] >> 1)
+
+
+class _Ended(Exception):
+    """Workers have left in peace: they do so when Ctrl-C reaches them."""
 
 
 class _Tasks:

@@ -202,9 +202,19 @@ class StratumMeter:
         return distance / (1 / half + 1 / (len(members) - half))
 
     def _gradient(self, loss: Tensor) -> Any:
-        return torch.autograd.grad(
-            loss, self._parameters, retain_graph=True, allow_unused=True
-        )
+        try:
+            return torch.autograd.grad(
+                loss, self._parameters, retain_graph=True, allow_unused=True
+            )
+        except RuntimeError as error:
+            if not any(part in str(error) for part in ("a second time", "not require")):
+                raise
+            raise SettingError(
+                "the losses have no graph to measure by",
+                seen=str(error).splitlines()[0],
+                fix="call the meter before the backward pass, with the losses as the "
+                "model gave them",
+            ) from error
 
 
 def _summed(values: list[float]) -> list[float]:

@@ -10,6 +10,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from rightbatch.errors import SettingError
+from rightbatch.feed.arguments import fingerprint_of
 from rightbatch.feed.composition import Composition, Cursor
 from rightbatch.feed.cutter import Cutter
 from rightbatch.feed.draws import Shuffled
@@ -68,13 +69,14 @@ class BatchSampler(Cutter, Sampler[list[int]]):
             rank=rank,
             world_size=world_size,
             micro_batch=None,
-            fingerprint=fingerprint or str(getattr(length, "_fingerprint", "")),
+            fingerprint=fingerprint or fingerprint_of(length),
         )
         self._ahead: deque[Cursor] | None = None  # while a loader is followed
         self._left = False  # whether a loop ended before its epoch
 
     def __iter__(self) -> Iterator[list[int]]:
         """What is left of this epoch."""
+        self._agree()
         ahead = self._ahead
         if ahead is not None:
             ahead.clear()  # a loader begins anew where the last one was left
@@ -88,6 +90,7 @@ class BatchSampler(Cutter, Sampler[list[int]]):
         epoch = cursor.position // self.length
         self._left = ahead is None
         plain = isinstance(self.composition, Shuffled) and self._planner.world_size == 1
+        plain = plain and self._planner.tail != "pad"
         step = self._plain() if plain else self._composed
         while cursor.position // self.length == epoch:
             batch, cursor = step(cursor)
@@ -130,7 +133,7 @@ class BatchSampler(Cutter, Sampler[list[int]]):
             self._warn(
                 "ranks have different numbers of examples in some steps, or one of "
                 "another rank where there are fewer than ranks, and a sampler cannot "
-                f"weigh them: choose {self._even(plan.cut)}, or a BatchStream"
+                f"weigh them: {self._even(plan.cut)}, or use a BatchStream"
             )
         if micro.weights is not None:
             raise SettingError(

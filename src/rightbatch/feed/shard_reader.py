@@ -6,7 +6,7 @@ import copy
 import hashlib
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from rightbatch.errors import SettingError
 from rightbatch.feed.lookahead import worker_trouble
 
 PIECE = 64  # examples that a worker sends at once [assumed]
+SAMPLED = 1 << 16  # numbers of an array that tell it from others, at most [assumed]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,15 +31,13 @@ class Place:
         before: The source's state at the last place where it was asked; None: at the
             epoch's start.
         used: Examples since.
-        last: The example before this place.
-        known: Its digest, where the place was loaded; else "".
+        known: Digest of the example before this place; "" where nobody asked yet.
     """
 
     epoch: int = 0
     position: int = 0
     before: Any = None
     used: int = 0
-    last: Any = None
     known: str = ""
 
 
@@ -131,8 +130,13 @@ class Reader:
         """The next example of the epoch, which `available` has found."""
         before, used, example = self._ahead.popleft()
         place = self.place
-        self.place = Place(place.epoch, place.position + 1, before, used + 1, example)
+        self.place = Place(place.epoch, place.position + 1, before, used + 1)
         return example
+
+    def mark(self, example: Any) -> None:
+        """Remember the example before this place, as a collate has not seen it yet."""
+        if self.place.position:
+            self.place = replace(self.place, known=digest_of(example))
 
     def turn(self) -> None:
         """The next epoch begins."""
@@ -191,38 +195,42 @@ class Reader:
 
 
 def digest_of(example: Any) -> str:
-    """Tells an example from another: its numbers and texts, not what holds them."""
+    """Tells an example from another by its numbers and texts; "" where it cannot."""
     digest = hashlib.blake2b(digest_size=8)
-
-    def add(value: Any) -> None:
-        digest.update(type(value).__name__.encode())
-        if isinstance(value, torch.Tensor):
-            digest.update(str(tuple(value.shape)).encode())
-            flat = value.detach().cpu().to_dense().reshape(-1).contiguous()
-            digest.update(flat.view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, np.ndarray):
-            digest.update(str(value.shape).encode() + value.tobytes())
-        elif isinstance(value, dict):
-            add(list(value.items()))
-        elif isinstance(value, (list, tuple)):
-            for part in value:
-                add(part)
-        elif isinstance(value, (str, bytes, int, float, complex, type(None))):
-            digest.update(repr(value).encode())
-
-    add(example)
+    try:
+        _add(digest, example)
+    except Exception:
+        return ""  # it is only for a warning
     return digest.hexdigest()
+
+
+def _add(digest: Any, value: Any) -> None:
+    digest.update(type(value).__name__.encode())
+    if isinstance(value, torch.Tensor):
+        digest.update(str(tuple(value.shape)).encode())
+        flat = value.detach().cpu().to_dense().reshape(-1).contiguous()
+        _add(digest, flat.view(torch.uint8).numpy())
+    elif isinstance(value, np.ndarray) and value.dtype.hasobject:
+        _add(digest, value.tolist())
+    elif isinstance(value, (np.ndarray, np.generic)):
+        flat = np.ascontiguousarray(value).reshape(-1)
+        every = 1 + flat.size // SAMPLED
+        digest.update(str(np.shape(value)).encode() + flat[::every].tobytes())
+    elif isinstance(value, Mapping):
+        _add(digest, [(k, value[k]) for k in value])
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            _add(digest, part)
+    elif isinstance(value, (str, bytes, int, float, complex, type(None))):
+        digest.update(repr(value).encode())
+    elif isinstance(value, (set, frozenset)):
+        _add(digest, sorted(map(repr, value)))
+    elif hasattr(value, "tobytes"):  # images
+        digest.update(value.tobytes())
+    else:
+        _add(digest, vars(value))
 
 
 def as_it_is(examples: Any) -> Any:
     """No collate."""
     return examples
-
-
-def kept(place: Place) -> Place:
-    """As it can be saved: with a digest for the last example."""
-    known = place.known
-    if place.position and not known:
-        known = digest_of(place.last)
-    before = copy.deepcopy(place.before)
-    return replace(place, before=before, last=None, known=known)

@@ -11,10 +11,12 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from rightbatch.errors import SettingError
+from rightbatch.feed.arguments import Sealed
 from rightbatch.feed.composition import whole
 from rightbatch.feed.cutter import place_of
 from rightbatch.feed.deal import Part, deal
-from rightbatch.feed.shard_reader import Place, Reader, kept
+from rightbatch.feed.shard_reader import Place, Reader
+from rightbatch.feed.state import alike, gathered
 from rightbatch.feed.stream import MicroBatch
 
 VERSION = 1
@@ -41,6 +43,7 @@ class ShardStep:
         after: Place,
     ) -> None:
         self._stream, self._examples, self._after = stream, examples, after
+        self._before = stream._place
         self._parts = hands[0] if stream.sharded else hands[stream.rank]
         self._ranks = len(hands)
         self.number, self.epoch = stream.step, stream.epoch
@@ -53,6 +56,13 @@ class ShardStep:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for number, part in enumerate(self._parts):
+            if self._stream._place is not self._before:
+                raise SettingError(
+                    f"step {self.number} is over",
+                    seen=f"the stream stands at step {self._stream.step}",
+                    why="its examples are handed out once",
+                    fix="go through a step once, before asking for the next",
+                )
             own = self._examples[part.start : part.stop]
             size = 0 if part.filler else len(own)
             made = MicroBatch(
@@ -72,7 +82,7 @@ def _count(hand: tuple[Part, ...]) -> int:
     return sum(0 if part.filler else part.stop - part.start for part in hand)
 
 
-class ShardStream:
+class ShardStream(Sealed):
     """Batches of any size from an iterable source: shards, a database, the web.
 
     The source decides the order; we cut it where the batch size says, at every step
@@ -155,15 +165,22 @@ class ShardStream:
             )
         self.source, self.tail, self.sharded = source, tail, sharded
         self._use_state = use_state
+        self._together = rank is None
         self.rank, self.world_size = place_of(rank, world_size)
         self.batch_size = whole(batch_size, "batch_size")
         self._micro = None if micro_batch is None else whole(micro_batch, "micro_batch")
-        self.step = 0
+        self._step = 0
         self._collate = collate_fn or default_collate
         every = whole(state_every, "state_every")
         self._reader = Reader(source, every if self.has_state else 0, num_workers)
         self._place = self._reader.place  # behind the last whole step
         self._warned = False
+        self._seal()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps so far, over all epochs."""
+        return self._step
 
     @property
     def epoch(self) -> int:
@@ -217,14 +234,14 @@ class ShardStream:
                 cut, or sharded and not divided by the ranks.
             JobError: The worker died. The state stays that of the last whole step.
         """
+        self._agree()
         epoch, first = self.epoch, self.step if not self.position else -1
         while self.epoch == epoch:
             here = self._place
-            try:
-                examples = self._take(self._local())
-            except BaseException:
-                self._reader.go(here)  # not handed out: it comes again
-                raise
+            if self._reader.place is not here:  # a step was left: it comes again
+                self._reader.go(here)
+            examples = self._take(self._local())
+            self._compare()
             if not examples:  # a tail that is dropped
                 self._place = self._reader.place
                 if self.step == first:
@@ -239,11 +256,7 @@ class ShardStream:
             ranks = 1 if self.sharded else self.world_size
             hands = deal(len(examples), ranks, self._micro, turn=self.step)
             step = ShardStep(self, examples, hands, self._reader.place)
-            try:
-                yield step
-            finally:
-                if self._place is here:
-                    self._reader.go(here)
+            yield step
             if self._place is here:
                 raise SettingError(
                     f"step {step.number} was not gone through to its end",
@@ -254,14 +267,14 @@ class ShardStream:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, behind the last step handed out."""
-        place = kept(self._place)
+        place = self._place
         return {
             "version": VERSION,
             "epoch": place.epoch,
             "step": self.step,
             "position": place.position,
             "batch_size": self.batch_size,
-            "source": place.before,
+            "source": copy.deepcopy(place.before),
             "used": place.used,
             "last": place.known,
             "ranks": [self.rank, self.world_size] if self.sharded else None,
@@ -306,7 +319,7 @@ class ShardStream:
                 why="its source stands there too, and few can go back to the start",
                 fix="load the state into a new ShardStream of a new source",
             )
-        self.batch_size, self.step = state["batch_size"], state["step"]
+        self.batch_size, self._step = state["batch_size"], state["step"]
         self._place = Place(
             epoch=state["epoch"],
             position=state["position"],
@@ -320,8 +333,41 @@ class ShardStream:
         """Stop reading ahead; what was read and not handed out is read again."""
         self._reader.go(self._place)
 
+    def _agree(self) -> None:
+        """Once, before the first step: compare the streams of all ranks. Collective.
+
+        Raises:
+            SettingError: They differ.
+        """
+        if not self._together or self.world_size == 1:
+            self._together = False
+            return
+        own = self.state_dict() | {
+            "tail": self.tail,
+            "micro_batch": self._micro,
+            "sharded": self.sharded,
+        }
+        for name in ("ranks", "source", "last"):
+            del own[name]
+        alike(gathered(own, self.world_size))
+
+    def _compare(self) -> None:
+        """Once, at the first step: whether the ranks read the same. Collective."""
+        together, self._together = self._together, False
+        if not together or self.sharded:
+            return
+        found = gathered(self._reader.place.known, self.world_size)
+        if len(set(found)) > 1:
+            warnings.warn(
+                "the ranks read different examples where they should read the same: "
+                "the source comes in an order of its own on each (seed it alike), or "
+                "draws random numbers; in the first case examples are lost and "
+                "repeated. A source that yields each rank's own examples: sharded=True",
+                stacklevel=3,
+            )
+
     def _commit(self, step: ShardStep) -> None:
-        self._place, self.step = step._after, self.step + 1
+        self._place, self._step = step._after, self._step + 1
 
     def _local(self) -> int:
         """Examples to read for the next step."""
@@ -347,8 +393,13 @@ class ShardStream:
             self._turn()
             if self.tail != "carry":
                 return [] if self.tail == "drop" else found
-        if not self._available():
-            self._turn()
+        self._reader.mark(found[-1])
+        try:
+            if not self._available():
+                self._turn()
+        except Exception:
+            # The example behind this batch cannot be read: the next step will tell.
+            self._reader.close()
         return found
 
     def _available(self) -> bool:

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch.distributed as dist
+
 from rightbatch.errors import SettingError
 from rightbatch.feed.composition import Cursor
 from rightbatch.feed.planner import Planner
@@ -108,8 +110,11 @@ def restored(
                 f"the state was saved with {what}",
                 seen=f"{key} {state[key]!r} then, {own[key]!r} now",
                 why=why,
-                fix=f"make the stream with the {key} it had"
-                + (f": {state[key]!r}" if key in ("seed", "order") else ""),
+                fix=f"the {key} it had"
+                + (f": {state[key]!r}" if key in ("seed", "order") else "")
+                if key != "fingerprint"
+                else "the data set that it was saved with; if it is the same, give "
+                "both streams a fingerprint of your own, any string",
             )
     return Cursor(
         position=int(state["position"]),
@@ -117,6 +122,13 @@ def restored(
         first_step=int(state["first_step"]),
         extra=tuple(int(i) for i in state["extra"]),
     )
+
+
+def gathered(own: Any, world_size: int) -> list[Any]:
+    """What every rank has. Collective."""
+    found: list[Any] = [None] * world_size
+    dist.all_gather_object(found, own)
+    return found
 
 
 def alike(states: list[dict[str, Any]]) -> None:

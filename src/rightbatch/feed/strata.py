@@ -121,15 +121,29 @@ class Strata(Composition):
         return cls((middle / len(found) * most).astype(np.int64)[place], **options)
 
     @classmethod
-    def by_rarest_label(cls, labels: Any, **options: Any) -> Strata:
+    def by_rarest_label(
+        cls,
+        labels: Any,
+        counts: str | Mapping[Any, int] = "proportional",
+        *,
+        multiple: int = 1,
+    ) -> Strata:
         """Strata of multi-label data: each example goes by its rarest positive label.
 
         Args:
             labels: Zeros and ones, shape ``(examples, labels)``; examples with none
                 are stratum -1.
-            options: As for the class.
+            counts: As for the class.
+            multiple: As for the class.
         """
-        given = np.asarray(labels)
+        try:
+            given = np.asarray(labels)
+        except ValueError as error:
+            raise SettingError(
+                "every example must have as many labels",
+                seen=str(error),
+                fix="zeros and ones, shape (examples, labels)",
+            ) from error
         if given.ndim != 2 or not len(given):
             raise SettingError(
                 "multi-label data has an axis of examples and one of labels",
@@ -145,7 +159,8 @@ class Strata(Composition):
             )
         frequency = found.sum(0)
         rarest = np.where(found, frequency, np.iinfo(np.int64).max).argmin(1)
-        return cls(np.where(found.any(1), rarest, -1), **options)
+        strata = np.where(found.any(1), rarest, -1)
+        return cls(strata, counts, multiple=multiple)
 
     def observe(self, stds: Sequence[float] | Mapping[Any, float]) -> None:
         """Say how noisy each stratum's gradient is; holds from the next step on.

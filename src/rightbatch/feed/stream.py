@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rightbatch.errors import SettingError
-from rightbatch.feed.arguments import length_of, refuse
+from rightbatch.feed.arguments import Sealed, fingerprint_of, length_of, refuse
 from rightbatch.feed.composition import Composition, Cursor, whole
 from rightbatch.feed.cutter import Cutter
 from rightbatch.feed.fetch import reads_many
@@ -91,7 +91,7 @@ class Step:
         return self._stream._micro_batches(self._plan)
 
 
-class BatchStream(Cutter):
+class BatchStream(Sealed, Cutter):
     """Batches of any size from one fixed stream of examples.
 
     The order of examples is a function of (seed, epoch, position). Batch size,
@@ -179,7 +179,7 @@ class BatchStream(Cutter):
             rank=rank,
             world_size=world_size,
             micro_batch=micro_batch,
-            fingerprint=fingerprint or str(getattr(dataset, "_fingerprint", "")),
+            fingerprint=fingerprint or fingerprint_of(dataset),
         )
         self.dataset = dataset
         if collate_fn is not None and isinstance(dataset, tuple):
@@ -230,6 +230,7 @@ class BatchStream(Cutter):
         self._lookahead = Lookahead(
             dataset, collate_fn, seeded=seeded is not False, options=options
         )
+        self._seal()
 
     @property
     def refills(self) -> int:
@@ -259,7 +260,7 @@ class BatchStream(Cutter):
                     "ranks have different numbers of examples in some steps (such as "
                     f"{step.local_examples} of {step.examples} here): a plain mean "
                     "over ranks weighs them wrongly; read stream.steps() and multiply "
-                    f"each loss by micro.share, or choose {self._even(step._plan.cut)}"
+                    f"each loss by micro.share, or {self._even(step._plan.cut)}"
                 )
             (micro,) = tuple(step)
             weighted = step._plan.cut.weights is not None

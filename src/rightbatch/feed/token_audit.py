@@ -36,7 +36,7 @@ class TokenAudit:
         """What should be mended.
 
         Args:
-            ours: Whether it is a `BatchStream`, whose settings tell what is meant.
+            ours: Whether the order is `Tokens`, whose settings tell what is meant.
         """
         found = []
         if self.noise.low > MIXED:
@@ -59,7 +59,8 @@ class TokenAudit:
                     what=f"{self.padding:.0%} of all tokens are padding",
                     seen="longest example times number of examples, in every batch",
                     why="padding costs time and memory and teaches nothing",
-                    fix="a larger batch_size, packed=True, or a window"
+                    fix="a larger batch_size, or packed=True; a window if gradients "
+                    "do not depend on length"
                     if ours
                     else "order=rightbatch.Tokens(lengths, budget=...)",
                     note=ours,

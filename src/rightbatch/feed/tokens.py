@@ -82,7 +82,7 @@ class Tokens(Composition):
         arXiv:2107.02027 (packing).
     """
 
-    covers = True
+    covers, counts_tokens = True, True
 
     def __init__(
         self,
@@ -211,6 +211,7 @@ class Tokens(Composition):
             tokens=tokens[order],
             seeds=keys_at(augment(seed), start + order),
             fences=tuple(ends.tolist()),
+            positions=start + order,
         )
         return cut, cursor.behind(start + len(indices))
 
