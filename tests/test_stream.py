@@ -386,6 +386,24 @@ def test_a_worker_that_dies_during_a_step_costs_no_second_error() -> None:
     stream.close()
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.02, 0.3])
+def test_workers_that_a_ctrl_c_has_ended_are_renewed(pause: float) -> None:
+    order = reference.epochs(60, 0, 1)
+    stream = rb.BatchStream(Numbers(60, delay=0.005), 6, num_workers=2)
+    seen: list[int] = []
+    for index, _ in stream:
+        seen += index.tolist()
+        if len(seen) == 12:
+            break
+    for worker in stream._lookahead._loaded._workers:
+        os.kill(worker.pid, signal.SIGINT)  # as the terminal does
+    time.sleep(pause)
+    for index, _ in stream:
+        seen += index.tolist()
+    assert seen == order
+    stream.close()
+
+
 class Slow(Numbers):
     """A worker that stands still."""
 

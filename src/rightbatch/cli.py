@@ -414,6 +414,8 @@ def check(job: str, as_json: bool) -> int:
 
     JOB may also be a DataLoader or a BatchStream (train.py:loader): then what it feeds
     is audited.
+
+    Exit status: 0 nothing to mend, 1 something (or it cannot be made), 2 no such name.
     """
     console, spec, _ = begin(job, None, as_json, make=False)
     from rightbatch.feed.audit import audit, is_loader

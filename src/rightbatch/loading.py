@@ -191,7 +191,8 @@ def as_job(text: str, made: Any) -> Job:
         raise JobError(
             f"{spec.text} is no rightbatch.Job",
             seen=type(made).__name__,
-            fix="a Job, or a function without arguments that returns one",
+            fix="a Job, or a function without arguments that returns one; check also "
+            "takes a DataLoader or a BatchStream",
         )
     return replace(made, name=spec.stem) if made.name == DEFAULT_NAME else made
 

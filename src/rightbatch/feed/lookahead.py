@@ -90,12 +90,14 @@ class Lookahead:
         second one that what was read ahead is read again.
         """
         workers = getattr(self._loaded, "_workers", [])
-        if any(not worker.is_alive() for worker in workers):
+        dead = [worker for worker in workers if not worker.is_alive()]
+        if any(worker.exitcode for worker in dead):  # 0: by a Ctrl-C, in peace
             warnings.warn(
                 "a data worker died while the training step was running; new ones are "
                 "started, and what it was reading is read again",
                 stacklevel=5,
             )
+        if dead:
             self._stop(at_once=True)
 
     def ask(self) -> tuple[int, Piece]:
