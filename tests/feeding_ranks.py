@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
+import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 import rightbatch as rb
 from rightbatch.feed.ledger import Ledger
 from rightbatch.feed.neyman import StratumMeter
+from rightbatch.feed.shards import ShardStream
 from rightbatch.run.ranks import leave
 
 
@@ -38,6 +41,47 @@ def strata_states(rank: int, world: int) -> list[list[Any]]:
         everyone: list[Any] = [None] * world
         dist.all_gather_object(everyone, stream.state_dict())
         found.append(everyone)
+    return found
+
+
+class Broken:
+    """One rank's first read fails, once."""
+
+    def __init__(self, fails: bool) -> None:
+        self.fails = fails
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(16):
+            if self.fails:
+                self.fails = False
+                raise OSError("once")
+            yield number
+
+
+def shard_life(rank: int) -> list[Any]:
+    """Sources that fail on one rank, are not made alike, or come in any order."""
+    found: list[Any] = []
+    stream = ShardStream(Broken(rank == 0), 4)
+    while not stream.epoch:
+        try:
+            found += [m.data.tolist() for s in stream.steps() for m in s]
+        except OSError:
+            continue
+    sharded = ShardStream(range(10 + 2 * rank), 4, sharded=True, tail="carry")
+    while sharded.step < 8:
+        next(iter(sharded))
+    again = ShardStream(range(10 + 2 * rank), 4, sharded=True, tail="carry")
+    again.load_state_dict(sharded.state_dict())
+    found.append(len(next(iter(again))))
+    try:
+        next(iter(ShardStream(range(16), 4 + rank)))
+    except rb.SettingError as error:
+        found.append(str(error))
+    order = torch.randperm(500, generator=torch.Generator().manual_seed(rank)).tolist()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        next(iter(ShardStream(order, 4)))
+    found.append([str(w.message) for w in caught])
     return found
 
 
@@ -91,6 +135,7 @@ def main(folder: Path) -> None:
         refusal(x[: 40 + rank], batch_size=8),
         refusal(x, batch_size=8 + (rank == world - 1)),
     ]
+    shards = shard_life(rank)
     dist.barrier()
     if rank == 0:
         audit = Ledger(folder / "ledger").audit(53)
@@ -101,6 +146,7 @@ def main(folder: Path) -> None:
             "audit": [audit.lost, audit.repeated],
             "strata states": states,
             "refusals": refusals,
+            "shards": shards,
         }
         (folder / "found.json").write_text(json.dumps(found))
     leave()

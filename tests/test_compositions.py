@@ -1,6 +1,7 @@
 """Strata, pairs, tokens, weights: what a batch is made of, and what it estimates."""
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -696,6 +697,17 @@ def test_several_keys_that_stand_in_each_others_way_make_short_steps() -> None:
         assert waiting <= 16 * size
         times = np.bincount(seen, minlength=len(keys))
         assert times.min() > 0.5 * times.mean()  # nobody waits for ever
+
+
+def test_short_steps_are_counted() -> None:
+    for seed in range(40):
+        numbers = np.random.default_rng(seed)
+        keys = np.stack([numbers.choice(10, 3, replace=False) for _ in range(60)])
+        order = Distinct(keys)
+        stream = BatchStream((torch.arange(60),), order._largest, order=order)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert len(stream) == sum(1 for _ in stream)
 
 
 def test_a_jump_leaves_nobody_waiting() -> None:

@@ -282,6 +282,7 @@ def test_examples_are_told_apart_by_what_they_hold() -> None:
     assert digest_of({1, 2}) != digest_of({1, 3})
     boxed = [np.array([[1], "a"], dtype=object) for _ in range(2)]
     assert digest_of(boxed[0]) == digest_of(boxed[1]) != ""
+    assert digest_of({object()}) == digest_of({object()})  # not by their addresses
     assert digest_of(fractions.Fraction(1, 3)) == ""  # nobody knows what it holds
     big = np.zeros(10**6)
     big[:] = 1
@@ -392,9 +393,34 @@ def test_an_example_behind_a_whole_batch_does_not_hold_it_back() -> None:
 def test_nothing_but_the_batch_size_is_assigned() -> None:
     for stream in (ShardStream(range(9), 3), rb.BatchStream((torch.arange(9),), 3)):
         stream.batch_size = 4
-        for name in ("micro_batch", "num_workers", "batchsize", "seed", "epoch"):
+        for name in ("micro_batch", "num_workers", "tail", "epoch"):
             with pytest.raises(rb.SettingError, match=f"{name} cannot be assigned"):
                 setattr(stream, name, 2)
+        stream.tag = "a trainer's own"
+
+
+class Mine(rb.BatchStream):
+    """What somebody makes of a stream."""
+
+    def __init__(self) -> None:
+        super().__init__((torch.arange(20),), 4)
+        self.extra = 1
+
+    @property
+    def bs(self) -> int:
+        return self.batch_size
+
+    @bs.setter
+    def bs(self, value: int) -> None:
+        self.batch_size = value
+
+
+def test_a_subclass_has_attributes_of_its_own() -> None:
+    stream = Mine()
+    stream.bs = 5
+    assert (stream.extra, len(next(iter(stream))[0])) == (1, 5)
+    with pytest.raises(rb.SettingError, match="seed cannot"):
+        stream.seed = 3  # pyrefly: ignore[read-only]
 
 
 def test_a_step_left_in_the_middle_comes_again() -> None:

@@ -20,6 +20,7 @@ from torch.utils.data import (
     DataLoader,
     DistributedSampler,
     IterableDataset,
+    RandomSampler,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -197,6 +198,15 @@ def test_a_loop_that_is_left_is_told_what_it_may_have_lost() -> None:
         break
     with pytest.warns(UserWarning, match="fetched ahead is lost"):
         next(iter(loader))
+    placed = BatchSampler(data, 5)
+    for move in (
+        lambda: placed.load_state_dict(placed.state_dict()),
+        lambda: placed.set_epoch(placed.epoch + 1),
+    ):
+        next(iter(placed))
+        move()
+        next(iter(placed))  # nothing is lost: the place was chosen
+        placed.set_epoch(placed.epoch + 1)
     followed = BatchSampler(data, 5)
     loader = DataLoader(data, batch_sampler=followed)
     for _ in range(3):
@@ -436,6 +446,16 @@ def test_an_audit_leaves_no_trace() -> None:
     sampler = Own()
     rb.audit(DataLoader(TensorDataset(torch.arange(100)), 10, sampler=sampler))
     assert list(sampler) == list(Own())
+    generator = torch.Generator().manual_seed(0)
+    inner = RandomSampler(range(1000), generator=generator)
+    named = type(
+        "Named", (), {"__iter__": lambda self: iter([[i] for i in self.inner])}
+    )
+    batches = named()
+    batches.inner = inner
+    state = generator.get_state()
+    rb.audit(DataLoader(data, batch_sampler=batches))
+    assert torch.equal(generator.get_state(), state)
     with pytest.raises(rb.SettingError, match="example 5000 of 1000"):
         rb.audit(DataLoader(data, batch_sampler=[[1, 2], [3, 5000]]))
     generator = torch.Generator().manual_seed(0)
@@ -508,6 +528,11 @@ def test_real_processes_share_out_each_step(ranks: int, tmp_path: Path) -> None:
     assert at == 106
     assert found["gradient error"] < 1e-5
     assert found["audit"] == [0, 0]
+    *batches, carried, refused, told = found["shards"]
+    assert all(len(batch) in (1, 2) for batch in batches)
+    assert carried * ranks == 4
+    assert "batch_size 4 on rank 0, 5 on rank 1" in refused
+    assert any("the ranks read different examples" in text for text in told)
     for told, name in zip(found["refusals"], ("seed", "length", "size"), strict=True):
         assert "the ranks' streams are not alike" in told
         assert name in told

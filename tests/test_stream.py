@@ -404,6 +404,22 @@ def test_workers_that_a_ctrl_c_has_ended_are_renewed(pause: float) -> None:
     stream.close()
 
 
+class Quits(Numbers):
+    """A library that ends the process."""
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 5 and torch.utils.data.get_worker_info() is not None:
+            os._exit(0)
+        return super().__getitem__(index)
+
+
+def test_workers_that_quit_again_and_again_are_told() -> None:
+    stream = rb.BatchStream(Quits(16), 4, order="sequential", num_workers=1)
+    with pytest.raises(rb.JobError, match="a data worker died"):
+        list(stream)
+    assert stream.position <= 4
+
+
 class Slow(Numbers):
     """A worker that stands still."""
 
@@ -576,7 +592,37 @@ def test_a_run_begun_anew_keeps_the_earlier_ledger(tmp_path: Path) -> None:
     found = Ledger(tmp_path).audit()
     assert (found.examples, found.earlier) == (4, 1)
     assert "1 earlier runs begun anew" in str(found)
-    assert len(list(tmp_path.glob("earlier-*"))) == 1
+    kept = Ledger(tmp_path / "earlier-1").audit()
+    assert (kept.examples, kept.exact) == (5, True)
+
+
+def test_earlier_runs_of_several_segments_and_ranks_stay_together(
+    tmp_path: Path,
+) -> None:
+    data = (torch.arange(20),)
+
+    def run(segments: int, world: int) -> None:
+        state = None
+        for _ in range(segments):
+            streams = [
+                rb.BatchStream(data, 4, ledger=tmp_path, rank=rank, world_size=world)
+                for rank in range(world)
+            ]
+            for stream in streams:
+                if state is not None:
+                    stream.load_state_dict(state)
+                list(next(stream.steps()))
+            state = streams[0].state_dict()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for segments, world in ((3, 2), (1, 1), (2, 3)):
+            run(segments, world)
+    found = Ledger(tmp_path).audit()
+    assert (found.examples, found.segments, found.earlier) == (8, 2, 2)
+    for number, (examples, segments) in enumerate(((12, 3), (4, 1)), 1):
+        kept = Ledger(tmp_path / f"earlier-{number}").audit()
+        assert (kept.examples, kept.segments, kept.exact) == (examples, segments, True)
 
 
 def test_a_ledger_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,15 +25,23 @@ _INSTEAD = {
 
 
 class Sealed:
-    """Once made, nothing but ``batch_size`` may be assigned."""
+    """Once made, of its own settings nothing but ``batch_size`` may be assigned.
 
-    _sealed = False
+    What a subclass adds, or others hang on it, is theirs.
+    """
+
+    _settings: frozenset[str] = frozenset()
 
     def _seal(self) -> None:
-        self._sealed = True
+        given = inspect.signature(self.__class__.__init__).parameters
+        found = {*given, *vars(self)}
+        for kind in type(self).__mro__:
+            if kind.__module__.startswith("rightbatch."):
+                found |= {n for n, v in vars(kind).items() if isinstance(v, property)}
+        self._settings = frozenset(n for n in found if not n.startswith("_"))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if self._sealed and name != "batch_size" and not name.startswith("_"):
+        if name in self._settings and name != "batch_size":
             raise SettingError(
                 f"a stream's {name} cannot be assigned",
                 seen=f"{name} = {value!r:.60}",

@@ -12,7 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    Sampler,
+)
 
 from rightbatch.errors import SettingError
 from rightbatch.estimate import Estimate
@@ -269,17 +274,28 @@ def _cutter(loader: Any) -> Cutter | None:
     return sampler if isinstance(sampler, Cutter) else None
 
 
-def _copied(sampler: Any) -> Any:
-    """A sampler that draws as this one will, without moving it; data is not copied."""
-    made = copy.copy(sampler)
+def _copied(sampler: Any, made: dict[int, Any] | None = None) -> Any:
+    """A sampler that draws as this one will, without moving it; data is not copied.
+
+    Args:
+        sampler: And whatever it draws from.
+        made: Copies by the identity of what they are of: shared ones stay shared.
+    """
+    made = {} if made is None else made
+    copied = made[id(sampler)] = copy.copy(sampler)
     for name, value in getattr(sampler, "__dict__", {}).items():
-        if isinstance(value, torch.Generator):
-            setattr(made, name, value.clone_state())
-        elif isinstance(value, (np.random.Generator, np.random.RandomState, Random)):
-            setattr(made, name, copy.deepcopy(value))
-    if hasattr(sampler, "sampler"):
-        made.sampler = _copied(sampler.sampler)
-    return made
+        if id(value) not in made:
+            if isinstance(value, torch.Generator):
+                made[id(value)] = value.clone_state()
+            elif isinstance(
+                value, (np.random.Generator, np.random.RandomState, Random)
+            ):
+                made[id(value)] = copy.deepcopy(value)
+            elif isinstance(value, Sampler) or name == "sampler":
+                made[id(value)] = _copied(value, made)
+        if id(value) in made:
+            setattr(copied, name, made[id(value)])
+    return copied
 
 
 class _Single:

@@ -99,6 +99,7 @@ class Composition:
         covers: Whether an epoch holds every example exactly once.
         counts: What ``batch_size`` counts: ``"examples"``, ``"tokens"`` or ``"runs"``.
         counts_tokens: Whether it knows the examples' lengths.
+        steady: Whether every step has as many examples as asked for, but for tails.
         version: Another number whenever it begins to compose differently.
     """
 
@@ -107,6 +108,7 @@ class Composition:
     covers: bool
     counts: str = "examples"
     counts_tokens: bool = False
+    steady: bool = True
     version: int = 0
 
     def start(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from rightbatch.errors import SettingError
 from rightbatch.feed.composition import Composition, Cursor, Cut, whole
 from rightbatch.feed.draws import DRAWS, draw
-from rightbatch.feed.planner import Planner, check_tail
+from rightbatch.feed.planner import Planner, StepPlan, check_tail
 from rightbatch.feed.state import alike, digest, gathered, restored, state_of
 
 
@@ -120,11 +120,11 @@ class Cutter:
     def steps_left(self) -> int:
         """Steps until this epoch's end at today's batch size.
 
-        Where it counts tokens or runs the epoch is gone through to know: a second for
-        some thousand steps.
+        Where it counts tokens or runs, or steps may be short (`Distinct` with several
+        keys), the epoch is gone through to know: a second for some thousand steps.
         """
         cursor = self._settled()
-        if self.composition.counts == "examples":
+        if self.composition.steady:
             return self._planner.steps_left(cursor.position, self._batch_size)
         epoch, steps = cursor.position // self.length, 0
         while cursor.position // self.length == epoch:
@@ -223,6 +223,16 @@ class Cutter:
             del own["fingerprint"]  # those that data sets make may be random
             alike(gathered(own, self._planner.world_size))
         self._together = False
+
+    def _tell_short(self, plan: StepPlan) -> None:
+        """Say once that a step has fewer examples than were asked for."""
+        found, asked = len(plan.cut.indices), plan.batch_size
+        counted = self.composition.counts == "examples"
+        if not self.composition.steady and counted and found < asked:
+            self._warn(
+                f"only {found} examples without a common key were found for a batch of "
+                f"{asked}: some steps are shorter; choose a smaller batch_size"
+            )
 
     def _even(self, cut: Cut) -> str:
         """What gives every rank as many examples."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from typing import Any
 
 import numpy as np
@@ -79,7 +78,7 @@ class Distinct(Composition):
         counts = np.bincount(each[new])
         self._common = int(counts.max())
         self._largest = self.length // self._common
-        self._short = False
+        self.steady = self._keys.shape[1] == 1
 
     def accepts(self, extra: tuple[int, ...]) -> bool:
         """Places of the order that wait."""
@@ -121,14 +120,6 @@ class Distinct(Composition):
             if len(taken) == batch_size or reach == most:
                 break
             reach = min(2 * reach + len(waiting), most)
-        if len(taken) < batch_size and not self._short:
-            self._short = True
-            warnings.warn(
-                f"only {len(taken)} examples without a common key were found for a "
-                f"batch of {batch_size}: some steps are shorter; choose a smaller "
-                "batch_size",
-                stacklevel=2,
-            )
         left = np.ones(len(places), dtype=bool)
         left[taken] = False
         left[max(len(waiting), int(taken[-1]) + 1) :] = False  # not looked at

@@ -213,7 +213,7 @@ class Ledger:
             repeated=repeated,
             segments=segments,
             rolled_back=rolled_back,
-            earlier=len(list(self.folder.glob("earlier-*-segment-*-rank-0.jsonl"))),
+            earlier=len(list(self.folder.glob("earlier-*"))),
         )
 
     def _rows(self) -> tuple[list[dict[str, Any]], int, int]:
@@ -240,31 +240,36 @@ class Ledger:
 
     def _opened(self, segment: int, rank: int, world_size: int) -> Path:
         self.prepare()
+        # Each rank's own files; those of ranks that are no more are the first's.
+        own = []
         for path in sorted(self.folder.glob("segment-*-rank-*.jsonl")):
             number, other = int(path.stem.split("-")[1]), int(path.stem.split("-")[3])
-            # Each rank's own files; those of ranks that are no more are the first's.
-            if other != rank and (rank or other < world_size):
-                continue
-            if segment == 0 and path.stat().st_size:
-                self._set_aside(path)
-                if number == 0 and other == 0:
-                    warnings.warn(
-                        f"{self.folder} has the ledger of an earlier run, and this one "
-                        "begins anew: it is set aside (to go on, load the state first)",
-                        stacklevel=6,
-                    )
-            elif number > segment or (number == segment and other != rank):
-                path.unlink(missing_ok=True)  # rolled back by a resume
+            if other == rank or (not rank and other >= world_size):
+                own.append((path, number, other))
+        if segment == 0 and any(path.stat().st_size for path, _, _ in own):
+            self._set_aside([path for path, _, _ in own], rank)
+            own = []
+        for path, number, other in own:  # what a resume has rolled back
+            if number > segment or (number == segment and other != rank):
+                path.unlink(missing_ok=True)
         path = self.folder / f"segment-{segment:06d}-rank-{rank}.jsonl"
         path.write_text("", encoding="utf-8")
         return path
 
-    def _set_aside(self, path: Path) -> None:
-        """Keep an earlier run's file under another name."""
+    def _set_aside(self, files: list[Path], rank: int) -> None:
+        """Keep an earlier run's files in a folder of their own."""
         run = 1
-        while (aside := self.folder / f"earlier-{run}-{path.name}").exists():
+        while any((aside := self.folder / f"earlier-{run}").glob(f"*-rank-{rank}.*")):
             run += 1
-        path.rename(aside)
+        aside.mkdir(exist_ok=True)
+        for path in files:
+            path.rename(aside / path.name)
+        if rank == 0:
+            warnings.warn(
+                f"{self.folder} has the ledger of an earlier run, and this one begins "
+                f"anew: it is kept in {aside.name} (to go on, load the state first)",
+                stacklevel=6,
+            )
 
 
 def _spans(places: Int64[np.ndarray, " n"]) -> list[list[int]]:

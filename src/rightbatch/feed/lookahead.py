@@ -54,10 +54,12 @@ class Lookahead:
             JobError: A worker died; nothing was handed out.
         """
         self._bury()
-        try:
-            return self._take(piece, onward)
-        except _Ended:  # by a Ctrl-C, of which the loop has been told
-            return self._take(piece, onward)
+        for _ in range(2):
+            try:
+                return self._take(piece, onward)
+            except _Ended as ended:  # by a Ctrl-C, of which the loop has been told
+                last = ended
+        raise last.trouble from last.__cause__  # or by their data set, every time
 
     def _take(self, piece: Piece, onward: Callable[[], Iterator[Piece]]) -> Any:
         try:
@@ -76,7 +78,7 @@ class Lookahead:
             codes = [w.exitcode for w in getattr(self._loaded, "_workers", [])]
             self._stop(at_once=trouble is not None)
             if trouble is not None and 0 in codes and not any(codes):
-                raise _Ended from error
+                raise _Ended(trouble) from error
             if trouble is not None:
                 raise trouble from error
             raise
@@ -165,7 +167,11 @@ class Lookahead:
 
 
 class _Ended(Exception):
-    """Workers have left in peace: they do so when Ctrl-C reaches them."""
+    """Workers have left with status 0: they do so when Ctrl-C reaches them."""
+
+    def __init__(self, trouble: JobError) -> None:
+        super().__init__()
+        self.trouble = trouble
 
 
 class _Tasks:

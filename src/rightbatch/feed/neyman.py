@@ -207,7 +207,7 @@ class StratumMeter:
                 loss, self._parameters, retain_graph=True, allow_unused=True
             )
         except RuntimeError as error:
-            if not any(part in str(error) for part in ("a second time", "not require")):
+            if not any(part in str(error) for part in ("a second time", "element 0")):
                 raise
             raise SettingError(
                 "the losses have no graph to measure by",

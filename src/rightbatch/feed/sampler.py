@@ -76,7 +76,6 @@ class BatchSampler(Cutter, Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """What is left of this epoch."""
-        self._agree()
         ahead = self._ahead
         if ahead is not None:
             ahead.clear()  # a loader begins anew where the last one was left
@@ -104,6 +103,14 @@ class BatchSampler(Cutter, Sampler[list[int]]):
             cursor = self._planner.settle(cursor, self.batch_size)
         self._left = False
 
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of an epoch, unless the sampler is in it already."""
+        super().set_epoch(epoch)
+        self._left = False
+
+    def _moved(self) -> None:
+        self._left = False  # on purpose
+
     def _plain(self) -> Callable[[Cursor], tuple[list[int], Cursor]]:
         """Steps that are nothing but the next indices: three times as fast."""
         assert isinstance(self.composition, Shuffled)
@@ -129,6 +136,7 @@ class BatchSampler(Cutter, Sampler[list[int]]):
                 "batch_size of as many runs as there are ranks",
             )
         (micro,) = plan.micro
+        self._tell_short(plan)
         if plan.uneven:
             self._warn(
                 "ranks have different numbers of examples in some steps, or one of "

@@ -224,7 +224,7 @@ def _add(digest: Any, value: Any) -> None:
     elif isinstance(value, (str, bytes, int, float, complex, type(None))):
         digest.update(repr(value).encode())
     elif isinstance(value, (set, frozenset)):
-        _add(digest, sorted(map(repr, value)))
+        _add(digest, sorted(map(digest_of, value)))
     elif hasattr(value, "tobytes"):  # images
         digest.update(value.tobytes())
     else:

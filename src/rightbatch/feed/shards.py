@@ -165,7 +165,8 @@ class ShardStream(Sealed):
             )
         self.source, self.tail, self.sharded = source, tail, sharded
         self._use_state = use_state
-        self._together = rank is None
+        # Given numbers may be of ranks that are no processes of one group.
+        self._to_agree = self._to_compare = rank is None
         self.rank, self.world_size = place_of(rank, world_size)
         self.batch_size = whole(batch_size, "batch_size")
         self._micro = None if micro_batch is None else whole(micro_batch, "micro_batch")
@@ -240,8 +241,12 @@ class ShardStream(Sealed):
             here = self._place
             if self._reader.place is not here:  # a step was left: it comes again
                 self._reader.go(here)
-            examples = self._take(self._local())
-            self._compare()
+            try:
+                examples = self._take(self._local())
+            except Exception:
+                self._compare(None)  # the others are waiting to compare
+                raise
+            self._compare(self._reader.place.known)
             if not examples:  # a tail that is dropped
                 self._place = self._reader.place
                 if self.step == first:
@@ -339,25 +344,31 @@ class ShardStream(Sealed):
         Raises:
             SettingError: They differ.
         """
-        if not self._together or self.world_size == 1:
-            self._together = False
+        wanted, self._to_agree = self._to_agree, False
+        if not wanted or self.world_size == 1:
             return
-        own = self.state_dict() | {
+        own = {
+            "step": self.step,
+            "batch_size": self.batch_size,
             "tail": self.tail,
             "micro_batch": self._micro,
             "sharded": self.sharded,
         }
-        for name in ("ranks", "source", "last"):
-            del own[name]
+        if not self.sharded:
+            own |= {"epoch": self.epoch, "position": self.position}
         alike(gathered(own, self.world_size))
 
-    def _compare(self) -> None:
-        """Once, at the first step: whether the ranks read the same. Collective."""
-        together, self._together = self._together, False
-        if not together or self.sharded:
+    def _compare(self, known: str | None) -> None:
+        """Once, at the first step: whether the ranks read the same. Collective.
+
+        Args:
+            known: Digest of the last example read; None where reading failed.
+        """
+        wanted, self._to_compare = self._to_compare, False
+        if not wanted or self.sharded or self.world_size == 1:
             return
-        found = gathered(self._reader.place.known, self.world_size)
-        if len(set(found)) > 1:
+        found = gathered(known, self.world_size)
+        if None not in found and len(set(found)) > 1:
             warnings.warn(
                 "the ranks read different examples where they should read the same: "
                 "the source comes in an order of its own on each (seed it alike), or "

@@ -280,6 +280,7 @@ class BatchStream(Sealed, Cutter):
         while self.epoch == epoch:
             cursor = self._cursor
             step = Step(self, self._guesses.plan(cursor, self._batch_size))
+            self._tell_short(step._plan)
             yield step
             if self._cursor is cursor:
                 raise SettingError(

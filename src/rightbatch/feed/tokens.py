@@ -119,7 +119,7 @@ class Tokens(Composition):
                 if longest > budget
                 else "leave them out of the data set",
             )
-        self.length = len(self.lengths)
+        self.length, self.steady = len(self.lengths), count == "examples"
         if window is None and count == "runs":
             window = WINDOW
         self.window = None if window is None else whole(window, "window")
