@@ -120,3 +120,24 @@ def length_of(dataset: Any) -> int:
     if length < 1:
         raise SettingError("the data set is empty", seen="0 examples")
     return length
+
+
+def several_parts(count: int, seen: str) -> SettingError:
+    """What a plain loop is told of a step that has several micro-batches."""
+    return SettingError(
+        f"a step of this stream has {count} micro-batches",
+        seen=seen,
+        why="one optimizer step needs all of them",
+        fix="for step in stream.steps(): for micro in step: "
+        "(loss(micro.data) * micro.share).backward()",
+    )
+
+
+def left_open(number: int, fix: str = "for micro in step: ...") -> SettingError:
+    """What is said where the next step is asked for before one has ended."""
+    return SettingError(
+        f"step {number} was not gone through to its end",
+        seen="the next step was asked for",
+        why="its examples come next, however often a step is asked for",
+        fix=fix,
+    )

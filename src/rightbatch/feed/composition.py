@@ -177,6 +177,22 @@ def check_index_count(batch_size: int, length: int, what: str) -> None:
         )
 
 
+def unique(values: np.ndarray, what: str) -> tuple[Any, Any, Any]:
+    """The values that occur, the number of each place's among them, and how often.
+
+    Raises:
+        SettingError: They cannot be sorted.
+    """
+    try:
+        return np.unique(values, return_inverse=True, return_counts=True)
+    except TypeError as error:
+        raise SettingError(
+            f"{what} must be of one kind, that can be sorted",
+            seen=str(error),
+            fix="integers, or strings",
+        ) from error
+
+
 def whole(value: object, name: str, least: int = 1) -> int:
     """An integer setting.
 

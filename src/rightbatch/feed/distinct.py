@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from rightbatch.errors import SettingError
-from rightbatch.feed.composition import Composition, Cursor, Cut
+from rightbatch.feed.composition import Composition, Cursor, Cut, unique
 from rightbatch.feed.draws import augment
 from rightbatch.feed.permutation import Permutation, keys_at
 
@@ -62,14 +62,7 @@ class Distinct(Composition):
                 seen=f"shape {found.shape}",
             )
         self.length = len(found)
-        try:
-            _, inverse = np.unique(found, return_inverse=True)
-        except TypeError as error:
-            raise SettingError(
-                "keys must be of one kind, that can be sorted",
-                seen=str(error),
-                fix="integers, or strings",
-            ) from error
+        _, inverse, _ = unique(found, "keys")
         self._keys = inverse.reshape(self.length, -1).astype(np.int64)
         # Twice in one example is no conflict: count examples, not places.
         each = np.sort(self._keys, axis=1)

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from rightbatch.errors import SettingError
-from rightbatch.feed.arguments import Sealed
+from rightbatch.feed.arguments import Sealed, left_open, several_parts
 from rightbatch.feed.composition import whole
 from rightbatch.feed.cutter import place_of
 from rightbatch.feed.deal import Part, deal
@@ -207,12 +207,9 @@ class ShardStream(Sealed):
         """
         for step in self.steps():
             if len(step) > 1:
-                raise SettingError(
-                    f"a step of this stream has {len(step)} micro-batches",
-                    seen=f"batch_size={self.batch_size}, micro_batch={self._micro}",
-                    why="one optimizer step needs all of them",
-                    fix="for step in stream.steps(): for micro in step: "
-                    "(loss(micro.data) * micro.share).backward()",
+                raise several_parts(
+                    len(step),
+                    f"batch_size={self.batch_size}, micro_batch={self._micro}",
                 )
             if step.uneven and not self._warned:
                 self._warned = True
@@ -263,12 +260,7 @@ class ShardStream(Sealed):
             step = ShardStep(self, examples, hands, self._reader.place)
             yield step
             if self._place is here:
-                raise SettingError(
-                    f"step {step.number} was not gone through to its end",
-                    seen="the next step was asked for",
-                    why="its examples come next, however often a step is asked for",
-                    fix="for micro in step: ...",
-                )
+                raise left_open(step.number)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, behind the last step handed out."""

@@ -16,7 +16,7 @@ from rightbatch.feed.allotment import (
     batch_variance,
     importance_weights,
 )
-from rightbatch.feed.composition import Composition, Cursor, Cut, whole
+from rightbatch.feed.composition import Composition, Cursor, Cut, unique, whole
 from rightbatch.feed.draws import augment
 from rightbatch.feed.permutation import key_of, keys_at, permute
 
@@ -347,16 +347,7 @@ def members(
             "labels must not be NaN",
             seen=f"{int((~np.isfinite(found)).sum())} are",
         )
-    try:
-        names, inverse, sizes = np.unique(
-            found, return_inverse=True, return_counts=True
-        )
-    except TypeError as error:
-        raise SettingError(
-            "labels must be of one kind, that can be sorted",
-            seen=str(error),
-            fix="integers, or strings",
-        ) from error
+    names, inverse, sizes = unique(found, "labels")
     order = np.argsort(inverse, kind="stable")
     return names.tolist(), order, sizes.astype(np.int64)
 

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from rightbatch.errors import SettingError
-from rightbatch.feed.arguments import Sealed, fingerprint_of, length_of, refuse
+from rightbatch.feed.arguments import (
+    Sealed,
+    fingerprint_of,
+    left_open,
+    length_of,
+    refuse,
+    several_parts,
+)
 from rightbatch.feed.composition import Composition, Cursor, whole
 from rightbatch.feed.cutter import Cutter
 from rightbatch.feed.fetch import reads_many
@@ -247,13 +254,10 @@ class BatchStream(Sealed, Cutter):
         """
         for step in self.steps():
             if len(step) > 1:
-                raise SettingError(
-                    f"a step of this stream has {len(step)} micro-batches",
-                    seen=f"batch_size={self._batch_size}, micro_batch="
+                raise several_parts(
+                    len(step),
+                    f"batch_size={self._batch_size}, micro_batch="
                     f"{self._planner.micro_batch}, order {self.composition.name!r}",
-                    why="one optimizer step needs all of them",
-                    fix="for step in stream.steps(): for micro in step: "
-                    "(loss(micro.data) * micro.share).backward()",
                 )
             if step._plan.uneven:
                 self._warn(
@@ -283,11 +287,9 @@ class BatchStream(Sealed, Cutter):
             self._tell_short(step._plan)
             yield step
             if self._cursor is cursor:
-                raise SettingError(
-                    f"step {step.number} was not gone through to its end",
-                    seen="the next step was asked for",
-                    why="its examples come next, however often a step is asked for",
-                    fix="for micro in step: ...; to give a step up: stream.skip()",
+                raise left_open(
+                    step.number,
+                    "for micro in step: ...; to give a step up: stream.skip()",
                 )
             self._settle()  # a larger batch may no longer fit
 
