@@ -107,7 +107,7 @@ def _dealt_runs(
         runs[j : j + 1] = [(start, (start + stop) // 2), ((start + stop) // 2, stop)]
     each = -(-len(runs) // world_size)
     hands: list[list[tuple[int, int]]] = [[] for _ in range(world_size)]
-    # The heaviest first, to whoever has least: within a run of equal.
+    # The heaviest first, each to the rank that has least so far.
     for run in sorted(runs, key=load, reverse=True):
         free = (hand for hand in hands if len(hand) < each)
         min(free, key=lambda hand: sum(map(load, hand))).append(run)
