@@ -108,9 +108,12 @@ def _dealt_runs(
     each = -(-len(runs) // world_size)
     hands: list[list[tuple[int, int]]] = [[] for _ in range(world_size)]
     # The heaviest first, each to the rank that has least so far.
+    held = [0] * world_size
     for run in sorted(runs, key=load, reverse=True):
-        free = (hand for hand in hands if len(hand) < each)
-        min(free, key=lambda hand: sum(map(load, hand))).append(run)
+        free = (rank for rank in range(world_size) if len(hands[rank]) < each)
+        rank = min(free, key=held.__getitem__)
+        hands[rank].append(run)
+        held[rank] += load(run)
     return tuple(
         (
             *(Part(*run) for run in sorted(hand)),
