@@ -141,7 +141,7 @@ class Composition:
             batch_size: How much to take.
             stop: Position that it must not reach over.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # the one thing that every composition has of its own
 
     def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
         """Into how many runs of equal composition a batch can be cut; 1: into none.

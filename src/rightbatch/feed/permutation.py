@@ -28,7 +28,8 @@ class _Width(NamedTuple):
     Attributes:
         word: numpy's type of them.
         half: Half their bits: what fits there can be multiplied.
-        shifts, factors: Of the hash.
+        shifts: Of the hash.
+        factors: Of the hash.
     """
 
     word: Any
@@ -48,7 +49,7 @@ _WIDE = _Width(np.uint64, 32, (30, 27), (int(_M1), int(_M2)))
 # over a million keys (4 rounds: chi-squared scores of 8 to 1600 up to length 200, 6 up
 # to 70 below 100, 8 below 16). Long ones: the mean over a batch has the variance and
 # the fourth moment of a random batch's, whatever the data set is ordered by (3 rounds:
-# 1.27 times the variance where neighbours in a column are alike, 4 to 6: 1.00).
+# 1.2 to 1.3 times the variance where columns are alike, 4 to 6: 1.00).
 # [measured: tests/test_permutation.py]
 ROUNDS = ((64, 12), (1024, 8), (1 << 16, 6))
 ROUNDS_SHORTEST, ROUNDS_LONG = ROUNDS[0][1], 4

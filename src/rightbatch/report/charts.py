@@ -95,8 +95,8 @@ def _marks(choice: Choice, y: str) -> Any:
     if y != "time":
         base = base.encode(y=alt.Y("time:Q"))
     points = base.mark_point(filled=True, size=110, opacity=1).encode(x=x)
-    # Beside the point in the trade-off, where the curve runs steeply; else above it.
-    place: Spec = {"dy": -14} if y == "time" else {"dx": 12, "align": "left", "dy": -6}
+    # Higher in the trade-off, where the curve rises beside the point.
+    place: Spec = {"dy": -14} if y == "time" else {"dx": 2, "align": "left", "dy": -42}
     names = base.mark_text(fontWeight="bold", **place).encode(x=x, text="label:N")
     return points + names
 
