@@ -113,7 +113,7 @@ def measure_energy(
             _wait(training.device)
             meter.begin()
             started, steps = time.perf_counter(), 0
-            while time.perf_counter() - started < window_s:
+            while steps == 0 or time.perf_counter() - started < window_s:
                 training.step(size)
                 _wait(training.device)
                 steps += 1
