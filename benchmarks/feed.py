@@ -254,7 +254,7 @@ def pairs(limit: float) -> None:
 
 def distinct() -> None:
     """Batches without a repeated question, of 100,000 pairs with 30,000 questions."""
-    from datasets import Dataset as Table  # pyrefly: ignore[missing-import]
+    from datasets import Dataset as Table
     from sentence_transformers.base.sampler import (  # pyrefly: ignore[missing-import]
         NoDuplicatesBatchSampler,
     )

@@ -254,30 +254,34 @@ def test_a_target_that_is_never_met_is_undecided(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [0.1, 2.5, 8.0, 15.0])
-def test_ctrl_c_keeps_what_was_measured(after: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lines", range(5))
+def test_ctrl_c_keeps_what_was_measured(lines: int, tmp_path: Path) -> None:
+    """Soon after the first line, the job's, that of the check, of times, or at once."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "rightbatch", "tune", "stdlib_gpt", "--out", "r"],
+        [sys.executable, "-um", "rightbatch", "tune", "stdlib_gpt", "--out", "r"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
         env=ENVIRONMENT,
     )
-    time.sleep(after)
+    assert process.stdout is not None
+    for _ in range(lines):
+        assert process.stdout.readline(), process.communicate()[1]
+    time.sleep(0.5 if lines else 0.1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    if after < 5 and process.returncode == -signal.SIGINT and not out:
+    if not lines and process.returncode == -signal.SIGINT and not out:
         return  # Python itself was still starting: on a busy machine that takes long
     assert process.returncode == 130, err
     assert "Interrupted" in out + err
     assert "Traceback" not in out + err
     path = tmp_path / "r" / "measurements.json"
-    assert path.exists() or after < 8
+    assert path.exists() or lines < 3
     if path.exists():
         found = rb.Measurements.load(path)
         assert f"{len(found.times)} step times" in out
-        assert found.times or after < 8
+        assert found.times or lines < 4
 
 
 @pytest.mark.slow
@@ -315,7 +319,7 @@ class Listener(Watcher):
 
 def test_tune_from_python() -> None:
     listener = Listener()
-    tuning = rb.tune(regression_job(examples=2000), budget_s=6, watcher=listener)
+    tuning = rb.tune(regression_job(examples=2000), budget_s=15, watcher=listener)
     assert listener.heard[:3] == ["Check the job", "Time and memory", "Gradient noise"]
     assert tuning.plan.batch_size >= 1
     assert tuning.measurements.race is not None

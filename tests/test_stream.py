@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import TensorDataset
 
 import reference
 import rightbatch as rb
@@ -27,16 +27,6 @@ from rightbatch.feed.sampler import BatchSampler
 from rightbatch.feed.stream import BatchStream
 
 HERE = Path(__file__).parent
-
-
-class Many(Numbers, Dataset[Any]):
-    """Reads many at once, and counts how often."""
-
-    times = 0
-
-    def __getitems__(self, indices: list[int]) -> list[Any]:
-        self.times += 1
-        return [self[i] for i in indices]
 
 
 def segments(workers: tuple[int, ...], worlds: int, sizes: int) -> Any:
@@ -785,7 +775,6 @@ def test_settings_that_make_no_sense_are_refused(
         ({"worker_init_fn": print}, "worker_init_fn has no effect"),
         ({"timeout": 3}, "timeout has no effect"),
         ({"multiprocessing_context": "spawn"}, "multiprocessing_context has no effect"),
-        ({"dataset": Many(20)}, "one example at a time"),
         ({"batch_size": 30, "tail": "carry"}, "more than once"),
     ],
 )
@@ -795,20 +784,6 @@ def test_settings_without_effect_or_with_a_price_are_said(
     settings: dict[str, Any] = {"dataset": (torch.arange(20),), "batch_size": 5}
     with pytest.warns(UserWarning, match=message):
         rb.BatchStream(**settings | arguments)
-
-
-def test_many_examples_are_read_at_once_where_nothing_is_drawn() -> None:
-    data = Many(20)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for stream in (
-            rb.BatchStream(data, 5, seeded=False),
-            rb.BatchStream(Subset(data, range(10)), 5, seeded=False),
-        ):
-            data.times = 0
-            assert len(list(stream)) == data.times
-        rb.BatchStream(Subset(TensorDataset(torch.arange(5)), [0, 1]), 2)
-        rb.BatchStream(data, 5, seeded=True)
 
 
 def test_a_stream_says_where_it_stands() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxtyping import Int64, UInt64
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset, default_collate, get_worker_info
 
-from rightbatch.isolation import preserved_rng
+from rightbatch.feed.randomness import Randomness
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,11 +40,16 @@ class Piece:
 class Fetch:
     """A data set for a ``DataLoader`` whose batches are pieces of a stream.
 
+    Examples are read as the data set likes best, a batch at a time where it can, as
+    long as reading them draws no random numbers: then their seeds do not matter. The
+    first time that it does they are read once more, one by one, each after seeding, and
+    so are all that follow.
+
     Args:
         data: Map-style data set, or a tuple of tensors.
         collate: Makes a batch of a list of examples.
-        seeded: Whether to seed torch, numpy and Python for each example. Tensors draw
-            no random numbers, so they are not.
+        seeded: Whether every example that draws random numbers has its own seed.
+            Tensors draw none, so they are not even watched.
         current: One shared integer: pieces of an earlier generation are not fetched.
     """
 
@@ -58,6 +63,8 @@ class Fetch:
         self.data, self.collate = data, collate or default_collate
         self.seeded = seeded and not _plain(data)
         self.current = current
+        self._randomness = Randomness(data)
+        self._fresh, self._draws = True, False  # in this process
 
     def __getitems__(self, task: tuple[int, Piece]) -> Any:
         generation, piece = task
@@ -66,29 +73,48 @@ class Fetch:
         if isinstance(self.data, tuple):
             index = torch.from_numpy(piece.indices)
             return tuple(t[index.to(t.device)] for t in self.data)
-        if get_worker_info() is None and self.seeded:
-            with preserved_rng():  # the training loop's own random numbers
-                return self._examples(piece)
-        return self._examples(piece)
+        if not self.seeded:
+            return self._collated(piece, self._read(piece.indices.tolist()))
+        if self._fresh:
+            self._randomness.look()
+        alone = get_worker_info() is not None
+        with nullcontext() if alone else self._randomness.preserved():
+            return self._seeded(piece)
 
-    def _examples(self, piece: Piece) -> Any:
+    def _seeded(self, piece: Piece) -> Any:
         wanted = piece.indices.tolist()
-        if self.seeded:
-            examples = []
+        examples = None if self._draws else self._unless_drawn(wanted)
+        if examples is None:
+            self._draws, examples = True, []
             for index, seed in zip(wanted, piece.seeds.tolist(), strict=True):
-                seed_all(seed)
+                self._randomness.seed(seed)
                 examples.append(self._one(index))
-            seed_all(int(piece.seeds[0]) ^ 1)  # for a collate that draws numbers
-        else:
-            many = getattr(self.data, "__getitems__", None)
-            examples = many(wanted) if many else [self._one(i) for i in wanted]
+        self._randomness.seed(int(piece.seeds[0]) ^ 1)  # for a collate that draws
+        return self._collated(piece, examples)
+
+    def _unless_drawn(self, wanted: list[int]) -> list[Any] | None:
+        """The examples, or None if a random number was drawn for them."""
+        before = self._randomness.state()
+        examples = self._read(wanted)
+        if self._fresh:  # some data sets make their generators when they are read
+            self._randomness.look()
+            self._fresh = False
+        return examples if self._randomness.state() == before else None
+
+    def _read(self, wanted: list[int]) -> list[Any]:
+        many = getattr(self.data, "__getitems__", None)
+        return many(wanted) if many else [self._one(index) for index in wanted]
+
+    def _collated(self, piece: Piece, examples: list[Any]) -> Any:
         try:
             return self.collate(examples)
         except Exception as error:
-            shown = ", ".join(map(str, wanted[:8])) + (
-                ", ..." if len(wanted) > 8 else ""
+            wanted = piece.indices[:8].tolist()
+            more = ", ..." if len(piece.indices) > 8 else ""
+            error.add_note(
+                f"while collating examples {', '.join(map(str, wanted))}{more} of the "
+                "data set"
             )
-            error.add_note(f"while collating examples {shown} of the data set")
             raise
 
     def _one(self, index: int) -> Any:
@@ -104,11 +130,6 @@ class Fetch:
         return batch
 
 
-def reads_many(data: Any) -> bool:
-    """Whether it could read a batch at a time, were it not to be seeded."""
-    return not _plain(data) and hasattr(_whole(data), "__getitems__")
-
-
 def _plain(data: Any) -> bool:
     """Tensors: they draw no random numbers."""
     return isinstance(data, tuple) or type(_whole(data)) is TensorDataset
@@ -118,10 +139,3 @@ def _whole(data: Any) -> Any:
     while type(data) is Subset:
         data = data.dataset
     return data
-
-
-def seed_all(seed: int) -> None:
-    """Seed torch's, numpy's and Python's generators of this process, on the CPU."""
-    torch.default_generator.manual_seed(seed >> 1)
-    np.random.seed(seed & 0xFFFFFFFF)
-    random.seed(seed)

@@ -6,6 +6,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.utils.data import DataLoader
 
 from rightbatch.errors import JobError
 from rightbatch.feed.fetch import Fetch, Piece
+
+LAST_WORDS_S = 1.0  # a worker whose socket is gone is a process this much longer
 
 
 class Lookahead:
@@ -75,7 +78,7 @@ class Lookahead:
         except BaseException as error:
             # What was asked for is forgotten, what was handed out is not.
             trouble = worker_trouble(error) if self._options["num_workers"] else None
-            codes = [w.exitcode for w in getattr(self._loaded, "_workers", [])]
+            codes = _exit_codes(self._loaded) if trouble is not None else []
             self._stop(at_once=trouble is not None)
             if trouble is not None and 0 in codes and not any(codes):
                 raise _Ended(trouble) from error
@@ -121,13 +124,7 @@ class Lookahead:
         steps = [worker.kill for worker in workers]  # a dead one may hold their lock
         steps.append(getattr(loaded, "_shutdown_workers", lambda: None))
         for step in steps:
-            # Of each death torch tells by an error wherever we are: once more at most.
-            for _ in range(1 + len(workers)):
-                try:
-                    step()
-                    break
-                except RuntimeError:
-                    continue
+            _whoever_dies(step, len(workers))
 
     def _refill(self, onward: Callable[[], Iterator[Piece]]) -> None:
         self.refills += 1
@@ -164,6 +161,24 @@ class Lookahead:
         self._source = again()
         # Workers' own random numbers differ from place to place, also after a resume.
         return int(piece.seeds[0] >> 1)
+
+
+def _exit_codes(loaded: Any) -> list[int | None]:
+    """Of the workers, once one of them has ended."""
+    workers = getattr(loaded, "_workers", [])
+    ends = [worker.sentinel for worker in workers]
+    _whoever_dies(lambda: wait(ends, timeout=LAST_WORDS_S), len(workers))
+    return [worker.exitcode for worker in workers]
+
+
+def _whoever_dies(act: Callable[[], object], workers: int) -> None:
+    """Act; of each death torch tells by an error wherever we are, then once more."""
+    for _ in range(1 + workers):
+        try:
+            act()
+            return
+        except RuntimeError:
+            continue
 
 
 class _Ended(Exception):
@@ -203,7 +218,8 @@ def worker_trouble(error: BaseException) -> JobError | None:
             why=intact,
             fix="a larger timeout, or find what its data set waits for",
         )
-    died = isinstance(error, (EOFError, ConnectionError)) or (
+    # No such file: the socket by which a worker that has ended was to send a tensor.
+    died = isinstance(error, (EOFError, ConnectionError, FileNotFoundError)) or (
         isinstance(error, RuntimeError)
         and "DataLoader worker" in text
         and ("exited unexpectedly" in text or "killed by signal" in text)

@@ -20,7 +20,6 @@ from rightbatch.feed.arguments import (
 )
 from rightbatch.feed.composition import Composition, Cursor, whole
 from rightbatch.feed.cutter import Cutter
-from rightbatch.feed.fetch import reads_many
 from rightbatch.feed.guesses import Guesses
 from rightbatch.feed.ledger import Ledger, Writer
 from rightbatch.feed.lookahead import Lookahead
@@ -124,11 +123,11 @@ class BatchStream(Sealed, Cutter):
             torch.distributed.
         collate_fn: Makes a batch of a list of examples; default torch's. A tuple of
             tensors needs none.
-        seeded: Seed torch, numpy and Python for every example by (seed, epoch,
-            position), so that augmentation is the same after a resume (6 us an
-            example). False if the data set draws no random numbers: data sets with
-            ``__getitems__`` are then read a batch at a time. Default: True, and a
-            warning where that costs.
+        seeded: Where the data set draws random numbers, seed torch, numpy, Python and
+            generators of its own for every example by (seed, epoch, position), so that
+            augmentation is the same after a resume (from 6 us an example). Where it
+            draws none nothing is seeded, and data sets with ``__getitems__`` are read
+            a batch at a time. False: never, nor is it watched whether it draws.
         fingerprint: Any string that tells this data set from others of equal length;
             a saved state is refused by another one.
         ledger: Folder that proves it: every rank writes down each example it handed
@@ -165,7 +164,7 @@ class BatchStream(Sealed, Cutter):
         rank: int | None = None,
         world_size: int | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
-        seeded: bool | None = None,
+        seeded: bool = True,
         fingerprint: str = "",
         ledger: Any = None,
         num_workers: int = 0,
@@ -226,17 +225,8 @@ class BatchStream(Sealed, Cutter):
         ):
             if given and not num_workers:
                 self._warn(f"{name} has no effect without num_workers")
-        if seeded is None and reads_many(dataset):
-            self._warn(
-                "seeded=True reads one example at a time, so that its random numbers "
-                "are its own, though the data set could read many at once: choose "
-                "seeded=False if it draws none (often several times as fast), or "
-                "seeded=True"
-            )
         self.num_workers = int(options["num_workers"])
-        self._lookahead = Lookahead(
-            dataset, collate_fn, seeded=seeded is not False, options=options
-        )
+        self._lookahead = Lookahead(dataset, collate_fn, seeded=seeded, options=options)
         self._seal()
 
     @property
