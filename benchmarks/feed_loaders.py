@@ -13,6 +13,7 @@ torch's DataLoader in the same round, beside that one's own rate.
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import random
 import statistics
@@ -176,6 +177,8 @@ LOADERS: dict[str, Callable[[Any, int], Iterable[Any]]] = {
 def rate(loader: Iterable[Any]) -> float:
     """Examples per second behind the first batches."""
     batches: Iterator[Any] = iter(loader)
+    gc.collect()
+    gc.freeze()  # a full collection among the libraries' objects costs 100 ms
     for _ in range(WARM):
         next(batches)
     began, count = time.perf_counter(), 0

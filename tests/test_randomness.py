@@ -180,11 +180,11 @@ def test_the_loops_own_generators_are_not_touched(draws: bool) -> None:
     randomness = Randomness(data)
     randomness.look()
     assert len(randomness.own) == 4
-    before = randomness.state()
+    before = randomness.states()
     assert len(seen(rb.BatchStream(data, 6))) == 48
-    assert randomness.state() == before
+    assert not randomness.notice(before)
     mine[1].random()
-    assert randomness.state() != before
+    assert randomness.notice(before)
 
 
 @pytest.mark.parametrize("where", range(7))
@@ -198,16 +198,23 @@ def test_every_generator_is_watched_and_seeded(where: int) -> None:
     draws: list[Draw] = [m.random for m in mine[:3]]
     draws.append(lambda: float(torch.rand((), generator=mine[3])))
     draws += [random.random, np.random.rand, lambda: float(torch.rand(()))]
-    with randomness.preserved():
-        randomness.seed(2**64 - 1)
-        before = randomness.state()
-        drawn = draws[where]()
-        assert randomness.state() != before
-        randomness.seed(2**64 - 1)
-        assert randomness.state() == before
-        assert draws[where]() == drawn
-        randomness.seed(3)
-        assert draws[where]() != drawn
+    assert not randomness.draws
+    at_first = randomness.states()
+    everywhere = randomness.seeder(drawn=False)
+    everywhere(2**64 - 1)
+    before = randomness.states()
+    assert not randomness.notice(before)
+    drawn = draws[where]()
+    assert randomness.notice(before)
+    assert randomness.draws
+    assert not randomness.notice(before)  # known by now
+    randomness.seeder(drawn=True)(2**64 - 1)  # only the one that moved
+    assert not Randomness(mine).notice(before)
+    assert draws[where]() == drawn
+    everywhere(3)
+    assert draws[where]() != drawn
+    randomness.restore(at_first)
+    assert not Randomness(mine).notice(at_first)
 
 
 def test_a_large_or_strange_data_set_is_looked_through_quickly() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from jaxtyping import Int64, UInt64
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset, default_collate, get_worker_info
 
-from rightbatch.feed.randomness import Randomness
+from rightbatch.feed.randomness import Randomness, States
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,8 +41,8 @@ class Fetch:
 
     Examples are read as the data set likes best, a batch at a time where it can, as
     long as reading them draws no random numbers: then their seeds do not matter. The
-    first time that it does they are read once more, one by one, each after seeding, and
-    so are all that follow.
+    first time that it does they are read once more, one by one, each after seeding what
+    was drawn from, and so are all that follow.
 
     Args:
         data: Map-style data set, or a tuple of tensors.
@@ -64,7 +63,9 @@ class Fetch:
         self.seeded = seeded and not _plain(data)
         self.current = current
         self._randomness = Randomness(data)
-        self._fresh, self._draws = True, False  # in this process
+        self._fresh = True  # nothing has been read in this process
+        tensors = type(data) is TensorDataset and self.collate is default_collate
+        self._at_once = tensors
 
     def __getitems__(self, task: tuple[int, Piece]) -> Any:
         generation, piece = task
@@ -73,33 +74,40 @@ class Fetch:
         if isinstance(self.data, tuple):
             index = torch.from_numpy(piece.indices)
             return tuple(t[index.to(t.device)] for t in self.data)
+        if self._at_once:  # what the collate would make of its examples
+            index = torch.from_numpy(piece.indices)
+            return [t[index] for t in self.data.tensors]
         if not self.seeded:
             return self._collated(piece, self._read(piece.indices.tolist()))
         if self._fresh:
             self._randomness.look()
-        alone = get_worker_info() is not None
-        with nullcontext() if alone else self._randomness.preserved():
-            return self._seeded(piece)
+        before, touched = self._randomness.states(), True
+        try:
+            examples = self._examples(piece, before)
+            touched = self._randomness.draws or self.collate is not default_collate
+            if touched:  # a collate may draw too
+                self._randomness.seeder(drawn=False)(int(piece.seeds[0]) ^ 1)
+            return self._collated(piece, examples)
+        finally:
+            if touched and get_worker_info() is None:  # the training loop's own
+                self._randomness.restore(before)
 
-    def _seeded(self, piece: Piece) -> Any:
-        wanted = piece.indices.tolist()
-        examples = None if self._draws else self._unless_drawn(wanted)
-        if examples is None:
-            self._draws, examples = True, []
-            for index, seed in zip(wanted, piece.seeds.tolist(), strict=True):
-                self._randomness.seed(seed)
+    def _examples(self, piece: Piece, before: States) -> list[Any]:
+        wanted, randomness = piece.indices.tolist(), self._randomness
+        if not randomness.draws:
+            examples = self._read(wanted)
+            if self._fresh:  # some data sets make their generators when they are read
+                randomness.look()
+                self._fresh = False
+            if not randomness.notice(before):
+                return examples
+        while True:
+            seed, examples = randomness.seeder(drawn=True), []
+            for index, value in zip(wanted, piece.seeds.tolist(), strict=True):
+                seed(value)
                 examples.append(self._one(index))
-        self._randomness.seed(int(piece.seeds[0]) ^ 1)  # for a collate that draws
-        return self._collated(piece, examples)
-
-    def _unless_drawn(self, wanted: list[int]) -> list[Any] | None:
-        """The examples, or None if a random number was drawn for them."""
-        before = self._randomness.state()
-        examples = self._read(wanted)
-        if self._fresh:  # some data sets make their generators when they are read
-            self._randomness.look()
-            self._fresh = False
-        return examples if self._randomness.state() == before else None
+            if not randomness.notice(before):  # from others too: once more
+                return examples
 
     def _read(self, wanted: list[int]) -> list[Any]:
         many = getattr(self.data, "__getitems__", None)

@@ -6,15 +6,13 @@ import functools
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-
-from rightbatch.isolation import preserved_rng
 
 MOST_LOOKED_AT = 10_000  # objects of a data set among which generators are looked for
 MOST_ITEMS = 256  # of a list or dict: transforms are few, records are many [assumed]
@@ -26,6 +24,7 @@ ODD = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: seeds of several lie far
 class Generator:
     """One generator: how its state is read and put back, and how it is seeded."""
 
+    source: Any
     get: Callable[[], Any]
     put: Callable[[Any], object]
     seed: Callable[[int], object]  # with 64 bits
@@ -35,6 +34,7 @@ class Generator:
         """``found`` as one, or None if it is none."""
         if isinstance(found, torch.Generator):
             return cls(
+                source=found,
                 get=found.get_state,
                 put=found.set_state,
                 seed=lambda seed: found.manual_seed(seed >> 1),
@@ -42,9 +42,10 @@ class Generator:
         if isinstance(found, random.SystemRandom):
             return None  # has no state
         if isinstance(found, random.Random):
-            return cls(found.getstate, found.setstate, found.seed)
+            return cls(found, found.getstate, found.setstate, found.seed)
         if isinstance(found, np.random.RandomState):
             return cls(
+                source=found,
                 get=lambda: found.get_state(legacy=False),
                 put=found.set_state,
                 seed=lambda seed: found.seed(seed & 0xFFFFFFFF),
@@ -56,6 +57,7 @@ class Generator:
                 bits.state = state
 
             return cls(
+                source=bits,
                 get=lambda: bits.state,
                 put=put,
                 seed=lambda seed: put(type(bits)(seed).state),
@@ -63,19 +65,12 @@ class Generator:
         return None
 
 
-PROCESS = (
-    Generator(
-        get=torch.default_generator.get_state,
-        put=torch.default_generator.set_state,
-        seed=lambda seed: torch.default_generator.manual_seed(seed >> 1),
-    ),
-    Generator(
-        get=lambda: np.random.get_state(legacy=False),
-        put=np.random.set_state,
-        seed=lambda seed: np.random.seed(seed & 0xFFFFFFFF),
-    ),
-    Generator(random.getstate, random.setstate, random.seed),
-)
+PROCESS: list[Any] = [  # torch's, numpy's and Python's
+    Generator.of(torch.default_generator),
+    Generator.of(np.random.mtrand._rand),
+    Generator.of(getattr(random.seed, "__self__", None)),
+]
+States = dict[Generator, Any]
 
 
 class Randomness:
@@ -86,7 +81,9 @@ class Randomness:
     """
 
     def __init__(self, data: Any) -> None:
-        self.data, self.own = data, list[Generator]()
+        self.data = data
+        self.all: list[Generator] = PROCESS
+        self._drawn: set[Generator] = set()
 
     def look(self) -> None:
         """Find the data set's own.
@@ -95,30 +92,61 @@ class Randomness:
         attributes of the data set, of its transforms and so on, and among what their
         functions name. Not found is one that is made anew for every example.
         """
-        found = map(Generator.of, _reached(self.data))
-        self.own = [generator for generator in found if generator is not None]
+        known = {id(g.source): g for g in self.all}
+        found = {id(g.source): g for g in PROCESS}
+        for one in _reached(self.data):
+            if (made := Generator.of(one)) and (number := id(made.source)) not in found:
+                found[number] = known.get(number, made)
+        self.all = list(found.values())
 
-    def seed(self, seed: int) -> None:
-        """Begin anew from ``seed``, all of them."""
-        for generator in PROCESS:
-            generator.seed(seed)
-        for number, generator in enumerate(self.own, 1):
-            generator.seed((seed + number * ODD) & WORD)
+    @property
+    def own(self) -> list[Generator]:
+        """The data set's."""
+        return self.all[len(PROCESS) :]
 
-    def state(self) -> list[Any]:
-        """Compares as equal as long as nothing has been drawn."""
-        return [_comparable(g.get()) for g in (*PROCESS, *self.own)]
+    @property
+    def draws(self) -> bool:
+        """Whether any has been seen to be drawn from."""
+        return bool(self._drawn)
 
-    @contextmanager
-    def preserved(self) -> Iterator[None]:
-        """Leave all of them as they were."""
-        before = [(generator, generator.get()) for generator in self.own]
-        try:
-            with preserved_rng():
-                yield
-        finally:
-            for generator, state in before:
-                generator.put(state)
+    def states(self) -> States:
+        """Where all of them stand."""
+        return {generator: generator.get() for generator in self.all}
+
+    def notice(self, before: States) -> bool:
+        """Whether any has been drawn from that was not known to be; now it is."""
+        moved = {
+            generator
+            for generator in self.all
+            if generator not in self._drawn
+            and not _same(generator.get(), before.get(generator))
+        }
+        self._drawn |= moved
+        return bool(moved)
+
+    def seeder(self, *, drawn: bool) -> Callable[[int], None]:
+        """Seeds all generators, or those known to be drawn from."""
+        chosen = [
+            (max(number - len(PROCESS) + 1, 0) * ODD, generator.seed)
+            for number, generator in enumerate(self.all)
+            if generator in self._drawn or not drawn
+        ]
+
+        def seed(value: int) -> None:
+            for salt, begin in chosen:
+                begin((value + salt) & WORD)
+
+        return seed
+
+    @staticmethod
+    def restore(states: States) -> None:
+        """Put all of them back."""
+        for generator, state in states.items():
+            generator.put(state)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return bool(_comparable(one) == _comparable(other))
 
 
 def _comparable(state: Any) -> Any:
