@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import rightbatch as rb
@@ -123,6 +125,17 @@ class Numbers:
         if index == self.dies_at and torch.utils.data.get_worker_info() is not None:
             os.kill(os.getpid(), signal.SIGKILL)
         return index, torch.rand(())
+
+
+class Whispers(Numbers):
+    """The same with generators of its own; a spawned worker can import it."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.generators = [random.Random(3), np.random.default_rng(3)]
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return index, sum(g.random() for g in self.generators) + random.random()
 
 
 def main(folder: Path, steps: int, workers: int, size: int) -> None:

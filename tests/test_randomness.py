@@ -14,7 +14,8 @@ import torch
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 import rightbatch as rb
-from rightbatch.feed.randomness import MOST_ITEMS, Randomness
+from feeding import Whispers
+from rightbatch.feed.randomness import MOST_ITEMS, Randomness, States, _same
 
 SHARED = np.random.default_rng(5)  # a generator that a module keeps
 Draw = Callable[[], float]
@@ -187,6 +188,11 @@ def test_the_loops_own_generators_are_not_touched(draws: bool) -> None:
     assert randomness.notice(before)
 
 
+def moved(randomness: Randomness, before: States) -> bool:
+    """Whether any generator stands elsewhere."""
+    return any(not _same(state, before[g]) for g, state in randomness.states().items())
+
+
 @pytest.mark.parametrize("where", range(7))
 def test_every_generator_is_watched_and_seeded(where: int) -> None:
     """A state tells of one number drawn; equal seeds give equal numbers."""
@@ -209,12 +215,12 @@ def test_every_generator_is_watched_and_seeded(where: int) -> None:
     assert randomness.draws
     assert not randomness.notice(before)  # known by now
     randomness.seeder(drawn=True)(2**64 - 1)  # only the one that moved
-    assert not Randomness(mine).notice(before)
+    assert not moved(randomness, before)
     assert draws[where]() == drawn
     everywhere(3)
     assert draws[where]() != drawn
     randomness.restore(at_first)
-    assert not Randomness(mine).notice(at_first)
+    assert not moved(randomness, at_first)
 
 
 def test_a_large_or_strange_data_set_is_looked_through_quickly() -> None:
@@ -247,6 +253,17 @@ def test_tensors_are_not_even_watched() -> None:
         stream = rb.BatchStream(source, 3)
         assert not stream._lookahead._fetch.seeded
     assert rb.BatchStream(Watched(data), 3)._lookahead._fetch.seeded
+
+
+@pytest.mark.slow
+def test_workers_that_do_not_inherit_draw_the_same() -> None:
+    expected = seen(rb.BatchStream(Whispers(24), 5), epochs=1)
+    stream = rb.BatchStream(
+        Whispers(24), 5, num_workers=1, multiprocessing_context="spawn"
+    )
+    assert seen(stream, epochs=1) == expected
+    assert len({drawn for _, drawn in expected}) == 24
+    stream.close()
 
 
 def test_a_collate_that_draws_is_seeded_by_its_micro_batch() -> None:

@@ -82,7 +82,7 @@ class Randomness:
 
     def __init__(self, data: Any) -> None:
         self.data = data
-        self.all: list[Generator] = PROCESS
+        self.all: list[Generator] = []  # looked for where the data are read
         self._drawn: set[Generator] = set()
 
     def look(self) -> None:
