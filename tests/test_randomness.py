@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 import rightbatch as rb
 from feeding import Whispers
@@ -242,6 +242,22 @@ def test_a_large_or_strange_data_set_is_looked_through_quickly() -> None:
         return found
 
     assert empty().own == []
+
+
+def test_tensors_are_indexed_at_once_as_the_collate_would_put_them() -> None:
+    rows = [torch.arange(24.0).view(6, 2, 2), torch.arange(6, dtype=torch.int8)]
+    rows += [torch.rand(6, dtype=torch.float64), torch.zeros(2, 6, dtype=torch.bool).T]
+    data = TensorDataset(*rows)
+    (batch,) = rb.BatchStream(data, 6, order="sequential")
+    expected = default_collate([data[i] for i in range(6)])
+    assert type(batch) is type(expected)
+    for ours, theirs in zip(batch, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+        assert ours.data_ptr() not in [row.data_ptr() for row in rows]  # a copy
+    sparse = TensorDataset(torch.eye(6).to_sparse(), torch.arange(6))
+    stream = rb.BatchStream(sparse, 6, collate_fn=list)
+    assert len(next(iter(stream))) == 6
 
 
 def test_tensors_are_not_even_watched() -> None:

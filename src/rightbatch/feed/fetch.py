@@ -64,19 +64,17 @@ class Fetch:
         self.current = current
         self._randomness = Randomness(data)
         self._fresh = True  # nothing has been read in this process
-        tensors = type(data) is TensorDataset and self.collate is default_collate
-        self._at_once = tensors
+        self._at_once = self.collate is default_collate and _dense(data)
 
     def __getitems__(self, task: tuple[int, Piece]) -> Any:
         generation, piece = task
         if generation < int(self.current[0]):
             return None  # no longer wanted: the batch size has changed
+        index = torch.from_numpy(piece.indices)
         if isinstance(self.data, tuple):
-            index = torch.from_numpy(piece.indices)
             return tuple(t[index.to(t.device)] for t in self.data)
         if self._at_once:  # what the collate would make of its examples
-            index = torch.from_numpy(piece.indices)
-            return [t[index] for t in self.data.tensors]
+            return [t[index.to(t.device)] for t in self.data.tensors]
         if not self.seeded:
             return self._collated(piece, self._read(piece.indices.tolist()))
         if self._fresh:
@@ -141,6 +139,13 @@ class Fetch:
 def _plain(data: Any) -> bool:
     """Tensors: they draw no random numbers."""
     return isinstance(data, tuple) or type(_whole(data)) is TensorDataset
+
+
+def _dense(data: Any) -> bool:
+    """A data set of ordinary tensors, which can be indexed at once."""
+    return type(data) is TensorDataset and all(
+        type(t) is Tensor and t.layout is torch.strided for t in data.tensors
+    )
 
 
 def _whole(data: Any) -> Any:
