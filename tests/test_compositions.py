@@ -126,6 +126,50 @@ def test_a_small_stratum_is_capped_and_goes_round_without_loss() -> None:
         assert sorted(map(int, rare[5 * lap : 5 * lap + 5])) == list(range(5))
 
 
+@pytest.mark.parametrize("counts", [{"rare": 8}, "proportional", "balanced"])
+def test_what_strata_explain_is_what_comes(counts: Any) -> None:
+    """Counted over an epoch of 20 batches of 64: 1,280 draws."""
+    labels = np.array(["often"] * 1240 + ["rare"] * 40)
+    strata = rb.Strata(labels, counts)
+    stream = rb.BatchStream((torch.arange(1280),), 64, order=strata)
+    drawn = np.concatenate([step.indices for s in stream.steps() for step in s])
+    first, *lines = strata.explain(64).splitlines()
+    assert first.split() == [
+        "stratum",
+        "examples",
+        "in",
+        "a",
+        "batch",
+        "weight",
+        "seen",
+        "in",
+        "an",
+        "epoch",
+    ]
+    for line, label in zip(lines, ("often", "rare"), strict=True):
+        name, examples, held, weight, seen, times = line.split()
+        of_it = labels[drawn] == label
+        assert (name, times) == (label, "times")
+        assert int(examples.replace(",", "")) == (labels == label).sum()
+        assert int(held) == of_it.sum() / 20
+        assert float(seen) == pytest.approx(
+            of_it.sum() / int((labels == label).sum()), rel=5e-3
+        )
+        share = (labels == label).mean() * 64 / int(held)
+        assert float(weight) == pytest.approx(
+            1 if counts == "balanced" else share, rel=5e-3
+        )
+
+
+def test_many_strata_are_explained_briefly() -> None:
+    """Those that come most often, in their order."""
+    labels = np.repeat(np.arange(50), np.arange(10, 60))
+    text = rb.Strata(labels, "balanced").explain(200)
+    assert len(text.splitlines()) == 22
+    assert text.splitlines()[1].split()[:2] == ["0", "10"]
+    assert text.endswith("and 30 seen no more often")
+
+
 @pytest.mark.parametrize("cuts", [1, 2, 4, 8])
 def test_any_run_of_a_batch_has_nearly_its_composition(cuts: int) -> None:
     y = np.repeat([0, 1, 2], [500, 300, 200])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float64, Int64
 
 from rightbatch.errors import SettingError
 
 Counts = Int64[np.ndarray, " strata"]
+MOST_LINES = 20
 
 
 def allot(
@@ -104,3 +107,28 @@ def batch_variance(
     """
     shares = sizes / sizes.sum()
     return float((shares**2 * stds**2 / counts).sum())
+
+
+def composition_table(
+    labels: list[Any], sizes: Counts, counts: Counts, *, weighted: bool
+) -> str:
+    """A line for each stratum, or for the `MOST_LINES` that come around most often."""
+    weights = importance_weights(sizes, counts) if weighted else np.ones(len(sizes))
+    # An epoch is as many draws as there are examples.
+    seen = counts / counts.sum() * sizes.sum() / sizes
+    often = np.sort(np.argsort(-seen, kind="stable")[:MOST_LINES])
+    rows = [("stratum", "examples", "in a batch", "weight", "seen in an epoch")]
+    rows += [
+        (
+            str(labels[s]),
+            f"{sizes[s]:,}",
+            f"{counts[s]:,}",
+            f"{weights[s]:.3g}",
+            f"{seen[s]:,.3g} times" if seen[s] < 100 else f"{seen[s]:,.0f} times",
+        )
+        for s in often
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
+    left = len(sizes) - len(often)
+    return "\n".join(lines) + (f"\nand {left:,} seen no more often" if left else "")

@@ -14,6 +14,7 @@ from rightbatch.feed.allotment import (
     Counts,
     allot,
     batch_variance,
+    composition_table,
     importance_weights,
 )
 from rightbatch.feed.composition import Composition, Cursor, Cut, unique, whole
@@ -205,6 +206,27 @@ class Strata(Composition):
             counts = self._choose(batch_size, np.array(noise, dtype=np.float64))
             self._chosen = (batch_size, noise), counts
         return self._chosen[1].copy()
+
+    def explain(self, batch_size: int, cursor: Cursor | None = None) -> str:
+        """What a batch holds, and how often an example then comes in an epoch.
+
+        An example of a small stratum that comes a hundred times an epoch is soon known
+        by heart, however right its weight: a smaller count is the remedy.
+
+        Args:
+            batch_size: Of a step, over all ranks.
+            cursor: Where the stream stands; default: by the noise observed so far.
+
+        Example:
+            >>> strata = Strata([0] * 990 + [1] * 10, counts={1: 8})
+            >>> print(strata.explain(64))
+            stratum  examples  in a batch  weight  seen in an epoch
+                  0       990          56    1.13       0.884 times
+                  1        10           8    0.08        12.5 times
+        """
+        counts = self.counts_at(batch_size, cursor)
+        weighted = self.rule != "balanced"
+        return composition_table(self.labels, self.sizes, counts, weighted=weighted)
 
     def _choose(self, batch_size: int, noise: Float64[np.ndarray, " strata"]) -> Counts:
         """Counts by the rule."""
