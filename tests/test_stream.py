@@ -23,6 +23,7 @@ import rightbatch as rb
 from feeding import Numbers, Segment, run, steps_of
 from rightbatch.feed.deal import deal
 from rightbatch.feed.ledger import Ledger
+from rightbatch.feed.lookahead import worker_trouble
 from rightbatch.feed.sampler import BatchSampler
 from rightbatch.feed.stream import BatchStream
 
@@ -392,6 +393,32 @@ def test_workers_that_a_ctrl_c_has_ended_are_renewed(pause: float) -> None:
         seen += index.tolist()
     assert seen == order
     stream.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RuntimeError("DataLoader worker (pid 3) exited unexpectedly"), "died"),
+        (
+            RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed."),
+            "died",
+        ),
+        (RuntimeError("DataLoader timed out after 3 seconds"), "did not answer"),
+        (EOFError(), "died"),
+        (ConnectionResetError(104, "Connection reset by peer"), "died"),
+        (FileNotFoundError(2, "No such file or directory"), "died"),  # its socket
+        (FileNotFoundError("Caught FileNotFoundError in DataLoader worker"), None),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0."), None),
+        (RuntimeError("something of the user's own"), None),
+        (KeyboardInterrupt(), None),
+    ],
+)
+def test_what_a_dead_worker_raises_is_told_from_what_data_raise(
+    error: BaseException, told: str | None
+) -> None:
+    trouble = worker_trouble(error)
+    assert (trouble is None) == (told is None)
+    assert told is None or told in str(trouble)
 
 
 class Quits(Numbers):
