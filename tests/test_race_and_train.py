@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ def entry(role: str, size: int, lr: float = 0.01) -> Entry:
     )
 
 
-def test_a_race_of_equals_is_a_draw_and_a_handicap_is_seen() -> None:
+def test_a_race_of_equals_is_a_draw_and_a_handicap_is_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Two lanes alike: the interval holds 1. A hundredth of the rate: clearly slower.
 
     The clock counts readings, so the race is the same on any machine.
@@ -76,13 +79,15 @@ def test_a_race_of_equals_is_a_draw_and_a_handicap_is_seen() -> None:
     before = [p.clone() for p in warm.model.parameters()]
     slow = replace(entry("slow", 16), scaling=replace(entry("x", 16).scaling, lr=0.01))
     counter = itertools.count()
+    still = types.SimpleNamespace(perf_counter=lambda: 0.0)  # no wall clock
+    monkeypatch.setattr("rightbatch.run.race.time", still)
     result = race(
         job,
         warm,
         [entry("plan", 16), entry("today", 16), slow],
         budget_s=0.9,
         held_out=None,
-        clock=lambda: next(counter) * 1e-3,
+        clock=lambda: next(counter) / 1024,  # exact in binary
     )
     assert result is not None
     plan, today, handicap = result.lanes
@@ -126,7 +131,7 @@ def test_a_lane_that_fails_has_lost_and_the_race_goes_on() -> None:
         lanes,
         budget_s=0.9,
         held_out=None,
-        clock=lambda: next(counter) * 1e-3,
+        clock=lambda: next(counter) / 1024,  # exact in binary
     )
     assert result is not None
     assert result.lanes[2].speedup.value < 0.2
