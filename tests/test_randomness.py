@@ -5,17 +5,25 @@ from __future__ import annotations
 import functools
 import random
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
+from torch.utils.data import (
+    ConcatDataset,
+    Dataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
 import rightbatch as rb
 from feeding import Whispers
-from rightbatch.feed.randomness import MOST_ITEMS, Randomness, States, _same
+from rightbatch.feed.randomness import Randomness
+from rightbatch.feed.reached import MOST_ITEMS, MOST_LOOKED_AT
 
 SHARED = np.random.default_rng(5)  # a generator that a module keeps
 Draw = Callable[[], float]
@@ -94,13 +102,96 @@ def scaled(factor: float, generator: Any) -> float:
     return factor * float(generator.random())
 
 
+class OfItsClass:
+    generator = np.random.default_rng(3)
+
+    def __call__(self) -> float:
+        return float(self.generator.random())
+
+
+class Helped:
+    """By a method, a static one, a property and what it inherits."""
+
+    def __call__(self) -> float:
+        return self.apply() + self.still() + self.more
+
+    def apply(self) -> float:
+        raise NotImplementedError
+
+    @staticmethod
+    def still() -> float:
+        return float(SHARED.random())
+
+    @property
+    def more(self) -> float:
+        return MORE.random()
+
+
+class Helping(Helped):
+    def __call__(self) -> float:
+        return super().__call__()
+
+    def apply(self) -> float:
+        return sum(float(MOST.random()) for _ in range(2))  # code inside of code
+
+
+class Slotted:
+    __slots__ = ("generator",)
+
+    def __init__(self) -> None:
+        self.generator = random.Random(3)
+
+    def __call__(self) -> float:
+        return self.generator.random()
+
+
+MORE, MOST = random.Random(4), np.random.RandomState(4)
+AUGMENT = types.ModuleType("augment")  # a module of the user's own
+exec(
+    "import random\nrng = random.Random(5)\ndef flip():\n    return rng.random()\n",
+    AUGMENT.__dict__,
+)
+
+
+def object_array() -> Draw:
+    held = np.array([None, random.Random(1)], dtype=object)
+    return lambda: held[1].random()
+
+
+def of_a_default() -> Draw:
+    mine = random.Random(3)
+
+    def draw(generator: random.Random = mine) -> float:
+        return generator.random()
+
+    return draw
+
+
+def wrapped() -> Draw:
+    @functools.wraps(random.random)
+    def draw() -> float:
+        return inner()
+
+    generator = random.Random(3)
+
+    def inner() -> float:
+        return [generator.random() for _ in range(2)][1]
+
+    return draw
+
+
 WAYS: dict[str, Callable[[], Draw]] = {
     "Python's": lambda: random.random,
+    "Python's, bound": lambda: functools.partial(random.uniform, 0, 1),
     "numpy's": lambda: lambda: float(np.random.rand()),
+    "numpy's normals": lambda: lambda: float(np.random.randn()),
     "torch's": lambda: lambda: float(torch.rand((), dtype=torch.float64)),
     "a closure's torch": of_a_torch_generator,
     "numpy, nested": lambda: Flip(np.random.default_rng(3)),
     "numpy, legacy": lambda: Flip(np.random.RandomState(3)),
+    "numpy, legacy of another kind": lambda: Flip(
+        np.random.RandomState(np.random.PCG64(3))
+    ),
     "numpy, Philox": lambda: Flip(np.random.Generator(np.random.Philox(3))),
     "Python, nested": lambda: Flip(random.Random(3)),
     "made when used": Lazy,
@@ -108,6 +199,14 @@ WAYS: dict[str, Callable[[], Draw]] = {
     "a partial's": lambda: functools.partial(scaled, 2.0, random.Random(3)),
     "a module's": lambda: lambda: float(SHARED.random()),
     "two alike": of_two_alike,
+    "its class's": OfItsClass,
+    "helped": Helping,
+    "slots": Slotted,
+    "another module's": lambda: lambda: AUGMENT.rng.random(),
+    "another module's function": lambda: lambda: AUGMENT.flip(),
+    "an object array's": object_array,
+    "a default's": of_a_default,
+    "wrapped": wrapped,
 }
 
 
@@ -170,78 +269,255 @@ def test_what_draws_is_read_twice_once() -> None:
 
 @pytest.mark.parametrize("draws", [True, False])
 def test_the_loops_own_generators_are_not_touched(draws: bool) -> None:
-    mine: list[Any] = [
-        random.Random(1),
-        np.random.default_rng(1),
-        np.random.RandomState(1),
-    ]
-    mine += [torch.Generator().manual_seed(1)]
+    mine: list[Any] = [random.Random(1), np.random.default_rng(1)]
+    mine += [np.random.RandomState(1), torch.Generator().manual_seed(1)]
     data = Noisy(lambda: float(sum(g.random() for g in mine[:3])) if draws else 0.0)
-    data.mine = mine  # pyrefly: ignore[missing-attribute]
     randomness = Randomness(data)
     randomness.look()
     assert len(randomness.own) == 4
-    before = randomness.states()
+    np.random.randn()  # the next one is kept already
+    before = stand(randomness)
     assert len(seen(rb.BatchStream(data, 6))) == 48
-    assert not randomness.notice(before)
+    assert stand(randomness) == before
     mine[1].random()
-    assert randomness.notice(before)
+    assert stand(randomness) != before
 
 
-def moved(randomness: Randomness, before: States) -> bool:
-    """Whether any generator stands elsewhere."""
-    return any(not _same(state, before[g]) for g, state in randomness.states().items())
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_the_loops_own_generators_are_put_back_after_an_error(error: Any) -> None:
+    def fail() -> float:
+        random.random()
+        raise error
+
+    randomness = Randomness(None)
+    randomness.look()
+    before = stand(randomness)
+    with pytest.raises(error):
+        list(rb.BatchStream(Noisy(fail), 6))
+    assert stand(randomness) == before
 
 
-@pytest.mark.parametrize("where", range(7))
+def stand(randomness: Randomness) -> str:
+    """Where all generators are, as text."""
+    with np.printoptions(threshold=10_000):
+        states = [
+            s.tolist() if isinstance(s, torch.Tensor) else s
+            for _, s in randomness.states()
+        ]
+        return repr(states)
+
+
+@pytest.mark.parametrize("where", range(8))
 def test_every_generator_is_watched_and_seeded(where: int) -> None:
-    """A state tells of one number drawn; equal seeds give equal numbers."""
+    """One number drawn is noticed; equal seeds give equal numbers."""
     mine: list[Any] = [random.Random(1), np.random.default_rng(1)]
     mine += [np.random.RandomState(1), torch.Generator(), random.SystemRandom()]
+    mine += [np.random.RandomState(np.random.PCG64(1))]
     randomness = Randomness(mine)
     randomness.look()
-    assert len(randomness.own) == 4  # the system's has no state
-    draws: list[Draw] = [m.random for m in mine[:3]]
+    assert len(randomness.own) == 5  # the system's has no state
+    draws: list[Draw] = [m.random for m in (*mine[:3], mine[5])]
     draws.append(lambda: float(torch.rand((), generator=mine[3])))
     draws += [random.random, np.random.rand, lambda: float(torch.rand(()))]
     assert not randomness.draws
-    at_first = randomness.states()
-    everywhere = randomness.seeder(drawn=False)
-    everywhere(2**64 - 1)
-    before = randomness.states()
-    assert not randomness.notice(before)
+    before, at_first = stand(randomness), randomness.states()
+    value = 2**64 - 1
+    randomness.seed(value)
+    assert not randomness.notice(value)
+    randomness.seed(value)
     drawn = draws[where]()
-    assert randomness.notice(before)
+    assert randomness.notice(value)
     assert randomness.draws
-    assert not randomness.notice(before)  # known by now
-    randomness.seeder(drawn=True)(2**64 - 1)  # only the one that moved
-    assert not moved(randomness, before)
+    randomness.seed(value)
+    draws[where]()
+    assert not randomness.notice(value)  # known by now
+    randomness.seeder()(value)
     assert draws[where]() == drawn
-    everywhere(3)
+    randomness.seeder()(3)
     assert draws[where]() != drawn
     randomness.restore(at_first)
-    assert not moved(randomness, at_first)
+    assert stand(randomness) == before
 
 
-def test_a_large_or_strange_data_set_is_looked_through_quickly() -> None:
-    """Records are not transforms; cycles end; an empty cell is no trouble."""
+def test_half_a_number_is_noticed() -> None:
+    """PCG64 gives 64 bits as two numbers of 32, and keeps the second."""
+    generator = np.random.default_rng(1)
+    randomness = Randomness([generator])
+    randomness.look()
+    for _ in range(2):
+        randomness.seed(5)
+        generator.integers(10, dtype=np.uint32)
+        assert randomness.notice(5)
+        randomness._drawn.clear()
 
-    class Strange:
+
+class Whole(Noisy):
+    """Gives a made batch for many."""
+
+    def __getitems__(self, indices: list[int]) -> dict[str, list[int]]:
+        return {"many": indices}
+
+
+def test_a_made_batch_is_not_taken_for_examples() -> None:
+    """Else batches would change their kind where the first number is drawn."""
+    data = Whole(random.random, often=24)
+    kinds = {type(b) for b in rb.BatchStream(data, 6, collate_fn=lambda b: b)}
+    assert kinds == {list}
+    whole = rb.BatchStream(data, 6, collate_fn=lambda b: b, seeded=False)
+    assert {type(b) for b in whole} == {dict}
+
+
+class Remembers(Noisy):
+    """Keeps what it has drawn for an example: labels with noise, say."""
+
+    def __init__(self) -> None:
+        super().__init__(random.random)
+        self.kept: dict[int, float] = {}
+
+    def __getitem__(self, index: int) -> tuple[int, float]:
+        return index, self.kept.setdefault(index, self.draw())
+
+
+def test_what_a_data_set_keeps_of_its_numbers_is_no_chance_either() -> None:
+    """Though an example is drawn for before its seed is known to matter."""
+    found = []
+    for loop in range(2):
+        random.seed(loop)
+        found.append(seen(rb.BatchStream(Remembers(), 6, seed=1)))
+    assert found[0] == found[1]
+
+
+def test_other_generators_do_not_change_the_numbers_of_one() -> None:
+    """Each is told from others by the way to it, not by how many there are."""
+    expected = seen(rb.BatchStream(Noisy(Bound().draw), 6))
+
+    class More(Noisy):
         def __init__(self) -> None:
-            self.records = [random.Random(i) for i in range(MOST_ITEMS + 1)]
-            self.itself, self.kind, self.module = self, Strange, np
-            self.weights = torch.zeros(3)
-            self.later: Any = None
+            self.first = random.Random(8)
+            super().__init__(Bound().draw)
+            self.last = [np.random.default_rng(1)]
 
-    def empty() -> Any:
-        strange = Strange()
-        strange.later = lambda: value
-        found = Randomness(strange)
-        found.look()
-        value = 1
-        return found
+        def __getitem__(self, index: int) -> tuple[int, float]:
+            if index == 5:
+                self.late = np.random.default_rng(2)
+            return super().__getitem__(index)
 
-    assert empty().own == []
+    assert seen(rb.BatchStream(More(), 6)) == expected
+
+
+def test_a_global_of_an_attributes_name_is_none_of_the_code() -> None:
+    names: dict[str, Any] = {"Noisy": Noisy, "random": random}
+    text = """
+class Data(Noisy):
+    def __init__(self):
+        super().__init__(lambda: self.generator.random())
+        self.generator = random.Random(1)
+"""
+    exec(text, names)
+    plain = Randomness(names["Data"]())
+    plain.look()
+    names["generator"] = random.Random(2)
+    other = Randomness(names["Data"]())
+    other.look()
+    assert len(plain.own) == len(other.own) == 1
+    assert plain.own[0].salt == other.own[0].salt
+
+
+class Hostile:
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("not bound")
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError("not bound")
+
+
+class LazyList(list[Any]):
+    def __iter__(self) -> Any:
+        raise RuntimeError("all would be loaded")
+
+    def __len__(self) -> int:
+        raise RuntimeError("all would be loaded")
+
+
+class LazyDict(dict[str, Any]):
+    def items(self) -> Any:
+        raise RuntimeError("all would be loaded")
+
+
+class NoState(random.Random):
+    def getstate(self) -> Any:
+        raise NotImplementedError
+
+
+def test_objects_that_resist_are_left_alone() -> None:
+    class Odd(Noisy):
+        def __init__(self) -> None:
+            super().__init__(lambda: 0.0)
+            self.itself, self.kind, self.module = self, Odd, np
+            self.things: list[Any] = [
+                Hostile(),
+                LazyList([1]),
+                LazyDict(a=1),
+                NoState(),
+            ]
+            self.things += [torch.zeros(3), np.zeros(3), "text", None, torch.Generator]
+            self.dead = weakref.proxy(Bound())
+            self.later: Any = lambda: value
+            self.good = random.Random(3)
+
+    odd = Odd()
+    found = Randomness(odd)
+    found.look()
+    value = 1  # an empty cell until now
+    assert value
+    assert len(found.own) == 1
+    assert len(seen(rb.BatchStream(odd, 6, collate_fn=default_collate))) == 48
+
+
+def test_records_are_passed_over_and_parts_are_not() -> None:
+    class Annotated(Noisy):
+        def __init__(self) -> None:
+            boxes = [{"box": [0, 1, 2, 3], "label": "cat"} for _ in range(60)]
+            self.notes = {str(i): [dict(b) for b in boxes] for i in range(200)}
+            super().__init__(Flip(random.Random(3)))
+
+    found = Randomness(Annotated())
+    found.look()
+    assert len(found.own) == 1
+    many = ConcatDataset([Noisy(Flip(random.Random(i))) for i in range(300)])
+    parts = Randomness(many)
+    parts.look()
+    assert len(parts.own) == 300
+    records = Noisy(random.random)
+    records.records = [random.Random(i) for i in range(300)]  # pyrefly: ignore
+    few = Randomness(records)
+    few.look()
+    assert len(few.own) == MOST_ITEMS
+
+
+def test_a_search_that_is_cut_short_is_said() -> None:
+    class Huge(Noisy):
+        def __init__(self) -> None:
+            super().__init__(random.random)
+            row = [[object() for _ in range(200)] for _ in range(200)]
+            self.rows = row
+
+    assert MOST_LOOKED_AT < 200 * 200
+    with pytest.warns(UserWarning, match="more than 20,000 objects"):
+        next(iter(rb.BatchStream(Huge(), 6)))
+
+
+def test_a_data_set_that_was_changed_is_looked_through_again() -> None:
+    data = Noisy(Flip(random.Random(3)))
+    stream = rb.BatchStream(data, 6)
+    list(stream)
+    data.draw = Flip(np.random.default_rng(3))
+    stream.close()
+    found = seen(stream, epochs=1)
+    fresh = rb.BatchStream(Noisy(Flip(np.random.default_rng(9))), 6)
+    fresh.set_epoch(1)
+    assert found == seen(fresh, epochs=1)
 
 
 def test_tensors_are_indexed_at_once_as_the_collate_would_put_them() -> None:
@@ -282,24 +558,49 @@ def test_workers_that_do_not_inherit_draw_the_same() -> None:
     stream.close()
 
 
-def test_a_collate_that_draws_is_seeded_by_its_micro_batch() -> None:
-    def mixed(examples: list[Any]) -> Any:
-        return [i for i, _ in examples], random.random()
+def mixed(examples: list[Any]) -> Any:
+    return len(examples), random.random(), float(torch.rand(()))
 
-    one = list(rb.BatchStream(Noisy(lambda: 0.0), 6, collate_fn=mixed))
-    random.random()
-    again = rb.BatchStream(Noisy(lambda: 0.0), 6, collate_fn=mixed, num_workers=1)
-    assert list(again) == one
+
+@pytest.mark.parametrize(
+    "data", [Noisy(lambda: 0.0), Noisy(random.random), TensorDataset(torch.arange(24))]
+)
+def test_a_collate_that_draws_is_seeded_by_its_micro_batch(data: Any) -> None:
+    one = list(rb.BatchStream(data, 6, collate_fn=mixed))
+    assert len({numbers for _, *numbers in map(tuple, one) for numbers in numbers}) == 8
+    before = random.getstate()
+    again = rb.BatchStream(data, 6, collate_fn=mixed, num_workers=1)
+    assert list(again) == one == list(rb.BatchStream(data, 6, collate_fn=mixed))
+    assert random.getstate() == before
     again.close()
 
 
-def test_a_failing_example_is_named_whichever_way_it_is_read() -> None:
-    def fail() -> float:
-        raise KeyError("no such file")
+def test_a_collates_numbers_are_not_its_first_examples() -> None:
+    def both(examples: list[Any]) -> Any:
+        return examples[0][1], float(torch.rand((), dtype=torch.float64))
 
+    draw = WAYS["torch's"]()
+    for first, own in rb.BatchStream(Noisy(draw), 6, collate_fn=both):
+        assert first != own
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_failing_example_is_named_whichever_way_it_is_read(whole: bool) -> None:
     for seeded in (True, False):
-        data = Noisy(fail, often=5)
+        data = Fails() if whole else Subset(Fails(), list(range(24)))
         stream = rb.BatchStream(data, 6, order="sequential", seeded=seeded)
         with pytest.raises(KeyError, match="no such file") as caught:
             list(stream)
-        assert "example 0" in caught.value.__notes__[0]
+        assert "example 14" in caught.value.__notes__[0]
+
+
+class Fails(Noisy):
+    """One of its files is missing."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: 0.0)
+
+    def __getitem__(self, index: int) -> tuple[int, float]:
+        if index == 14:
+            raise KeyError("no such file")
+        return super().__getitem__(index)

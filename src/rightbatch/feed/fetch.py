@@ -14,6 +14,8 @@ from torch.utils.data import Subset, TensorDataset, default_collate, get_worker_
 
 from rightbatch.feed.randomness import Randomness, States
 
+COLLATE = 0x9E3779B97F4A7C15  # sets a collate's numbers apart from its examples'
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
@@ -60,11 +62,16 @@ class Fetch:
         current: Tensor,
     ) -> None:
         self.data, self.collate = data, collate or default_collate
-        self.seeded = seeded and not _plain(data)
+        self._own_collate = self.collate is not default_collate
+        self.seeded = seeded and (self._own_collate or not _plain(data))
         self.current = current
+        self._at_once = not self._own_collate and _dense(data)
         self._randomness = Randomness(data)
-        self._fresh = True  # nothing has been read in this process
-        self._at_once = self.collate is default_collate and _dense(data)
+        self._fresh = True
+
+    def renew(self) -> None:
+        """The data set may have changed."""
+        self._fresh = True
 
     def __getitems__(self, task: tuple[int, Piece]) -> Any:
         generation, piece = task
@@ -74,52 +81,68 @@ class Fetch:
         if isinstance(self.data, tuple):
             return tuple(t[index.to(t.device)] for t in self.data)
         if self._at_once:  # what the collate would make of its examples
-            return [t[index.to(t.device)] for t in self.data.tensors]
+            return [t[index.to(t.device)].contiguous() for t in self.data.tensors]
+        wanted = piece.indices.tolist()
         if not self.seeded:
-            return self._collated(piece, self._read(piece.indices.tolist()))
+            return self._collated(wanted, self._read(wanted))
         if self._fresh:
             self._randomness.look()
-        before, touched = self._randomness.states(), True
+        alone = get_worker_info() is not None
+        before = [] if alone else self._randomness.states()  # the training loop's
         try:
-            examples = self._examples(piece, before)
-            touched = self._randomness.draws or self.collate is not default_collate
-            if touched:  # a collate may draw too
-                self._randomness.seeder(drawn=False)(int(piece.seeds[0]) ^ 1)
-            return self._collated(piece, examples)
+            examples = self._seeded(wanted, piece.seeds.tolist(), before)
+            if self._own_collate:
+                self._randomness.seed(int(piece.seeds[0]) ^ COLLATE)
+            return self._collated(wanted, examples)
         finally:
-            if touched and get_worker_info() is None:  # the training loop's own
-                self._randomness.restore(before)
+            self._randomness.restore(before)
 
-    def _examples(self, piece: Piece, before: States) -> list[Any]:
-        wanted, randomness = piece.indices.tolist(), self._randomness
+    def _seeded(self, wanted: list[int], seeds: list[int], before: States) -> list[Any]:
+        randomness, first = self._randomness, seeds[0]
         if not randomness.draws:
+            randomness.seed(first)  # so that even what is kept of it is no chance
             examples = self._read(wanted)
             if self._fresh:  # some data sets make their generators when they are read
-                randomness.look()
+                made = randomness.look()
+                before += [(generator, generator.get()) for generator in made]
+                randomness.add(made)
                 self._fresh = False
-            if not randomness.notice(before):
+            if not randomness.notice(first) and not randomness.draws:
                 return examples
         while True:
-            seed, examples = randomness.seeder(drawn=True), []
-            for index, value in zip(wanted, piece.seeds.tolist(), strict=True):
+            randomness.seed(first)
+            seed, examples = randomness.seeder(), []
+            for index, value in zip(wanted, seeds, strict=True):
                 seed(value)
                 examples.append(self._one(index))
-            if not randomness.notice(before):  # from others too: once more
+            self._fresh = False
+            if not randomness.notice(first):  # from others too: once more
                 return examples
 
     def _read(self, wanted: list[int]) -> list[Any]:
         many = getattr(self.data, "__getitems__", None)
-        return many(wanted) if many else [self._one(index) for index in wanted]
+        if many is None:
+            return [self._one(index) for index in wanted]
+        try:
+            examples = many(wanted)
+        except Exception:
+            for index in wanted:  # which one it is
+                self._one(index)
+            raise
+        if type(examples) in (list, tuple) and len(examples) == len(wanted):
+            return examples
+        if self.seeded:  # a batch already: no examples that could be read singly
+            return [self._one(index) for index in wanted]
+        return examples
 
-    def _collated(self, piece: Piece, examples: list[Any]) -> Any:
+    def _collated(self, wanted: list[int], examples: Any) -> Any:
         try:
             return self.collate(examples)
         except Exception as error:
-            wanted = piece.indices[:8].tolist()
-            more = ", ..." if len(piece.indices) > 8 else ""
+            more = ", ..." if len(wanted) > 8 else ""
             error.add_note(
-                f"while collating examples {', '.join(map(str, wanted))}{more} of the "
-                "data set"
+                f"while collating examples {', '.join(map(str, wanted[:8]))}{more} of "
+                "the data set"
             )
             raise
 

@@ -112,7 +112,8 @@ class Lookahead:
         return int(self._current[0]), piece
 
     def close(self) -> None:
-        """Stop the workers; the next `take` starts new ones."""
+        """Stop the workers; the next `take` starts new ones, and sees changed data."""
+        self._fetch.renew()
         self._stop(at_once=False)
 
     def _stop(self, *, at_once: bool) -> None:

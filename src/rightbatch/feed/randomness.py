@@ -2,67 +2,119 @@
 
 from __future__ import annotations
 
-import functools
 import random
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
-MOST_LOOKED_AT = 10_000  # objects of a data set among which generators are looked for
-MOST_ITEMS = 256  # of a list or dict: transforms are few, records are many [assumed]
+from rightbatch.feed.permutation import key_of
+from rightbatch.feed.reached import MOST_LOOKED_AT, Reached
+
 WORD = 2**64 - 1
-ODD = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: seeds of several lie far apart
+WIDE = 0x9E3779B97F4A7C15F39CC0605CEDC835  # 2^128 over the golden ratio
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Generator:
-    """One generator: how its state is read and put back, and how it is seeded."""
+    """One generator, and what can be done with it.
+
+    Attributes:
+        source: The object.
+        salt: What tells its numbers from those of others with the same seed.
+        get: Its state.
+        put: Puts a state back.
+        begin: Seeds it with 64 bits.
+        tell: Something that is another after a number has been drawn; may draw.
+    """
 
     source: Any
+    salt: int
     get: Callable[[], Any]
     put: Callable[[Any], object]
-    seed: Callable[[int], object]  # with 64 bits
+    begin: Callable[[int], object]
+    tell: Callable[[], Any]
 
     @classmethod
-    def of(cls, found: Any) -> Generator | None:
-        """``found`` as one, or None if it is none."""
-        if isinstance(found, torch.Generator):
-            return cls(
+    def of(cls, found: Any, salt: int = 0) -> Generator | None:
+        """``found`` as one, or None if it is none, or none that can be seeded."""
+        kind = type(found)
+        made = None
+        if issubclass(kind, torch.Generator) and found.device.type == "cpu":
+            made = cls(
                 source=found,
+                salt=salt,
                 get=found.get_state,
                 put=found.set_state,
-                seed=lambda seed: found.manual_seed(seed >> 1),
+                begin=lambda seed: found.manual_seed(seed >> 1),
+                tell=lambda: found.get_state().numpy().tobytes(),
             )
-        if isinstance(found, random.SystemRandom):
-            return None  # has no state
-        if isinstance(found, random.Random):
-            return cls(found, found.getstate, found.setstate, found.seed)
-        if isinstance(found, np.random.RandomState):
-            return cls(
+        elif issubclass(kind, random.Random):
+            made = cls(
                 source=found,
+                salt=salt,
+                get=found.getstate,
+                put=found.setstate,
+                begin=found.seed,
+                tell=found.random,
+            )
+        elif issubclass(kind, np.random.RandomState):
+            made = cls(
+                source=found,
+                salt=salt,
                 get=lambda: found.get_state(legacy=False),
                 put=found.set_state,
-                seed=lambda seed: found.seed(seed & 0xFFFFFFFF),
+                begin=lambda seed: _begin_legacy(found, seed),
+                tell=found.random_sample,
             )
-        if isinstance(found, np.random.Generator):
+        elif issubclass(kind, np.random.Generator):
             bits = found.bit_generator
-
-            def put(state: Any) -> None:
-                bits.state = state
-
-            return cls(
+            made = cls(
                 source=bits,
+                salt=salt,
                 get=lambda: bits.state,
-                put=put,
-                seed=lambda seed: put(type(bits)(seed).state),
+                put=lambda state: setattr(bits, "state", state),
+                begin=lambda seed: _begin(bits, seed),
+                tell=found.random,
             )
-        return None
+        return made if made is None or _works(made) else None
+
+
+def _works(made: Generator) -> bool:
+    """Whether it can be seeded, told and put back; some have no state."""
+    try:
+        before = made.get()
+        made.begin(1)
+        made.tell()
+        made.put(before)
+    except Exception:  # whatever a class of somebody's own raises
+        return False
+    return True
+
+
+def _begin(bits: Any, seed: int) -> None:
+    if type(bits) in (np.random.PCG64, np.random.PCG64DXSM):  # the default: 5 times
+        wide = seed * WIDE & (WORD << 64 | WORD)  # as fast as by numpy's seeding
+        bits.state = {
+            "bit_generator": type(bits).__name__,
+            "state": {"state": wide, "inc": WIDE},
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+    else:
+        bits.state = type(bits)(seed).state
+
+
+def _begin_legacy(found: np.random.RandomState, seed: int) -> None:
+    bits = found._bit_generator
+    if type(bits) is np.random.MT19937:
+        found.seed(seed & 0xFFFFFFFF)
+    else:
+        found.set_state({**found.get_state(legacy=False), "has_gauss": 0})
+        _begin(bits, seed)
 
 
 PROCESS: list[Any] = [  # torch's, numpy's and Python's
@@ -70,7 +122,7 @@ PROCESS: list[Any] = [  # torch's, numpy's and Python's
     Generator.of(np.random.mtrand._rand),
     Generator.of(getattr(random.seed, "__self__", None)),
 ]
-States = dict[Generator, Any]
+States = list[tuple[Generator, Any]]
 
 
 class Randomness:
@@ -83,21 +135,7 @@ class Randomness:
     def __init__(self, data: Any) -> None:
         self.data = data
         self.all: list[Generator] = []  # looked for where the data are read
-        self._drawn: set[Generator] = set()
-
-    def look(self) -> None:
-        """Find the data set's own.
-
-        Looked for are generators of torch (on the CPU), numpy and Python in the
-        attributes of the data set, of its transforms and so on, and among what their
-        functions name. Not found is one that is made anew for every example.
-        """
-        known = {id(g.source): g for g in self.all}
-        found = {id(g.source): g for g in PROCESS}
-        for one in _reached(self.data):
-            if (made := Generator.of(one)) and (number := id(made.source)) not in found:
-                found[number] = known.get(number, made)
-        self.all = list(found.values())
+        self._drawn: set[Any] = set()
 
     @property
     def own(self) -> list[Generator]:
@@ -109,99 +147,66 @@ class Randomness:
         """Whether any has been seen to be drawn from."""
         return bool(self._drawn)
 
+    def look(self) -> list[Generator]:
+        """Find the data set's own; those that had not been found before."""
+        known = {id(g.source): g for g in self.all}
+        found = {id(g.source): g for g in PROCESS}
+        reached = Reached(self.data)
+        for way, one in reached:
+            made = Generator.of(one, key_of("generator", way))
+            if made is not None and id(made.source) not in found:
+                found[id(made.source)] = known.get(id(made.source), made)
+        if reached.cut_short:
+            warnings.warn(
+                f"the data set holds more than {MOST_LOOKED_AT:,} objects: random "
+                "generators among the others are not seeded, so what they draw is not "
+                "the same after a resume; keep the transforms in an attribute of the "
+                "data set",
+                stacklevel=2,
+            )
+        self.all = list(found.values())
+        return [g for number, g in found.items() if number not in known]
+
     def states(self) -> States:
         """Where all of them stand."""
-        return {generator: generator.get() for generator in self.all}
-
-    def notice(self, before: States) -> bool:
-        """Whether any has been drawn from that was not known to be; now it is."""
-        moved = {
-            generator
-            for generator in self.all
-            if generator not in self._drawn
-            and not _same(generator.get(), before.get(generator))
-        }
-        self._drawn |= moved
-        return bool(moved)
-
-    def seeder(self, *, drawn: bool) -> Callable[[int], None]:
-        """Seeds all generators, or those known to be drawn from."""
-        chosen = [
-            (max(number - len(PROCESS) + 1, 0) * ODD, generator.seed)
-            for number, generator in enumerate(self.all)
-            if generator in self._drawn or not drawn
-        ]
-
-        def seed(value: int) -> None:
-            for salt, begin in chosen:
-                begin((value + salt) & WORD)
-
-        return seed
+        return [(generator, generator.get()) for generator in self.all]
 
     @staticmethod
     def restore(states: States) -> None:
-        """Put all of them back."""
-        for generator, state in states.items():
+        """Put them back."""
+        for generator, state in states:
             generator.put(state)
 
+    def seed(self, value: int) -> None:
+        """Begin anew, all of them."""
+        for generator in self.all:
+            generator.begin(value ^ generator.salt)
 
-def _same(one: Any, other: Any) -> bool:
-    return bool(_comparable(one) == _comparable(other))
+    def seeder(self) -> Callable[[int], None]:
+        """Seeds those that are known to be drawn from."""
+        chosen = [(g.salt, g.begin) for g in self.all if g in self._drawn]
 
+        def seed(value: int) -> None:
+            for salt, begin in chosen:
+                begin(value ^ salt)
 
-def _comparable(state: Any) -> Any:
-    if isinstance(state, torch.Tensor):
-        return state.numpy().tobytes()
-    if isinstance(state, np.ndarray):
-        return state.tobytes()
-    if isinstance(state, dict):
-        return [_comparable(value) for value in state.values()]
-    return state
+        return seed
 
+    def notice(self, value: int) -> bool:
+        """Whether any has been drawn from since all were seeded with ``value``.
 
-def _reached(data: Any) -> Iterator[Any]:
-    """``data`` and what it holds, and what that holds, nearest first."""
-    seen: set[int] = set()
-    queue = deque([data])
-    while queue and len(seen) < MOST_LOOKED_AT:
-        one = queue.popleft()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        yield one
-        queue.extend(_held(one))
+        Only those that were not known to be; now they are.
+        """
+        moved = set()
+        for generator in self.all:
+            if generator not in self._drawn:
+                here = generator.tell()
+                generator.begin(value ^ generator.salt)
+                if here != generator.tell():
+                    moved.add(generator)
+        self._drawn |= moved
+        return bool(moved)
 
-
-def _held(one: Any) -> Iterator[Any]:
-    if isinstance(one, (str, bytes, int, float, type, ModuleType, torch.Tensor)):
-        return
-    if isinstance(one, (list, tuple, set, frozenset)):
-        if len(one) <= MOST_ITEMS:
-            yield from one
-        return
-    if isinstance(one, dict):
-        if len(one) <= MOST_ITEMS:
-            yield from one.values()
-        return
-    if isinstance(one, functools.partial):
-        yield from (one.func, one.args, one.keywords)
-    elif isinstance(one, MethodType):
-        yield from (one.__self__, one.__func__)
-    elif isinstance(one, FunctionType):
-        yield from _named(one)
-    else:
-        for name in ("__getitem__", "__getitems__", "__call__", "forward"):
-            method = getattr(type(one), name, None)
-            if isinstance(method, FunctionType):
-                yield method
-        yield from list(getattr(one, "__dict__", {}).values())
-
-
-def _named(function: FunctionType) -> Iterator[Any]:
-    """What a function's code takes from outside."""
-    for cell in function.__closure__ or ():
-        with suppress(ValueError):  # empty as yet
-            yield cell.cell_contents
-    outside = function.__globals__
-    yield from (outside[n] for n in function.__code__.co_names if n in outside)
-    yield from function.__dict__.values()
+    def add(self, generators: list[Generator]) -> None:
+        """These are drawn from too."""
+        self._drawn |= set(generators)
