@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -326,3 +327,40 @@ def test_an_audit_of_a_huge_stream_takes_no_memory_of_its_length() -> None:
     assert rb.audit(rb.BatchStream(Huge(), 64), examples=10_000)
     with pytest.raises(rb.SettingError, match="one of the labels for each"):
         rb.audit(rb.BatchStream(DATA, 8), labels=[0, 1])
+
+
+@pytest.mark.parametrize("way", ["steps", "skip", "set_epoch"])
+def test_a_step_that_the_ledger_cannot_hold_is_not_behind(
+    way: str, tmp_path: Path
+) -> None:
+    """A full disk, by a limit on the size of files: then there is room again."""
+    stream = rb.BatchStream((torch.arange(100),), 10, ledger=tmp_path, tail="drop")
+    handed = [batch for _, (batch,) in zip(range(3), stream, strict=False)]
+    (path,) = tmp_path.glob("segment-*")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, limits[1]))
+    try:
+        with pytest.raises(rb.RunFolderError, match="cannot write the ledger"):
+            if way == "steps":
+                list(stream)
+            else:
+                stream.skip() if way == "skip" else stream.set_epoch(1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (stream.step, stream.position, stream.epoch) == (3, 30, 0)
+    handed += [batch for (batch,) in stream]
+    assert torch.cat(handed).sort().values.tolist() == list(range(100))
+    audit = Ledger(tmp_path).audit()
+    assert (audit.examples, audit.lost, audit.repeated) == (100, 0, 0)
+
+
+def test_a_damaged_ledger_is_said(tmp_path: Path) -> None:
+    stream = rb.BatchStream((torch.arange(30),), 10, ledger=tmp_path)
+    list(stream)
+    (path,) = tmp_path.glob("segment-*")
+    text = path.read_text()
+    path.write_text(text + text[:20])  # a process was killed while it wrote
+    assert Ledger(tmp_path).audit().exact
+    path.write_text(text[:20] + text)
+    with pytest.raises(rb.RunFolderError, match="is damaged"):
+        Ledger(tmp_path).audit()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,8 +152,22 @@ class Ledger:
         if self._file is None:
             self._file = self._opened(at.segment, at.rank, at.world_size)
             row = {"length": at.length, "ranks": at.world_size} | row
-        with self._file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        line = (json.dumps(row) + "\n").encode()
+        whole = self._file.stat().st_size
+        try:
+            with self._file.open("ab", buffering=0) as file:
+                while line:
+                    line = line[file.write(line) :]
+        except BaseException as error:  # a full disk, Ctrl-C: no half of a line
+            os.truncate(self._file, whole)
+            if isinstance(error, OSError):
+                raise RunFolderError(
+                    f"cannot write the ledger {self._file}",
+                    seen=error.strerror or str(error),
+                    why="the step is not counted, and comes again",
+                    fix="make room and go on, or leave ledger out",
+                ) from error
+            raise
 
     def prepare(self) -> None:
         """See that it can be written.
@@ -221,10 +236,10 @@ class Ledger:
         segments: dict[int, list[dict[str, Any]]] = {}
         for path in sorted(self.folder.glob("segment-*-rank-*.jsonl")):
             number = int(path.stem.split("-")[1])
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
                 # A killed process may leave half a line: that step was not finished.
-                if line.endswith("}"):
-                    segments.setdefault(number, []).append(json.loads(line))
+                if line.endswith("\n"):
+                    segments.setdefault(number, []).append(_row(line, path))
         if not segments:
             raise RunFolderError("there is no ledger here", seen=str(self.folder))
         kept: list[dict[str, Any]] = []
@@ -270,6 +285,15 @@ class Ledger:
                 f"anew: it is kept in {aside.name} (to go on, load the state first)",
                 stacklevel=6,
             )
+
+
+def _row(line: str, path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(line))
+    except ValueError as error:
+        raise RunFolderError(
+            f"the ledger {path} is damaged", seen=f"{line.strip()[:60]}..."
+        ) from error
 
 
 def _spans(places: Int64[np.ndarray, " n"]) -> list[list[int]]:

@@ -287,9 +287,9 @@ class BatchStream(Sealed, Cutter):
         """Leave out the next steps, as if they had been made: after a loss spike."""
         for _ in range(whole(steps, "steps", least=0)):
             self._settle()
-            cursor = self._cursor
-            self._cursor = self._guesses.plan(cursor, self._batch_size).after
-            self._leave_out(cursor, self._cursor, "skipped")
+            after = self._guesses.plan(self._cursor, self._batch_size).after
+            self._leave_out(self._cursor, after, "skipped")
+            self._cursor = after
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch, unless the stream is in it already.
@@ -298,7 +298,11 @@ class BatchStream(Sealed, Cutter):
         """
         before = self._cursor
         super().set_epoch(epoch)
-        self._leave_out(before, self._cursor, "skipped")
+        try:
+            self._leave_out(before, self._cursor, "skipped")
+        except BaseException:
+            self._cursor = before
+            raise
 
     def _moved(self) -> None:
         self._guesses.ahead.clear()
@@ -334,14 +338,15 @@ class BatchStream(Sealed, Cutter):
             yield made
 
     def _commit(self, plan: StepPlan) -> None:
-        self._cursor = plan.after
-        if self._ledger is not None:
+        if self._ledger is not None:  # first: a step that it has not is not behind
             self._ledger.write(plan, self._writer())
+        self._cursor = plan.after
 
     def _settle(self) -> None:
         """Stand where the next step begins."""
-        before, self._cursor = self._cursor, self._settled()
-        self._leave_out(before, self._cursor, "dropped")
+        settled = self._settled()
+        self._leave_out(self._cursor, settled, "dropped")
+        self._cursor = settled
 
     def _leave_out(self, before: Cursor, after: Cursor, kind: str) -> None:
         """Tell the ledger what nobody will see."""
