@@ -2,14 +2,17 @@
 
 import json
 import math
+import random
 import resource
+import time
+import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 import rightbatch as rb
 from rightbatch.feed.allotment import allot
@@ -364,3 +367,145 @@ def test_a_damaged_ledger_is_said(tmp_path: Path) -> None:
     path.write_text(text[:20] + text)
     with pytest.raises(rb.RunFolderError, match="is damaged"):
         Ledger(tmp_path).audit()
+
+
+class Table:
+    """As much of a Hugging Face data set as tells one from another."""
+
+    def __init__(self, rows: list[int], transform: Any = None) -> None:
+        self.rows, self.transform = rows, transform
+        self._fingerprint = f"{id(self)}"  # another one in every process
+
+    def with_format(self, kind: str) -> "Table":
+        assert kind == "arrow"
+        return Table(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        if self.transform:
+            return self.transform(self.rows[index])
+        return types.SimpleNamespace(to_pylist=lambda: [{"x": self.rows[index]}])
+
+
+def test_a_transform_is_no_other_data_set() -> None:
+    """Its fingerprint may hold a generator's state; rows are what counts."""
+    state = rb.BatchStream(Table(list(range(100)), random.gauss), 10).state_dict()
+    again = rb.BatchStream(Table(list(range(100)), abs), 10)
+    again.load_state_dict(state)
+    for rows in ([*range(99), -1], [-1, *range(1, 100)], list(range(100, 0, -1))):
+        with pytest.raises(rb.SettingError, match="another data set"):
+            rb.BatchStream(Table(rows), 10).load_state_dict(state)
+
+
+class Tagged(Dataset[Any]):
+    tag = 0
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        info: Any = torch.utils.data.get_worker_info()
+        assert info is None or info.dataset is self
+        return index, self.tag
+
+
+def tag(worker: int) -> None:
+    info: Any = torch.utils.data.get_worker_info()
+    assert worker == info.id
+    info.dataset.tag = 5
+
+
+def test_worker_init_sees_the_users_own_data_set() -> None:
+    with rb.BatchStream(Tagged(), 4, num_workers=1, worker_init_fn=tag) as stream:
+        assert {t for _, tags in stream for t in tags.tolist()} == {5}
+    with rb.BatchStream(Tagged(), 4, num_workers=1) as stream:
+        assert {t for _, tags in stream for t in tags.tolist()} == {0}
+
+
+class Sleeps(Tagged):
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        if index == 4:
+            time.sleep(1.0)
+        return index, 0
+
+
+def test_a_long_wait_for_workers_is_said_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rightbatch.feed.lookahead.CHECK_S", 0.1)
+    monkeypatch.setattr("rightbatch.feed.lookahead.LONG_S", 0.3)
+    stream = rb.BatchStream(Sleeps(), 2, num_workers=2, order="sequential")
+    with pytest.warns(UserWarning, match="no batch has come from the data") as told:
+        seen = [i for index, _ in stream for i in index.tolist()]
+    assert seen == list(range(8))
+    assert len(told) <= 4  # once for a wait, however long
+    stream.close()
+
+
+def keep_even(examples: list[Any]) -> torch.Tensor:
+    return torch.tensor([index for index, _ in examples if index % 2 == 0])
+
+
+def test_a_collate_that_leaves_examples_out_is_said() -> None:
+    with pytest.warns(UserWarning, match="made 4 examples of 8"):
+        list(rb.BatchStream(Tagged(), 8, collate_fn=keep_even))
+    for packed in (
+        lambda examples: torch.zeros(1, 3 * len(examples)),
+        lambda examples: {"text": torch.zeros(50), "ends": torch.zeros(9)},
+        list,
+    ):
+        list(rb.BatchStream(Tagged(), 8, collate_fn=packed))
+
+
+def test_a_length_that_changes_is_said() -> None:
+    class Grows(Tagged):
+        def __len__(self) -> int:
+            return 8 + self.tag
+
+    data = Grows()
+    stream = rb.BatchStream(data, 4)
+    assert len(list(stream)) == 2
+    data.tag = 4
+    with pytest.raises(rb.SettingError, match="8 examples when the stream was made"):
+        list(stream)
+    data.tag = 0
+    assert len(list(stream)) == 2
+
+
+def test_neyman_without_observations_is_said_once() -> None:
+    y = [0] * 900 + [1] * 100
+    stream = rb.BatchStream((torch.tensor(y),), 5, order=rb.Strata(y, "neyman"))
+    with pytest.warns(UserWarning, match="no noise of the strata") as told:
+        list(stream)
+    assert len(told) == 1
+    observed = rb.Strata(y, "neyman")
+    observed.observe([1.0, 2.0])
+    list(rb.BatchStream((torch.tensor(y),), 5, order=observed))
+    list(rb.BatchStream((torch.tensor(y),), 5, order=rb.Strata(y)))
+
+
+def test_messages_name_what_helps() -> None:
+    parts = {"train": Tagged(), "test": [1, 2]}
+    with pytest.raises(rb.SettingError, match=r"data\['train'\]"):
+        rb.BatchStream(parts, 2)
+    with pytest.raises(rb.SettingError, match="StackDataset"):
+        rb.BatchStream({"x": [1, 2], "y": [3, 4]}, 2)
+    with pytest.raises(rb.SettingError, match="labels alone"):
+        rb.Strata([(torch.zeros(2), 1), (torch.zeros(3), 0)])
+    with pytest.raises(AttributeError, match=r"from rightbatch\.feed\.distinct import"):
+        _ = rb.Distinct
+    y = [0, 0, 1, 1]
+    state = rb.BatchStream((torch.tensor(y),), 2, order=rb.Strata(y)).state_dict()
+    other = rb.BatchStream((torch.tensor(y),), 2, order=rb.Strata([0] * 4))
+    with pytest.raises(rb.SettingError, match="other labels"):
+        other.load_state_dict(state)
+    with pytest.raises(RuntimeError) as caught:
+        list(rb.BatchStream(Ragged(), 4))
+    assert "collate_fn" in caught.value.__notes__[-1]
+
+
+class Ragged(Tagged):
+    def __getitem__(self, index: int) -> Any:
+        return torch.zeros(index + 1)

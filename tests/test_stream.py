@@ -331,6 +331,12 @@ def test_custom_collate_gets_the_examples_and_any_batch_is_allowed() -> None:
     assert sorted("-".join(stream).split("-")) == ["a", "bb", "ccc"]
 
 
+# torch tells of a death by an error wherever Python is: also where errors are ignored,
+# such as what hypothesis does at each garbage collection.
+DEATHS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@DEATHS
 def test_a_worker_that_dies_leaves_the_state_intact() -> None:
     order = reference.epochs(60, 0, 1)
     data = Numbers(60, dies_at=order[33])
@@ -356,6 +362,7 @@ def test_a_worker_that_dies_leaves_the_state_intact() -> None:
     resumed.close()
 
 
+@DEATHS
 def test_a_worker_that_dies_during_a_step_costs_no_second_error() -> None:
     """torch raises where the loop is; then the stream goes on at once."""
     order = reference.epochs(60, 0, 1)

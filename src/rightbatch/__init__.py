@@ -89,6 +89,14 @@ _HOMES = {
     "step_law": ("token_law",),
     "tuning": ("Tuning", "tune"),
 }
+_ELSEWHERE = {  # public, but not among the names for everybody
+    "BatchSampler": "feed.sampler",
+    "Distinct": "feed.distinct",
+    "Ledger": "feed.ledger",
+    "ShardStream": "feed.shards",
+    "StratumMeter": "feed.neyman",
+    "Weighted": "feed.weighted",
+}
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -151,7 +159,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name from its home on first use."""
     if name not in _HOME:
-        raise AttributeError(f"module 'rightbatch' has no attribute {name!r}")
+        home = _ELSEWHERE.get(name)
+        raise AttributeError(
+            f"module 'rightbatch' has no attribute {name!r}"
+            + (f": from rightbatch.{home} import {name}" if home else "")
+        )
     value = getattr(importlib.import_module(f"rightbatch.{_HOME[name]}"), name)
     globals()[name] = value
     return value

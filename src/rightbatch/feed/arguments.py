@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from hashlib import blake2b
 from typing import Any
 
 from torch import Tensor
@@ -11,12 +12,15 @@ from torch.utils.data import DataLoader, IterableDataset, StackDataset
 
 from rightbatch.errors import SettingError
 
+ROWS = 32  # looked at to tell data sets apart [assumed]
 # A DataLoader's arguments that a stream has by another name.
 _INSTEAD = {
     "shuffle": 'order="shuffled", the default, or order="sequential"',
     "drop_last": 'tail="drop"',
-    "sampler": "order=...: Strata, Pairs, Tokens, Weighted, or a name",
-    "batch_sampler": "order=..., or feed.sampler.BatchSampler in a loader of your own",
+    "sampler": "order=...: rb.Strata, rb.Pairs, rb.Tokens, Weighted (from "
+    "rightbatch.feed.weighted), Distinct (feed.distinct), or a name",
+    "batch_sampler": "order=..., or BatchSampler (from rightbatch.feed.sampler) in a "
+    "loader of your own",
     "generator": "seed=...",
     "persistent_workers": "leave it out: workers persist; stream.close() ends them",
     "pin_memory_device": "pin_memory=True",
@@ -58,7 +62,22 @@ def fingerprint_of(dataset: Any) -> str:
         parts = dataset.datasets
         parts = parts.values() if isinstance(parts, dict) else parts
         return "+".join(filter(None, map(fingerprint_of, parts)))
-    return str(getattr(dataset, "_fingerprint", ""))
+    own = str(getattr(dataset, "_fingerprint", ""))
+    if own and callable(getattr(dataset, "with_format", None)):
+        # Hugging Face's own is that of the transform too: another one in each process
+        # if that holds a random generator or a lock.
+        return _fingerprint_of_rows(dataset)
+    return own
+
+
+def _fingerprint_of_rows(dataset: Any) -> str:
+    """By some rows, as they lie: without format or transform."""
+    rows, count = dataset.with_format("arrow"), len(dataset)
+    places = sorted({i * (count - 1) // (ROWS - 1) for i in range(ROWS)})
+    found = blake2b(digest_size=8)
+    for place in places:
+        found.update(repr(rows[place].to_pylist()).encode())
+    return found.hexdigest()
 
 
 def refuse(others: Mapping[str, object]) -> None:
@@ -110,7 +129,7 @@ def length_of(dataset: Any) -> int:
             "the data set cannot be read by number",
             seen=f"a {type(dataset).__name__}, which has no examples 0 to N - 1",
             why="the order of examples is fixed by number, to be cut anywhere",
-            fix="torch.utils.data.StackDataset(**parts)"
+            fix=_one_of(dataset)
             if isinstance(dataset, Mapping)
             else "a map-style data set, or a tuple of tensors; for one that can only "
             "be iterated: rightbatch.feed.shards.ShardStream",
@@ -120,6 +139,29 @@ def length_of(dataset: Any) -> int:
     if length < 1:
         raise SettingError("the data set is empty", seen="0 examples")
     return length
+
+
+def same_length(dataset: Any, before: int) -> None:
+    """See that it has as many examples as the stream was made for.
+
+    Raises:
+        SettingError: It has more or fewer.
+    """
+    now = len(dataset[0]) if isinstance(dataset, tuple) else len(dataset)
+    if now != before:
+        raise SettingError(
+            "the data set's length has changed",
+            seen=f"{before} examples when the stream was made, {now} now",
+            why="the order is of so many examples",
+            fix="a new stream",
+        )
+
+
+def _one_of(parts: Mapping[Any, Any]) -> str:
+    sizes = {len(p) if hasattr(p, "__len__") else -1 for p in parts.values()}
+    if parts and len(sizes) == 1:
+        return "torch.utils.data.StackDataset(**parts)"
+    return f"one of its parts: data[{next(iter(parts), 'train')!r}]"
 
 
 def several_parts(count: int, seen: str) -> SettingError:

@@ -144,6 +144,11 @@ class Fetch:
                 f"while collating examples {', '.join(map(str, wanted[:8]))}{more} of "
                 "the data set"
             )
+            if not self._own_collate:
+                error.add_note(
+                    "torch's default collate stacks tensors of one shape; for others, "
+                    "such as texts or None: collate_fn=..., which pads or packs them"
+                )
             raise
 
     def _one(self, index: int) -> Any:

@@ -10,11 +10,13 @@ from multiprocessing.connection import wait
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from rightbatch.errors import JobError
 from rightbatch.feed.fetch import Fetch, Piece
 
+CHECK_S = 5.0  # how often the wait for workers is looked at, as torch does
+LONG_S = 60.0  # a wait that is worth a word [assumed]
 LAST_WORDS_S = 1.0  # a worker whose socket is gone is a process this much longer
 
 
@@ -37,8 +39,13 @@ class Lookahead:
         self, data: Any, collate: Any, *, seeded: bool, options: dict[str, Any]
     ) -> None:
         self._current = torch.zeros(1, dtype=torch.int64)
+        self._patience = options.get("timeout", 0)
         if options.get("num_workers"):
             self._current.share_memory_()
+            options = options | {
+                "worker_init_fn": _Begin(options.get("worker_init_fn")),
+                "timeout": self._patience or CHECK_S,
+            }
         self._fetch = Fetch(data, collate, seeded, self._current)
         self._options = options
         self._source: Iterator[Piece] = iter(())
@@ -73,7 +80,7 @@ class Lookahead:
             if self._loaded is None:
                 self._source = onward()
                 self._loaded = iter(self._loader())
-            batch = next(self._loaded)
+            batch = self._next()
             got = self._asked.popleft()
         except BaseException as error:
             # What was asked for is forgotten, what was handed out is not.
@@ -87,6 +94,24 @@ class Lookahead:
             raise
         assert got.same(piece), "the loader handed out another piece"
         return batch
+
+    def _next(self) -> Any:
+        """Wait for the workers: as long as is asked for, or for ever, and say so."""
+        waited = 0.0
+        while True:
+            try:
+                return next(self._loaded)
+            except RuntimeError as error:
+                if self._patience or "DataLoader timed out" not in str(error):
+                    raise
+            waited += CHECK_S
+            if waited - CHECK_S < LONG_S <= waited:
+                workers = ", ".join(str(w.pid) for w in self._loaded._workers)
+                warnings.warn(
+                    f"no batch has come from the data workers for {waited:.0f} s; "
+                    f"still waiting (processes {workers}; timeout= makes it an error)",
+                    stacklevel=6,
+                )
 
     def _bury(self) -> None:
         """Start anew where a worker has died while the loop was busy elsewhere.
@@ -162,6 +187,19 @@ class Lookahead:
         self._source = again()
         # Workers' own random numbers differ from place to place, also after a resume.
         return int(piece.seeds[0] >> 1)
+
+
+class _Begin:
+    """A worker's first act: there ``get_worker_info().dataset`` is the user's own."""
+
+    def __init__(self, then: Callable[[int], None] | None) -> None:
+        self.then = then
+
+    def __call__(self, worker: int) -> None:
+        info: Any = get_worker_info()
+        object.__setattr__(info, "dataset", info.dataset.data)
+        if self.then is not None:
+            self.then(worker)
 
 
 def _exit_codes(loaded: Any) -> list[int | None]:

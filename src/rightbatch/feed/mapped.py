@@ -273,7 +273,12 @@ class MappedFolder:
         if not names.stat().st_size:
             names.unlink(missing_ok=True)
             raise SettingError(
-                f"no file in {self.folder} matches {pattern}", seen="0 files"
+                f"no file in {self.folder} matches {pattern}",
+                seen="0 files",
+                fix="the pattern is for names of files, in all folders below: "
+                f"{os.path.basename(pattern) or '*'}"
+                if "/" in pattern
+                else "another folder or pattern",
             )
         self.names = MappedLines(names)
         self._fingerprint = self.names._fingerprint

@@ -65,7 +65,7 @@ def restored(
     if not missing and not wrong:
         extra = state["extra"]
         sound = isinstance(extra, (list, tuple)) and all(map(_natural, extra))
-        if own["order"] == state["order"] and own["length"] == state["length"]:
+        if all(own[k] == state[k] for k in ("order", "length", "composition")):
             sound = sound and planner.composition.accepts(tuple(extra))
         wrong = [] if sound else ["extra"]
     if missing or wrong:
@@ -113,8 +113,9 @@ def restored(
                 fix=f"the {key} it had"
                 + (f": {state[key]!r}" if key in ("seed", "order") else "")
                 if key != "fingerprint"
-                else "the data set that it was saved with; if it is the same, give "
-                "both streams a fingerprint of your own, any string",
+                else "the data set that it was saved with; if it is the same: "
+                "state['fingerprint'] = stream.state_dict()['fingerprint'] before "
+                "loading, and from now on BatchStream(fingerprint='any string')",
             )
     return Cursor(
         position=int(state["position"]),

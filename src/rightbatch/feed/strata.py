@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from rightbatch.feed.draws import augment
 from rightbatch.feed.permutation import key_of, keys_at, permute
 
 RULES = ("proportional", "neyman", "balanced")
+UNOBSERVED = 100  # steps after which it is worth a word [assumed]
 UNIT = 1 << 20  # measured noise is kept in integers: its largest is so many [assumed]
 
 
@@ -90,6 +92,7 @@ class Strata(Composition):
                 fix=f"counts that are multiples of {multiple}, and multiple left out",
             )
         self._observed: tuple[int, ...] | None = None
+        self._told = False
         self.name = f"strata ({self.rule})"
 
     @classmethod
@@ -276,6 +279,8 @@ class Strata(Composition):
         """The next k_s examples of every stratum, evenly interleaved."""
         strata = len(self.sizes)
         counts = self.counts_at(batch_size, cursor)
+        if cursor.step == UNOBSERVED and set(self._noise(cursor.extra)) == {UNIT}:
+            self._tell_unobserved()
         drawn = np.array(cursor.extra[:strata], dtype=np.int64)
         group = np.repeat(np.arange(strata), counts)
         place = np.arange(batch_size) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -298,6 +303,17 @@ class Strata(Composition):
         )
         extra = tuple(int(d) for d in drawn + counts) + self._noise(cursor.extra)
         return cut, cursor.behind(cursor.position + batch_size, extra)
+
+    def _tell_unobserved(self) -> None:
+        if self.rule == "neyman" and not self._told:
+            self._told = True
+            warnings.warn(
+                f"counts='neyman', but after {UNOBSERVED} steps no noise of the strata "
+                "has been observed, so counts are in proportion to their sizes: call a "
+                "StratumMeter (rightbatch.feed.neyman) before each backward pass, or "
+                "strata.observe",
+                stacklevel=8,
+            )
 
     def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
         """So many runs that each have the batch's composition exactly."""
@@ -356,7 +372,15 @@ def members(
     labels: Any,
 ) -> tuple[list[Any], Int64[np.ndarray, " examples"], Counts]:
     """The labels that occur, all examples sorted by label, and how many of each."""
-    found = np.asarray(labels)
+    try:
+        found = np.asarray(labels)
+    except ValueError as error:
+        raise SettingError(
+            "labels must be one number or word for each example",
+            seen=f"a {type(labels).__name__}",
+            fix="the labels alone, not the data set: [y for _, y in data], or the "
+            "array from which it is made",
+        ) from error
     if found.ndim != 1 or not len(found):
         raise SettingError(
             "labels must have one axis, of examples",

@@ -8,6 +8,7 @@ from typing import Any, Never
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from rightbatch.errors import SettingError
 from rightbatch.feed.arguments import (
@@ -16,6 +17,7 @@ from rightbatch.feed.arguments import (
     left_open,
     length_of,
     refuse,
+    same_length,
     several_parts,
 )
 from rightbatch.feed.composition import Composition, Cursor, whole
@@ -225,6 +227,7 @@ class BatchStream(Sealed, Cutter):
         ):
             if given and not num_workers:
                 self._warn(f"{name} has no effect without num_workers")
+        self._own_collate = collate_fn is not None
         self.num_workers = int(options["num_workers"])
         self._lookahead = Lookahead(dataset, collate_fn, seeded=seeded, options=options)
         self._seal()
@@ -269,6 +272,7 @@ class BatchStream(Sealed, Cutter):
                 step.
         """
         self._agree()
+        same_length(self.dataset, self.length)
         self._settle()
         epoch = self.epoch
         while self.epoch == epoch:
@@ -333,9 +337,22 @@ class BatchStream(Sealed, Cutter):
                 micro.piece, lambda first=number: self._guesses.onward(plan, first)
             )
             made = MicroBatch.of(micro, data)
+            if self._own_collate:
+                self._tell_left_out(data, len(made.indices))
             if number + 1 == len(plan.micro):
                 self._commit(plan)
             yield made
+
+    def _tell_left_out(self, data: Any, given: int) -> None:
+        """Say once that a collate seems not to keep what it is given."""
+        tensors = [t for t in tree_leaves(data) if isinstance(t, Tensor) and t.ndim]
+        kept = {len(t) for t in tensors}
+        if len(kept) == 1 and 1 < min(kept) < given:
+            self._warn(
+                f"collate_fn made {min(kept)} examples of {given}: shares, weights and "
+                "ledger count those that it left out; leave broken ones out of the "
+                "data set instead (torch.utils.data.Subset)"
+            )
 
     def _commit(self, plan: StepPlan) -> None:
         if self._ledger is not None:  # first: a step that it has not is not behind
