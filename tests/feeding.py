@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import rightbatch as rb
 from rightbatch.feed.stream import MicroBatch
+
+# torch tells of a worker's death by an error wherever Python is: also where errors are
+# ignored, such as in what hypothesis does at each garbage collection.
+DEATHS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @dataclasses.dataclass

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 import reference
 import rightbatch as rb
+from feeding import DEATHS
 from rightbatch.feed.resume_check import resume_is_exact
 from rightbatch.feed.shard_reader import digest_of
 from rightbatch.feed.shards import ShardStep, ShardStream
@@ -315,6 +316,7 @@ class Mortal(Counted):
             yield number
 
 
+@DEATHS
 def test_a_reader_that_dies_leaves_the_state_intact() -> None:
     stream = ShardStream(Mortal(100), 10, num_workers=1)
     seen: list[int] = []

@@ -20,7 +20,7 @@ from torch.utils.data import TensorDataset
 
 import reference
 import rightbatch as rb
-from feeding import Numbers, Segment, run, steps_of
+from feeding import DEATHS, Numbers, Segment, run, steps_of
 from rightbatch.feed.deal import deal
 from rightbatch.feed.ledger import Ledger
 from rightbatch.feed.lookahead import worker_trouble
@@ -329,11 +329,6 @@ def _mark(worker: int) -> None:
 def test_custom_collate_gets_the_examples_and_any_batch_is_allowed() -> None:
     stream = rb.BatchStream(["a", "bb", "ccc"], 2, collate_fn="-".join)
     assert sorted("-".join(stream).split("-")) == ["a", "bb", "ccc"]
-
-
-# torch tells of a death by an error wherever Python is: also where errors are ignored,
-# such as what hypothesis does at each garbage collection.
-DEATHS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @DEATHS
