@@ -89,6 +89,7 @@ class StratumMeter:
             parameters = parameters.parameters()
         self._parameters = [p for p in parameters if p.requires_grad]
         self._strata, self._overhead, self._clock = strata, overhead, clock
+        strata.metered = True
         count = len(strata.sizes)
         self._sums, self._weights = [0.0] * count, [0.0] * count
         self._calls, self._last, self._next, self._turn = 0, 0, FIRST, 0

@@ -92,7 +92,7 @@ class Strata(Composition):
                 fix=f"counts that are multiples of {multiple}, and multiple left out",
             )
         self._observed: tuple[int, ...] | None = None
-        self._told = False
+        self.metered = False  # whether somebody is going to observe
         self.name = f"strata ({self.rule})"
 
     @classmethod
@@ -197,7 +197,7 @@ class Strata(Composition):
             stds = [stds[label] for label in self.labels]
         values = finite(stds, len(self.sizes), "noise of the strata")
         scaled = np.maximum(np.rint(values / values.max() * UNIT), 1)
-        observed = tuple(int(v) for v in scaled)
+        observed, self.metered = tuple(int(v) for v in scaled), True
         if observed != self._observed:
             self._observed = observed
             self.version += 1
@@ -279,8 +279,8 @@ class Strata(Composition):
         """The next k_s examples of every stratum, evenly interleaved."""
         strata = len(self.sizes)
         counts = self.counts_at(batch_size, cursor)
-        if cursor.step == UNOBSERVED and set(self._noise(cursor.extra)) == {UNIT}:
-            self._tell_unobserved()
+        if cursor.step == UNOBSERVED and not self.metered:
+            self._tell_unobserved(cursor)
         drawn = np.array(cursor.extra[:strata], dtype=np.int64)
         group = np.repeat(np.arange(strata), counts)
         place = np.arange(batch_size) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -304,9 +304,9 @@ class Strata(Composition):
         extra = tuple(int(d) for d in drawn + counts) + self._noise(cursor.extra)
         return cut, cursor.behind(cursor.position + batch_size, extra)
 
-    def _tell_unobserved(self) -> None:
-        if self.rule == "neyman" and not self._told:
-            self._told = True
+    def _tell_unobserved(self, cursor: Cursor) -> None:
+        if self.rule == "neyman" and set(self._noise(cursor.extra)) == {UNIT}:
+            self.metered = True  # said once
             warnings.warn(
                 f"counts='neyman', but after {UNOBSERVED} steps no noise of the strata "
                 "has been observed, so counts are in proportion to their sizes: call a "
