@@ -1,9 +1,12 @@
 """What a hostile reader found, each once."""
 
+import contextlib
+import itertools
 import json
 import math
 import random
 import resource
+import sys
 import time
 import types
 from pathlib import Path
@@ -17,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 import rightbatch as rb
 from rightbatch.feed.allotment import allot
 from rightbatch.feed.ledger import Ledger
+from rightbatch.feed.lookahead import _Begin
 from rightbatch.feed.neyman import StratumMeter
 from rightbatch.feed.sampler import BatchSampler
 from rightbatch.feed.shards import ShardStream
@@ -372,9 +376,14 @@ def test_a_damaged_ledger_is_said(tmp_path: Path) -> None:
 class Table:
     """As much of a Hugging Face data set as tells one from another."""
 
+    _indices: Any = None
+
     def __init__(self, rows: list[int], transform: Any = None) -> None:
         self.rows, self.transform = rows, transform
-        self._fingerprint = f"{id(self)}"  # another one in every process
+        kind = "custom" if transform else None
+        self.format: dict[str, str | None] = {"type": kind}
+        # With a transform another one in every process.
+        self._fingerprint = f"{id(self)}" if transform else f"{rows}"
 
     def with_format(self, kind: str) -> "Table":
         assert kind == "arrow"
@@ -386,7 +395,10 @@ class Table:
     def __getitem__(self, index: int) -> Any:
         if self.transform:
             return self.transform(self.rows[index])
-        return types.SimpleNamespace(to_pylist=lambda: [{"x": self.rows[index]}])
+        batch = types.SimpleNamespace(serialize=lambda: batch)
+        batch.to_pybytes = str(self.rows[index]).encode
+        batch.combine_chunks = lambda: types.SimpleNamespace(to_batches=lambda: [batch])
+        return batch
 
 
 def test_a_transform_is_no_other_data_set() -> None:
@@ -396,7 +408,7 @@ def test_a_transform_is_no_other_data_set() -> None:
     again.load_state_dict(state)
     for rows in ([*range(99), -1], [-1, *range(1, 100)], list(range(100, 0, -1))):
         with pytest.raises(rb.SettingError, match="another data set"):
-            rb.BatchStream(Table(rows), 10).load_state_dict(state)
+            rb.BatchStream(Table(rows, abs), 10).load_state_dict(state)
 
 
 class Tagged(Dataset[Any]):
@@ -509,3 +521,100 @@ def test_messages_name_what_helps() -> None:
 class Ragged(Tagged):
     def __getitem__(self, index: int) -> Any:
         return torch.zeros(index + 1)
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_workers_that_never_begin_are_started_anew(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, started = _Begin.__call__, tmp_path / "started"
+
+    def slowly(self: _Begin, worker: int) -> None:
+        with started.open("a") as file:
+            file.write(".")
+        if len(started.read_text()) <= times:
+            time.sleep(60)  # stands still before it begins
+        begin(self, worker)
+
+    monkeypatch.setattr(_Begin, "__call__", slowly)
+    monkeypatch.setattr("rightbatch.feed.lookahead.CHECK_S", 0.5)
+    monkeypatch.setattr("rightbatch.feed.lookahead.BEGIN_S", 2.0)
+    stream = rb.BatchStream(Tagged(), 2, num_workers=1, order="sequential")
+    with pytest.warns(UserWarning, match="1 of 1 data workers did not begin"):
+        if times == 1:
+            assert [i for b, _ in stream for i in b.tolist()] == list(range(8))
+        else:
+            with pytest.raises(rb.JobError, match="do not begin"):
+                list(stream)
+            assert stream.step == 0
+    stream.close()
+
+
+def test_an_error_that_speaks_of_a_timeout_is_the_data_sets_own() -> None:
+    class Speaks(Tagged):
+        def __getitem__(self, index: int) -> tuple[int, int]:
+            if index == 5:
+                raise RuntimeError("DataLoader timed out after 5.0 seconds")
+            return index, 0
+
+    for workers in (0, 1):
+        stream = rb.BatchStream(Speaks(), 2, order="sequential", num_workers=workers)
+        with pytest.raises(RuntimeError, match="timed out after 5"):
+            list(stream)
+        assert stream.position == 4
+        stream.close()
+
+
+def test_what_was_asked_of_a_loader_that_is_gone_is_forgotten() -> None:
+    """As a second Ctrl-C would leave it, in the middle of the first one's stop."""
+    stream = rb.BatchStream(Tagged(), 2, order="sequential", num_workers=1)
+    batches = iter(stream)
+    assert next(batches)[0].tolist() == [0, 1]
+    stream._lookahead._loaded = None
+    seen = [batch.tolist() for batch, _ in batches]
+    assert seen == [[2, 3], [4, 5], [6, 7]]
+    stream.close()
+
+
+def test_a_ledger_goes_on_after_its_first_line_failed(tmp_path: Path) -> None:
+    stream = rb.BatchStream((torch.arange(12),), 4, ledger=tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        with pytest.raises(rb.RunFolderError, match="cannot write"):
+            list(stream)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    list(stream)
+    assert str(Ledger(tmp_path).audit()).startswith("12 examples in 3 steps, 1 whole")
+    next(tmp_path.glob("segment-*")).unlink()
+    with pytest.raises(rb.RunFolderError, match="cannot write"):
+        list(stream)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("line", range(12))
+def test_an_interrupt_leaves_ledger_and_stream_of_one_mind(
+    line: int, tmp_path: Path
+) -> None:
+    """Ctrl-C at every line that commits a step: it is behind in both, or in neither."""
+    stream = rb.BatchStream((torch.arange(12),), 4, ledger=tmp_path)
+    next(iter(stream))
+    count = itertools.count()
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code.co_name not in ("_commit", "_append"):
+            return None if event == "call" else trace
+        if event == "line" and next(count) == 2 * line:
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            next(iter(stream))
+    finally:
+        sys.settrace(None)
+    list(stream)
+    audit = Ledger(tmp_path).audit()
+    assert (audit.examples, audit.lost, audit.repeated) == (12, 0, 0)

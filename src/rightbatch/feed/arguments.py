@@ -62,21 +62,23 @@ def fingerprint_of(dataset: Any) -> str:
         parts = dataset.datasets
         parts = parts.values() if isinstance(parts, dict) else parts
         return "+".join(filter(None, map(fingerprint_of, parts)))
-    own = str(getattr(dataset, "_fingerprint", ""))
-    if own and callable(getattr(dataset, "with_format", None)):
-        # Hugging Face's own is that of the transform too: another one in each process
-        # if that holds a random generator or a lock.
+    form = getattr(dataset, "format", None)
+    if isinstance(form, dict) and form.get("type") == "custom":
+        # Hugging Face's with a transform: its own fingerprint is of the transform too,
+        # another one in each process if that holds a random generator or a lock.
         return _fingerprint_of_rows(dataset)
-    return own
+    return str(getattr(dataset, "_fingerprint", ""))
 
 
 def _fingerprint_of_rows(dataset: Any) -> str:
-    """By some rows, as they lie: without format or transform."""
+    """By some rows, as they lie without the transform, and by the order of all."""
     rows, count = dataset.with_format("arrow"), len(dataset)
-    places = sorted({i * (count - 1) // (ROWS - 1) for i in range(ROWS)})
     found = blake2b(digest_size=8)
-    for place in places:
-        found.update(repr(rows[place].to_pylist()).encode())
+    for place in sorted({i * (count - 1) // (ROWS - 1) for i in range(ROWS)}):
+        for batch in rows[place].combine_chunks().to_batches():
+            found.update(batch.serialize().to_pybytes())
+    if (order := getattr(dataset, "_indices", None)) is not None:
+        found.update(order.column(0).to_numpy().tobytes())
     return found.hexdigest()
 
 

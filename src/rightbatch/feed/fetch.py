@@ -67,16 +67,20 @@ class Fetch:
         self.current = current
         self._at_once = not self._own_collate and _dense(data)
         self._randomness = Randomness(data)
-        self._fresh = True
+        self._fresh, self._singly = True, False
 
     def renew(self) -> None:
         """The data set may have changed."""
         self._fresh = True
 
-    def __getitems__(self, task: tuple[int, Piece]) -> Any:
-        generation, piece = task
+    def __getitems__(self, task: tuple[int, int, Piece]) -> tuple[int, Any]:
+        """The batch of a task, with the task's number."""
+        number, generation, piece = task
         if generation < int(self.current[0]):
-            return None  # no longer wanted: the batch size has changed
+            return number, None  # no longer wanted: the batch size has changed
+        return number, self._batch(piece)
+
+    def _batch(self, piece: Piece) -> Any:
         index = torch.from_numpy(piece.indices)
         if isinstance(self.data, tuple):
             return tuple(t[index.to(t.device)] for t in self.data)
@@ -99,6 +103,7 @@ class Fetch:
 
     def _seeded(self, wanted: list[int], seeds: list[int], before: States) -> list[Any]:
         randomness, first = self._randomness, seeds[0]
+        examples: Any
         if not randomness.draws:
             randomness.seed(first)  # so that even what is kept of it is no chance
             examples = self._read(wanted)
@@ -119,19 +124,20 @@ class Fetch:
             if not randomness.notice(first):  # from others too: once more
                 return examples
 
-    def _read(self, wanted: list[int]) -> list[Any]:
-        many = getattr(self.data, "__getitems__", None)
+    def _read(self, wanted: list[int]) -> Any:
+        many = None if self._singly else getattr(self.data, "__getitems__", None)
         if many is None:
             return [self._one(index) for index in wanted]
         try:
             examples = many(wanted)
-        except Exception:
+        except Exception as error:
             for index in wanted:  # which one it is
                 self._one(index)
+            error.add_note(f"while reading examples {_some(wanted)} of the data set")
             raise
-        if type(examples) in (list, tuple) and len(examples) == len(wanted):
-            return examples
-        if self.seeded:  # a batch already: no examples that could be read singly
+        whole = isinstance(examples, (list, tuple)) and len(examples) == len(wanted)
+        if self.seeded and not whole:  # a made batch: it could not be read singly
+            self._singly = True
             return [self._one(index) for index in wanted]
         return examples
 
@@ -139,11 +145,7 @@ class Fetch:
         try:
             return self.collate(examples)
         except Exception as error:
-            more = ", ..." if len(wanted) > 8 else ""
-            error.add_note(
-                f"while collating examples {', '.join(map(str, wanted[:8]))}{more} of "
-                "the data set"
-            )
+            error.add_note(f"while collating examples {_some(wanted)} of the data set")
             if not self._own_collate:
                 error.add_note(
                     "torch's default collate stacks tensors of one shape; for others, "
@@ -162,6 +164,10 @@ class Fetch:
     def as_it_is(batch: Any) -> Any:
         """The loader's collate: the batch is made already."""
         return batch
+
+
+def _some(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
 
 
 def _plain(data: Any) -> bool:

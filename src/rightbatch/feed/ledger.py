@@ -149,25 +149,36 @@ class Ledger:
             self._append(at, row | {"positions": [], "indices": []})
 
     def _append(self, at: Writer, row: dict[str, Any]) -> None:
-        if self._file is None:
-            self._file = self._opened(at.segment, at.rank, at.world_size)
-            row = {"length": at.length, "ranks": at.world_size} | row
-        line = (json.dumps(row) + "\n").encode()
-        whole = self._file.stat().st_size
         try:
-            with self._file.open("ab", buffering=0) as file:
-                while line:
-                    line = line[file.write(line) :]
-        except BaseException as error:  # a full disk, Ctrl-C: no half of a line
-            os.truncate(self._file, whole)
-            if isinstance(error, OSError):
-                raise RunFolderError(
-                    f"cannot write the ledger {self._file}",
-                    seen=error.strerror or str(error),
-                    why="the step is not counted, and comes again",
-                    fix="make room and go on, or leave ledger out",
-                ) from error
-            raise
+            if self._file is None:
+                self._file = self._opened(at.segment, at.rank, at.world_size)
+            if not (whole := self._file.stat().st_size):
+                row = {"length": at.length, "ranks": at.world_size} | row
+            line = (json.dumps(row) + "\n").encode()
+            try:
+                with self._file.open("ab", buffering=0) as file:
+                    while line:
+                        line = line[file.write(line) :]
+            except BaseException:  # a full disk, Ctrl-C: no half of a line
+                self.back_to(whole)
+                raise
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write the ledger in {self.folder}",
+                seen=error.strerror or str(error),
+                why="the step is not counted, and comes again",
+                fix="make room and go on; if files were removed: a new folder",
+            ) from error
+
+    def mark(self) -> int:
+        """Where this process's file ends: bytes, 0 before its first row."""
+        file = self._file
+        return 0 if file is None or not file.exists() else file.stat().st_size
+
+    def back_to(self, mark: int) -> None:
+        """Take back what was written since: its step was not handed out."""
+        if self._file is not None and self._file.exists():
+            os.truncate(self._file, mark)
 
     def prepare(self) -> None:
         """See that it can be written.
@@ -199,6 +210,10 @@ class Ledger:
         """
         rows, rolled_back, segments = self._rows()
         size = length or max(row.get("length", 0) for row in rows)
+        if not size:
+            raise RunFolderError(
+                f"the ledger {self.folder} is damaged", seen="no row has a length"
+            )
         index = np.asarray([i for r in rows for i in r["indices"]], dtype=np.int64)
         spans = [np.arange(*span) for r in rows for span in r["positions"]]
         at = np.concatenate([np.empty(0, dtype=np.int64), *spans])
@@ -237,7 +252,7 @@ class Ledger:
         for path in sorted(self.folder.glob("segment-*-rank-*.jsonl")):
             number = int(path.stem.split("-")[1])
             for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                # A killed process may leave half a line: that step was not finished.
+                # A killed process may leave half a line, of a step not handed out.
                 if line.endswith("\n"):
                     segments.setdefault(number, []).append(_row(line, path))
         if not segments:
@@ -245,11 +260,9 @@ class Ledger:
         kept: list[dict[str, Any]] = []
         void: set[tuple[int, int]] = set()
         for number in sorted(segments):
-            # What was left out just before a step has that step's number.
-            first = min((row["step"], row["start"]) for row in segments[number])
-            gone = [r for r in kept if (r["step"], r["start"]) >= first]
-            void |= {(number, r["step"]) for r in gone}
-            kept = [r for r in kept if (r["step"], r["start"]) < first]
+            first = min(_place(row) for row in segments[number])
+            void |= {(number, r["step"]) for r in kept if _place(r) >= first}
+            kept = [r for r in kept if _place(r) < first]
             kept += segments[number]
         return kept, len(void), len(segments)
 
@@ -285,6 +298,11 @@ class Ledger:
                 f"anew: it is kept in {aside.name} (to go on, load the state first)",
                 stacklevel=6,
             )
+
+
+def _place(row: dict[str, Any]) -> tuple[int, int]:
+    """Where it stands; what was left out just before a step has that step's number."""
+    return row["step"], row["start"]
 
 
 def _row(line: str, path: Path) -> dict[str, Any]:

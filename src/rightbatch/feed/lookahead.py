@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import warnings
 import weakref
 from collections import deque
@@ -10,11 +11,14 @@ from multiprocessing.connection import wait
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from rightbatch.errors import JobError
 from rightbatch.feed.fetch import Fetch, Piece
 
+TRIES = 3  # to start workers
+BEGIN_S = 10.0  # a forked worker that has not begun by then never will [assumed]
 CHECK_S = 5.0  # how often the wait for workers is looked at, as torch does
 LONG_S = 60.0  # a wait that is worth a word [assumed]
 LAST_WORDS_S = 1.0  # a worker whose socket is gone is a process this much longer
@@ -40,16 +44,20 @@ class Lookahead:
     ) -> None:
         self._current = torch.zeros(1, dtype=torch.int64)
         self._patience = options.get("timeout", 0)
+        self._begun = torch.zeros(options.get("num_workers", 0), dtype=torch.bool)
         if options.get("num_workers"):
             self._current.share_memory_()
+            self._begun.share_memory_()
+            then = options.get("worker_init_fn")
             options = options | {
-                "worker_init_fn": _Begin(options.get("worker_init_fn")),
+                "worker_init_fn": _Begin(self._begun, then),
                 "timeout": self._patience or CHECK_S,
             }
         self._fetch = Fetch(data, collate, seeded, self._current)
         self._options = options
         self._source: Iterator[Piece] = iter(())
-        self._asked: deque[Piece] = deque()
+        self._asked: deque[tuple[int, Piece]] = deque()
+        self._number = 0
         self._loaded: Any = None
         self.refills = 0  # guesses that were wrong
 
@@ -64,34 +72,39 @@ class Lookahead:
             JobError: A worker died; nothing was handed out.
         """
         self._bury()
-        for _ in range(2):
+        last: _Ended | None = None
+        for _ in range(TRIES):
             try:
                 return self._take(piece, onward)
             except _Ended as ended:  # by a Ctrl-C, of which the loop has been told
                 last = ended
+        assert last is not None
         raise last.trouble from last.__cause__  # or by their data set, every time
 
     def _take(self, piece: Piece, onward: Callable[[], Iterator[Piece]]) -> Any:
         try:
-            if self._asked and not self._asked[0].same(piece):
+            if self._asked and not self._asked[0][1].same(piece):
                 self._refill(onward)
             elif not self._asked:
                 self._source = onward()
             if self._loaded is None:
+                self._asked.clear()  # by a loader that is no more
+                self._begun.zero_()
                 self._source = onward()
                 self._loaded = iter(self._loader())
-            batch = self._next()
-            got = self._asked.popleft()
+            found, batch = self._next()
+            number, got = self._asked.popleft()
         except BaseException as error:
             # What was asked for is forgotten, what was handed out is not.
             trouble = worker_trouble(error) if self._options["num_workers"] else None
             codes = _exit_codes(self._loaded) if trouble is not None else []
-            self._stop(at_once=trouble is not None)
+            self._stop(at_once=trouble is not None or isinstance(error, _Ended))
             if trouble is not None and 0 in codes and not any(codes):
                 raise _Ended(trouble) from error
             if trouble is not None:
                 raise trouble from error
             raise
+        assert found == number, "the loader handed out another batch"
         assert got.same(piece), "the loader handed out another piece"
         return batch
 
@@ -102,9 +115,16 @@ class Lookahead:
             try:
                 return next(self._loaded)
             except RuntimeError as error:
-                if self._patience or "DataLoader timed out" not in str(error):
+                # torch's own line, of our own limit; what data raise begins otherwise.
+                if str(error) != f"DataLoader timed out after {CHECK_S} seconds":
+                    raise
+                pins = getattr(self._loaded, "_pin_memory_thread", None)
+                pinned = pins is None or pins.is_alive()
+                if self._patience or not len(self._begun) or not pinned:
                     raise
             waited += CHECK_S
+            if waited >= BEGIN_S and not bool(self._begun.all()) and self._forks():
+                raise self._stillborn()
             if waited - CHECK_S < LONG_S <= waited:
                 workers = ", ".join(str(w.pid) for w in self._loaded._workers)
                 warnings.warn(
@@ -112,6 +132,36 @@ class Lookahead:
                     f"still waiting (processes {workers}; timeout= makes it an error)",
                     stacklevel=6,
                 )
+
+    def _forks(self) -> bool:
+        chosen = self._options.get("multiprocessing_context")
+        if chosen is None or isinstance(chosen, str):
+            return (chosen or multiprocessing.get_start_method()) == "fork"
+        return bool(chosen.get_start_method() == "fork")
+
+    def _stillborn(self) -> _Ended:
+        """What to raise where a forked worker never came to its first line.
+
+        Python before 3.11.10 can lock up a child that is forked while another thread,
+        such as one of gloo's, enters or leaves Python (python/cpython#112275). A new
+        one most likely lives.
+        """
+        count = int((~self._begun).sum())
+        warnings.warn(
+            f"{count} of {len(self._begun)} data workers did not begin within "
+            f"{BEGIN_S:.0f} s after they were forked, as happens where other threads "
+            "use Python (python/cpython#112275); all are started anew, and nothing is "
+            "lost",
+            stacklevel=7,
+        )
+        return _Ended(
+            JobError(
+                "data workers do not begin",
+                seen=f"{count} of {len(self._begun)}, {TRIES} times",
+                why="the stream's state is intact, at the last whole step",
+                fix="multiprocessing_context='forkserver', or Python 3.11.10 or newer",
+            )
+        )
 
     def _bury(self) -> None:
         """Start anew where a worker has died while the loop was busy elsewhere.
@@ -130,11 +180,12 @@ class Lookahead:
         if dead:
             self._stop(at_once=True)
 
-    def ask(self) -> tuple[int, Piece]:
-        """The next piece for the workers, and its generation."""
+    def ask(self) -> tuple[int, int, Piece]:
+        """A task for the workers: its number, its generation, and the next piece."""
         piece = next(self._source)
-        self._asked.append(piece)
-        return int(self._current[0]), piece
+        self._number += 1
+        self._asked.append((self._number, piece))
+        return self._number, int(self._current[0]), piece
 
     def close(self) -> None:
         """Stop the workers; the next `take` starts new ones, and sees changed data."""
@@ -190,12 +241,18 @@ class Lookahead:
 
 
 class _Begin:
-    """A worker's first act: there ``get_worker_info().dataset`` is the user's own."""
+    """A worker's first act: there ``get_worker_info().dataset`` is the user's own.
 
-    def __init__(self, then: Callable[[int], None] | None) -> None:
-        self.then = then
+    Args:
+        begun: Shared; which workers have come so far.
+        then: The user's own first act.
+    """
+
+    def __init__(self, begun: Tensor, then: Callable[[int], None] | None) -> None:
+        self.begun, self.then = begun, then
 
     def __call__(self, worker: int) -> None:
+        self.begun[worker] = True
         info: Any = get_worker_info()
         object.__setattr__(info, "dataset", info.dataset.data)
         if self.then is not None:
@@ -221,7 +278,7 @@ def _whoever_dies(act: Callable[[], object], workers: int) -> None:
 
 
 class _Ended(Exception):
-    """Workers have left with status 0: they do so when Ctrl-C reaches them."""
+    """Workers have left with status 0, as where Ctrl-C reaches them, or never begun."""
 
     def __init__(self, trouble: JobError) -> None:
         super().__init__()
@@ -235,7 +292,7 @@ class _Tasks:
         # Weak: workers stop when their stream is let go, not when a cycle is collected.
         self._owner = owner
 
-    def __iter__(self) -> Iterator[tuple[int, Piece]]:
+    def __iter__(self) -> Iterator[tuple[int, int, Piece]]:
         while (lookahead := self._owner()) is not None:
             task = lookahead.ask()
             del lookahead

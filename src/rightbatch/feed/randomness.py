@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,19 +81,29 @@ class Generator:
                 begin=lambda seed: _begin(bits, seed),
                 tell=found.random,
             )
+        elif issubclass(kind, np.random.BitGenerator):
+            made = cls(
+                source=found,
+                salt=salt,
+                get=lambda: found.state,
+                put=lambda state: setattr(found, "state", state),
+                begin=lambda seed: _begin(found, seed),
+                tell=found.random_raw,
+            )
         return made if made is None or _works(made) else None
 
 
 def _works(made: Generator) -> bool:
     """Whether it can be seeded, told and put back; some have no state."""
-    try:
+    with suppress(Exception):  # whatever a class of somebody's own raises
         before = made.get()
-        made.begin(1)
-        made.tell()
-        made.put(before)
-    except Exception:  # whatever a class of somebody's own raises
-        return False
-    return True
+        try:
+            made.begin(1)
+            made.tell()
+        finally:
+            made.put(before)
+        return True
+    return False
 
 
 def _begin(bits: Any, seed: int) -> None:
@@ -135,6 +146,7 @@ class Randomness:
     def __init__(self, data: Any) -> None:
         self.data = data
         self.all: list[Generator] = []  # looked for where the data are read
+        self.cut_short = False
         self._drawn: set[Any] = set()
 
     @property
@@ -153,17 +165,11 @@ class Randomness:
         found = {id(g.source): g for g in PROCESS}
         reached = Reached(self.data)
         for way, one in reached:
-            made = Generator.of(one, key_of("generator", way))
-            if made is not None and id(made.source) not in found:
-                found[id(made.source)] = known.get(id(made.source), made)
-        if reached.cut_short:
-            warnings.warn(
-                f"the data set holds more than {MOST_LOOKED_AT:,} objects: random "
-                "generators among the others are not seeded, so what they draw is not "
-                "the same after a resume; keep the transforms in an attribute of the "
-                "data set",
-                stacklevel=2,
-            )
+            source = one.bit_generator if type(one) is np.random.Generator else one
+            made = known.get(id(source)) or Generator.of(one, key_of("generator", way))
+            if made is not None:
+                found.setdefault(id(made.source), made)
+        self.cut_short = reached.cut_short
         self.all = list(found.values())
         return [g for number, g in found.items() if number not in known]
 
@@ -204,9 +210,18 @@ class Randomness:
                 generator.begin(value ^ generator.salt)
                 if here != generator.tell():
                     moved.add(generator)
-        self._drawn |= moved
+        self.add(moved)
         return bool(moved)
 
-    def add(self, generators: list[Generator]) -> None:
+    def add(self, generators: Iterable[Generator]) -> None:
         """These are drawn from too."""
         self._drawn |= set(generators)
+        if self._drawn and self.cut_short:
+            self.cut_short = False  # said once
+            warnings.warn(
+                f"the data set draws random numbers and holds more than "
+                f"{MOST_LOOKED_AT:,} objects: generators of its own among the others "
+                "are not seeded, so what they draw is not the same after a resume; "
+                "keep its transforms in an attribute of the data set",
+                stacklevel=2,
+            )

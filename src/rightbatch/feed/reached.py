@@ -11,19 +11,27 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import (
+    BuiltinMethodType,
+    CodeType,
+    FunctionType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import ConcatDataset, StackDataset
 
-MOST_LOOKED_AT = 20_000  # objects [assumed: 0.1 s]
+MOST_LOOKED_AT = 20_000  # objects; some 0.5 s [measured]
 MOST_ITEMS = 256  # of a list or dict: transforms are few, records many [assumed]
 MOST_NESTED = 2  # lists or dicts directly in each other: so are records [assumed]
 ENTRIES = ("__getitem__", "__getitems__", "__call__", "forward")  # what is called
 ATOMS = (type(None), bool, int, float, complex, str, bytes, np.generic, torch.Tensor)
 FOREIGN = {"torch", "numpy", *sys.stdlib_module_names} - {"__main__"}
+MEMBER = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM")
 Way = tuple[str, Any]  # the next piece of the way, and what lies there
 
 
@@ -49,8 +57,7 @@ class Reached:
 
     Followed are attributes, items of lists and dicts, partial functions, methods,
     closures, defaults, and the globals, class attributes and other functions that the
-    code names which reading an example may run. The way to an object does not depend
-    on what else there is.
+    code names which reading an example may run. Nobody's code is run for it.
 
     Args:
         data: The data set.
@@ -61,6 +68,8 @@ class Reached:
 
     def __init__(self, data: Any) -> None:
         self.data, self.cut_short = data, False
+        self._classes: dict[type, None] = {}
+        self._names: dict[str, None] = dict.fromkeys(ENTRIES)
 
     def __iter__(self) -> Iterator[Way]:
         seen: set[Any] = set()
@@ -78,15 +87,48 @@ class Reached:
             yield found.way, one
             nested = found.nested + 1 if _is_container(one) else 0
             with suppress(Exception):  # whatever an object does when it is looked at
-                for piece, held in _held(one):
+                for piece, held in itertools.chain(_held(one), self._called(one)):
                     if _is_container(held) and nested >= MOST_NESTED:
                         continue
                     if not issubclass(type(held), ATOMS):
                         queue.append(_Found(f"{found.way}/{piece}", held, nested))
 
+    def _called(self, one: Any) -> Iterator[Way]:
+        """What the names in all code so far may mean on the objects so far.
+
+        Code rarely says of what class an object is: ``self.change.apply(x)``.
+        """
+        if type(one) is _Code:
+            new = [n for n in _names(one.function.__code__)[1] if n not in self._names]
+            self._names |= dict.fromkeys(new)
+            for kind in list(self._classes):
+                for name in new:
+                    yield from _defined(kind, name)
+            return
+        kind = one if issubclass(type(one), type) else type(one)
+        if kind in self._classes or not _is_the_users(kind):
+            return
+        self._classes[kind] = None
+        for name in list(self._names):
+            yield from _defined(kind, name)
+
 
 def _is_container(one: Any) -> bool:
     return issubclass(type(one), (list, tuple, dict, deque))
+
+
+def _is_foreign(module: Any) -> bool:
+    return str(module).split(".")[0] in FOREIGN
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_the_users(kind: type) -> bool:
+    """Whether it is no installed library's; those call their own methods by self."""
+    module = type.__dict__["__module__"].__get__(kind)
+    if _is_foreign(module):
+        return False
+    file = str(getattr(sys.modules.get(str(module)), "__file__", ""))
+    return "site-packages" not in file and "dist-packages" not in file
 
 
 def _held(one: Any) -> Iterator[Way]:
@@ -104,12 +146,14 @@ def _held(one: Any) -> Iterator[Way]:
     elif issubclass(kind, MethodType):
         yield "self", one.__self__
         yield "", _Code(one.__func__, type(one.__self__))
+    elif issubclass(kind, BuiltinMethodType):
+        yield "self", one.__self__
     elif issubclass(kind, (staticmethod, classmethod)):
         yield "", one.__func__
     elif issubclass(kind, FunctionType):
         yield "", _Code(one)
     elif kind is _Code:
-        if (one.function.__module__ or "").split(".")[0] not in FOREIGN:
+        if not _is_foreign(one.function.__module__):
             yield from _named(one.function, one.owner)
     else:
         yield from _of_an_instance(one, kind)
@@ -131,41 +175,37 @@ def _numbered(items: Any) -> Iterator[Way]:
 
 
 def _of_an_instance(one: Any, kind: type) -> Iterator[Way]:
-    if issubclass(kind, (ConcatDataset, StackDataset)):  # all parts, however many
-        parts = one.datasets
-        if type(parts) is list or type(parts) is tuple:
-            yield from _numbered(parts)
     with suppress(Exception):
         attributes = object.__getattribute__(one, "__dict__")
         if type(attributes) is dict:
             yield from ((f".{name}", value) for name, value in attributes.items())
+            if issubclass(kind, (ConcatDataset, StackDataset)):  # all of its parts
+                yield from _items(attributes.get("datasets"))
     for base in kind.__mro__:
-        for name in _slots(base):
-            with suppress(Exception):
-                yield f".{name}", vars(base)[name].__get__(one)
+        for name, slot in vars(base).items():
+            if type(slot) is MemberDescriptorType:
+                with suppress(AttributeError):  # nothing in it
+                    yield f".{name}", slot.__get__(one)
     for name in ENTRIES:
         yield from _defined(kind, name)
-
-
-def _slots(base: type) -> list[str]:
-    names = vars(base).get("__slots__", ())
-    return [names] if isinstance(names, str) else list(names)
 
 
 def _defined(kind: type, name: str) -> Iterator[Way]:
     """What a name means in a class and in those it inherits from (``super()``)."""
     for base in kind.__mro__:
-        if name in vars(base) and base.__module__.split(".")[0] not in FOREIGN:
-            value = vars(base)[name]
-            if issubclass(type(value), property):
-                value = value.fget
-            elif issubclass(type(value), functools.cached_property):
-                value = value.func
-            elif issubclass(type(value), (staticmethod, classmethod)):
-                value = value.__func__
-            if issubclass(type(value), FunctionType):
-                value = _Code(value, kind)
-            yield f"{base.__qualname__}.{name}", value
+        if name in vars(base) and not _is_foreign(vars(base).get("__module__")):
+            yield f"{base.__qualname__}.{name}", _bare(vars(base)[name], kind)
+
+
+def _bare(value: Any, owner: type) -> Any:
+    """What a class holds under a name: the code of a method or property, or itself."""
+    if issubclass(type(value), property):
+        value = value.fget
+    elif issubclass(type(value), functools.cached_property):
+        value = value.func
+    elif issubclass(type(value), (staticmethod, classmethod)):
+        value = value.__func__
+    return _Code(value, owner) if issubclass(type(value), FunctionType) else value
 
 
 def _named(function: FunctionType, owner: type | None) -> Iterator[Way]:
@@ -174,22 +214,19 @@ def _named(function: FunctionType, owner: type | None) -> Iterator[Way]:
     for name, cell in cells:
         with suppress(ValueError):  # empty as yet
             yield f"closure {name}", cell.cell_contents
-    yield from (
-        (f"default {number}", value)
-        for number, value in enumerate(function.__defaults__ or ())
-    )
-    yield from (
-        (f"default {name}", value)
-        for name, value in (function.__kwdefaults__ or {}).items()
-    )
+    defaults = [*_numbered(function.__defaults__ or ())]
+    defaults += (function.__kwdefaults__ or {}).items()
+    yield from ((f"default {name}", value) for name, value in defaults)
     for name, value in function.__dict__.items():  # such as __wrapped__
         yield f".{name}", value
-    taken, attributes = _names(function.__code__)
+    taken, attributes, imported = _names(function.__code__)
     for name in taken:
         if name in function.__globals__:
             value = function.__globals__[name]
             yield f"global {name}", value
             yield from _inside(f"global {name}", value, attributes)
+    for name in imported:
+        yield from _inside(f"import {name}", sys.modules.get(name), attributes)
     if owner is not None:
         for name in attributes:
             yield from _defined(owner, name)
@@ -201,30 +238,30 @@ def _inside(
     """What code may mean that goes on from a module or a class by a name."""
     if not issubclass(type(value), (ModuleType, type)) or not deep:
         return
-    home = value.__name__ if issubclass(type(value), ModuleType) else value.__module__
-    if home.split(".")[0] in FOREIGN:
+    is_module = issubclass(type(value), ModuleType)
+    if _is_foreign(value.__name__ if is_module else value.__module__):
         return
     for name in attributes:
-        with suppress(KeyError):
-            inner = inspect.getattr_static(value, name, None)
-            if inner is not None:
-                yield f"{way}.{name}", inner
-                yield from _inside(f"{way}.{name}", inner, attributes, deep - 1)
+        inner = inspect.getattr_static(value, name, None)
+        if inner is not None:
+            yield f"{way}.{name}", inner if is_module else _bare(inner, value)
+            yield from _inside(f"{way}.{name}", inner, attributes, deep - 1)
 
 
 @functools.lru_cache(maxsize=4096)
-def _names(code: CodeType) -> tuple[list[str], list[str]]:
-    """Globals and attributes that code names, functions inside of it included."""
-    taken: dict[str, None] = {}
-    attributes: dict[str, None] = {}
+def _names(code: CodeType) -> tuple[list[str], list[str], list[str]]:
+    """Globals, attributes and imports that code names, functions inside included."""
+    found: tuple[dict[str, None], ...] = ({}, {}, {})
+    taken, attributes, imported = found
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             taken[instruction.argval] = None
-        elif instruction.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"):
+        elif instruction.opname == "IMPORT_NAME":
+            imported[instruction.argval] = None
+        elif instruction.opname in MEMBER:
             attributes[instruction.argval] = None
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            more = _names(constant)
-            taken |= dict.fromkeys(more[0])
-            attributes |= dict.fromkeys(more[1])
-    return list(taken), list(attributes)
+            for names, more in zip(found, _names(constant), strict=True):
+                names |= dict.fromkeys(more)
+    return list(taken), list(attributes), list(imported)

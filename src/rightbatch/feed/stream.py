@@ -355,9 +355,17 @@ class BatchStream(Sealed, Cutter):
             )
 
     def _commit(self, plan: StepPlan) -> None:
-        if self._ledger is not None:  # first: a step that it has not is not behind
-            self._ledger.write(plan, self._writer())
-        self._cursor = plan.after
+        if (ledger := self._ledger) is None:
+            self._cursor = plan.after
+            return
+        mark = ledger.mark()
+        try:  # both or neither, also where a Ctrl-C comes in between
+            ledger.write(plan, self._writer())
+            self._cursor = plan.after
+        except BaseException:
+            if self._cursor is not plan.after:
+                ledger.back_to(mark)
+            raise
 
     def _settle(self) -> None:
         """Stand where the next step begins."""
