@@ -132,6 +132,9 @@ class Numbers:
         return index, torch.rand(())
 
 
+OWN = random.Random(7)  # a generator that a module keeps
+
+
 class Whispers(Numbers):
     """The same with generators of its own; a spawned worker can import it."""
 

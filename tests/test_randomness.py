@@ -145,6 +145,37 @@ class Slotted:
         return self.generator.random()
 
 
+class Change:
+    """A transform that is not called but applied."""
+
+    kept = random.Random(6)
+
+    def apply(self) -> float:
+        return MORE.random() + self.kept.random()
+
+
+class Applied:
+    def __init__(self) -> None:
+        self.change = Change()
+
+    def __call__(self) -> float:
+        return self.change.apply()
+
+
+def with_its_own_import() -> Draw:
+    def draw() -> float:
+        from feeding import OWN
+
+        return OWN.random()
+
+    return draw
+
+
+def of_bits() -> Draw:
+    bits = np.random.PCG64(3)
+    return lambda: bits.random_raw() / 2**64
+
+
 MORE, MOST = random.Random(4), np.random.RandomState(4)
 AUGMENT = types.ModuleType("augment")  # a module of the user's own
 exec(
@@ -207,6 +238,11 @@ WAYS: dict[str, Callable[[], Draw]] = {
     "an object array's": object_array,
     "a default's": of_a_default,
     "wrapped": wrapped,
+    "applied": Applied,
+    "applied at once": lambda: lambda: Change().apply(),
+    "with its own import": with_its_own_import,
+    "of bits": of_bits,
+    "a built-in method": lambda: random.Random(3).random,
 }
 
 
