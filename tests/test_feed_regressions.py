@@ -15,7 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    TensorDataset,
+    random_split,
+)
 
 import rightbatch as rb
 from rightbatch.feed.allotment import allot
@@ -618,3 +625,17 @@ def test_an_interrupt_leaves_ledger_and_stream_of_one_mind(
     list(stream)
     audit = Ledger(tmp_path).audit()
     assert (audit.examples, audit.lost, audit.repeated) == (12, 0, 0)
+
+
+def test_another_random_split_is_another_data_set() -> None:
+    data = TensorDataset(torch.arange(100))
+    seeds = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
+    parts = [random_split(data, [80, 20], seed) for seed in seeds]
+    state = rb.BatchStream(parts[0][0], 8).state_dict()
+    rb.BatchStream(parts[1][0], 8).load_state_dict(state)
+    with pytest.raises(rb.SettingError, match="another data set"):
+        rb.BatchStream(parts[2][0], 8).load_state_dict(state)
+    both = ConcatDataset([parts[0][1], parts[0][0]])
+    state = rb.BatchStream(both, 8).state_dict()
+    with pytest.raises(rb.SettingError, match="another data set"):
+        rb.BatchStream(ConcatDataset(parts[2]), 8).load_state_dict(state)

@@ -7,8 +7,15 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, StackDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    StackDataset,
+    Subset,
+)
 
 from rightbatch.errors import SettingError
 
@@ -62,6 +69,12 @@ def fingerprint_of(dataset: Any) -> str:
         parts = dataset.datasets
         parts = parts.values() if isinstance(parts, dict) else parts
         return "+".join(filter(None, map(fingerprint_of, parts)))
+    if isinstance(dataset, ConcatDataset):
+        return "+".join(filter(None, map(fingerprint_of, dataset.datasets)))
+    if isinstance(dataset, Subset):  # a random split without a seed is another one
+        places = np.asarray(dataset.indices, dtype=np.int64)
+        chosen = blake2b(places.tobytes(), digest_size=8).hexdigest()
+        return f"{fingerprint_of(dataset.dataset)}[{chosen}]"
     form = getattr(dataset, "format", None)
     if isinstance(form, dict) and form.get("type") == "custom":
         # Hugging Face's with a transform: its own fingerprint is of the transform too,
