@@ -27,10 +27,10 @@ from torch.utils.data import (
 import rightbatch as rb
 from rightbatch.feed.allotment import allot
 from rightbatch.feed.ledger import Ledger
-from rightbatch.feed.lookahead import _Begin
 from rightbatch.feed.neyman import StratumMeter
 from rightbatch.feed.sampler import BatchSampler
 from rightbatch.feed.shards import ShardStream
+from rightbatch.feed.workers import Begin
 from test_shards import Source, _same
 
 DATA = (torch.arange(40),)
@@ -534,16 +534,16 @@ class Ragged(Tagged):
 def test_workers_that_never_begin_are_started_anew(
     times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin, started = _Begin.__call__, tmp_path / "started"
+    begin, started = Begin.__call__, tmp_path / "started"
 
-    def slowly(self: _Begin, worker: int) -> None:
+    def slowly(self: Begin, worker: int) -> None:
         with started.open("a") as file:
             file.write(".")
         if len(started.read_text()) <= times:
             time.sleep(60)  # stands still before it begins
         begin(self, worker)
 
-    monkeypatch.setattr(_Begin, "__call__", slowly)
+    monkeypatch.setattr(Begin, "__call__", slowly)
     monkeypatch.setattr("rightbatch.feed.lookahead.CHECK_S", 0.5)
     monkeypatch.setattr("rightbatch.feed.lookahead.BEGIN_S", 2.0)
     stream = rb.BatchStream(Tagged(), 2, num_workers=1, order="sequential")

@@ -23,9 +23,9 @@ import rightbatch as rb
 from feeding import DEATHS, Numbers, Segment, run, steps_of
 from rightbatch.feed.deal import deal
 from rightbatch.feed.ledger import Ledger
-from rightbatch.feed.lookahead import worker_trouble
 from rightbatch.feed.sampler import BatchSampler
 from rightbatch.feed.stream import BatchStream
+from rightbatch.feed.workers import worker_trouble
 
 HERE = Path(__file__).parent
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import wait
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 
-from rightbatch.errors import JobError
 from rightbatch.feed.fetch import Fetch, Piece
-
-TRIES = 3  # to start workers
-BEGIN_S = 10.0  # a forked worker that has not begun by then never will [assumed]
-CHECK_S = 5.0  # how often the wait for workers is looked at, as torch does
-LONG_S = 60.0  # a wait that is worth a word [assumed]
-LAST_WORDS_S = 1.0  # a worker whose socket is gone is a process this much longer
+from rightbatch.feed.workers import (
+    BEGIN_S,
+    CHECK_S,
+    LONG_S,
+    TRIES,
+    Begin,
+    Ended,
+    exit_codes,
+    forks,
+    stillborn,
+    whoever_dies,
+    worker_trouble,
+)
 
 
 class Lookahead:
@@ -50,7 +53,7 @@ class Lookahead:
             self._begun.share_memory_()
             then = options.get("worker_init_fn")
             options = options | {
-                "worker_init_fn": _Begin(self._begun, then),
+                "worker_init_fn": Begin(self._begun, then),
                 "timeout": self._patience or CHECK_S,
             }
         self._fetch = Fetch(data, collate, seeded, self._current)
@@ -72,11 +75,11 @@ class Lookahead:
             JobError: A worker died; nothing was handed out.
         """
         self._bury()
-        last: _Ended | None = None
+        last: Ended | None = None
         for _ in range(TRIES):
             try:
                 return self._take(piece, onward)
-            except _Ended as ended:  # by a Ctrl-C, of which the loop has been told
+            except Ended as ended:  # by a Ctrl-C, of which the loop has been told
                 last = ended
         assert last is not None
         raise last.trouble from last.__cause__  # or by their data set, every time
@@ -97,10 +100,10 @@ class Lookahead:
         except BaseException as error:
             # What was asked for is forgotten, what was handed out is not.
             trouble = worker_trouble(error) if self._options["num_workers"] else None
-            codes = _exit_codes(self._loaded) if trouble is not None else []
-            self._stop(at_once=trouble is not None or isinstance(error, _Ended))
+            codes = exit_codes(self._loaded) if trouble is not None else []
+            self._stop(at_once=trouble is not None or isinstance(error, Ended))
             if trouble is not None and 0 in codes and not any(codes):
-                raise _Ended(trouble) from error
+                raise Ended(trouble) from error
             if trouble is not None:
                 raise trouble from error
             raise
@@ -123,8 +126,12 @@ class Lookahead:
                 if self._patience or not len(self._begun) or not pinned:
                     raise
             waited += CHECK_S
-            if waited >= BEGIN_S and not bool(self._begun.all()) and self._forks():
-                raise self._stillborn()
+            if (
+                waited >= BEGIN_S
+                and not bool(self._begun.all())
+                and forks(self._options)
+            ):
+                raise stillborn(self._begun)
             if waited - CHECK_S < LONG_S <= waited:
                 workers = ", ".join(str(w.pid) for w in self._loaded._workers)
                 warnings.warn(
@@ -132,36 +139,6 @@ class Lookahead:
                     f"still waiting (processes {workers}; timeout= makes it an error)",
                     stacklevel=6,
                 )
-
-    def _forks(self) -> bool:
-        chosen = self._options.get("multiprocessing_context")
-        if chosen is None or isinstance(chosen, str):
-            return (chosen or multiprocessing.get_start_method()) == "fork"
-        return bool(chosen.get_start_method() == "fork")
-
-    def _stillborn(self) -> _Ended:
-        """What to raise where a forked worker never came to its first line.
-
-        Python before 3.11.10 can lock up a child that is forked while another thread,
-        such as one of gloo's, enters or leaves Python (python/cpython#112275). A new
-        one most likely lives.
-        """
-        count = int((~self._begun).sum())
-        warnings.warn(
-            f"{count} of {len(self._begun)} data workers did not begin within "
-            f"{BEGIN_S:.0f} s after they were forked, as happens where other threads "
-            "use Python (python/cpython#112275); all are started anew, and nothing is "
-            "lost",
-            stacklevel=7,
-        )
-        return _Ended(
-            JobError(
-                "data workers do not begin",
-                seen=f"{count} of {len(self._begun)}, {TRIES} times",
-                why="the stream's state is intact, at the last whole step",
-                fix="multiprocessing_context='forkserver', or Python 3.11.10 or newer",
-            )
-        )
 
     def _bury(self) -> None:
         """Start anew where a worker has died while the loop was busy elsewhere.
@@ -201,7 +178,7 @@ class Lookahead:
         steps = [worker.kill for worker in workers]  # a dead one may hold their lock
         steps.append(getattr(loaded, "_shutdown_workers", lambda: None))
         for step in steps:
-            _whoever_dies(step, len(workers))
+            whoever_dies(step, len(workers))
 
     def _refill(self, onward: Callable[[], Iterator[Piece]]) -> None:
         self.refills += 1
@@ -240,51 +217,6 @@ class Lookahead:
         return int(piece.seeds[0] >> 1)
 
 
-class _Begin:
-    """A worker's first act: there ``get_worker_info().dataset`` is the user's own.
-
-    Args:
-        begun: Shared; which workers have come so far.
-        then: The user's own first act.
-    """
-
-    def __init__(self, begun: Tensor, then: Callable[[int], None] | None) -> None:
-        self.begun, self.then = begun, then
-
-    def __call__(self, worker: int) -> None:
-        self.begun[worker] = True
-        info: Any = get_worker_info()
-        object.__setattr__(info, "dataset", info.dataset.data)
-        if self.then is not None:
-            self.then(worker)
-
-
-def _exit_codes(loaded: Any) -> list[int | None]:
-    """Of the workers, once one of them has ended."""
-    workers = getattr(loaded, "_workers", [])
-    ends = [worker.sentinel for worker in workers]
-    _whoever_dies(lambda: wait(ends, timeout=LAST_WORDS_S), len(workers))
-    return [worker.exitcode for worker in workers]
-
-
-def _whoever_dies(act: Callable[[], object], workers: int) -> None:
-    """Act; of each death torch tells by an error wherever we are, then once more."""
-    for _ in range(1 + workers):
-        try:
-            act()
-            return
-        except RuntimeError:
-            continue
-
-
-class _Ended(Exception):
-    """Workers have left with status 0, as where Ctrl-C reaches them, or never begun."""
-
-    def __init__(self, trouble: JobError) -> None:
-        super().__init__()
-        self.trouble = trouble
-
-
 class _Tasks:
     """The batch sampler of the loader: pieces instead of lists of indices."""
 
@@ -297,36 +229,3 @@ class _Tasks:
             task = lookahead.ask()
             del lookahead
             yield task
-
-
-def worker_trouble(error: BaseException) -> JobError | None:
-    """What to tell where a worker died or stands still; None for what data raised."""
-    text = str(error)
-    if text.startswith("Caught"):  # raised in a worker, which lives
-        return None
-    seen = text.splitlines()[0] if text else repr(error)
-    intact = "the examples it was reading were not handed out; the stream's state is "
-    intact += "intact, at the last whole step"
-    if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
-        return JobError(
-            "a data worker did not answer in time",
-            seen=seen,
-            why=intact,
-            fix="a larger timeout, or find what its data set waits for",
-        )
-    # No such file: the socket by which a worker that has ended was to send a tensor.
-    died = isinstance(error, (EOFError, ConnectionError, FileNotFoundError)) or (
-        isinstance(error, RuntimeError)
-        and "DataLoader worker" in text
-        and ("exited unexpectedly" in text or "killed by signal" in text)
-    )
-    if not died:
-        return None
-    return JobError(
-        "a data worker died",
-        seen=seen,
-        why=intact,
-        fix="go on, and new workers are started; if it was killed for memory: fewer "
-        "num_workers or a smaller prefetch_factor; if none ever came: with spawn, "
-        "workers must be able to import the data set's class",
-    )

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from rightbatch.errors import SettingError
-from rightbatch.feed.lookahead import worker_trouble
+from rightbatch.feed.workers import worker_trouble
 
 PIECE = 64  # examples that a worker sends at once [assumed]
 SAMPLED = 1 << 16  # numbers of an array that tell it from others, at most [assumed]
