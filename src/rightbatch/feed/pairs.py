@@ -12,8 +12,8 @@ from jaxtyping import Int64
 from rightbatch.errors import SettingError
 from rightbatch.feed.composition import Composition, Cursor, Cut, whole
 from rightbatch.feed.draws import augment
+from rightbatch.feed.labels import members
 from rightbatch.feed.permutation import key_of, keys_at, permute
-from rightbatch.feed.strata import members
 from rightbatch.feed.walk import Walk
 
 

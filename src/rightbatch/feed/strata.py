@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 
 from rightbatch.errors import SettingError
 from rightbatch.feed.allotment import (
@@ -18,8 +18,9 @@ from rightbatch.feed.allotment import (
     composition_table,
     importance_weights,
 )
-from rightbatch.feed.composition import Composition, Cursor, Cut, unique, whole
+from rightbatch.feed.composition import Composition, Cursor, Cut, whole
 from rightbatch.feed.draws import augment
+from rightbatch.feed.labels import finite, members, quantiles, rarest
 from rightbatch.feed.permutation import key_of, keys_at, permute
 
 RULES = ("proportional", "neyman", "balanced")
@@ -107,22 +108,7 @@ class Strata(Composition):
         Raises:
             SettingError: A value is NaN or infinite.
         """
-        found = np.asarray(values, dtype=np.float64)
-        if not np.isfinite(found).all():
-            bad = np.flatnonzero(~np.isfinite(found))
-            raise SettingError(
-                "targets must be finite to be sorted into strata",
-                seen=f"{len(bad)} are not, the first is example {bad[0]}",
-            )
-        if found.ndim != 1 or not len(found):
-            raise SettingError(
-                "targets must have one axis, of examples", seen=f"shape {found.shape}"
-            )
-        most = whole(strata, "strata")
-        _, place, sizes = np.unique(found, return_inverse=True, return_counts=True)
-        # Each value goes by the middle of its examples in the sorted order.
-        middle = np.cumsum(sizes) - sizes / 2
-        return cls((middle / len(found) * most).astype(np.int64)[place], **options)
+        return cls(quantiles(values, strata), **options)
 
     @classmethod
     def by_rarest_label(
@@ -140,31 +126,7 @@ class Strata(Composition):
             counts: As for the class.
             multiple: As for the class.
         """
-        try:
-            given = np.asarray(labels)
-        except ValueError as error:
-            raise SettingError(
-                "every example must have as many labels",
-                seen=str(error),
-                fix="zeros and ones, shape (examples, labels)",
-            ) from error
-        if given.ndim != 2 or not len(given):
-            raise SettingError(
-                "multi-label data has an axis of examples and one of labels",
-                seen=f"shape {given.shape}",
-            )
-        found = given == 1
-        if not (found | (given == 0)).all():
-            row, column = np.argwhere(~found & (given != 0))[0]
-            raise SettingError(
-                "multi-label data is zeros and ones",
-                seen=f"{given[row, column]!r} at example {row}, label {column}",
-                fix="labels >= 0.5 for soft ones",
-            )
-        frequency = found.sum(0)
-        rarest = np.where(found, frequency, np.iinfo(np.int64).max).argmin(1)
-        strata = np.where(found.any(1), rarest, -1)
-        return cls(strata, counts, multiple=multiple)
+        return cls(rarest(labels), counts, multiple=multiple)
 
     def observe(self, stds: Sequence[float] | Mapping[Any, float]) -> None:
         """Say how noisy each stratum's gradient is; holds from the next step on.
@@ -366,56 +328,3 @@ class Strata(Composition):
                 )
             found[place[label]] = int(count)
         return found
-
-
-def members(
-    labels: Any,
-) -> tuple[list[Any], Int64[np.ndarray, " examples"], Counts]:
-    """The labels that occur, all examples sorted by label, and how many of each."""
-    try:
-        found = np.asarray(labels)
-    except ValueError as error:
-        raise SettingError(
-            "labels must be one number or word for each example",
-            seen=f"a {type(labels).__name__}",
-            fix="the labels alone, not the data set: [y for _, y in data], or the "
-            "array from which it is made",
-        ) from error
-    if found.ndim != 1 or not len(found):
-        raise SettingError(
-            "labels must have one axis, of examples",
-            seen=f"shape {found.shape}",
-            fix="for multi-label data: Strata.by_rarest_label; "
-            "for numbers: Strata.by_quantiles",
-        )
-    if found.dtype.kind == "f" and not np.isfinite(found).all():
-        raise SettingError(
-            "labels must not be NaN",
-            seen=f"{int((~np.isfinite(found)).sum())} are",
-        )
-    names, inverse, sizes = unique(found, "labels")
-    order = np.argsort(inverse, kind="stable")
-    return names.tolist(), order, sizes.astype(np.int64)
-
-
-def finite(values: Any, count: int, what: str) -> Float64[np.ndarray, " n"]:
-    """Numbers that can be shares.
-
-    Raises:
-        SettingError: They cannot.
-    """
-    found = np.asarray(values, dtype=np.float64)
-    bad = ""
-    if found.shape != (count,):
-        bad = f"shape {found.shape}, expected ({count},)"
-    elif not np.isfinite(found).all():
-        bad = f"{int((~np.isfinite(found)).sum())} NaN or infinite"
-    elif (found < 0).any():
-        bad = f"the smallest is {found.min():.4g}"
-    elif not found.sum() > 0:
-        bad = "all are zero"
-    if bad:
-        raise SettingError(
-            f"the {what} must be finite, not negative, and not all zero", seen=bad
-        )
-    return found

@@ -10,8 +10,8 @@ import numpy as np
 from rightbatch.errors import SettingError
 from rightbatch.feed.composition import Composition, Cursor, Cut
 from rightbatch.feed.draws import augment
+from rightbatch.feed.labels import finite
 from rightbatch.feed.permutation import key_of, keys_at
-from rightbatch.feed.strata import finite
 
 
 class Weighted(Composition):

@@ -32,6 +32,7 @@ class Begin:
         self.begun, self.then = begun, then
 
     def __call__(self, worker: int) -> None:
+        """In the worker, before it reads anything."""
         self.begun[worker] = True
         info: Any = get_worker_info()
         object.__setattr__(info, "dataset", info.dataset.data)
