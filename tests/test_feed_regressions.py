@@ -545,7 +545,7 @@ def test_workers_that_never_begin_are_started_anew(
 
     monkeypatch.setattr(Begin, "__call__", slowly)
     monkeypatch.setattr("rightbatch.feed.lookahead.CHECK_S", 0.5)
-    monkeypatch.setattr("rightbatch.feed.lookahead.BEGIN_S", 2.0)
+    monkeypatch.setattr("rightbatch.feed.lookahead.BEGIN_S", 1.5)
     stream = rb.BatchStream(Tagged(), 2, num_workers=1, order="sequential")
     with pytest.warns(UserWarning, match="1 of 1 data workers did not begin"):
         if times == 1:

@@ -60,7 +60,7 @@ class Lookahead:
         self._options = options
         self._source: Iterator[Piece] = iter(())
         self._asked: deque[tuple[int, Piece]] = deque()
-        self._number = 0
+        self._number, self._begin_s = 0, BEGIN_S
         self._loaded: Any = None
         self.refills = 0  # guesses that were wrong
 
@@ -76,7 +76,8 @@ class Lookahead:
         """
         self._bury()
         last: Ended | None = None
-        for _ in range(TRIES):
+        for attempt in range(TRIES):
+            self._begin_s = BEGIN_S * 2**attempt  # it may be the machine
             try:
                 return self._take(piece, onward)
             except Ended as ended:  # by a Ctrl-C, of which the loop has been told
@@ -126,12 +127,9 @@ class Lookahead:
                 if self._patience or not len(self._begun) or not pinned:
                     raise
             waited += CHECK_S
-            if (
-                waited >= BEGIN_S
-                and not bool(self._begun.all())
-                and forks(self._options)
-            ):
-                raise stillborn(self._begun)
+            missing = len(self._begun) - int(self._begun.sum())
+            if missing and waited >= self._begin_s and forks(self._options):
+                raise stillborn(missing, len(self._begun), waited)
             if waited - CHECK_S < LONG_S <= waited:
                 workers = ", ".join(str(w.pid) for w in self._loaded._workers)
                 warnings.warn(
@@ -186,7 +184,7 @@ class Lookahead:
         self._source, stale = onward(), len(self._asked)
         try:
             for _ in range(stale):  # each one makes room for a piece of the new source
-                next(self._loaded)
+                self._next()
                 self._asked.popleft()
         except Exception:
             # A piece that nobody wants could not be read, or a worker has died: if it

@@ -14,7 +14,7 @@ from torch.utils.data import get_worker_info
 from rightbatch.errors import JobError
 
 TRIES = 3  # to start workers
-BEGIN_S = 10.0  # a forked worker that has not begun by then never will [assumed]
+BEGIN_S = 10.0  # a forked worker that has not begun by then hardly will [assumed]
 CHECK_S = 5.0  # how often the wait for workers is looked at, as torch does
 LONG_S = 60.0  # a wait that is worth a word [assumed]
 LAST_WORDS_S = 1.0  # a worker whose socket is gone is a process this much longer
@@ -74,25 +74,23 @@ def forks(options: dict[str, Any]) -> bool:
     return bool(chosen.get_start_method() == "fork")
 
 
-def stillborn(begun: Tensor) -> Ended:
-    """What to raise where a forked worker never came to its first line.
+def stillborn(missing: int, workers: int, waited: float) -> Ended:
+    """What to raise where forked workers never came to their first line.
 
     Python before 3.11.10 can lock up a child that is forked while another thread,
     such as one of gloo's, enters or leaves Python (python/cpython#112275). A new
     one most likely lives.
     """
-    count = int((~begun).sum())
     warnings.warn(
-        f"{count} of {len(begun)} data workers did not begin within "
-        f"{BEGIN_S:.0f} s after they were forked, as happens where other threads "
-        "use Python (python/cpython#112275); all are started anew, and nothing is "
-        "lost",
+        f"{missing} of {workers} data workers did not begin within {waited:.0f} s after "
+        "they were forked, as happens where other threads use Python "
+        "(python/cpython#112275); all are started anew, and nothing is lost",
         stacklevel=7,
     )
     return Ended(
         JobError(
             "data workers do not begin",
-            seen=f"{count} of {len(begun)}, {TRIES} times",
+            seen=f"{missing} of {workers}, {TRIES} times",
             why="the stream's state is intact, at the last whole step",
             fix="multiprocessing_context='forkserver', or Python 3.11.10 or newer",
         )
