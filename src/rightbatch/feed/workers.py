@@ -82,8 +82,8 @@ def stillborn(missing: int, workers: int, waited: float) -> Ended:
     one most likely lives.
     """
     warnings.warn(
-        f"{missing} of {workers} data workers did not begin within {waited:.0f} s after "
-        "they were forked, as happens where other threads use Python "
+        f"{missing} of {workers} data workers did not begin within {waited:.0f} s "
+        "after they were forked, as happens where other threads use Python "
         "(python/cpython#112275); all are started anew, and nothing is lost",
         stacklevel=7,
     )
