@@ -20,16 +20,19 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     DistributedSampler,
+    Subset,
     TensorDataset,
     random_split,
 )
 
 import rightbatch as rb
 from rightbatch.feed.allotment import allot
+from rightbatch.feed.arguments import fingerprint_of, subset_of
 from rightbatch.feed.ledger import Ledger
 from rightbatch.feed.neyman import StratumMeter
 from rightbatch.feed.sampler import BatchSampler
 from rightbatch.feed.shards import ShardStream
+from rightbatch.feed.state import alike
 from rightbatch.feed.workers import Begin
 from test_shards import Source, _same
 
@@ -639,3 +642,56 @@ def test_another_random_split_is_another_data_set() -> None:
     state = rb.BatchStream(both, 8).state_dict()
     with pytest.raises(rb.SettingError, match="another data set"):
         rb.BatchStream(ConcatDataset(parts[2]), 8).load_state_dict(state)
+
+
+class Keyed:
+    """Read by other things than numbers, through a subset."""
+
+    def __getitem__(self, key: Any) -> int:
+        return len(key)
+
+
+def test_subsets_of_any_indices_are_taken() -> None:
+    odd: Any = Keyed()
+    for indices in (["a", "bcd"], [(0, 1), (2,)], [(0, 1), (2, 3)]):
+        keys: Any = indices
+        (batch,) = rb.BatchStream(Subset(odd, keys), 2)
+        assert sorted(batch.tolist()) == sorted(map(len, keys))
+    data = TensorDataset(torch.arange(10**6))
+    some: list[Any] = [range(10**6), range(0, 10**6, 2), [1, 2, 3], [1, 3, 2]]
+    some.append(np.array([3, 1, 2]))
+    found = {fingerprint_of(Subset(data, indices)) for indices in some}
+    assert len(found) == 5
+    same: Any = torch.tensor([3, 1, 2])
+    assert fingerprint_of(Subset(data, same)) in found
+    inner = Subset(Subset(data, [5, 6, 7]), [0, 2])
+    assert subset_of(fingerprint_of(inner)).count("[") == 2
+
+
+@pytest.mark.parametrize("way", ["set_epoch", "skip"])
+def test_an_interrupt_leaves_out_in_both_or_neither(way: str, tmp_path: Path) -> None:
+    stream = rb.BatchStream((torch.arange(20),), 4, ledger=tmp_path)
+    next(iter(stream))
+    ledger: Any = stream._ledger
+    leave_out = ledger.leave_out
+
+    def interrupted(*arguments: Any) -> None:
+        leave_out(*arguments)
+        raise KeyboardInterrupt
+
+    ledger.leave_out = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        stream.set_epoch(1) if way == "set_epoch" else stream.skip()
+    ledger.leave_out = leave_out
+    assert stream.position == 4
+    stream.batch_size = 8
+    list(stream)
+    audit = Ledger(tmp_path).audit()
+    assert (audit.examples, audit.lost, audit.skipped) == (20, 0, 0)
+
+
+def test_ranks_of_different_splits_are_not_alike() -> None:
+    states = [{"subset": subset_of(f"abc{part}")} for part in ("[1f]", "[1f]")]
+    alike(states)
+    with pytest.raises(rb.SettingError, match="subset"):
+        alike([*states, {"subset": subset_of("abd[2f]")}])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import random
 import types
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -509,6 +511,49 @@ def test_objects_that_resist_are_left_alone() -> None:
     assert value
     assert len(found.own) == 1
     assert len(seen(rb.BatchStream(odd, 6, collate_fn=default_collate))) == 48
+
+
+def test_odd_classes_and_modules_are_looked_at_too() -> None:
+    class Kind(type):
+        def __eq__(cls, other: object) -> bool:
+            return False
+
+        __hash__: Any = None
+
+    class Odd(Noisy, metaclass=Kind):
+        pass
+
+    nameless = types.ModuleType("nameless")
+    del nameless.__name__
+
+    def draw() -> float:
+        return nameless.missing if MORE is None else MORE.random()
+
+    found = Randomness(Odd(draw))
+    found.look()
+    assert len(found.own) == 1
+
+
+def test_relative_imports_inside_of_functions_are_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "a_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("import random\nTOP = random.Random(1)\n")
+    (package / "sub.py").write_text("import random\nRNG = random.Random(2)\n")
+    (package / "ways.py").write_text(
+        "def relative():\n    from .sub import RNG\n    return RNG.random()\n"
+        "def module():\n    from . import sub\n    return sub.RNG.random()\n"
+        "def dotted():\n    import a_package.sub\n"
+        "    return a_package.sub.RNG.random() + a_package.TOP.random()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ways: Any = importlib.import_module("a_package.ways")
+    importlib.import_module("a_package.sub")
+    for way, count in ((ways.relative, 1), (ways.module, 1), (ways.dotted, 2)):
+        found = Randomness(Noisy(way))
+        found.look()
+        assert len(found.own) == count, way
 
 
 def test_records_are_passed_over_and_parts_are_not() -> None:

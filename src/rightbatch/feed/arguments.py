@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
@@ -72,15 +73,35 @@ def fingerprint_of(dataset: Any) -> str:
     if isinstance(dataset, ConcatDataset):
         return "+".join(filter(None, map(fingerprint_of, dataset.datasets)))
     if isinstance(dataset, Subset):  # a random split without a seed is another one
-        places = np.asarray(dataset.indices, dtype=np.int64)
-        chosen = blake2b(places.tobytes(), digest_size=8).hexdigest()
-        return f"{fingerprint_of(dataset.dataset)}[{chosen}]"
+        return f"{fingerprint_of(dataset.dataset)}{_chosen_by(dataset)}"
     form = getattr(dataset, "format", None)
     if isinstance(form, dict) and form.get("type") == "custom":
         # Hugging Face's with a transform: its own fingerprint is of the transform too,
         # another one in each process if that holds a random generator or a lock.
         return _fingerprint_of_rows(dataset)
     return str(getattr(dataset, "_fingerprint", ""))
+
+
+def _chosen_by(subset: Any) -> str:
+    """What tells the indices of a subset from others; "" where they are no numbers."""
+    indices = getattr(subset, "indices", None)
+    if isinstance(indices, range):
+        return f"[{indices}]"
+    if not isinstance(indices, (list, tuple, np.ndarray, Tensor)):
+        return ""
+    try:
+        places = np.asarray(indices)
+    except (ValueError, TypeError, RuntimeError):
+        return ""
+    if places.dtype.kind not in "iu" or places.ndim != 1:
+        return ""
+    written = places.astype(np.int64).tobytes()
+    return f"[{blake2b(written, digest_size=8).hexdigest()}]"
+
+
+def subset_of(fingerprint: str) -> str:
+    """The part of a fingerprint that `Subset` has added."""
+    return "".join(re.findall(r"\[[^\[\]]*\]", fingerprint))
 
 
 def _fingerprint_of_rows(dataset: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from rightbatch.errors import SettingError
+from rightbatch.feed.arguments import subset_of
 from rightbatch.feed.composition import Composition, Cursor, Cut, whole
 from rightbatch.feed.draws import DRAWS, draw
 from rightbatch.feed.planner import Planner, StepPlan, check_tail
@@ -220,7 +221,8 @@ class Cutter:
         if self._together and self._planner.world_size > 1:
             own = self.state_dict() | {"tail": self._planner.tail}
             own["micro_batch"] = self._planner.micro_batch
-            del own["fingerprint"]  # those that data sets make may be random
+            # Those that data sets make may be random; subsets must not be.
+            own["subset"] = subset_of(own.pop("fingerprint"))
             alike(gathered(own, self._planner.world_size))
         self._together = False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,8 @@ class Ledger:
                 f"cannot write the ledger in {self.folder}",
                 seen=error.strerror or str(error),
                 why="the step is not counted, and comes again",
-                fix="make room and go on; if files were removed: a new folder",
+                fix="make room and go on; if its files were removed: "
+                "stream.load_state_dict(stream.state_dict()) begins new ones",
             ) from error
 
     def mark(self) -> int:
@@ -130,8 +132,9 @@ class Ledger:
 
     def back_to(self, mark: int) -> None:
         """Take back what was written since: its step was not handed out."""
-        if self._file is not None and self._file.exists():
-            os.truncate(self._file, mark)
+        if self._file is not None:
+            with suppress(OSError):  # the error that led here is the one to tell
+                os.truncate(self._file, mark)
 
     def prepare(self) -> None:
         """See that it can be written.

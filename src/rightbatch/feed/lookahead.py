@@ -80,10 +80,12 @@ class Lookahead:
             self._begin_s = BEGIN_S * 2**attempt  # it may be the machine
             try:
                 return self._take(piece, onward)
-            except Ended as ended:  # by a Ctrl-C, of which the loop has been told
+            except Ended as ended:
                 last = ended
+                if ended.warning and attempt + 1 < TRIES:
+                    warnings.warn(ended.warning, stacklevel=5)
         assert last is not None
-        raise last.trouble from last.__cause__  # or by their data set, every time
+        raise last.trouble from last.__cause__  # every time
 
     def _take(self, piece: Piece, onward: Callable[[], Iterator[Piece]]) -> Any:
         try:
@@ -186,6 +188,8 @@ class Lookahead:
             for _ in range(stale):  # each one makes room for a piece of the new source
                 self._next()
                 self._asked.popleft()
+        except Ended:
+            raise
         except Exception:
             # A piece that nobody wants could not be read, or a worker has died: if it
             # matters it will happen again.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dis
 import functools
-import inspect
+import importlib.util
 import itertools
 import sys
 from collections import deque
@@ -68,7 +68,8 @@ class Reached:
 
     def __init__(self, data: Any) -> None:
         self.data, self.cut_short = data, False
-        self._classes: dict[type, None] = {}
+        self._classes: dict[int, type] = {}  # the user's, by id: a class may not hash
+        self._others: dict[int, type] = {}
         self._names: dict[str, None] = dict.fromkeys(ENTRIES)
 
     def __iter__(self) -> Iterator[Way]:
@@ -77,7 +78,9 @@ class Reached:
         while queue:
             found = queue.popleft()
             one = found.one
-            key = (id(one.function), one.owner) if type(one) is _Code else id(one)
+            key: Any = id(one)
+            if type(one) is _Code:
+                key = id(one.function), id(one.owner)
             if key in seen:
                 continue
             if len(seen) == MOST_LOOKED_AT:
@@ -101,14 +104,17 @@ class Reached:
         if type(one) is _Code:
             new = [n for n in _names(one.function.__code__)[1] if n not in self._names]
             self._names |= dict.fromkeys(new)
-            for kind in list(self._classes):
+            for kind in list(self._classes.values()):
                 for name in new:
                     yield from _defined(kind, name)
             return
         kind = one if issubclass(type(one), type) else type(one)
-        if kind in self._classes or not _is_the_users(kind):
+        if id(kind) in self._classes or id(kind) in self._others:
             return
-        self._classes[kind] = None
+        if not _is_the_users(kind):
+            self._others[id(kind)] = kind
+            return
+        self._classes[id(kind)] = kind
         for name in list(self._names):
             yield from _defined(kind, name)
 
@@ -121,7 +127,6 @@ def _is_foreign(module: Any) -> bool:
     return str(module).split(".")[0] in FOREIGN
 
 
-@functools.lru_cache(maxsize=4096)
 def _is_the_users(kind: type) -> bool:
     """Whether it is no installed library's; those call their own methods by self."""
     module = type.__dict__["__module__"].__get__(kind)
@@ -225,8 +230,14 @@ def _named(function: FunctionType, owner: type | None) -> Iterator[Way]:
             value = function.__globals__[name]
             yield f"global {name}", value
             yield from _inside(f"global {name}", value, attributes)
+    package = function.__globals__.get("__package__") or ""
     for name in imported:
-        yield from _inside(f"import {name}", sys.modules.get(name), attributes)
+        with suppress(ImportError):  # beyond the top
+            full = importlib.util.resolve_name(name, package)
+            for module in {full, full.split(".")[0]}:
+                yield from _inside(
+                    f"import {module}", sys.modules.get(module), attributes
+                )
     if owner is not None:
         for name in attributes:
             yield from _defined(owner, name)
@@ -238,13 +249,17 @@ def _inside(
     """What code may mean that goes on from a module or a class by a name."""
     if not issubclass(type(value), (ModuleType, type)) or not deep:
         return
-    is_module = issubclass(type(value), ModuleType)
-    if _is_foreign(value.__name__ if is_module else value.__module__):
+    if issubclass(type(value), type):
+        for name in attributes:
+            yield from ((f"{way}.{piece}", one) for piece, one in _defined(value, name))
+        return
+    held = ModuleType.__getattribute__(value, "__dict__")  # it may be lazy
+    if _is_foreign(held.get("__name__")):
         return
     for name in attributes:
-        inner = inspect.getattr_static(value, name, None)
+        inner = held.get(name)
         if inner is not None:
-            yield f"{way}.{name}", inner if is_module else _bare(inner, value)
+            yield f"{way}.{name}", inner
             yield from _inside(f"{way}.{name}", inner, attributes, deep - 1)
 
 
@@ -253,13 +268,18 @@ def _names(code: CodeType) -> tuple[list[str], list[str], list[str]]:
     """Globals, attributes and imports that code names, functions inside included."""
     found: tuple[dict[str, None], ...] = ({}, {}, {})
     taken, attributes, imported = found
+    level: Any = 0
+    before: Any = 0
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             taken[instruction.argval] = None
         elif instruction.opname == "IMPORT_NAME":
-            imported[instruction.argval] = None
+            # Two instructions before is how relative it is.
+            dots = "." * level if isinstance(level, int) else ""
+            imported[f"{dots}{instruction.argval}"] = None
         elif instruction.opname in MEMBER:
             attributes[instruction.argval] = None
+        level, before = before, instruction.argval
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             for names, more in zip(found, _names(constant), strict=True):

@@ -292,8 +292,7 @@ class BatchStream(Sealed, Cutter):
         for _ in range(whole(steps, "steps", least=0)):
             self._settle()
             after = self._guesses.plan(self._cursor, self._batch_size).after
-            self._leave_out(self._cursor, after, "skipped")
-            self._cursor = after
+            self._leave_out(after, "skipped")
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch, unless the stream is in it already.
@@ -302,11 +301,8 @@ class BatchStream(Sealed, Cutter):
         """
         before = self._cursor
         super().set_epoch(epoch)
-        try:
-            self._leave_out(before, self._cursor, "skipped")
-        except BaseException:
-            self._cursor = before
-            raise
+        after, self._cursor = self._cursor, before
+        self._leave_out(after, "skipped")
 
     def _moved(self) -> None:
         self._guesses.ahead.clear()
@@ -355,30 +351,35 @@ class BatchStream(Sealed, Cutter):
             )
 
     def _commit(self, plan: StepPlan) -> None:
-        if (ledger := self._ledger) is None:
-            self._cursor = plan.after
-            return
-        mark = ledger.mark()
-        try:  # both or neither, also where a Ctrl-C comes in between
-            ledger.write(plan, self._writer())
-            self._cursor = plan.after
-        except BaseException:
-            if self._cursor is not plan.after:
-                ledger.back_to(mark)
-            raise
+        self._move(plan.after, lambda ledger: ledger.write(plan, self._writer()))
 
     def _settle(self) -> None:
         """Stand where the next step begins."""
-        settled = self._settled()
-        self._leave_out(self._cursor, settled, "dropped")
-        self._cursor = settled
+        self._leave_out(self._settled(), "dropped")
 
-    def _leave_out(self, before: Cursor, after: Cursor, kind: str) -> None:
-        """Tell the ledger what nobody will see."""
-        if self._ledger is not None:
-            self._ledger.leave_out(
-                before.step, before.position, after.position, kind, self._writer()
-            )
+    def _leave_out(self, after: Cursor, kind: str) -> None:
+        """Go to a place, past what nobody will see."""
+        before = self._cursor
+
+        def write(ledger: Ledger) -> None:
+            places = before.position, after.position
+            ledger.leave_out(before.step, *places, kind, self._writer())
+
+        self._move(after, write)
+
+    def _move(self, after: Cursor, write: Callable[[Ledger], None]) -> None:
+        """In the stream and in the ledger, or in neither: a Ctrl-C may come between."""
+        if (ledger := self._ledger) is None:
+            self._cursor = after
+            return
+        mark = ledger.mark()
+        try:
+            write(ledger)
+            self._cursor = after
+        except BaseException:
+            if self._cursor is not after:
+                ledger.back_to(mark)
+            raise
 
     def _writer(self) -> Writer:
         planner = self._planner

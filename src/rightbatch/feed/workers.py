@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import warnings
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from typing import Any
@@ -59,11 +58,19 @@ def whoever_dies(act: Callable[[], object], workers: int) -> None:
 
 
 class Ended(Exception):
-    """Workers have left with status 0, as where Ctrl-C reaches them, or never begun."""
+    """Workers have to be started anew, which is no error unless it helps nothing.
 
-    def __init__(self, trouble: JobError) -> None:
+    They have left with status 0, as where a Ctrl-C reaches them, of which the loop is
+    told by its own; or they never began.
+
+    Attributes:
+        trouble: What to raise if it helps nothing.
+        warning: What to say if they are started anew.
+    """
+
+    def __init__(self, trouble: JobError, warning: str = "") -> None:
         super().__init__()
-        self.trouble = trouble
+        self.trouble, self.warning = trouble, warning
 
 
 def forks(options: dict[str, Any]) -> bool:
@@ -81,19 +88,16 @@ def stillborn(missing: int, workers: int, waited: float) -> Ended:
     such as one of gloo's, enters or leaves Python (python/cpython#112275). A new
     one most likely lives.
     """
-    warnings.warn(
-        f"{missing} of {workers} data workers did not begin within {waited:.0f} s "
-        "after they were forked, as happens where other threads use Python "
-        "(python/cpython#112275); all are started anew, and nothing is lost",
-        stacklevel=7,
-    )
     return Ended(
         JobError(
             "data workers do not begin",
-            seen=f"{missing} of {workers}, {TRIES} times",
+            seen=f"{missing} of {workers} within {waited:.0f} s",
             why="the stream's state is intact, at the last whole step",
             fix="multiprocessing_context='forkserver', or Python 3.11.10 or newer",
-        )
+        ),
+        f"{missing} of {workers} data workers did not begin within {waited:.0f} s "
+        "after they were forked, as happens where other threads use Python "
+        "(python/cpython#112275); all are started anew, and nothing is lost",
     )
 
 
