@@ -475,6 +475,8 @@ def test_a_collate_that_leaves_examples_out_is_said() -> None:
         list(rb.BatchStream(Tagged(), 8, collate_fn=keep_even))
     for packed in (
         lambda examples: torch.zeros(1, 3 * len(examples)),
+        lambda examples: [torch.zeros(5) for _ in examples],
+        lambda examples: [torch.zeros(5), torch.zeros(6)],
         lambda examples: {"text": torch.zeros(50), "ends": torch.zeros(9)},
         list,
     ):

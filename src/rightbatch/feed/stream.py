@@ -27,6 +27,8 @@ from rightbatch.feed.ledger import Ledger, Writer
 from rightbatch.feed.lookahead import Lookahead
 from rightbatch.feed.planner import MicroPlan, StepPlan
 
+FIELDS = 16  # tensors of a batch that is not a list of its examples [assumed]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MicroBatch:
@@ -342,6 +344,8 @@ class BatchStream(Sealed, Cutter):
     def _tell_left_out(self, data: Any, given: int) -> None:
         """Say once that a collate seems not to keep what it is given."""
         tensors = [t for t in tree_leaves(data) if isinstance(t, Tensor) and t.ndim]
+        if len(tensors) >= min(given, FIELDS):
+            return  # a list of examples
         kept = {len(t) for t in tensors}
         if len(kept) == 1 and 1 < min(kept) < given:
             self._warn(
