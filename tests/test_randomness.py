@@ -118,7 +118,7 @@ class Helped:
         return self.apply() + self.still() + self.more
 
     def apply(self) -> float:
-        raise NotImplementedError
+        raise NotImplementedError  # the subclass has it
 
     @staticmethod
     def still() -> float:
@@ -485,7 +485,7 @@ class LazyDict(dict[str, Any]):
 
 class NoState(random.Random):
     def getstate(self) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError  # as random.SystemRandom does
 
 
 def test_objects_that_resist_are_left_alone() -> None:
