@@ -73,6 +73,7 @@ def _marks(choice: Choice, y: str) -> Any:
     picked = [(choice.chosen, "chosen")]
     if choice.today.batch_size != choice.chosen.batch_size:
         picked.append((choice.today, "today"))
+    best = choice.chosen.batch_size
     rows = [
         {
             "B": o.batch_size,
@@ -80,9 +81,12 @@ def _marks(choice: Choice, y: str) -> Any:
             "examples": o.examples.value,
             "which": which,
             "label": f"{which}: B = {o.batch_size}",
+            # Towards the best, where the curve falls away from the label.
+            "align": "left" if o.batch_size < best else "right",
         }
         for o, which in picked
     ]
+    rows[0]["align"] = "center"
     base = alt.Chart(alt.Data(values=rows)).encode(
         y=alt.Y(f"{y}:Q"),
         color=alt.Color(
@@ -96,7 +100,9 @@ def _marks(choice: Choice, y: str) -> Any:
         base = base.encode(y=alt.Y("time:Q"))
     points = base.mark_point(filled=True, size=110, opacity=1).encode(x=x)
     # Higher in the trade-off, where the curve rises beside the point.
-    place: Spec = {"dy": -14} if y == "time" else {"dx": 2, "align": "left", "dy": -42}
+    place: Spec = {"dx": 2, "align": "left", "dy": -42}
+    if y == "time":
+        place = {"dy": -14, "align": {"expr": "datum.align"}}
     names = base.mark_text(fontWeight="bold", **place).encode(x=x, text="label:N")
     return points + names
 
