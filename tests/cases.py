@@ -161,7 +161,10 @@ def made_up(
 
 
 def raced(
-    found: Measurements, speeds: dict[int, tuple[float, float, float]]
+    found: Measurements,
+    speeds: dict[int, tuple[float, float, float]],
+    *,
+    steps: int = 1000,
 ) -> Measurements:
     """The measurements with a race: batch to (speed, low, high); 1 is today's."""
     lanes = tuple(
@@ -170,7 +173,7 @@ def raced(
             batch_size=b,
             micro_batch=b,
             lr=0.1,
-            steps=100,
+            steps=steps,
             metrics=(1.0, 1.0, 1.0),
             speedup=Estimate(value=v, low=low, high=high, unit="x", n=3),
         )

@@ -24,7 +24,8 @@ from rightbatch.measure.trajectory import (
 )
 from rightbatch.noise.moments import NoiseMoments, jackknife_moments, ratio, unbiased
 from rightbatch.noise.preconditioned import optimizer_metric
-from rightbatch.plan.choice import points_of_progress, steps_of_progress
+from rightbatch.plan.choice import points_of_progress
+from rightbatch.plan.evidence import steps_of_progress
 from rightbatch.training import Training
 
 

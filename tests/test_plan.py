@@ -123,12 +123,54 @@ def test_the_race_wins_where_it_disagrees() -> None:
     assert choose(lost, rb.Examples()).decided_by == "laws"
 
 
-def test_today_is_kept_where_it_wins_the_race() -> None:
+def test_race_against_laws_is_undecided() -> None:
     found = made_up(t0=4e-3, t1=1e-3, critical=100)
     model = choose(found).chosen.batch_size
     plan = rb.decide(raced(found, {model: (0.7, 0.6, 0.8), 64: (1, 1, 1)})).plan
-    assert plan.batch_size == 64
-    assert plan.verdict.startswith("Keep B = 64")
+    assert plan.batch_size == 64  # still the best guess
+    assert not plan.decided
+    assert "contradict" in plan.verdict
+    assert "0.6 to 0.8" in plan.verdict
+
+
+def test_today_is_kept_where_race_and_laws_agree() -> None:
+    found = made_up(t0=4e-3, t1=1e-3, critical=100, today=16)
+    assert choose(found).chosen.batch_size == 16
+    rivals = {8: (0.9, 0.8, 1.0), 32: (0.95, 0.85, 1.05), 16: (1, 1, 1)}
+    plan = rb.decide(raced(found, rivals)).plan
+    assert plan.decided
+    assert plan.verdict.startswith("Keep B = 16")
+
+
+def test_laws_alone_are_worth_trying_and_no_verdict() -> None:
+    found = made_up(t0=0.05, t1=1e-4, critical=1000)
+    choice = choose(found)
+    assert choice.sure
+    assert not choice.decided
+    plan = rb.decide(found).plan
+    assert plan.verdict.startswith(f"Worth trying: B = {plan.batch_size}")
+    assert "none was run" in plan.verdict
+    time = choice.chosen.time
+    lanes = {
+        plan.batch_size: (1 / time.value, 1 / time.high, 1 / time.low),
+        64: (1, 1, 1),
+    }
+    # A hundredth of ten passes over 100,000 examples: 157 steps of 64.
+    assert choose(raced(found, lanes, steps=157)).decided
+    short = rb.decide(raced(found, lanes, steps=156)).plan
+    assert not short.decided
+    assert "trained on 9,980" in short.verdict
+    # With a target reached the run is known: 1,000 steps, so ten are a hundredth.
+    reached = with_run(1000)
+    for steps, decided in ((10, True), (9, False)):
+        best = choose(reached).chosen
+        rivals = {
+            best.batch_size: (1 / best.time.value, 1 / best.time.high, 2.0),
+            64: (1, 1, 1),
+        }
+        assert choose(raced(reached, rivals, steps=steps)).decided is decided
+    # An objective whose batch did not race is not proven by the race of another.
+    assert not choose(raced(found, lanes, steps=500), rb.Examples()).decided
 
 
 def test_noise_that_tells_nothing_is_undecided() -> None:

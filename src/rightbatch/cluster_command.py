@@ -116,8 +116,9 @@ def fleet_of(
     from rightbatch.fit.cost import fit_time
     from rightbatch.fit.envelope import check_room, fit_points
     from rightbatch.fit.published import noise_of
-    from rightbatch.plan.choice import laws_of, limit_bytes, steps_to_target
+    from rightbatch.plan.choice import laws_of, limit_bytes
     from rightbatch.plan.cluster import Fleet
+    from rightbatch.plan.evidence import steps_to_target
 
     for name, value in (("steps", steps), ("watts", watts), ("price", per_hour)):
         if value is not None and not 0 < value < float("inf"):

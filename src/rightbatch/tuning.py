@@ -15,8 +15,9 @@ from rightbatch.job import Job
 from rightbatch.measure.energy import find_meter
 from rightbatch.measure.record import Measurements
 from rightbatch.measuring import Recorder, Start, measure_job
-from rightbatch.plan.choice import Choice, steps_of_progress
+from rightbatch.plan.choice import Choice
 from rightbatch.plan.decide import decide
+from rightbatch.plan.evidence import steps_of_progress
 from rightbatch.plan.objective import Energy, Objective, no_energy
 from rightbatch.plan.plan import Plan
 from rightbatch.run.lanes import race_entries

@@ -13,8 +13,8 @@ from rightbatch.plan.choice import (
     best_option,
     cost,
     points_of_progress,
-    race_tells,
 )
+from rightbatch.plan.evidence import race_tells
 from rightbatch.plan.objective import Energy, Examples, Money, Time
 from rightbatch.plan.options import Laws, Option
 from rightbatch.plan.plan import Alternative

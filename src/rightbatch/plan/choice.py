@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +13,15 @@ from rightbatch.fit.cost import fit_time
 from rightbatch.fit.energy import fit_energy
 from rightbatch.fit.envelope import fit_points
 from rightbatch.fit.progress import critical_from_noise
-from rightbatch.measure.record import Lane, Measurements, NoisePoint, Race
+from rightbatch.measure.record import Lane, Measurements, NoisePoint
 from rightbatch.measure.trajectory import best_step, has_stalled
+from rightbatch.plan.evidence import (
+    Evidence,
+    evidence_for,
+    lane_of,
+    race_settles,
+    steps_to_target,
+)
 from rightbatch.plan.objective import Energy, Examples, Objective, Time, no_energy
 from rightbatch.plan.options import Laws, Option, candidate_batches
 from rightbatch.plan.scaling import Scaling, scaling_for
@@ -41,7 +47,8 @@ class Choice:
         by_model: What the laws alone would take.
         flat: Smallest and largest batch predicted within 10 % of the best.
         regret: What the laws' choice costs over the best, at the 90th percentile.
-        decided: Whether that is little enough, or a race has settled it.
+        sure: Whether that is little enough, or a race has told it from the others.
+        evidence: What a race said of it against today's setting.
         decided_by: ``"laws"`` or ``"race"``.
         scaling: How the optimizer's numbers follow from today's.
         limit_bytes: Memory the options had to fit in.
@@ -57,11 +64,17 @@ class Choice:
     by_model: Option
     flat: tuple[int, int]
     regret: float
-    decided: bool
+    sure: bool
+    evidence: Evidence
     decided_by: str
     scaling: Scaling
     limit_bytes: float
     deadline_s: float | None
+
+    @property
+    def decided(self) -> bool:
+        """Sure, and proven: laws alone are worth trying, never a verdict."""
+        return self.sure and self.evidence.proves
 
     @property
     def lane(self) -> Lane | None:
@@ -123,7 +136,8 @@ def choose(
         by_model=by_model,
         flat=(flat[0], flat[-1]),
         regret=regret,
-        decided=(regret <= TOLERATED and told) or settled,
+        sure=(regret <= TOLERATED and told) or settled,
+        evidence=evidence_for(found, options, chosen, by_model),
         decided_by="laws" if chosen is by_model else "race",
         scaling=scaling_of(found, laws, chosen.batch_size, rule),
         limit_bytes=limit,
@@ -155,25 +169,6 @@ def points_of_progress(found: Measurements) -> tuple[NoisePoint, ...]:
     end = best_step(metrics, goal)
     kept = tuple(p for p in found.noise if p.step <= end)
     return kept if len(kept) >= 2 else found.noise
-
-
-def steps_to_target(found: Measurements) -> int | None:
-    """Steps after which the measuring run met the target, if it did."""
-    target, lower = found.job.target, found.job.goal == "min"
-    if target is None or found.metric != "evaluate":
-        return None
-    for point in found.metrics:
-        if point.metric <= target if lower else point.metric >= target:
-            return point.step
-    return None
-
-
-def steps_of_progress(found: Measurements) -> int | None:
-    """Steps to the target, or to the best value of a run that stood still, or None."""
-    reached = steps_to_target(found)
-    if reached is None and has_stalled(found.metrics, found.metric_goal):
-        return best_step(found.metrics, found.metric_goal)
-    return reached
 
 
 def scaling_of(
@@ -221,37 +216,6 @@ def best_option(options: Sequence[Option], objective: Objective) -> Option:
         ]
         return min(few, key=lambda o: o.time.value)
     return min(options, key=lambda o: cost(o, objective))
-
-
-def lane_of(found: Measurements, option: Option) -> Lane | None:
-    """The lane of a batch in a race that tells something; split the same way."""
-    if found.race is None or not race_tells(found.race):
-        return None
-    key = (option.batch_size, option.micro_batch)
-    lanes = found.race.lanes
-    return next((x for x in lanes if (x.batch_size, x.micro_batch) == key), None)
-
-
-def race_tells(race: Race) -> bool:
-    """Whether any lane ended, in the median of its heats, better than the start."""
-    sign = 1 if race.goal == "min" else -1
-    ends = [statistics.median(sign * m for m in lane.metrics) for lane in race.lanes]
-    return min(ends) < sign * race.start
-
-
-def race_settles(found: Measurements, lane: Lane | None) -> bool:
-    """Whether the race says that a lane is, within 10 %, as fast as any other in it.
-
-    A race without progress, or without scatter to judge it by, says nothing.
-    """
-    if found.race is None or lane is None:
-        return False
-    race = found.race
-    judged = [x.speedup for x in race.lanes if x.role != "today"]  # whose own is 1
-    if any(s.low == s.high for s in judged):
-        return False
-    others = [x.speedup for x in race.lanes if x is not lane]
-    return all(s.high / FLAT <= lane.speedup.low for s in others)
 
 
 def _race_choice(

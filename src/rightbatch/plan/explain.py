@@ -8,6 +8,7 @@ from rightbatch.estimate import Estimate
 from rightbatch.measure.record import Lane
 from rightbatch.plan.caveats import alternatives, limits
 from rightbatch.plan.choice import Choice
+from rightbatch.plan.evidence import LEAST_SHARE, PASSES
 from rightbatch.plan.objective import Energy, Examples, Money
 from rightbatch.plan.options import Laws
 from rightbatch.plan.plan import Plan, Reason
@@ -67,23 +68,32 @@ def verdict(choice: Choice) -> str:
     flat = f"Any B from {low} to {high} is within 10 % of the best."
     if low == high:
         flat = f"No other power of two is within 10 % of B = {low}."
-    if not choice.decided:
+    if choice.evidence.contradiction:
+        return (
+            f"Undecided, since the race and the laws contradict each other: "
+            f"{choice.evidence.contradiction}. B = {chosen.batch_size} is the best "
+            f"guess. {settle(choice)}"
+        )
+    if not choice.sure:
         return (
             f"Undecided: B = {chosen.batch_size} is the best guess, but with what is "
             f"known it may cost {choice.regret:.1f} x what the best batch does. "
             f"{settle(choice)}"
         )
     if chosen.batch_size == job.batch_size:
-        return f"Keep B = {job.batch_size} with lr {job.lr:.3g}. {flat}"
+        keep = "Keep" if choice.decided else "Probably right as it is:"
+        said = f"{keep} B = {job.batch_size} with lr {job.lr:.3g}. {flat}"
+        return said if choice.decided else f"{said} {settle(choice)}"
     counted, unit = chosen.time, "time"
     if isinstance(choice.objective, Examples):
         counted, unit = chosen.examples, "examples"
     if isinstance(choice.objective, Energy) and chosen.energy is not None:
         counted, unit = chosen.energy, "energy"
+    act = "Train with" if choice.decided else "Worth trying:"
+    claim = "the same result should take" if choice.decided else "the laws alone give"
     sentence = (
-        f"Train with B = {chosen.batch_size} and lr {job.lr * choice.scaling.lr:.3g} "
-        f"instead of B = {job.batch_size}: the same result should take "
-        f"{span(counted)} of today's {unit}"
+        f"{act} B = {chosen.batch_size} and lr {job.lr * choice.scaling.lr:.3g} "
+        f"instead of B = {job.batch_size}: {claim} {span(counted)} of today's {unit}"
     )
     lane = choice.lane
     if lane is not None and unit == "time" and not vague(lane):
@@ -91,7 +101,7 @@ def verdict(choice: Choice) -> str:
         sentence += f"; in the race it took {span(share)}"
     if unit in ("examples", "energy"):
         sentence += f" and {span(chosen.time)} of its time"
-    return f"{sentence}. {flat}"
+    return f"{sentence}. {flat if choice.decided else settle(choice)}"
 
 
 def vague(lane: Lane) -> bool:
@@ -101,15 +111,42 @@ def vague(lane: Lane) -> bool:
 
 def settle(choice: Choice) -> str:
     """What would settle an undecided choice: more of what is least known."""
-    laws = choice.laws
+    laws, evidence = choice.laws, choice.evidence
     critical = laws.noise.critical_batch
-    if laws.time.half_batch.relative > critical.relative:
+    if evidence.contradiction:
+        more = (
+            "a longer race (raise --budget), or whole runs at both settings: one of "
+            "the two is wrong about this job"
+        )
+    elif choice.sure:
+        more = _longer_race(choice)
+    elif laws.time.half_batch.relative > critical.relative:
         more = "a quieter machine, or a larger --budget: step times are least known"
     elif choice.found.race is None and not isinstance(choice.objective, Examples):
         more = "a race (leave out --no-race, or raise --budget)"
     else:
         more = f"a larger --budget: the critical batch, {critical}, is least known"
     return f"What would settle it: {more}."
+
+
+def _longer_race(choice: Choice) -> str:
+    """The race that would prove a choice of which the laws are sure."""
+    evidence, today = choice.evidence, choice.today
+    needed = LEAST_SHARE * evidence.run_examples
+    run = "the way to the target"
+    if not evidence.run_known:
+        run = f"a run (taken as {PASSES} passes over the data: no target was reached)"
+    seconds = needed / today.batch_size * today.step_time_s.value
+    seen = "none was run"
+    if evidence.raced_examples:
+        seen = f"it trained on {show_number(evidence.raced_examples)}"
+    elif choice.found.race is not None:
+        seen = "this batch was not in it, or no candidate got better than the start"
+    return (
+        f"a race against today's setting over a hundredth of {run}, "
+        f"{show_number(needed)} examples or {show_seconds(seconds)} a candidate and "
+        f"round; {seen}. Raise --budget, or train both"
+    )
 
 
 def span(e: Estimate) -> str:

@@ -16,7 +16,8 @@ from rich.text import Text
 from rightbatch.estimate import Estimate
 from rightbatch.job import Job
 from rightbatch.measure.record import Measurements, TimePoint
-from rightbatch.plan.choice import Choice, race_tells
+from rightbatch.plan.choice import Choice
+from rightbatch.plan.evidence import race_tells
 from rightbatch.plan.options import Option
 from rightbatch.plan.plan import Plan
 from rightbatch.run.folder import TRACE
