@@ -170,7 +170,11 @@ def test_laws_alone_are_worth_trying_and_no_verdict() -> None:
         }
         assert choose(raced(reached, rivals, steps=steps)).decided is decided
     # An objective whose batch did not race is not proven by the race of another.
-    assert not choose(raced(found, lanes, steps=500), rb.Examples()).decided
+    cheap = made_up(t0=0.1, t1=1e-3, critical=100)
+    time = choose(cheap).chosen.time
+    won = {choose(cheap).chosen.batch_size: (1 / time.value, 1 / time.high, 9)}
+    assert choose(raced(cheap, {**won, 64: (1, 1, 1)})).decided
+    assert not choose(raced(cheap, {**won, 64: (1, 1, 1)}), rb.Examples()).decided
 
 
 def test_noise_that_tells_nothing_is_undecided() -> None:
