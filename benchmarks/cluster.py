@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 import rightbatch as rb
-from rightbatch.fit.cost import TimeLaw
-from rightbatch.fit.network import Network
-from rightbatch.fit.progress import NoiseLaw
-from rightbatch.plan.cluster import Fleet, plan_cluster
+from rightbatch.cluster.devices import Fleet, plan_cluster
+from rightbatch.cluster.network import Network
+from rightbatch.fit.step_time import TimeLaw
+from rightbatch.fit.steps import NoiseLaw
 from steps_law import mlperf
 
 SMALL = 64  # accelerators; larger entries are predicted

@@ -37,8 +37,8 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 import rightbatch as rb
-from rightbatch.feed.mapped import MappedFolder, MappedRows
-from rightbatch.feed.sampler import BatchSampler as OurSampler
+from rightbatch.data.loading.batch_sampler import BatchSampler as OurSampler
+from rightbatch.data.loading.mapped import MappedFolder, MappedRows
 
 BATCH, MOST = 256, 4_000_000  # indices looked at
 Batches = Iterator[Any]
@@ -57,7 +57,7 @@ def ours_strata(length: int, skip: int) -> Batches:
     """One per cent of the examples an eighth of each batch."""
     labels = np.zeros(length, dtype=np.int8)
     labels[::100] = 1
-    order = rb.Strata(labels, {1: min(BATCH // 8, length // 200)})
+    order = rb.data.Strata(labels, {1: min(BATCH // 8, length // 200)})
     stream = rb.BatchStream(_Nothing(length), BATCH, order=order)
     counts = order.counts_at(BATCH).tolist()
     drawn = [skip * count for count in counts]
@@ -217,7 +217,7 @@ def one_pairs(name: str) -> dict[str, float]:
     )
     base, began = peak(), time.process_time()
     if name == "rightbatch":
-        order = rb.Pairs(labels.numpy(), each=8)
+        order = rb.data.Pairs(labels.numpy(), each=8)
         stream = rb.BatchStream((labels,), BATCH, order=order)
         batches: Batches = iter(stream.steps())
 
@@ -259,7 +259,7 @@ def distinct() -> None:
         NoDuplicatesBatchSampler,
     )
 
-    from rightbatch.feed.distinct import Distinct
+    from rightbatch.data.order.distinct import Distinct
 
     generator = np.random.default_rng(0)
     questions = generator.integers(0, 30_000, 100_000)
@@ -298,7 +298,7 @@ def tokens() -> None:
         for packed in (False, True):
             row = []
             for window in (None, 1024, 8192):
-                order = rb.Tokens(lengths, 16_384, packed=packed, window=window)
+                order = rb.data.Tokens(lengths, 16_384, packed=packed, window=window)
                 stream = rb.BatchStream(_Nothing(200_000), batch, order=order)
                 found = rb.audit(stream, lengths=lengths)
                 assert found.length_noise is not None
@@ -309,7 +309,7 @@ def tokens() -> None:
 
 def orders() -> None:
     """Would a stored permutation be faster? Nanoseconds for each index of an epoch."""
-    from rightbatch.feed.walk import Walk
+    from rightbatch.data.order.epochs import Walk
 
     for length in (10**4, 10**5, 10**6, 10**7):
         times: dict[str, list[float]] = {"computed": [], "numpy": [], "torch": []}

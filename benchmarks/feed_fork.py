@@ -50,7 +50,7 @@ def epoch(loader: str, data: Texts, model: nn.Module) -> None:
             model(tokens).mean().backward()
             dist.all_gather_object(everybody, 1)
         return
-    order = rb.Tokens(data.lengths, budget=600, count="tokens")
+    order = rb.data.Tokens(data.lengths, budget=600, count="tokens")
     options: dict[str, Any] = {"collate_fn": torch.cat, "num_workers": 1}
     with rb.BatchStream(data, 4000, order=order, **options) as stream:
         for step in stream.steps():

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 
 import rightbatch as rb
-from rightbatch.feed.neyman import StratumMeter
-from rightbatch.feed.weighted import Weighted
+from rightbatch.data.order.neyman import StratumMeter
+from rightbatch.data.order.weighted import Weighted
 
 BATCH, WIDTH = 256, 21
 RATES = (0.003, 0.01, 0.03, 0.1)
@@ -89,10 +89,10 @@ def orders(y: Tensor) -> dict[str, Callable[[], Any]]:
         "weighted loss": lambda: "shuffled",
         "WeightedRandomSampler": lambda: Weighted(balance, "weighted"),
         "its draws, weighted back": lambda: Weighted(balance),
-        "strata k = 1": lambda: rb.Strata(labels, {1: 1}),
-        "strata k = 8": lambda: rb.Strata(labels, {1: 8}),
-        "strata k = 64": lambda: rb.Strata(labels, {1: 64}),
-        "strata Neyman": lambda: rb.Strata(labels, "neyman", multiple=2),
+        "strata k = 1": lambda: rb.data.Strata(labels, {1: 1}),
+        "strata k = 8": lambda: rb.data.Strata(labels, {1: 8}),
+        "strata k = 64": lambda: rb.data.Strata(labels, {1: 64}),
+        "strata Neyman": lambda: rb.data.Strata(labels, "neyman", multiple=2),
     }
 
 

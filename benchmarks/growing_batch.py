@@ -46,16 +46,16 @@ def decay(job: rb.Job, seeds: int) -> None:
     """Decay, and what takes its place, interleaved seed by seed."""
     total, first = EXAMPLES[job.name], job.batch_size
     floor = 1 / 64
-    rate = rb.Rate.cosine(total, floor=floor)
+    rate = rb.schedules.Rate.cosine(total, floor=floor)
     most = GROWTH * first
-    smith = rb.InsteadOfDecay(first, rate, most, form="smith")
-    seesaw = rb.InsteadOfDecay(first, rate, most, form="seesaw")
+    smith = rb.schedules.InsteadOfDecay(first, rate, most, form="smith")
+    seesaw = rb.schedules.InsteadOfDecay(first, rate, most, form="seesaw")
     ways: dict[str, dict[str, Any]] = {
-        "cosine decay": {"schedule": rb.Constant(first), "rate": rate},
+        "cosine decay": {"schedule": rb.schedules.Constant(first), "rate": rate},
         "smith": {"schedule": smith},
         "seesaw": {"schedule": seesaw},
-        "annealing, rate kept": {"schedule": rb.Anneal(first, most, total)},
-        "neither": {"schedule": rb.Constant(first)},
+        "annealing, rate kept": {"schedule": rb.schedules.Anneal(first, most, total)},
+        "neither": {"schedule": rb.schedules.Constant(first)},
     }
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for seed in range(seeds):
@@ -97,16 +97,20 @@ def follow(job: rb.Job, seeds: int, batches: list[int]) -> None:
     half = plan.half_batch
     print(f"plan: B = {plan.batch_size}, half batch {half}", flush=True)
     ways: dict[str, dict[str, Any]] = {
-        f"fixed {b}": {"schedule": rb.Constant(b)} for b in batches
+        f"fixed {b}": {"schedule": rb.schedules.Constant(b)} for b in batches
     }
     ways[f"plan {plan.batch_size}"] = {"plan": plan}
     starts = {"today": job.batch_size, "plan": plan.batch_size}
     for name, start in starts.items():
         ways[f"follow noise from {name}"] = {
-            "schedule": rb.FollowNoise(start, half_batch=half, most=max(batches))
+            "schedule": rb.schedules.FollowNoise(
+                start, half_batch=half, most=max(batches)
+            )
         }
     ways["half the noise scale"] = {
-        "schedule": rb.FollowNoise(job.batch_size, fraction=0.5, most=max(batches))
+        "schedule": rb.schedules.FollowNoise(
+            job.batch_size, fraction=0.5, most=max(batches)
+        )
     }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for seed in range(seeds):

@@ -33,13 +33,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import rightbatch as rb
-from rightbatch.boundary import StepMaker
-from rightbatch.fit.envelope import Envelope, fit_envelope
-from rightbatch.measure.child import data_sizes
-from rightbatch.measure.memory import allocator_peak
-from rightbatch.measure.traced_step import probes_of
-from rightbatch.step_law import trace_law
-from rightbatch.training import Training, accumulate
+from rightbatch.memory.boundary import StepMaker
+from rightbatch.memory.child_process import data_sizes
+from rightbatch.memory.envelope import Envelope, fit_envelope
+from rightbatch.memory.peak import allocator_peak
+from rightbatch.memory.step_law import trace_law
+from rightbatch.memory.traced_step import probes_of
+from rightbatch.training.training import Training, accumulate
 
 MIB = 2**20
 CPU = torch.device("cpu")

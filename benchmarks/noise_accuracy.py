@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 import rightbatch as rb
 from noise_models import Transformer
-from rightbatch.jobs.stdlib_gpt import read_library
+from rightbatch.job.built_in.stdlib_gpt import read_library
 from rightbatch.noise.monitor import WINDOW
 
 LENGTH, EXAMPLES, BATCH = 32, 4096, 16

@@ -282,7 +282,7 @@ def _resident() -> float:
 
 def exactness(case: Case) -> float:
     """Largest relative error of our norms against the loop over examples."""
-    from rightbatch.noise.per_example import PerExample
+    from rightbatch.noise.capture.per_example import PerExample
 
     torch.manual_seed(0)
     model = case.model()

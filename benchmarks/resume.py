@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from rightbatch.feed.ledger import Ledger
-from rightbatch.run.checkpoint import Checkpoints
-from rightbatch.run.trace import read_trace
+from rightbatch.data.loading.ledger import Ledger
+from rightbatch.training.checkpoint import Checkpoints
+from rightbatch.training.trace import read_trace
 
 TESTS = Path(__file__).parent.parent / "tests"
 STAGES = "stages:0=16,2k=32,4k=48"  # alike on any number of ranks

@@ -27,10 +27,10 @@ from typing import Any
 import torch
 
 import rightbatch as rb
-from rightbatch.plan.scaling import Scaling, apply_scaling, scaling_for
-from rightbatch.run.loop import train_rows
-from rightbatch.run.runner import Runner
-from rightbatch.run.settings import Settings
+from rightbatch.schedules.scaling import Scaling, apply_scaling, scaling_for
+from rightbatch.training.loop import train_rows
+from rightbatch.training.run_state import Runner
+from rightbatch.training.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ def run_to_target(
     """One run; ``seconds`` is infinite where the target was not met."""
     torch.manual_seed(seed)
     job = dataclasses.replace(job, seed=seed)
-    settings = Settings(schedule=rb.Constant(batch), end=math.inf, rule="none")
+    settings = Settings(
+        schedule=rb.schedules.Constant(batch), end=math.inf, rule="none"
+    )
     run = Runner.start(job, settings)
     if scaling is not None:
         apply_scaling(run.optimizer, scaling)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import rightbatch as rb
-from rightbatch.feed.ledger import Ledger
+from rightbatch.data.loading.ledger import Ledger
 
 digits = load_digits()
 x = torch.tensor(digits.data, dtype=torch.float32) / 16

@@ -32,8 +32,8 @@ def loss(model, batch):
 
 
 # Over 20 epochs the rate would decay to 2 %; the batch grows to 512 instead.
-decay = rb.Rate.cosine(20 * len(digits.target), floor=0.02)
-schedule = rb.InsteadOfDecay(16, decay, most=512)
+decay = rb.schedules.Rate.cosine(20 * len(digits.target), floor=0.02)
+schedule = rb.schedules.InsteadOfDecay(16, decay, most=512)
 print(schedule)
 print(schedule.table(20 * len(digits.target)))
 

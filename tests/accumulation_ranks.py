@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import rightbatch as rb
 from reference import whole_gradient
-from rightbatch.run.ranks import leave
+from rightbatch.training.ranks import leave
 
 VOCABULARY, WIDTH, LENGTH = 11, 8, 6
 CASES = {  # examples of every rank, and whether targets are masked

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 import rightbatch as rb
-from rightbatch.estimate import Estimate
+from rightbatch.core.estimate import Estimate
 from rightbatch.measure.record import (
     JobFacts,
     Lane,
     Machine,
     Measurements,
-    MemoryPoint,
     NoisePoint,
     Race,
     TimePoint,
 )
-from rightbatch.noise.moments import NoiseMoments, ratio
+from rightbatch.memory.points import MemoryPoint
+from rightbatch.noise.statistics.moments import NoiseMoments, ratio
 
 
 def regression_job(

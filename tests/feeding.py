@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import rightbatch as rb
-from rightbatch.feed.stream import MicroBatch
+from rightbatch.data.loading.stream import MicroBatch
 
 # torch tells of a worker's death by an error wherever Python is: also where errors are
 # ignored, such as in what hypothesis does at each garbage collection.

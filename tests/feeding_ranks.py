@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import rightbatch as rb
-from rightbatch.feed.ledger import Ledger
-from rightbatch.feed.neyman import StratumMeter
-from rightbatch.feed.shards import ShardStream
-from rightbatch.run.ranks import leave
+from rightbatch.data.loading.ledger import Ledger
+from rightbatch.data.loading.shard_stream import ShardStream
+from rightbatch.data.order.neyman import StratumMeter
+from rightbatch.training.ranks import leave
 
 
 def strata_states(rank: int, world: int) -> list[list[Any]]:
@@ -28,7 +28,7 @@ def strata_states(rank: int, world: int) -> list[list[Any]]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(400, 4, generator=generator)
     y = (torch.arange(400) % 20 == 0).long()
-    strata = rb.Strata(y, "neyman", multiple=8)
+    strata = rb.data.Strata(y, "neyman", multiple=8)
     weight = torch.zeros(4, requires_grad=True)
     meter = StratumMeter([weight], strata, overhead=math.inf)
     stream = rb.BatchStream((x, y), 32, order=strata)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 import rightbatch as rb
-from rightbatch.run.ranks import join, leave
+from rightbatch.training.ranks import join, leave
 from test_memory import MIB, job_of
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import rightbatch as rb
-from rightbatch.jobs.digits import load_digits
+from rightbatch.job.built_in.digits import load_digits
 
 
 class Augmented(Dataset[tuple[Tensor, Tensor]]):

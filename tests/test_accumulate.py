@@ -19,10 +19,10 @@ from torch import Tensor, nn
 import rightbatch as rb
 from accumulation_ranks import Faults, Tagger, loss, make_model
 from reference import whole_gradient
-from rightbatch.oom import out_of_memory
-from rightbatch.run.accumulate import NotFinite, UpdateOutOfMemory
-from rightbatch.run.splitting import count_of, cut, even
-from rightbatch.run.survival import Pieces
+from rightbatch.core.torch_private import out_of_memory
+from rightbatch.training.accumulator import NotFiniteError, UpdateOutOfMemoryError
+from rightbatch.training.recovery import Pieces
+from rightbatch.training.splitting import count_of, cut, even
 
 
 def masked(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -328,7 +328,7 @@ def test_memory_inside_the_update_is_not_tried_again() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     step = rb.Accumulator(model, mean_loss, Greedy(model.parameters(), lr=0.1), 4)
-    with pytest.raises(UpdateOutOfMemory, match="inside optimizer"):
+    with pytest.raises(UpdateOutOfMemoryError, match="inside optimizer"):
         step(batch)
 
 
@@ -403,7 +403,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     step = rb.Accumulator(model, mean_loss, optimizer, 4, check=False)
     x[3] = math.nan
-    with pytest.raises(NotFinite, match="became nan"):
+    with pytest.raises(NotFiniteError, match="became nan"):
         step((x, y))
     for p, q in zip(model.parameters(), before, strict=True):
         assert torch.equal(p, q)

@@ -17,21 +17,21 @@ from hypothesis import strategies as st
 
 import rightbatch as rb
 from cases import made_up, rightbatch
-from rightbatch.cluster_command import parse_devices
-from rightbatch.estimate import Estimate
-from rightbatch.fit.cost import TimeLaw
-from rightbatch.fit.mlperf import from_mllog, from_rcp_json
-from rightbatch.fit.network import Network, fit_network
-from rightbatch.fit.progress import NoiseLaw
-from rightbatch.fit.published import (
+from rightbatch.cli.cluster import parse_devices
+from rightbatch.cluster.devices import Fleet, elastic_batch, plan_cluster, world_sizes
+from rightbatch.cluster.mlperf import from_mllog, from_rcp_json
+from rightbatch.cluster.network import Network, fit_network
+from rightbatch.cluster.network_time import LinkPoint
+from rightbatch.cluster.published import (
     PUBLISHED,
     language_model,
     noise_of,
     published,
 )
-from rightbatch.measure.network import LinkPoint
-from rightbatch.plan.cluster import Fleet, elastic_batch, plan_cluster, world_sizes
-from rightbatch.units import parse_bandwidth
+from rightbatch.core.estimate import Estimate
+from rightbatch.core.units import parse_bandwidth
+from rightbatch.fit.step_time import TimeLaw
+from rightbatch.fit.steps import NoiseLaw
 from test_memory import ENVIRONMENT
 
 NETWORK = Network(bandwidth=10e9, latency_s=10e-6)

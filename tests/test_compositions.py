@@ -13,12 +13,12 @@ from torch.nn import functional
 
 import reference
 import rightbatch as rb
-from rightbatch.feed.allotment import allot, batch_variance, importance_weights
-from rightbatch.feed.distinct import Distinct
-from rightbatch.feed.neyman import StratumMeter
-from rightbatch.feed.stream import BatchStream
-from rightbatch.feed.tokens import packed_runs, padded_runs
-from rightbatch.feed.weighted import Weighted
+from rightbatch.data.loading.stream import BatchStream
+from rightbatch.data.order.allocation import allot, batch_variance, importance_weights
+from rightbatch.data.order.distinct import Distinct
+from rightbatch.data.order.neyman import StratumMeter
+from rightbatch.data.order.tokens import packed_runs, padded_runs
+from rightbatch.data.order.weighted import Weighted
 
 
 @settings(deadline=None)
@@ -84,7 +84,7 @@ def test_a_stratified_batch_is_unbiased_and_as_quiet_as_its_law(counts: Any) -> 
     weight = torch.zeros(7, dtype=x.dtype)
     weight[-1] = -4.0
     own = gradients(x, y, weight).double()
-    strata = rb.Strata(y, counts)
+    strata = rb.data.Strata(y, counts)
     stds = [float(own[y == c].var(0).sum()) ** 0.5 for c in (0.0, 1.0)]
     if counts == "neyman":
         strata.observe(stds)
@@ -110,7 +110,7 @@ def test_a_stratified_batch_is_unbiased_and_as_quiet_as_its_law(counts: Any) -> 
 
 def test_balanced_has_no_weights_and_says_another_objective() -> None:
     _, y = rare_class()
-    stream = rb.BatchStream((y,), 64, order=rb.Strata(y, "balanced"))
+    stream = rb.BatchStream((y,), 64, order=rb.data.Strata(y, "balanced"))
     (labels,) = next(iter(stream))  # no weights
     assert int(labels.sum()) == 32
     assert "balanced" in stream.composition.name
@@ -118,9 +118,9 @@ def test_balanced_has_no_weights_and_says_another_objective() -> None:
 
 def test_a_small_stratum_is_capped_and_goes_round_without_loss() -> None:
     y = np.array([1] * 5 + [0] * 995)
-    strata = rb.Strata(y, "balanced")
+    strata = rb.data.Strata(y, "balanced")
     assert strata.counts_at(64).tolist() == [59, 5]
-    stream = rb.BatchStream((torch.from_numpy(y),), 64, order=rb.Strata(y, {1: 2}))
+    stream = rb.BatchStream((torch.from_numpy(y),), 64, order=rb.data.Strata(y, {1: 2}))
     rare = [i for s in stream.steps() for m in s for i in m.indices[m.groups == 1]]
     for lap in range(len(rare) // 5):
         assert sorted(map(int, rare[5 * lap : 5 * lap + 5])) == list(range(5))
@@ -130,7 +130,7 @@ def test_a_small_stratum_is_capped_and_goes_round_without_loss() -> None:
 def test_what_strata_explain_is_what_comes(counts: Any) -> None:
     """Counted over an epoch of 20 batches of 64: 1,280 draws."""
     labels = np.array(["often"] * 1240 + ["rare"] * 40)
-    strata = rb.Strata(labels, counts)
+    strata = rb.data.Strata(labels, counts)
     stream = rb.BatchStream((torch.arange(1280),), 64, order=strata)
     drawn = np.concatenate([step.indices for s in stream.steps() for step in s])
     first, *lines = strata.explain(64).splitlines()
@@ -164,7 +164,7 @@ def test_what_strata_explain_is_what_comes(counts: Any) -> None:
 def test_many_strata_are_explained_briefly() -> None:
     """Those that come most often, in their order."""
     labels = np.repeat(np.arange(50), np.arange(10, 60))
-    text = rb.Strata(labels, "balanced").explain(200)
+    text = rb.data.Strata(labels, "balanced").explain(200)
     assert len(text.splitlines()) == 22
     assert text.splitlines()[1].split()[:2] == ["0", "10"]
     assert text.endswith("and 30 seen no more often")
@@ -173,7 +173,7 @@ def test_many_strata_are_explained_briefly() -> None:
 @pytest.mark.parametrize("cuts", [1, 2, 4, 8])
 def test_any_run_of_a_batch_has_nearly_its_composition(cuts: int) -> None:
     y = np.repeat([0, 1, 2], [500, 300, 200])
-    stream = rb.BatchStream((torch.from_numpy(y),), 80, order=rb.Strata(y))
+    stream = rb.BatchStream((torch.from_numpy(y),), 80, order=rb.data.Strata(y))
     (labels,), _ = next(iter(stream))
     for run in labels.chunk(cuts):
         found = np.bincount(run.numpy(), minlength=3) * cuts
@@ -182,11 +182,11 @@ def test_any_run_of_a_batch_has_nearly_its_composition(cuts: int) -> None:
 
 def test_strata_of_numbers_and_of_several_labels() -> None:
     values = np.random.default_rng(0).normal(size=1000)
-    strata = rb.Strata.by_quantiles(values, 10)
+    strata = rb.data.Strata.by_quantiles(values, 10)
     assert strata.sizes.tolist() == [100] * 10
-    assert rb.Strata.by_quantiles(np.zeros(50), 10).sizes.tolist() == [50]
+    assert rb.data.Strata.by_quantiles(np.zeros(50), 10).sizes.tolist() == [50]
     hot = np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1], [0, 0, 0], [1, 0, 0]])
-    by_label = rb.Strata.by_rarest_label(hot)
+    by_label = rb.data.Strata.by_rarest_label(hot)
     assert by_label.labels == [-1, 0, 1, 2]
     assert by_label.sizes.tolist() == [1, 2, 1, 1]
 
@@ -198,14 +198,14 @@ def test_observed_noise_holds_at_the_next_step_and_travels_with_the_state() -> N
     def rare(stream: Any) -> int:
         return int(next(iter(stream))[0][0].sum())
 
-    strata = rb.Strata(y, "neyman")
+    strata = rb.data.Strata(y, "neyman")
     stream = rb.BatchStream(data, 50, order=strata, num_workers=2)
     assert rare(stream) == 5
     strata.observe([1.0, 9.0])
     assert rare(stream) == 25
     strata.observe({False: 1.0, True: 27.0})
     assert rare(stream) == 38
-    resumed = rb.BatchStream(data, 50, order=rb.Strata(y, "neyman"))
+    resumed = rb.BatchStream(data, 50, order=rb.data.Strata(y, "neyman"))
     resumed.load_state_dict(stream.state_dict())
     assert rare(resumed) == 38
     stream.close()
@@ -219,7 +219,7 @@ def test_the_meter_measures_each_strata_s_noise() -> None:
         model.weight.copy_(torch.tensor([[0.5, 0, 0, 0, 0, 0.2, -4.0]]))
     own = gradients(x, y, model.weight.detach()[0])
     truth = [float(own[y == c].var(0).sum()) ** 0.5 for c in (0.0, 1.0)]
-    strata = rb.Strata(y, "neyman", multiple=2)
+    strata = rb.data.Strata(y, "neyman", multiple=2)
     meter = StratumMeter(model, strata, overhead=math.inf)
     stream = rb.BatchStream((x, y), 64, order=strata)
     sums, counts = [0.0, 0.0], [0, 0]
@@ -242,7 +242,7 @@ def test_the_meter_measures_each_strata_s_noise() -> None:
 def test_the_meter_forgets_and_measures_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    strata = rb.Strata([0, 0, 1, 1], "neyman")
+    strata = rb.data.Strata([0, 0, 1, 1], "neyman")
     meter = StratumMeter([torch.nn.Parameter(torch.zeros(1))], strata)
     losses, groups = torch.zeros(4), torch.tensor([0, 0, 1, 1])
     monkeypatch.setattr(meter, "_trace", lambda losses, members: 4.0)
@@ -264,12 +264,12 @@ ORDERS = {
     "shuffled": lambda: "shuffled",
     "replacement": lambda: "replacement",
     "poisson": lambda: "poisson",
-    "strata": lambda: rb.Strata(np.arange(60) % 7 == 0, {True: 3}),
-    "pairs": lambda: rb.Pairs(np.arange(60) // 5, each=2),
+    "strata": lambda: rb.data.Strata(np.arange(60) % 7 == 0, {True: 3}),
+    "pairs": lambda: rb.data.Pairs(np.arange(60) // 5, each=2),
     "weighted": lambda: Weighted(1.0 + np.arange(60)),
     "distinct": lambda: Distinct(np.arange(60) // 2),
-    "tokens": lambda: rb.Tokens(1 + np.arange(60) % 9, 20),
-    "tokens of a window": lambda: rb.Tokens(1 + np.arange(60) % 9, 20, window=16),
+    "tokens": lambda: rb.data.Tokens(1 + np.arange(60) % 9, 20),
+    "tokens of a window": lambda: rb.data.Tokens(1 + np.arange(60) % 9, 20, window=16),
 }
 
 
@@ -292,13 +292,16 @@ def test_every_draw_has_a_randomness_of_its_own(name: str) -> None:
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        (rb.Pairs([0] * 4 + [1] * 6), rb.Pairs([0] * 6 + [1] * 4)),
-        (rb.Pairs([0, 1] * 5), rb.Pairs([0] * 5 + [1] * 5)),
-        (rb.Strata([0] * 5 + [1] * 5), rb.Strata([0] * 5 + [1] * 5, multiple=2)),
+        (rb.data.Pairs([0] * 4 + [1] * 6), rb.data.Pairs([0] * 6 + [1] * 4)),
+        (rb.data.Pairs([0, 1] * 5), rb.data.Pairs([0] * 5 + [1] * 5)),
+        (
+            rb.data.Strata([0] * 5 + [1] * 5),
+            rb.data.Strata([0] * 5 + [1] * 5, multiple=2),
+        ),
         (Weighted(np.arange(1, 11)), Weighted(np.arange(2, 12))),
         (Distinct(np.arange(10) // 2), Distinct(np.arange(10) % 5)),
-        (rb.Tokens([3] * 10, 9), rb.Tokens([3] * 9 + [4], 9)),
-        (rb.Tokens([3] * 10, 9, window=4), rb.Tokens([3] * 10, 9)),
+        (rb.data.Tokens([3] * 10, 9), rb.data.Tokens([3] * 9 + [4], 9)),
+        (rb.data.Tokens([3] * 10, 9, window=4), rb.data.Tokens([3] * 10, 9)),
     ],
 )
 def test_a_state_of_another_composition_is_refused(one: Any, other: Any) -> None:
@@ -317,10 +320,10 @@ def test_quantiles_keep_ties_together_at_either_end() -> None:
         np.concatenate([np.zeros(85), positive]),
         np.concatenate([np.full(85, 99.0), positive]),
     ):
-        sizes = sorted(rb.Strata.by_quantiles(values, 10).sizes.tolist())
+        sizes = sorted(rb.data.Strata.by_quantiles(values, 10).sizes.tolist())
         assert sizes[-1] == 85
         assert len(sizes) >= 2
-    even = rb.Strata.by_quantiles(np.random.default_rng(0).normal(size=1000), 10)
+    even = rb.data.Strata.by_quantiles(np.random.default_rng(0).normal(size=1000), 10)
     assert even.sizes.tolist() == [100] * 10
 
 
@@ -341,7 +344,7 @@ def test_the_meter_keeps_to_its_overhead_and_feeds_the_strata() -> None:
 
     x, y = rare_class()
     model = torch.nn.Linear(7, 1)
-    strata = rb.Strata(y, "neyman", multiple=2)
+    strata = rb.data.Strata(y, "neyman", multiple=2)
     meter = StratumMeter(model, strata, overhead=0.1, clock=clock)
     stream = rb.BatchStream((x, y), 64, order=strata)
     for step in stream.steps():
@@ -368,7 +371,7 @@ def test_the_monitor_knows_the_composition() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     found = {}
     for name in ("stratified", "uniform"):
-        strata = rb.Strata(y, {1: 64})
+        strata = rb.data.Strata(y, {1: 64})
         order: Any = strata if name == "stratified" else "shuffled"
         stream = rb.BatchStream((x, y), 128, order=order, seed=2)
         monitor = rb.NoiseMonitor(model, optimizer, math.inf, stream=stream)
@@ -395,7 +398,7 @@ def test_the_monitor_refuses_what_it_cannot_compare() -> None:
     x, y = rare_class(2000)
     model = torch.nn.Linear(7, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    stream = rb.BatchStream((x, y), 64, order=rb.Strata(y, {1: 1}))
+    stream = rb.BatchStream((x, y), 64, order=rb.data.Strata(y, {1: 1}))
     monitor = rb.NoiseMonitor(model, optimizer, math.inf, stream=stream)
     for (inputs, _), w in stream:
         (w * model(inputs)[:, 0]).mean().backward()
@@ -421,12 +424,12 @@ def test_pairs_are_p_classes_of_k_examples_each_class_once_a_lap(
     classes = [c for c, n in enumerate(sizes) if n >= each]
     if not classes:
         with pytest.raises(rb.SettingError, match="no class has"):
-            rb.Pairs(labels, each=each)
+            rb.data.Pairs(labels, each=each)
         return
     data = (torch.arange(len(labels)),)
     wanted = [min(w, len(classes)) for w in wanted]
     stream = rb.BatchStream(
-        data, each * wanted[0], order=rb.Pairs(labels, each=each), seed=seed
+        data, each * wanted[0], order=rb.data.Pairs(labels, each=each), seed=seed
     )
     visits: list[int] = []
     seen: dict[int, list[int]] = {c: [] for c in classes}
@@ -436,7 +439,7 @@ def test_pairs_are_p_classes_of_k_examples_each_class_once_a_lap(
         if len(visits) % 2:  # a state goes on in the same way
             state = stream.state_dict()
             stream = rb.BatchStream(
-                data, each, order=rb.Pairs(labels, each=each), seed=seed
+                data, each, order=rb.data.Pairs(labels, each=each), seed=seed
             )
             stream.load_state_dict(state)
             stream.batch_size = each * number
@@ -466,7 +469,7 @@ def test_pairs_stay_whole_on_ranks_and_in_micro_batches() -> None:
         stream = rb.BatchStream(
             (torch.from_numpy(labels),),
             40,
-            order=rb.Pairs(labels, each=4),
+            order=rb.data.Pairs(labels, each=4),
             rank=rank,
             world_size=3,
             micro_batch=8,
@@ -482,10 +485,10 @@ def test_pairs_stay_whole_on_ranks_and_in_micro_batches() -> None:
 def test_small_classes_are_said_or_repeated() -> None:
     labels = [0, 0, 0, 1, 2, 2]
     with pytest.warns(UserWarning, match="1 of 3 classes have fewer than 2"):
-        pairs = rb.Pairs(labels, each=2)
+        pairs = rb.data.Pairs(labels, each=2)
     assert pairs.classes == 2
     stream = rb.BatchStream(
-        (torch.tensor(labels),), 6, order=rb.Pairs(labels, small="repeat")
+        (torch.tensor(labels),), 6, order=rb.data.Pairs(labels, small="repeat")
     )
     assert sorted(next(iter(stream))[0].tolist()) == [0, 0, 1, 1, 2, 2]
 
@@ -513,7 +516,7 @@ def test_tokens_fit_the_budget_and_lose_nothing(
     if count == "tokens":
         sizes = [max(s, max(lengths)) for s in sizes]
     orders = [
-        rb.Tokens(have, budget, packed=packed, count=count, window=window)
+        rb.data.Tokens(have, budget, packed=packed, count=count, window=window)
         for _ in range(world)
     ]
     streams = [
@@ -566,7 +569,7 @@ def test_packing_is_best_fit_and_padding_is_small() -> None:
     lengths = np.clip(generator.lognormal(5, 1, 20_000), 16, 2048).astype(int)
     waste = {}
     for packed in (False, True):
-        order = rb.Tokens(lengths, 16_384, packed=packed, count="runs")
+        order = rb.data.Tokens(lengths, 16_384, packed=packed, count="runs")
         stream = rb.BatchStream((torch.arange(20_000),), 1, order=order)
         real = spent = 0
         for step in stream.steps():
@@ -595,7 +598,7 @@ def test_a_step_of_tokens_is_a_random_batch_and_one_of_a_window_is_not(
     found: dict[int | None, float] = {}
     told: dict[int | None, str] = {}
     for window in (None, 8192):
-        order = rb.Tokens(lengths, 4096, packed=packed, window=window)
+        order = rb.data.Tokens(lengths, 4096, packed=packed, window=window)
         stream = rb.BatchStream(data, 256, order=order)
         audit = rb.audit(stream, lengths=lengths)
         assert audit.length_noise is not None
@@ -617,7 +620,7 @@ def test_ranks_get_like_numbers_of_tokens(count: Any, window: Any, world: int) -
         rb.BatchStream(
             (torch.arange(20_000),),
             size,
-            order=rb.Tokens(lengths, 4096, count=count, window=window),
+            order=rb.data.Tokens(lengths, 4096, count=count, window=window),
             rank=rank,
             world_size=world,
         )
@@ -637,7 +640,7 @@ def test_ranks_get_like_numbers_of_tokens(count: Any, window: Any, world: int) -
 def test_token_shares_give_the_mean_over_all_tokens() -> None:
     lengths = np.array([3, 9, 4, 4, 8, 2, 5, 7])
     losses = [torch.rand(n) for n in lengths]
-    order = rb.Tokens(lengths, 12)
+    order = rb.data.Tokens(lengths, 12)
     total = []
     for rank in range(2):
         stream = rb.BatchStream(
@@ -768,7 +771,7 @@ def test_a_jump_leaves_nobody_waiting() -> None:
 def test_steps_are_counted_where_the_batch_size_is_in_tokens_or_runs() -> None:
     lengths = lognormal(3000)
     for count, size in (("tokens", 9000), ("runs", 3)):
-        order = rb.Tokens(lengths, 4096, count=count)
+        order = rb.data.Tokens(lengths, 4096, count=count)
         stream = rb.BatchStream((torch.arange(3000),), size, order=order)
         expected = len(stream)
         for number, step in enumerate(stream.steps()):
@@ -804,7 +807,7 @@ def test_importance_weights_average_to_one() -> None:
 
 def _measured_too_late() -> None:
     weight = torch.nn.Parameter(torch.ones(1))
-    meter = StratumMeter([weight], rb.Strata([0, 0, 1, 1], "neyman"), math.inf)
+    meter = StratumMeter([weight], rb.data.Strata([0, 0, 1, 1], "neyman"), math.inf)
     losses = (weight * torch.ones(4)).square()
     losses.sum().backward()
     for _ in range(4):
@@ -822,61 +825,63 @@ def _stream() -> Any:
         (lambda: Weighted([1.0, math.nan]), "1 NaN"),
         (lambda: Weighted([0.0, 0.0]), "all are zero"),
         (lambda: Weighted([1.0, 0.0]), "weight 0"),
-        (lambda: rb.Strata([[1, 2]]), "one axis"),
-        (lambda: rb.Strata([]), "one axis"),
-        (lambda: rb.Strata([0, 1], "equal"), "proportional, neyman"),
-        (lambda: rb.Strata([0, 1], {2: 1}), "no example has label 2"),
-        (lambda: rb.Strata([0, 1], {1: 2}), "it has 1 in all"),
-        (lambda: rb.Strata([0.0, math.nan]), "NaN"),
-        (lambda: rb.Strata([0, 1]).observe([1, 1]), "no effect"),
-        (lambda: rb.Strata([0, 1], "neyman").observe([1, -1]), "smallest is -1"),
-        (lambda: rb.Strata([0, 1], "neyman").observe([0, 0]), "all are zero"),
-        (lambda: rb.Strata([0, 1], "neyman").observe([1]), "shape"),
-        (lambda: rb.Strata([0, 1], "neyman").observe({0: 1.0}), "nothing of 1"),
-        (lambda: rb.Strata([None, 1, "a"]), "of one kind"),
-        (lambda: rb.Strata.by_quantiles([]), "one axis"),
-        (lambda: rb.Strata.by_quantiles([1.0], 0), "at least 1"),
-        (lambda: rb.Strata.by_rarest_label([[0.5, 0.0]]), "0.5.* at example 0"),
-        (lambda: rb.Strata.by_rarest_label([[math.nan, 0.0]]), "zeros and ones"),
+        (lambda: rb.data.Strata([[1, 2]]), "one axis"),
+        (lambda: rb.data.Strata([]), "one axis"),
+        (lambda: rb.data.Strata([0, 1], "equal"), "proportional, neyman"),
+        (lambda: rb.data.Strata([0, 1], {2: 1}), "no example has label 2"),
+        (lambda: rb.data.Strata([0, 1], {1: 2}), "it has 1 in all"),
+        (lambda: rb.data.Strata([0.0, math.nan]), "NaN"),
+        (lambda: rb.data.Strata([0, 1]).observe([1, 1]), "no effect"),
+        (lambda: rb.data.Strata([0, 1], "neyman").observe([1, -1]), "smallest is -1"),
+        (lambda: rb.data.Strata([0, 1], "neyman").observe([0, 0]), "all are zero"),
+        (lambda: rb.data.Strata([0, 1], "neyman").observe([1]), "shape"),
+        (lambda: rb.data.Strata([0, 1], "neyman").observe({0: 1.0}), "nothing of 1"),
+        (lambda: rb.data.Strata([None, 1, "a"]), "of one kind"),
+        (lambda: rb.data.Strata.by_quantiles([]), "one axis"),
+        (lambda: rb.data.Strata.by_quantiles([1.0], 0), "at least 1"),
+        (lambda: rb.data.Strata.by_rarest_label([[0.5, 0.0]]), "0.5.* at example 0"),
+        (lambda: rb.data.Strata.by_rarest_label([[math.nan, 0.0]]), "zeros and ones"),
         (lambda: StratumMeter([], _stream()), "for strata"),
         (
             lambda: rb.BatchStream(
-                (torch.arange(9),), 4, order=rb.Strata(np.arange(9) / 7)
+                (torch.arange(9),), 4, order=rb.data.Strata(np.arange(9) / 7)
             ),
             "by_quantiles",
         ),
-        (lambda: rb.Strata.by_quantiles([1, math.inf]), "the first is example 1"),
-        (lambda: rb.Pairs([0, 0, 1, 1], each=1), "at least 2"),
+        (lambda: rb.data.Strata.by_quantiles([1, math.inf]), "the first is example 1"),
+        (lambda: rb.data.Pairs([0, 0, 1, 1], each=1), "at least 2"),
         (lambda: Distinct([]), "an axis of examples"),
         (lambda: Distinct(["a", None]), "of one kind"),
         (lambda: Distinct([["a"], ["b", "c"]]), "as many keys"),
-        (lambda: rb.Strata.by_rarest_label([[0, 1], [1]]), "as many labels"),
+        (lambda: rb.data.Strata.by_rarest_label([[0, 1], [1]]), "as many labels"),
         (lambda: _measured_too_late(), "before the backward pass"),
         (
             lambda: rb.BatchStream((torch.arange(4),), 3, order=Distinct([0, 0, 1, 2])),
             "one key is in 2 of 4",
         ),
-        (lambda: rb.Tokens([5, 60], 50), "longer than the budget"),
-        (lambda: rb.Tokens([5, 0], 50), "empty"),
+        (lambda: rb.data.Tokens([5, 60], 50), "longer than the budget"),
+        (lambda: rb.data.Tokens([5, 0], 50), "empty"),
         (
             lambda: rb.BatchStream(
-                (torch.arange(4),), 3, order=rb.Pairs([0, 0, 1, 1], each=2)
+                (torch.arange(4),), 3, order=rb.data.Pairs([0, 0, 1, 1], each=2)
             ),
             "no whole number",
         ),
         (
             lambda: rb.BatchStream(
-                (torch.arange(4),), 6, order=rb.Pairs([0, 0, 1, 1], each=2)
+                (torch.arange(4),), 6, order=rb.data.Pairs([0, 0, 1, 1], each=2)
             ),
             "needs 3 classes",
         ),
         (
-            lambda: rb.BatchStream((torch.arange(3),), 2, order=rb.Strata([0, 1, 2])),
+            lambda: rb.BatchStream(
+                (torch.arange(3),), 2, order=rb.data.Strata([0, 1, 2])
+            ),
             "one of each of 3 strata",
         ),
         (
             lambda: rb.BatchStream(
-                (torch.arange(2),), 4, order=rb.Tokens([5, 9], 9, count="tokens")
+                (torch.arange(2),), 4, order=rb.data.Tokens([5, 9], 9, count="tokens")
             ),
             "longest example",
         ),
@@ -889,7 +894,7 @@ def test_what_cannot_be_composed_is_refused(make: Any, message: str) -> None:
 
 def test_a_state_of_other_strata_is_refused() -> None:
     data = (torch.arange(4),)
-    state = rb.BatchStream(data, 2, order=rb.Strata([0, 1, 0, 1])).state_dict()
-    other = rb.BatchStream(data, 2, order=rb.Strata([0, 0, 1, 1]))
+    state = rb.BatchStream(data, 2, order=rb.data.Strata([0, 1, 0, 1])).state_dict()
+    other = rb.BatchStream(data, 2, order=rb.data.Strata([0, 0, 1, 1]))
     with pytest.raises(rb.SettingError, match="other labels"):
         other.load_state_dict(state)

@@ -14,10 +14,10 @@ import pytest
 
 import rightbatch as rb
 from cases import made_up, raced, regression_job
+from rightbatch.core.progress import Watcher
 from rightbatch.plan.decide import decide
 from rightbatch.report.page import MOST_BYTES, Page
 from rightbatch.report.terminal import table
-from rightbatch.watch import Watcher
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -38,7 +38,9 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """One real tuning of digits, shared by the tests that read it."""
     cwd = tmp_path_factory.mktemp("tuned")
     done = run("tune", "digits", "--budget", "20", "--out", "run", cwd=cwd)
-    assert done.returncode == 0, done.stderr
+    # On a busy machine its race may be too short, or too rough, for a verdict.
+    decided = rb.Plan.load(cwd / "run" / "plan.json").decided
+    assert done.returncode == (0 if decided else 3), done.stderr
     return cwd / "run", done.stdout
 
 

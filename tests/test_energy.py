@@ -14,11 +14,11 @@ import torch
 
 import rightbatch as rb
 from cases import made_up, regression_job
-from rightbatch.estimate import Estimate
+from rightbatch.core.estimate import Estimate
 from rightbatch.fit.energy import fit_energy
 from rightbatch.measure.energy import ZeusMeter, find_meter, measure_energy
 from rightbatch.measure.record import EnergyPoint, Measurements
-from rightbatch.training import Training
+from rightbatch.training.training import Training
 
 
 def point(size: int, joules: float) -> EnergyPoint:
@@ -103,13 +103,13 @@ def test_the_law_finds_its_parameters() -> None:
 def test_the_batch_of_least_energy_is_another_than_that_of_least_time() -> None:
     """With much fixed energy in a step larger batches are better than for time."""
     found = metered(e0=100.0, e1=0.01)
-    time_plan = rb.decide(found, rb.Time()).plan
-    energy_plan = rb.decide(found, rb.Energy()).plan
+    time_plan = rb.decide(found, rb.objectives.Time()).plan
+    energy_plan = rb.decide(found, rb.objectives.Energy()).plan
     assert energy_plan.batch_size > time_plan.batch_size
     text = next(r.text for r in time_plan.why if r.topic == "energy")
     assert "made up" in text
     assert f"B = {energy_plan.batch_size}" in text
-    little = rb.decide(metered(e0=1e-6, e1=1.0), rb.Energy()).plan
+    little = rb.decide(metered(e0=1e-6, e1=1.0), rb.objectives.Energy()).plan
     assert little.batch_size < time_plan.batch_size
     assert not any("modelled" in limit for limit in energy_plan.limits)
     assert "of today's energy" in energy_plan.verdict
@@ -129,7 +129,7 @@ def test_no_meter_is_told_before_anything_is_measured() -> None:
         pytest.skip("this machine counts energy")
     assert why.startswith("unavailable")
     with pytest.raises(rb.SettingError, match="neither measured nor given") as caught:
-        rb.tune(regression_job(), rb.Energy(), budget_s=2)
+        rb.tune(regression_job(), rb.objectives.Energy(), budget_s=2)
     assert "--watts" in str(caught.value)
 
 

@@ -26,14 +26,14 @@ from torch.utils.data import (
 )
 
 import rightbatch as rb
-from rightbatch.feed.allotment import allot
-from rightbatch.feed.arguments import fingerprint_of, subset_of
-from rightbatch.feed.ledger import Ledger
-from rightbatch.feed.neyman import StratumMeter
-from rightbatch.feed.sampler import BatchSampler
-from rightbatch.feed.shards import ShardStream
-from rightbatch.feed.state import alike
-from rightbatch.feed.workers import Begin
+from rightbatch.data.loading.arguments import fingerprint_of, subset_of
+from rightbatch.data.loading.batch_sampler import BatchSampler
+from rightbatch.data.loading.ledger import Ledger
+from rightbatch.data.loading.shard_stream import ShardStream
+from rightbatch.data.loading.state import alike
+from rightbatch.data.loading.workers import Begin
+from rightbatch.data.order.allocation import allot
+from rightbatch.data.order.neyman import StratumMeter
 from test_shards import Source, _same
 
 DATA = (torch.arange(40),)
@@ -45,14 +45,14 @@ def rare(stream: Any) -> int:
 
 def test_noise_observed_after_the_last_step_is_in_the_state() -> None:
     y = torch.arange(1000) % 10 == 0
-    strata = rb.Strata(y, "neyman")
+    strata = rb.data.Strata(y, "neyman")
     stream = rb.BatchStream((y,), 50, order=strata)
     next(iter(stream))
     strata.observe([1.0, 9.0])
     early = stream.state_dict()
     json.dumps(early)
     expected = next(iter(stream))[0][0]
-    other = rb.BatchStream((y,), 50, order=rb.Strata(y, "neyman"))
+    other = rb.BatchStream((y,), 50, order=rb.data.Strata(y, "neyman"))
     other.load_state_dict(early)
     assert torch.equal(next(iter(other))[0][0], expected)
     strata.observe([1.0, 27.0])
@@ -120,13 +120,13 @@ def test_two_copies_of_an_example_are_augmented_differently() -> None:
         def __getitem__(self, index: int) -> torch.Tensor:
             return torch.rand(())
 
-    order = rb.Pairs([0], small="repeat")
+    order = rb.data.Pairs([0], small="repeat")
     first, second = next(iter(rb.BatchStream(Augmented(), 2, order=order))).tolist()
     assert first != second
 
 
 def test_writing_into_what_was_handed_out_does_no_harm() -> None:
-    stream = rb.BatchStream(DATA, 8, order=rb.Strata(DATA[0] % 2))
+    stream = rb.BatchStream(DATA, 8, order=rb.data.Strata(DATA[0] % 2))
     state = stream.state_dict()
     for step in stream.steps():
         for micro in step:
@@ -213,7 +213,7 @@ def test_a_source_goes_on_after_close_errors_and_bad_collates() -> None:
 
 def test_a_meter_leaves_out_what_is_not_finite_and_can_be_saved() -> None:
     y = torch.tensor([0] * 90 + [1] * 10)
-    strata = rb.Strata(y, "neyman")
+    strata = rb.data.Strata(y, "neyman")
     assert strata.counts_at(20).tolist() == [18, 2]  # two can be measured
     weight = torch.ones(1, requires_grad=True)
     meter = StratumMeter([weight], strata, math.inf)
@@ -231,7 +231,7 @@ def test_a_meter_leaves_out_what_is_not_finite_and_can_be_saved() -> None:
 
 
 def test_a_stratum_that_cannot_be_measured_is_named() -> None:
-    strata = rb.Strata(["common"] * 90 + ["rare"] * 10, "neyman")
+    strata = rb.data.Strata(["common"] * 90 + ["rare"] * 10, "neyman")
     weight = torch.ones(1, requires_grad=True)
     meter = StratumMeter([weight], strata, math.inf)
     groups = torch.tensor([0, 0, 0, 1])
@@ -243,17 +243,17 @@ def test_a_stratum_that_cannot_be_measured_is_named() -> None:
 def test_multiples_are_given_up_where_they_do_not_fit() -> None:
     assert allot(np.ones(2), 24, np.array([15, 15]), 8).tolist() == [12, 12]
     with pytest.raises(rb.SettingError, match="no effect on fixed"):
-        rb.Strata([0] * 9 + [1] * 9, {1: 8}, multiple=8)
+        rb.data.Strata([0] * 9 + [1] * 9, {1: 8}, multiple=8)
     with pytest.raises(rb.SettingError, match=r"batch_size from 9 to 11"):
         rb.BatchStream(
-            (torch.arange(13),), 13, order=rb.Strata([0] * 3 + [1] * 10, {1: 8})
+            (torch.arange(13),), 13, order=rb.data.Strata([0] * 3 + [1] * 10, {1: 8})
         )
 
 
 def test_a_state_of_other_units_is_refused() -> None:
     lengths = np.full(40, 3)
-    tokens = rb.BatchStream(DATA, 20, order=rb.Tokens(lengths, 9, count="tokens"))
-    examples = rb.BatchStream(DATA, 20, order=rb.Tokens(lengths, 9))
+    tokens = rb.BatchStream(DATA, 20, order=rb.data.Tokens(lengths, 9, count="tokens"))
+    examples = rb.BatchStream(DATA, 20, order=rb.data.Tokens(lengths, 9))
     with pytest.raises(rb.SettingError, match="composition"):
         examples.load_state_dict(tokens.state_dict())
     assert tokens  # a stream is true, though nobody knows how many steps it has
@@ -319,7 +319,7 @@ def test_good_loaders_are_not_complained_of() -> None:
     good.append(half)
     lengths = np.random.default_rng(0).integers(1, 100, 1000)
     for rank in (0, 1):
-        order = rb.Tokens(lengths, 400, window=500)
+        order = rb.data.Tokens(lengths, 400, window=500)
         good.append(rb.BatchStream(data, 64, order=order, rank=rank, world_size=2))
     for loader in good:
         found = rb.audit(loader, lengths=lengths if loader in good[-2:] else None)
@@ -456,8 +456,8 @@ class Sleeps(Tagged):
 def test_a_long_wait_for_workers_is_said_and_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("rightbatch.feed.lookahead.CHECK_S", 0.1)
-    monkeypatch.setattr("rightbatch.feed.lookahead.LONG_S", 0.3)
+    monkeypatch.setattr("rightbatch.data.loading.prefetch.CHECK_S", 0.1)
+    monkeypatch.setattr("rightbatch.data.loading.prefetch.LONG_S", 0.3)
     stream = rb.BatchStream(Sleeps(), 2, num_workers=2, order="sequential")
     with pytest.warns(UserWarning, match="no batch has come from the data") as told:
         seen = [i for index, _ in stream for i in index.tolist()]
@@ -500,14 +500,14 @@ def test_a_length_that_changes_is_said() -> None:
 
 def test_neyman_without_observations_is_said_once() -> None:
     y = [0] * 900 + [1] * 100
-    stream = rb.BatchStream((torch.tensor(y),), 5, order=rb.Strata(y, "neyman"))
+    stream = rb.BatchStream((torch.tensor(y),), 5, order=rb.data.Strata(y, "neyman"))
     with pytest.warns(UserWarning, match="no noise of the strata") as told:
         list(stream)
     assert len(told) == 1
-    observed = rb.Strata(y, "neyman")
+    observed = rb.data.Strata(y, "neyman")
     observed.observe([1.0, 2.0])
     list(rb.BatchStream((torch.tensor(y),), 5, order=observed))
-    list(rb.BatchStream((torch.tensor(y),), 5, order=rb.Strata(y)))
+    list(rb.BatchStream((torch.tensor(y),), 5, order=rb.data.Strata(y)))
 
 
 def test_messages_name_what_helps() -> None:
@@ -517,12 +517,12 @@ def test_messages_name_what_helps() -> None:
     with pytest.raises(rb.SettingError, match="StackDataset"):
         rb.BatchStream({"x": [1, 2], "y": [3, 4]}, 2)
     with pytest.raises(rb.SettingError, match="labels alone"):
-        rb.Strata([(torch.zeros(2), 1), (torch.zeros(3), 0)])
-    with pytest.raises(AttributeError, match=r"from rightbatch\.feed\.distinct import"):
-        _ = rb.Distinct
+        rb.data.Strata([(torch.zeros(2), 1), (torch.zeros(3), 0)])
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = rb.data.Nonsense  # pyrefly: ignore
     y = [0, 0, 1, 1]
-    state = rb.BatchStream((torch.tensor(y),), 2, order=rb.Strata(y)).state_dict()
-    other = rb.BatchStream((torch.tensor(y),), 2, order=rb.Strata([0] * 4))
+    state = rb.BatchStream((torch.tensor(y),), 2, order=rb.data.Strata(y)).state_dict()
+    other = rb.BatchStream((torch.tensor(y),), 2, order=rb.data.Strata([0] * 4))
     with pytest.raises(rb.SettingError, match="other labels"):
         other.load_state_dict(state)
     with pytest.raises(RuntimeError) as caught:
@@ -549,8 +549,8 @@ def test_workers_that_never_begin_are_started_anew(
         begin(self, worker)
 
     monkeypatch.setattr(Begin, "__call__", slowly)
-    monkeypatch.setattr("rightbatch.feed.lookahead.CHECK_S", 0.5)
-    monkeypatch.setattr("rightbatch.feed.lookahead.BEGIN_S", 1.5)
+    monkeypatch.setattr("rightbatch.data.loading.prefetch.CHECK_S", 0.5)
+    monkeypatch.setattr("rightbatch.data.loading.prefetch.BEGIN_S", 1.5)
     stream = rb.BatchStream(Tagged(), 2, num_workers=1, order="sequential")
     with pytest.warns(UserWarning, match="1 of 1 data workers did not begin"):
         if times == 1:

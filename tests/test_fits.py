@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 import rightbatch as rb
 from cases import made_up, regression_job
 from reference import steps_by_grid
-from rightbatch.estimate import Estimate
-from rightbatch.fit.cost import fit_time, stair
-from rightbatch.fit.envelope import fit_points
-from rightbatch.measure.memory import measure_memory
-from rightbatch.measure.record import Contention, MemoryPoint, TimePoint
+from rightbatch.core.estimate import Estimate
+from rightbatch.fit.step_time import fit_time, stair
+from rightbatch.measure.record import Contention, TimePoint
 from rightbatch.measure.time import measure_times, step_sizes
-from rightbatch.training import Training
+from rightbatch.memory.envelope import fit_points
+from rightbatch.memory.peak import measure_memory
+from rightbatch.memory.points import MemoryPoint
+from rightbatch.training.training import Training
 
 
 @settings(max_examples=25, deadline=None)

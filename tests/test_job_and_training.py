@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import rightbatch as rb
 from cases import regression_job
 from reference import whole_batch_gradient
-from rightbatch.feed.index_stream import IndexStream
-from rightbatch.training import Training, accumulate
+from rightbatch.data.order.index_stream import IndexStream
+from rightbatch.training.training import Training, accumulate
 
 
 @settings(deadline=None)

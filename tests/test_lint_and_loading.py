@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 import rightbatch as rb
 from cases import regression_job, with_target
+from rightbatch.job.loading import look_up
 from rightbatch.lint.rules import RULES
-from rightbatch.loading import look_up
 
 
 def codes(job: rb.Job) -> set[str]:

@@ -26,16 +26,16 @@ from torch.utils.checkpoint import checkpoint
 
 import rightbatch as rb
 from cases import rightbatch
-from rightbatch import environment
-from rightbatch.boundary import Search, StepMaker
-from rightbatch.fit.envelope import Envelope, Segment, fit_envelope, fit_points
-from rightbatch.measure.budget import budget_for
-from rightbatch.measure.memory import allocator_peak
-from rightbatch.measure.record import MemoryPoint
-from rightbatch.measure.traced_step import CannotTrace, Probe, probes_of
-from rightbatch.measure.trial import Trial, try_step
-from rightbatch.step_law import trace_law
-from rightbatch.training import Training, accumulate
+from rightbatch.core import machine
+from rightbatch.memory.boundary import Search, StepMaker
+from rightbatch.memory.budget import budget_for
+from rightbatch.memory.envelope import Envelope, Segment, fit_envelope, fit_points
+from rightbatch.memory.peak import allocator_peak
+from rightbatch.memory.points import MemoryPoint
+from rightbatch.memory.step_law import token_law, trace_law
+from rightbatch.memory.traced_step import CannotTrace, Probe, probes_of
+from rightbatch.memory.trial import Trial, try_step
+from rightbatch.training.training import Training, accumulate
 
 CPU = torch.device("cpu")
 MIB, HERE = 2**20, Path(__file__).parent
@@ -581,23 +581,23 @@ def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
 def test_a_container_is_asked_before_the_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(environment, "_CGROUPS", tmp_path)
-    assert environment.container_memory() is None
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
+    assert machine.container_memory() is None
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory/memory.limit_in_bytes").write_text("9223372036854771712\n")
     (tmp_path / "memory/memory.usage_in_bytes").write_text("5\n")
-    assert environment.container_memory() is None  # v1's way of saying: no limit
+    assert machine.container_memory() is None  # v1's way of saying: no limit
     (tmp_path / "memory/memory.limit_in_bytes").write_text("1000000\n")
-    assert environment.container_memory() == 999_995
+    assert machine.container_memory() == 999_995
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("7\n")
-    assert environment.container_memory() == 999_995
+    assert machine.container_memory() == 999_995
     (tmp_path / "memory.max").write_text("500000\n")
-    assert environment.container_memory() == 499_993
+    assert machine.container_memory() == 499_993
     budget = budget_for(CPU)
     assert (budget.total, budget.source) == (499_993, "left to this container")
     assert budget.bytes == 499_993 - 49_999
-    assert environment.free_memory_bytes() == 499_993
+    assert machine.free_memory_bytes() == 499_993
 
 
 def test_the_terms_of_a_budget_add_up() -> None:
@@ -652,7 +652,7 @@ def test_tracing_complains_in_one_error() -> None:
 def test_tokens_at_any_length() -> None:
     """Traced at three lengths; at others, shorter and longer, as a real step."""
     job = job_of("tagger")
-    law = rb.token_law(job, (4, 8, 12))
+    law = token_law(job, (4, 8, 12))
     for length, size in ((6, 40), (12, 9), (24, 30), (100, 3)):
         data = tuple(torch.zeros(64, length, dtype=torch.long) for _ in "xy")
         real = real_peak(dataclasses.replace(job, data=data), size)
@@ -666,9 +666,9 @@ def test_tokens_at_any_length() -> None:
 
 def test_a_batch_without_lengths_is_refused() -> None:
     with pytest.raises(rb.SettingError, match="no axis of length"):
-        rb.token_law(job_of(data=(torch.zeros(9), torch.zeros(9))))
+        token_law(job_of(data=(torch.zeros(9), torch.zeros(9))))
     with pytest.raises(rb.SettingError, match="three different lengths"):
-        rb.token_law(job_of("tagger"), (4, 4, 8))
+        token_law(job_of("tagger"), (4, 4, 8))
 
 
 # What went wrong once
@@ -795,8 +795,8 @@ def test_files_kept_in_memory_give_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And the tightest group on the way to the root counts."""
-    monkeypatch.setattr(environment, "_CGROUPS", tmp_path / "fs")
-    monkeypatch.setattr(environment, "_PROCESS", tmp_path / "self")
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "fs")
+    monkeypatch.setattr(machine, "_PROCESS", tmp_path / "self")
     inner = tmp_path / "fs/slice/job"
     inner.mkdir(parents=True)
     (tmp_path / "self").mkdir()
@@ -805,7 +805,7 @@ def test_files_kept_in_memory_give_way(
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text("4000\n")
     (inner / "memory.stat").write_text("anon 500\ninactive_file 3500\n")
-    assert environment.container_memory() == 4500
+    assert machine.container_memory() == 4500
 
 
 @pytest.mark.parametrize(
@@ -832,7 +832,7 @@ def test_contrastive_losses_have_no_law_of_tokens() -> None:
     job = job_of("tagger", loss=contrast)
     job = dataclasses.replace(job, model=nn.Embedding(50, 4))
     with pytest.raises(rb.SettingError, match="no product"):
-        rb.token_law(job, (4, 5, 6))
+        token_law(job, (4, 5, 6))
 
 
 def test_ranks_agree_on_the_smallest_and_on_an_error(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 import rightbatch as rb
 from cases import made_up, regression_job, with_target
 from reference import pairwise_moments, per_example_gradients, true_noise
-from rightbatch.fit.progress import critical_from_noise
+from rightbatch.fit.steps import critical_from_noise
 from rightbatch.measure.noise import compare, measure_noise
 from rightbatch.measure.record import MetricPoint
 from rightbatch.measure.trajectory import (
@@ -22,11 +22,16 @@ from rightbatch.measure.trajectory import (
     has_stalled,
     measure_trajectory,
 )
-from rightbatch.noise.moments import NoiseMoments, jackknife_moments, ratio, unbiased
-from rightbatch.noise.preconditioned import optimizer_metric
+from rightbatch.noise.statistics.moments import (
+    NoiseMoments,
+    jackknife_moments,
+    ratio,
+    unbiased,
+)
+from rightbatch.noise.statistics.optimizer_metric import optimizer_metric
 from rightbatch.plan.choice import points_of_progress
 from rightbatch.plan.evidence import steps_of_progress
-from rightbatch.training import Training
+from rightbatch.training.training import Training
 
 
 def of_rows(rows: np.ndarray, size: int) -> NoiseMoments:

@@ -18,14 +18,14 @@ from torch.utils.checkpoint import checkpoint
 import rightbatch as rb
 from cases import regression_job
 from reference import noise_by_pairs, per_example_gradients, true_noise
-from rightbatch.measure.live_bytes import LiveBytes
+from rightbatch.core.json_io import from_plain, to_plain
+from rightbatch.memory.live_bytes import LiveBytes
 from rightbatch.noise.budget import Budget
-from rightbatch.noise.ledger import BLOCKS, Ledger
-from rightbatch.noise.moments import finite_population, unbiased
-from rightbatch.noise.preconditioned import Lens, root_moments, sign_scale
-from rightbatch.noise.samples import metric_pairs
-from rightbatch.noise.tally import Key
-from rightbatch.record import from_plain, to_plain
+from rightbatch.noise.capture.group_norms import Key
+from rightbatch.noise.statistics.history import BLOCKS, Ledger
+from rightbatch.noise.statistics.moments import finite_population, unbiased
+from rightbatch.noise.statistics.optimizer_metric import Lens, root_moments, sign_scale
+from rightbatch.noise.statistics.samples import metric_pairs
 
 
 def still(model: nn.Module) -> torch.optim.Optimizer:

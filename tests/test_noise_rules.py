@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference import group_gradients
-from rightbatch.noise.layout import Groups, Layout, layouts
-from rightbatch.noise.mode import TapMode
-from rightbatch.noise.plans import Sites
-from rightbatch.noise.rules import gram_norms
-from rightbatch.noise.tally import Tally
+from rightbatch.noise.capture.group_norms import Tally
+from rightbatch.noise.capture.layout import Groups, Layout, layouts
+from rightbatch.noise.capture.mode import TapMode
+from rightbatch.noise.capture.plans import Sites
+from rightbatch.noise.capture.rules import gram_norms
 
 Case = tuple[nn.Module, list[Tensor]]
 

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference
-from rightbatch.feed.permutation import (
+from rightbatch.data.order.epochs import Walk
+from rightbatch.data.order.permutation import (
     Permutation,
     below,
     key_of,
     permute,
     rounds_for,
 )
-from rightbatch.feed.walk import Walk
 
 
 @pytest.mark.parametrize(

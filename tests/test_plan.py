@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 import rightbatch as rb
 from cases import made_up, optimum, raced
 from reference import relative_time
+from rightbatch.job.optimizers import decay_is_decoupled, optimizer_family
 from rightbatch.measure.record import MetricPoint
-from rightbatch.optimizers import decay_is_decoupled, optimizer_family
 from rightbatch.plan.choice import choose
-from rightbatch.plan.objective import objective_named
-from rightbatch.plan.scaling import scaling_for
+from rightbatch.plan.objectives import objective_named
+from rightbatch.schedules.scaling import scaling_for
 
 powers = st.sampled_from([2**i for i in range(3, 11)])
 
@@ -82,8 +82,8 @@ def test_deadlines() -> None:
     b = choice.chosen.batch_size
     steps = 1000 * (1 + critical / b) / 2
     assert least == pytest.approx(steps * (t0 + t1 * b), rel=1e-2)
-    fewest = choose(found, rb.Examples(), deadline_s=1.3 * least)
-    unlimited = choose(found, rb.Examples())
+    fewest = choose(found, rb.objectives.Examples(), deadline_s=1.3 * least)
+    unlimited = choose(found, rb.objectives.Examples())
     assert unlimited.chosen.batch_size < fewest.chosen.batch_size or (
         unlimited.chosen.time.value <= 1.3 * choice.chosen.time.value
     )
@@ -97,7 +97,7 @@ def test_deadlines() -> None:
 
 def test_fewest_examples_are_smaller_batches() -> None:
     found = made_up(t0=0.1, t1=1e-3, critical=100)
-    fewest, fastest = choose(found, rb.Examples()), choose(found)
+    fewest, fastest = choose(found, rb.objectives.Examples()), choose(found)
     assert fewest.chosen.batch_size < fastest.chosen.batch_size
     least = min(o.examples.value for o in fewest.options)
     assert fewest.chosen.examples.value <= 1.1 * least
@@ -120,7 +120,7 @@ def test_the_race_wins_where_it_disagrees() -> None:
     )
     assert choose(close).chosen.batch_size == model
     # A race in time says nothing about the fewest examples.
-    assert choose(lost, rb.Examples()).decided_by == "laws"
+    assert choose(lost, rb.objectives.Examples()).decided_by == "laws"
 
 
 def test_race_against_laws_is_undecided() -> None:
@@ -174,7 +174,9 @@ def test_laws_alone_are_worth_trying_and_no_verdict() -> None:
     time = choose(cheap).chosen.time
     won = {choose(cheap).chosen.batch_size: (1 / time.value, 1 / time.high, 9)}
     assert choose(raced(cheap, {**won, 64: (1, 1, 1)})).decided
-    assert not choose(raced(cheap, {**won, 64: (1, 1, 1)}), rb.Examples()).decided
+    assert not choose(
+        raced(cheap, {**won, 64: (1, 1, 1)}), rb.objectives.Examples()
+    ).decided
 
 
 def test_noise_that_tells_nothing_is_undecided() -> None:
@@ -223,8 +225,8 @@ def test_no_signal_at_all_is_undecided_and_says_at_least() -> None:
 def test_amounts_are_told() -> None:
     found = with_run(1000)
     for goal, topic in (
-        (rb.Money(per_hour=3.0), "money"),
-        (rb.Energy(watts=65), "energy"),
+        (rb.objectives.Money(per_hour=3.0), "money"),
+        (rb.objectives.Energy(watts=65), "energy"),
     ):
         plan = rb.decide(found, goal).plan
         reason = next(r for r in plan.why if r.topic == topic)

@@ -15,20 +15,20 @@ from hypothesis import strategies as st
 
 import rightbatch as rb
 from cases import made_up, raced, regression_job, with_target
-from rightbatch.feed.held_out import hold_out
+from rightbatch.data.order.held_out import hold_out
 from rightbatch.measure.held_out import held_out_loss
 from rightbatch.measure.trajectory import measure_trajectory
 from rightbatch.plan.choice import choose
-from rightbatch.plan.scaling import apply_scaling, scaling_for
-from rightbatch.run.checkpoint import load_checkpoint
-from rightbatch.run.folder import make_run_folder
-from rightbatch.run.lanes import race_entries
-from rightbatch.run.loop import train_rows
-from rightbatch.run.race import MARKS, Curve, Entry, race, speedup
-from rightbatch.run.runner import Runner
-from rightbatch.run.settings import Settings
-from rightbatch.run.trace import read_trace
-from rightbatch.training import Training
+from rightbatch.schedules.scaling import apply_scaling, scaling_for
+from rightbatch.training.checkpoint import load_checkpoint
+from rightbatch.training.loop import train_rows
+from rightbatch.training.run_folder import make_run_folder
+from rightbatch.training.run_state import Runner
+from rightbatch.training.settings import Settings
+from rightbatch.training.trace import read_trace
+from rightbatch.training.training import Training
+from rightbatch.tuning.candidates import race_entries
+from rightbatch.tuning.race import MARKS, Curve, Entry, race, speedup
 
 curves = st.lists(st.floats(0.01, 10), min_size=MARKS, max_size=MARKS).map(
     lambda values: Curve(
@@ -80,7 +80,7 @@ def test_a_race_of_equals_is_a_draw_and_a_handicap_is_seen(
     slow = replace(entry("slow", 16), scaling=replace(entry("x", 16).scaling, lr=0.01))
     counter = itertools.count()
     still = types.SimpleNamespace(perf_counter=lambda: 0.0)  # no wall clock
-    monkeypatch.setattr("rightbatch.run.race.time", still)
+    monkeypatch.setattr("rightbatch.tuning.race.time", still)
     result = race(
         job,
         warm,
@@ -213,7 +213,7 @@ def test_a_diverging_run_is_named() -> None:
 
 
 def test_a_stop_between_steps_is_a_clean_end() -> None:
-    settings = Settings(schedule=rb.Constant(16), end=math.inf)
+    settings = Settings(schedule=rb.schedules.Constant(16), end=math.inf)
     run = Runner.start(regression_job(), settings)
     asked = iter([False] * 6 + [True] * 10)
     rows = list(train_rows(run, stop=lambda: next(asked)))

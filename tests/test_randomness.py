@@ -24,8 +24,8 @@ from torch.utils.data import (
 
 import rightbatch as rb
 from feeding import Whispers
-from rightbatch.feed.randomness import Randomness
-from rightbatch.feed.reached import MOST_ITEMS, MOST_LOOKED_AT
+from rightbatch.data.loading.randomness import Randomness
+from rightbatch.data.loading.reached import MOST_ITEMS, MOST_LOOKED_AT
 
 SHARED = np.random.default_rng(5)  # a generator that a module keeps
 Draw = Callable[[], float]

@@ -23,13 +23,13 @@ from accumulation_ranks import Faults
 from cases import regression_job
 from resumed_job import job as resumed_job
 from resumed_job import plain as plain_job
-from rightbatch.feed.ledger import Ledger
-from rightbatch.run.checkpoint import Checkpoints, load_checkpoint
-from rightbatch.run.interrupt import Interrupt
-from rightbatch.run.trace import read_trace
+from rightbatch.data.loading.ledger import Ledger
+from rightbatch.training.checkpoint import Checkpoints, load_checkpoint
+from rightbatch.training.interrupt import Interrupt
+from rightbatch.training.trace import read_trace
 
 HERE = Path(__file__).parent
-SCHEDULE = rb.Ramp(16, 48, 3000)
+SCHEDULE = rb.schedules.Ramp(16, 48, 3000)
 
 
 def state_of(folder: Path) -> dict[str, Any]:
@@ -424,14 +424,14 @@ def test_signals_finish_the_step_and_a_second_ctrl_c_does_not_wait() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"schedule": rb.Constant(8), "batch_size": 8},
+        {"schedule": rb.schedules.Constant(8), "batch_size": 8},
         {"micro_batch": 64, "batch_size": 32},
-        {"schedule": rb.Ramp(16, 4096, 5000)},
-        {"schedule": rb.Constant(16), "largest": 8},
+        {"schedule": rb.schedules.Ramp(16, 4096, 5000)},
+        {"schedule": rb.schedules.Constant(16), "largest": 8},
         {"ledger": True},
         {"save_every_s": -1.0},
         {"shard": True},
-        {"schedule": rb.Ramp(16, 64, 5000), "rule": "cubic"},
+        {"schedule": rb.schedules.Ramp(16, 64, 5000), "rule": "cubic"},
         {"micro_batch": 0},
     ],
 )

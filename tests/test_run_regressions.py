@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import rightbatch as rb
 from cases import regression_job
 from resumed_job import plain as plain_job
-from rightbatch.run.accumulate import NotFinite
-from rightbatch.run.checkpoint import Checkpoints
+from rightbatch.training.accumulator import NotFiniteError
+from rightbatch.training.checkpoint import Checkpoints
 from test_resume import poisoned, same, state_of, stop_after
 
 
@@ -53,7 +53,7 @@ def test_memory_is_kept_for_the_state_of_the_optimizer_only_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where there is none to come: SGD without momentum."""
-    from rightbatch.run import gradient
+    from rightbatch.training import gradient
 
     calls = []
     reserve = gradient.reserve
@@ -101,7 +101,7 @@ def test_nan_stops_under_a_scaler_too() -> None:
         scaler=torch.amp.GradScaler("cpu"),
         check=False,
     )
-    with pytest.raises(NotFinite):
+    with pytest.raises(NotFiniteError):
         step((torch.randn(4, 2), torch.randn(4, 1)))
     assert all(map(torch.equal, model.parameters(), weights))
 
@@ -150,7 +150,7 @@ def test_a_start_that_fails_deletes_nothing_of_an_older_run(tmp_path: Path) -> N
 
 def test_the_steps_of_the_batch_stay_when_a_run_goes_on(tmp_path: Path) -> None:
     """A smooth schedule is rounded to the multiple that it began with."""
-    how: dict[str, Any] = {"epochs": 6, "schedule": rb.Ramp(16, 48, 2000)}
+    how: dict[str, Any] = {"epochs": 6, "schedule": rb.schedules.Ramp(16, 48, 2000)}
     rb.train(plain_job, micro_batch=8, out=tmp_path / "whole", **how)
     cut = tmp_path / "cut"
     rb.train(plain_job, micro_batch=8, out=cut, watch=stop_after(1), **how)
@@ -198,7 +198,7 @@ def test_a_copied_folder_writes_its_own_ledger(tmp_path: Path) -> None:
     rb.train(plain_job, epochs=4, out=two, resume=True)
     after = {p: p.stat().st_size for p in (one / "ledger").rglob("*") if p.is_file()}
     assert after == before
-    from rightbatch.feed.ledger import Ledger
+    from rightbatch.data.loading.ledger import Ledger
 
     audit = Ledger(two / "ledger").audit()
     assert (audit.lost, audit.repeated) == (0, 0)
@@ -240,8 +240,10 @@ def test_damaged_checkpoints_are_not_pruned_away(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "schedule",
     [
-        rb.Ramp(16, 100, 2000),
-        rb.InsteadOfDecay(16, rb.Rate.cosine(4000, floor=0.01), 100),
+        rb.schedules.Ramp(16, 100, 2000),
+        rb.schedules.InsteadOfDecay(
+            16, rb.schedules.Rate.cosine(4000, floor=0.01), 100
+        ),
     ],
 )
 def test_rounding_does_not_pass_the_largest(schedule: Any) -> None:
@@ -257,8 +259,10 @@ def test_rounding_does_not_pass_the_largest(schedule: Any) -> None:
 
 def test_a_rate_that_reaches_zero_before_the_end_is_refused() -> None:
     with pytest.raises(rb.SettingError, match="zero"):
-        rb.train(plain_job, batch_size=32, epochs=4, rate=rb.Rate.linear(512))
-    run = rb.train(plain_job, batch_size=32, epochs=1, rate=rb.Rate.linear(512))
+        rb.train(plain_job, batch_size=32, epochs=4, rate=rb.schedules.Rate.linear(512))
+    run = rb.train(
+        plain_job, batch_size=32, epochs=1, rate=rb.schedules.Rate.linear(512)
+    )
     assert run.last.examples == 512
 
 

@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 import reference
 import rightbatch as rb
 from feeding import DEATHS
-from rightbatch.feed.resume_check import resume_is_exact
-from rightbatch.feed.shard_reader import digest_of
-from rightbatch.feed.shards import ShardStep, ShardStream
+from rightbatch.data.loading.resume_check import resume_is_exact
+from rightbatch.data.loading.shard_reader import digest_of
+from rightbatch.data.loading.shard_stream import ShardStep, ShardStream
 
 
 def _same(x: Any) -> Any:

@@ -28,10 +28,15 @@ from torch.utils.data import (
 
 import reference
 import rightbatch as rb
-from rightbatch.feed.mapped import MappedFolder, MappedLines, MappedRows, MappedTokens
-from rightbatch.feed.mixing import mixing_of
-from rightbatch.feed.sampler import BatchSampler
-from rightbatch.feed.shards import ShardStream
+from rightbatch.data.audit.mixing import mixing_of
+from rightbatch.data.loading.batch_sampler import BatchSampler
+from rightbatch.data.loading.mapped import (
+    MappedFolder,
+    MappedLines,
+    MappedRows,
+    MappedTokens,
+)
+from rightbatch.data.loading.shard_stream import ShardStream
 
 HERE = Path(__file__).parent
 
@@ -76,7 +81,7 @@ def test_blocks_of_tokens_have_their_next_ones(tmp_path: Path) -> None:
 def test_lines_are_those_of_the_text(lines: list[str], ends: bool) -> None:
     import tempfile
 
-    import rightbatch.feed.mapped as mapped
+    import rightbatch.data.loading.mapped as mapped
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.txt"
@@ -126,7 +131,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         file.truncate(20 * 1000**3)
     code = (
         "import sys, numpy as np, rightbatch as rb\n"
-        "from rightbatch.feed.mapped import MappedRows\n"
+        "from rightbatch.data.loading.mapped import MappedRows\n"
         "def own():\n"
         "    lines = open('/proc/self/status').read().splitlines()\n"
         "    return int([x for x in lines if 'RssAnon' in x][0].split()[1])\n"
@@ -220,9 +225,9 @@ def test_a_sampler_says_what_it_cannot_do() -> None:
     with pytest.raises(rb.SettingError, match="does not use this sampler"):
         next(sampler.follow(DataLoader(data, batch_size=2)))
     with pytest.raises(rb.SettingError, match="needs importance weights"):
-        next(iter(BatchSampler(data, 4, order=rb.Strata([0] * 5 + [1] * 5))))
+        next(iter(BatchSampler(data, 4, order=rb.data.Strata([0] * 5 + [1] * 5))))
     with pytest.raises(rb.SettingError, match="one batch per step"):
-        next(iter(BatchSampler(data, 8, order=rb.Tokens([1] * 10, 4))))
+        next(iter(BatchSampler(data, 8, order=rb.data.Tokens([1] * 10, 4))))
     sampler.set_epoch(3)
     first = [i for b in sampler for i in b]
     assert first == reference.epochs(10, 0, 4)[30:]
@@ -247,7 +252,7 @@ def test_a_list_of_names_may_lie_in_its_folder_and_be_made_twice(
     for number in range(500):
         (many / f"{number:03d}").touch()
     code = (
-        "import sys; from rightbatch.feed.mapped import MappedFolder; "
+        "import sys; from rightbatch.data.loading.mapped import MappedFolder; "
         f"print(len(MappedFolder({str(many)!r}, '*', {str(tmp_path / 'list')!r})))"
     )
     racing = [
@@ -488,7 +493,7 @@ class Stream(IterableDataset[int]):
 
 
 def test_what_has_no_indices_is_refused_with_another_way() -> None:
-    with pytest.raises(rb.SettingError, match="resume_is_exact"):
+    with pytest.raises(rb.SettingError, match="resume_check"):
         rb.audit(DataLoader(Stream()))
     with pytest.raises(rb.SettingError, match="needs a DataLoader"):
         rb.audit([1, 2])
@@ -551,7 +556,7 @@ def test_the_command_line_audits_a_loader(tmp_path: Path) -> None:
     )
     from click.testing import CliRunner
 
-    from rightbatch.cli import cli
+    from rightbatch.cli.main import cli
 
     for name, status in (("loader", 1), ("stream", 0)):
         found = CliRunner().invoke(

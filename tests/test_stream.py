@@ -21,11 +21,11 @@ from torch.utils.data import TensorDataset
 import reference
 import rightbatch as rb
 from feeding import DEATHS, Numbers, Segment, run, steps_of
-from rightbatch.feed.deal import deal
-from rightbatch.feed.ledger import Ledger
-from rightbatch.feed.sampler import BatchSampler
-from rightbatch.feed.stream import BatchStream
-from rightbatch.feed.workers import worker_trouble
+from rightbatch.data.loading.batch_sampler import BatchSampler
+from rightbatch.data.loading.ledger import Ledger
+from rightbatch.data.loading.split_ranks import deal
+from rightbatch.data.loading.stream import BatchStream
+from rightbatch.data.loading.workers import worker_trouble
 
 HERE = Path(__file__).parent
 
@@ -242,7 +242,7 @@ def test_padding_is_said_and_no_repeat_to_a_ledger(tmp_path: Path) -> None:
 
 def test_padded_runs_of_tokens_keep_their_budget_and_weights() -> None:
     lengths = np.random.default_rng(0).integers(1, 50, 70)
-    order = rb.Tokens(lengths, 100, window=16)
+    order = rb.data.Tokens(lengths, 100, window=16)
     stream = rb.BatchStream((torch.arange(70),), 32, order=order, tail="pad")
     for step in stream.steps():
         parts = list(step)
@@ -590,7 +590,7 @@ def test_the_ledger_of_any_life_is_exact(
     """60 lives of four segments: skips, jumps, tails, resumes from older states."""
 
     def order() -> Any:
-        return rb.Tokens(1 + np.arange(20) % 9, 20) if tokens else "shuffled"
+        return rb.data.Tokens(1 + np.arange(20) % 9, 20) if tokens else "shuffled"
 
     for seed in range(60):
         found = lives(tmp_path / str(seed), tail, order, seed, 1 + seed % 3).audit()
@@ -786,7 +786,7 @@ def test_uneven_ranks_are_said_once() -> None:
         ({"rank": 2, "world_size": 2}, "not below world_size"),
         ({"micro_batch": 0}, "at least 1"),
         ({"seed": -1}, "at least 0"),
-        ({"order": rb.Strata([0, 1])}, "another data set"),
+        ({"order": rb.data.Strata([0, 1])}, "another data set"),
         ({"order": "poisson", "batch_size": 21}, "more than the 20"),
     ],
 )

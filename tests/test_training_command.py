@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from rightbatch.feed.ledger import Ledger
-from rightbatch.run.checkpoint import Checkpoints
+from rightbatch.data.loading.ledger import Ledger
+from rightbatch.training.checkpoint import Checkpoints
 
 HERE = Path(__file__).parent
 JOB = f"{HERE / 'resumed_job.py'}:plain"

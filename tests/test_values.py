@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 import rightbatch as rb
 from cases import made_up, raced
-from rightbatch.estimate import Estimate
+from rightbatch.core.estimate import Estimate
+from rightbatch.core.json_io import from_plain, to_plain, write_json
+from rightbatch.core.units import parse_bytes, parse_seconds, show_seconds
 from rightbatch.measure.record import Measurements
 from rightbatch.plan.decide import decide
-from rightbatch.record import from_plain, to_plain, write_json
-from rightbatch.units import parse_bytes, parse_seconds, show_seconds
 
 finite = st.floats(-1e12, 1e12)
 

@@ -1,5 +1,5 @@
 """``python -m rightbatch``."""
 
-from rightbatch.cli import main
+from rightbatch.cli.main import main
 
 main()

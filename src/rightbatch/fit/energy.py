@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import optimize
 
-from rightbatch.errors import UnidentifiedError
+from rightbatch.core.errors import UnidentifiedError
 from rightbatch.measure.record import EnergyPoint
 
 DRAWS = 120

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from rightbatch.errors import RightbatchError
-from rightbatch.isolation import preserved_rng
-from rightbatch.job import Job
-from rightbatch.lint.findings import Finding, Findings
+from rightbatch.core.errors import RightbatchError
+from rightbatch.core.findings import Finding, Findings
+from rightbatch.core.guards import preserved_rng
+from rightbatch.core.torch_private import is_out_of_memory
+from rightbatch.job.job import Job
 from rightbatch.lint.rules import RULES, Probe
-from rightbatch.oom import is_out_of_memory
 
 
 def check(job: Job) -> Findings:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from rightbatch.errors import JobError
-from rightbatch.isolation import evaluating
-from rightbatch.job import Job
-from rightbatch.lint.findings import Finding
-from rightbatch.training import Training, accumulate
+from rightbatch.core.errors import JobError
+from rightbatch.core.findings import Finding
+from rightbatch.core.guards import evaluating
+from rightbatch.job.job import Job
+from rightbatch.training.training import Training, accumulate
 
 SUM_TOLERANCE = 0.02  # how far from 2 the ratio of a doubled batch may be [assumed]
 FEW = 32  # examples for comparisons that need no full batch [assumed]

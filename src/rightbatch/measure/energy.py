@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import torch
 
-from rightbatch.estimate import Estimate
+from rightbatch.core.estimate import Estimate
 from rightbatch.measure.record import EnergyPoint
-from rightbatch.training import Training
+from rightbatch.training.training import Training
 
 # Counters of GPUs are renewed every 10 ms and more; a window of a second holds enough
 # of them (Zeus's own advice) [cited].

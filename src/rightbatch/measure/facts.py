@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from rightbatch.job.optimizers import decay_is_decoupled, optimizer_family
 from rightbatch.measure.record import JobFacts
-from rightbatch.optimizers import decay_is_decoupled, optimizer_family
-from rightbatch.training import Training
+from rightbatch.training.training import Training
 
 
 def job_facts(training: Training, spec: str) -> JobFacts:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rightbatch.environment import free_memory_bytes, processor_name, usable_cores
+from rightbatch.core.machine import free_memory_bytes, processor_name, usable_cores
 from rightbatch.measure.record import Contention, Machine
 
 PRESSURE = Path("/proc/pressure/cpu")

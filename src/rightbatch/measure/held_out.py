@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from rightbatch.isolation import evaluating
-from rightbatch.training import Training
+from rightbatch.core.guards import evaluating
+from rightbatch.training.training import Training
 
 
 def held_out_loss(training: Training, indices: torch.Tensor) -> float:

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rightbatch.errors import JobError
-from rightbatch.isolation import preserved_rng
+from rightbatch.core.errors import JobError
+from rightbatch.core.guards import preserved_rng
 from rightbatch.measure.record import NoisePoint
 from rightbatch.noise.micro_batches import inner
-from rightbatch.noise.moments import NoiseMoments, jackknife_moments, ratio
-from rightbatch.noise.preconditioned import optimizer_metric
-from rightbatch.training import Training, accumulate
+from rightbatch.noise.statistics.moments import NoiseMoments, jackknife_moments, ratio
+from rightbatch.noise.statistics.optimizer_metric import optimizer_metric
+from rightbatch.training.training import Training, accumulate
 
 GROUPS = 32  # |G|^2 gains only sqrt(k/(k-1)) beyond 8 [derived]; intervals like more
 FEW_GROUPS = 12

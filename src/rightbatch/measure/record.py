@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rightbatch.estimate import Estimate
-from rightbatch.noise.moments import NoiseMoments
-from rightbatch.optimizers import Family
-from rightbatch.record import read_json, write_json
+from rightbatch.core.estimate import Estimate
+from rightbatch.core.findings import Finding
+from rightbatch.core.json_io import read_json, write_json
+from rightbatch.job.optimizers import Family
+from rightbatch.memory.points import MemoryPoint
+from rightbatch.noise.statistics.moments import NoiseMoments
 
 FORMAT = "rightbatch/measurements/1"
 
@@ -86,14 +88,6 @@ class TimePoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryPoint:
-    """Peak bytes of tensors alive in one step at one micro-batch."""
-
-    micro_batch: int
-    peak_memory_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EnergyPoint:
     """Energy of one full step at one micro-batch.
 
@@ -161,18 +155,6 @@ class MetricPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FindingRecord:
-    """A finding of the checks, as saved: see `lint.findings.Finding`."""
-
-    code: str
-    severity: str
-    what: str
-    seen: str
-    why: str
-    fix: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Lane:
     """One contestant of the race: a batch with its learning rate.
 
@@ -230,7 +212,7 @@ class Measurements:
     started: str
     job: JobFacts
     machine: Machine
-    findings: tuple[FindingRecord, ...] = ()
+    findings: tuple[Finding, ...] = ()
     times: tuple[TimePoint, ...] = ()
     contention: Contention | None = None
     memory: tuple[MemoryPoint, ...] = ()

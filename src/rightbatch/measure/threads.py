@@ -7,8 +7,8 @@ import time
 
 import torch
 
-from rightbatch.job import Job
-from rightbatch.training import Training
+from rightbatch.job.job import Job
+from rightbatch.training.training import Training
 
 ROUNDS, LEAST_ROUNDS = 7, 2
 VISIT_S = 0.03

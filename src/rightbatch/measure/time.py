@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from rightbatch.errors import JobError
-from rightbatch.estimate import Estimate
-from rightbatch.job import Job
+from rightbatch.core.errors import JobError
+from rightbatch.core.estimate import Estimate
+from rightbatch.core.torch_private import is_out_of_memory
+from rightbatch.job.job import Job
 from rightbatch.measure.hardware import PressureGauge
 from rightbatch.measure.record import Contention, TimePoint
-from rightbatch.oom import is_out_of_memory
-from rightbatch.training import Training
+from rightbatch.training.training import Training
 
 MIN_SIZES = 6
 MIN_ROUNDS, MAX_ROUNDS = 5, 40

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import torch
 
-from rightbatch.job import Job
+from rightbatch.job.job import Job
 from rightbatch.measure.held_out import held_out_loss
 from rightbatch.measure.noise import measure_noise
 from rightbatch.measure.record import MetricPoint, NoisePoint
-from rightbatch.training import Training
+from rightbatch.training.training import Training
 
 MOST_POINTS = 12  # at which every other one is dropped and the spacing doubled
 FIRST_SPACING = 2  # updates

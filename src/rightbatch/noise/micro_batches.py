@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rightbatch.noise.rules import square, wide
-from rightbatch.noise.tally import Key, Observer
+from rightbatch.noise.capture.group_norms import Key, Observer
+from rightbatch.noise.capture.rules import square, wide
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

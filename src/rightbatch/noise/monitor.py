@@ -13,17 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from rightbatch.errors import SettingError
-from rightbatch.estimate import Estimate
+from rightbatch.core.errors import SettingError
+from rightbatch.core.estimate import Estimate
 from rightbatch.noise.budget import LOAN, Budget
-from rightbatch.noise.ledger import Ledger
-from rightbatch.noise.listening import batch_of
-from rightbatch.noise.preconditioned import Lens, root_moments
-from rightbatch.noise.ranks import world
-from rightbatch.noise.reading import by_proxy, metrics_of, noise_of
-from rightbatch.noise.rules import square
-from rightbatch.noise.samples import Sample
-from rightbatch.noise.scale import Coverage, NoiseScale
+from rightbatch.noise.capture.listening import batch_of
+from rightbatch.noise.capture.rules import square
+from rightbatch.noise.rank_gradients import world
 from rightbatch.noise.settings import (
     check_settings,
     names,
@@ -31,6 +26,11 @@ from rightbatch.noise.settings import (
     tracked,
 )
 from rightbatch.noise.sources import Accumulated, AcrossRanks, Inside, Source
+from rightbatch.noise.statistics.history import Ledger
+from rightbatch.noise.statistics.optimizer_metric import Lens, root_moments
+from rightbatch.noise.statistics.reading import by_proxy, metrics_of, noise_of
+from rightbatch.noise.statistics.samples import Sample
+from rightbatch.noise.statistics.scale import Coverage, NoiseScale
 
 GROUPS = 8  # |G|^2 gains only sqrt(k/(k-1)) beyond [derived: docs/noise.md]
 WINDOW = 0.25  # share of the run an estimate looks back on [measured: docs/noise.md]

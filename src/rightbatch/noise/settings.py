@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rightbatch.errors import SettingError
-from rightbatch.noise.reading import Names
+from rightbatch.core.errors import SettingError
+from rightbatch.noise.statistics.reading import Names
 
 
 def check_settings(

@@ -13,13 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rightbatch.noise.layout import Groups
-from rightbatch.noise.listening import Listener, test_independence
+from rightbatch.noise.capture.group_norms import Key, Tally
+from rightbatch.noise.capture.layout import Groups
+from rightbatch.noise.capture.listening import Listener, test_independence
 from rightbatch.noise.micro_batches import MicroBatches
-from rightbatch.noise.preconditioned import Lens
-from rightbatch.noise.ranks import Ranks, listen_to_ddp, listen_to_fsdp
-from rightbatch.noise.samples import Sample, from_groups, from_tally, metric_pairs
-from rightbatch.noise.tally import Key, Tally
+from rightbatch.noise.rank_gradients import Ranks, listen_to_ddp, listen_to_fsdp
+from rightbatch.noise.statistics.optimizer_metric import Lens
+from rightbatch.noise.statistics.samples import (
+    Sample,
+    from_groups,
+    from_tally,
+    metric_pairs,
+)
 
 UNLIKE = (
     "the batch cannot be cut into runs of equal composition: the number of each "

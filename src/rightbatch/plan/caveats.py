@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from rightbatch.fit.cost import stair
-from rightbatch.fit.progress import critical_from_noise
+from rightbatch.core.units import show_number, show_seconds
+from rightbatch.fit.step_time import stair
+from rightbatch.fit.steps import critical_from_noise
 from rightbatch.measure.trajectory import has_stalled
 from rightbatch.plan.choice import (
     Choice,
@@ -15,10 +16,9 @@ from rightbatch.plan.choice import (
     points_of_progress,
 )
 from rightbatch.plan.evidence import race_tells
-from rightbatch.plan.objective import Energy, Examples, Money, Time
+from rightbatch.plan.objectives import Energy, Examples, Money, Time
 from rightbatch.plan.options import Laws, Option
-from rightbatch.plan.plan import Alternative
-from rightbatch.units import show_number, show_seconds
+from rightbatch.training.plan import Alternative
 
 STAIR = 1.05  # a step this much longer just past a power of two is told [assumed]
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rightbatch.errors import SettingError, UnidentifiedError
-from rightbatch.fit.cost import fit_time
+from rightbatch.core.errors import SettingError, UnidentifiedError
 from rightbatch.fit.energy import fit_energy
-from rightbatch.fit.envelope import fit_points
-from rightbatch.fit.progress import critical_from_noise
+from rightbatch.fit.step_time import fit_time
+from rightbatch.fit.steps import critical_from_noise
 from rightbatch.measure.record import Lane, Measurements, NoisePoint
 from rightbatch.measure.trajectory import best_step, has_stalled
+from rightbatch.memory.envelope import fit_points
 from rightbatch.plan.evidence import (
     Evidence,
     evidence_for,
@@ -22,9 +22,9 @@ from rightbatch.plan.evidence import (
     race_settles,
     steps_to_target,
 )
-from rightbatch.plan.objective import Energy, Examples, Objective, Time, no_energy
+from rightbatch.plan.objectives import Energy, Examples, Objective, Time, no_energy
 from rightbatch.plan.options import Laws, Option, candidate_batches
-from rightbatch.plan.scaling import Scaling, scaling_for
+from rightbatch.schedules.scaling import Scaling, scaling_for
 
 FLAT = 1.10  # batches within 10 % of the best count as equally good [assumed]
 # The laws decide when, in 9 of 10 draws of all that is uncertain, the choice costs at

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from rightbatch.measure.record import Measurements
 from rightbatch.plan.choice import Choice, choose
 from rightbatch.plan.explain import make_plan
-from rightbatch.plan.objective import Objective
-from rightbatch.plan.plan import Plan
+from rightbatch.plan.objectives import Objective
+from rightbatch.training.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 
-from rightbatch.estimate import Estimate
+from rightbatch.core.estimate import Estimate
+from rightbatch.core.units import show_number, show_seconds
 from rightbatch.measure.record import Lane
 from rightbatch.plan.caveats import alternatives, limits
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.evidence import LEAST_SHARE, PASSES
-from rightbatch.plan.objective import Energy, Examples, Money
+from rightbatch.plan.objectives import Energy, Examples, Money
 from rightbatch.plan.options import Laws
-from rightbatch.plan.plan import Plan, Reason
-from rightbatch.plan.scaling import scaled_beta2
-from rightbatch.units import show_number, show_seconds
+from rightbatch.schedules.scaling import scaled_beta2
+from rightbatch.training.plan import Plan, Reason
 
 VAGUE = 4.0  # end over end of a race's interval [assumed]
 

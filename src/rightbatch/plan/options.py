@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rightbatch.estimate import Estimate
-from rightbatch.fit.cost import TimeLaw
+from rightbatch.core.estimate import Estimate
 from rightbatch.fit.energy import EnergyLaw
-from rightbatch.fit.envelope import Envelope
-from rightbatch.fit.progress import NoiseLaw
+from rightbatch.fit.step_time import TimeLaw
+from rightbatch.fit.steps import NoiseLaw
+from rightbatch.memory.envelope import Envelope
 
 BEYOND = 8  # batches are considered up to so many times the largest timed [assumed]
 

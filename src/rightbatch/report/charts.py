@@ -9,7 +9,7 @@ import altair as alt
 
 from rightbatch.measure.record import Measurements
 from rightbatch.plan.choice import Choice
-from rightbatch.plan.plan import Plan
+from rightbatch.training.plan import Plan
 
 Spec = dict[str, Any]
 # Colours that hold on white and on near-black: chosen, today, neutral.

@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from rightbatch.environment import (
+from rightbatch.core.machine import (
     free_memory_bytes,
     installed,
     processor_name,
     usable_cores,
 )
+from rightbatch.core.units import show_bytes, show_seconds
 from rightbatch.measure.energy import find_meter
 from rightbatch.measure.hardware import PRESSURE, PressureGauge
-from rightbatch.units import show_bytes, show_seconds
 
 OPTIONAL = {"scikit-learn": "the built-in job digits"}
 BEATS = 200  # short equal pieces of work whose spread is the clock's jitter

@@ -13,14 +13,14 @@ from typing import Any
 import jinja2
 import vl_convert
 
-from rightbatch.estimate import Estimate
+from rightbatch.core.estimate import Estimate
+from rightbatch.core.json_io import to_plain, write_text
+from rightbatch.core.units import show_bytes, show_number, show_seconds
 from rightbatch.measure.record import Measurements
 from rightbatch.plan.choice import Choice
-from rightbatch.plan.plan import Plan
-from rightbatch.record import to_plain, write_text
 from rightbatch.report.charts import all_charts
-from rightbatch.run.loop import TraceRow
-from rightbatch.units import show_bytes, show_number, show_seconds
+from rightbatch.training.loop import TraceRow
+from rightbatch.training.plan import Plan
 
 MOST_BYTES = 2_000_000
 

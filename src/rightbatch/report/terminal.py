@@ -13,18 +13,18 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.text import Text
 
-from rightbatch.estimate import Estimate
-from rightbatch.job import Job
+from rightbatch.core.estimate import Estimate
+from rightbatch.core.progress import Watcher
+from rightbatch.core.units import show_seconds
+from rightbatch.job.job import Job
 from rightbatch.measure.record import Measurements, TimePoint
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.evidence import race_tells
 from rightbatch.plan.options import Option
-from rightbatch.plan.plan import Plan
-from rightbatch.run.folder import TRACE
-from rightbatch.run.loop import TraceRow
-from rightbatch.run.train import Run
-from rightbatch.units import show_seconds
-from rightbatch.watch import Watcher
+from rightbatch.training.loop import TraceRow
+from rightbatch.training.plan import Plan
+from rightbatch.training.run_folder import TRACE
+from rightbatch.training.train import Run
 
 WIDTH = 80
 PLAIN_EVERY_S = 10.0  # how often a phase says where it is when output is piped

@@ -1,0 +1,101 @@
+"""The command line's own types, and the options that commands share."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from rightbatch.core.errors import SettingError
+from rightbatch.core.units import (
+    parse_bandwidth,
+    parse_bytes,
+    parse_latency,
+    parse_seconds,
+)
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Parsed(click.ParamType[float]):
+    """A value with a unit, as `rightbatch.core.units` reads it."""
+
+    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
+        self.name, self.parse = name, parse
+
+    def convert(
+        self,
+        value: Any,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> float:
+        """Parse, or fail as a usage error."""
+        if isinstance(value, float):
+            return value
+        try:
+            return self.parse(value)
+        except SettingError as error:
+            self.fail(f"{error.what} (such as {error.fix})", param, ctx)
+
+
+DURATION = _Parsed("duration", parse_seconds)
+MEMORY = _Parsed("memory", parse_bytes)
+BANDWIDTH = _Parsed("bandwidth", parse_bandwidth)
+LATENCY = _Parsed("latency", parse_latency)
+
+
+class Commands(click.Group):
+    """A group that says what was probably meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or name the nearest."""
+        if args and self.get_command(ctx, args[0]) is None:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def deciding(command: F) -> F:
+    """The options of every command that decides."""
+    options = [
+        click.option(
+            "--objective",
+            type=click.Choice(["time", "examples", "money", "energy"]),
+            default="time",
+            show_default=True,
+            help="What is to be least.",
+        ),
+        click.option("--deadline", type=DURATION, help="Longest time to the target."),
+        click.option("--memory", type=MEMORY, help="Most memory a step may take."),
+        click.option("--watts", type=float, help="Power while training, for energy."),
+        click.option("--price", type=float, help="Price of an hour, for money."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+THREADS = click.option(
+    "--keep-threads", is_flag=True, help="Never fall back to one CPU thread."
+)
+OUT = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder; default runs/NAME-DATE-TIME.",
+)
+JSON = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document instead."
+)
+BUDGET = click.option(
+    "--budget",
+    type=DURATION,
+    default="60",
+    show_default=True,
+    help="Seconds for measuring and racing.",
+)

@@ -1,0 +1,1 @@
+"""Many devices, on paper, from the measurements of one."""

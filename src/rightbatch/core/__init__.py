@@ -1,0 +1,1 @@
+"""What knows nothing of batches: errors, units, estimates, files, guards."""

@@ -1,0 +1,56 @@
+"""One base error and five kinds, each saying what, seen, why and fix.
+
+The sentence of a refusal stands where its condition stands (a rule in ``check/``,
+a guard in ``job.py``); this file gives every one of them the same shape.
+"""
+
+
+class RightbatchError(Exception):
+    """Base of everything rightbatch raises on purpose.
+
+    Args:
+        what: One sentence: what is wrong.
+        seen: The values that showed it, with their numbers.
+        why: Why it matters for the batch size.
+        fix: What to type instead.
+    """
+
+    def __init__(
+        self, what: str, *, seen: str = "", why: str = "", fix: str = ""
+    ) -> None:
+        self.what, self.seen, self.why, self.fix = what, seen, why, fix
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        details = (("seen", self.seen), ("why", self.why), ("fix", self.fix))
+        return "\n".join(
+            [self.what] + [f"  {label:<5} {text}" for label, text in details if text]
+        )
+
+
+class JobError(RightbatchError, ValueError):
+    """The job itself cannot be measured: its model, loss, data or optimizer."""
+
+
+class SettingError(RightbatchError, ValueError):
+    """An argument or a command-line option does not make sense."""
+
+
+class UnidentifiedError(RightbatchError, ValueError):
+    """The data given cannot tell the parameter that was asked for."""
+
+
+class RunFolderError(RightbatchError, ValueError):
+    """A run folder or one of its files cannot be read or written."""
+
+
+class MissingExtraError(RightbatchError, ImportError):
+    """An optional dependency is needed; the fix is the exact install line."""
+
+
+class UpdateOutOfMemoryError(JobError):
+    """Memory ran out inside ``optimizer.step``: parameters may be half updated."""
+
+
+class NotFiniteError(JobError):
+    """Loss or gradient is NaN or infinite; the update was not made."""

@@ -1,0 +1,89 @@
+"""Findings: a code, a severity, and what / seen / why / fix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rightbatch.core.errors import JobError, RightbatchError
+
+Severity = Literal["error", "warning", "note"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing a rule found.
+
+    Attributes:
+        code: Stable code, such as ``"RB104"``; docs/checks.md lists them.
+        severity: ``"error"`` ends the measuring, ``"warning"`` limits what it means.
+        what: One sentence.
+        seen: The numbers that showed it.
+        why: Why it matters for the batch size.
+        fix: What to do.
+    """
+
+    code: str
+    severity: Severity
+    what: str
+    seen: str = ""
+    why: str = ""
+    fix: str = ""
+
+    @classmethod
+    def of(cls, code: str, error: RightbatchError) -> Finding:
+        """The finding that says what an error says."""
+        return cls(
+            code=code,
+            severity="error",
+            what=error.what,
+            seen=error.seen,
+            why=error.why,
+            fix=error.fix,
+        )
+
+    def __str__(self) -> str:
+        lines = [f"{self.code} {self.severity}: {self.what}"]
+        details = (("seen", self.seen), ("why", self.why), ("fix", self.fix))
+        return "\n".join(lines + [f"  {k:<5} {v}" for k, v in details if v])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """Everything the rules found, and how many rules were run.
+
+    Example:
+        >>> bool(Findings(items=(), rules=14))
+        True
+    """
+
+    items: tuple[Finding, ...]
+    rules: int
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings nothing can be measured with."""
+        return tuple(f for f in self.items if f.severity == "error")
+
+    @property
+    def warnings(self) -> tuple[Finding, ...]:
+        """The findings that limit what a measurement means."""
+        return tuple(f for f in self.items if f.severity == "warning")
+
+    def raise_errors(self) -> None:
+        """Raise the first error.
+
+        Raises:
+            JobError: There is one.
+        """
+        for f in self.errors:
+            raise JobError(f"{f.code} {f.what}", seen=f.seen, why=f.why, fix=f.fix)
+
+    def __bool__(self) -> bool:
+        """Whether the job can be measured: no errors."""
+        return not self.errors
+
+    def __str__(self) -> str:
+        if not self.items:
+            return f"{self.rules} checks passed"
+        return "\n".join(str(f) for f in self.items)

@@ -1,0 +1,148 @@
+"""Frozen dataclasses to JSON and back: one codec for every file a run folder holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from rightbatch.core.errors import RunFolderError
+
+T = TypeVar("T")
+
+
+def to_plain(value: Any) -> Any:
+    """Turn dataclasses, tuples and floats into what strict JSON can hold.
+
+    JSON has no infinity: such floats become the strings ``float()`` reads back.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: to_plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+        }
+    if isinstance(value, dict):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value
+
+
+def from_plain(kind: Any, value: Any) -> Any:
+    """Rebuild a value of type ``kind`` from what `to_plain` made of it."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return from_plain(next(a for a in arguments if a is not type(None)), value)
+    if origin is Literal:
+        if value not in arguments:
+            raise TypeError(f"{value!r} is none of {arguments}")
+        return value
+    if origin is tuple:
+        return tuple(from_plain(arguments[0], item) for item in value)
+    if origin is dict:
+        return {key: from_plain(arguments[1], item) for key, item in value.items()}
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = typing.get_type_hints(kind)
+        names = [field.name for field in dataclasses.fields(kind)]
+        unknown = sorted(set(value) - set(names))
+        if unknown:
+            raise TypeError(f"{kind.__name__} has no field {unknown[0]!r}")
+        return kind(**{n: from_plain(hints[n], value[n]) for n in names if n in value})
+    if kind is float:
+        return float(value)
+    if kind in (int, str, bool) and type(value) is not kind:
+        raise TypeError(f"expected {kind.__name__}, found {value!r}")
+    return value
+
+
+def write_json(path: str | Path, value: Any, kind: str) -> None:
+    """Write a record atomically: a reader sees the old file or the new, never half.
+
+    Args:
+        path: Where it goes; the parent folder must exist.
+        value: A dataclass, or a plain dict.
+        kind: Format name and version, such as ``"rightbatch/plan/1"``.
+
+    Raises:
+        RunFolderError: The folder cannot be written.
+    """
+    path = Path(path)
+    plain = to_plain(value)
+    text = json.dumps({"format": kind, **plain}, indent=1, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text through a temporary file in the same folder, then rename it."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write {path}",
+            seen=f"{type(error).__name__}: {error.strerror}",
+            fix="--out DIR with a folder that can be written",
+        ) from error
+
+
+def read_json(path: str | Path, record: type[T], kind: str) -> T:
+    """Read a record that `write_json` wrote.
+
+    Raises:
+        RunFolderError: No such file, not JSON, another format or version, or a
+            field that is missing or of the wrong type.
+    """
+    plain = read_plain(path, kind)
+    try:
+        return typing.cast(T, from_plain(record, plain))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise RunFolderError(
+            f"{path} is damaged or was edited", seen=str(error)
+        ) from error
+
+
+def read_plain(path: str | Path, kind: str) -> dict[str, Any]:
+    """Read the JSON that `write_json` wrote, as it is, without its format.
+
+    Raises:
+        RunFolderError: No such file, not JSON, or another format or version.
+    """
+    path = Path(path)
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot read {path}",
+            seen=f"{type(error).__name__}: {error.strerror}",
+            fix="name a file that `rightbatch tune` or `rightbatch measure` wrote",
+        ) from error
+    except ValueError as error:
+        raise RunFolderError(f"{path} is not JSON", seen=str(error)) from error
+    found = plain.pop("format", None) if isinstance(plain, dict) else None
+    if found != kind:
+        raise RunFolderError(
+            f"{path} is not a {kind} file",
+            seen=f"format: {found!r}",
+            why="a file of another kind or version would be misread",
+            fix="measure again with this version, or use the version that wrote it",
+        )
+    return plain

@@ -1,0 +1,1 @@
+"""What a loader really does."""

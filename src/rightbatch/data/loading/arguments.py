@@ -1,0 +1,220 @@
+"""What a stream is given: a data set, and what a DataLoader calls otherwise."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    StackDataset,
+    Subset,
+)
+
+from rightbatch.core.errors import SettingError
+
+ROWS = 32  # looked at to tell data sets apart [assumed]
+# A DataLoader's arguments that a stream has by another name.
+_INSTEAD = {
+    "shuffle": 'order="shuffled", the default, or order="sequential"',
+    "drop_last": 'tail="drop"',
+    "sampler": "order=..., a name or one of rb.data: Strata, Pairs, Tokens, Weighted, "
+    "Distinct",
+    "batch_sampler": "order=..., or rb.data.BatchSampler in a loader of your own",
+    "generator": "seed=...",
+    "persistent_workers": "leave it out: workers persist; stream.close() ends them",
+    "pin_memory_device": "pin_memory=True",
+    "in_order": "leave it out: batches come in order",
+}
+
+
+class Sealed:
+    """Once made, of its own settings nothing but ``batch_size`` may be assigned.
+
+    What a subclass adds, or others hang on it, is theirs.
+    """
+
+    _settings: frozenset[str] = frozenset()
+
+    def _seal(self) -> None:
+        given = inspect.signature(self.__class__.__init__).parameters
+        found = {*given, *vars(self)}
+        for kind in type(self).__mro__:
+            if kind.__module__.startswith("rightbatch."):
+                found |= {n for n, v in vars(kind).items() if isinstance(v, property)}
+        self._settings = frozenset(n for n in found if not n.startswith("_"))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._settings and name != "batch_size":
+            raise SettingError(
+                f"a stream's {name} cannot be assigned",
+                seen=f"{name} = {value!r:.60}",
+                why="batch_size alone changes while it runs",
+                fix=f"a new stream with {name}=..., and load_state_dict(the old one's "
+                "state_dict()); or set_epoch, skip",
+            )
+        super().__setattr__(name, value)
+
+
+def fingerprint_of(dataset: Any) -> str:
+    """What tells a data set from others of equal length, if it says so; or ""."""
+    if isinstance(dataset, StackDataset):
+        parts = dataset.datasets
+        parts = parts.values() if isinstance(parts, dict) else parts
+        return "+".join(filter(None, map(fingerprint_of, parts)))
+    if isinstance(dataset, ConcatDataset):
+        return "+".join(filter(None, map(fingerprint_of, dataset.datasets)))
+    if isinstance(dataset, Subset):  # a random split without a seed is another one
+        return f"{fingerprint_of(dataset.dataset)}{_chosen_by(dataset)}"
+    form = getattr(dataset, "format", None)
+    if isinstance(form, dict) and form.get("type") == "custom":
+        # Hugging Face's with a transform: its own fingerprint is of the transform too,
+        # another one in each process if that holds a random generator or a lock.
+        return _fingerprint_of_rows(dataset)
+    return str(getattr(dataset, "_fingerprint", ""))
+
+
+def _chosen_by(subset: Any) -> str:
+    """What tells the indices of a subset from others; "" where they are no numbers."""
+    indices = getattr(subset, "indices", None)
+    if isinstance(indices, range):
+        return f"[{indices}]"
+    if not isinstance(indices, (list, tuple, np.ndarray, Tensor)):
+        return ""
+    try:
+        places = np.asarray(indices)
+    except (ValueError, TypeError, RuntimeError):
+        return ""
+    if places.dtype.kind not in "iu" or places.ndim != 1:
+        return ""
+    written = places.astype(np.int64).tobytes()
+    return f"[{blake2b(written, digest_size=8).hexdigest()}]"
+
+
+def subset_of(fingerprint: str) -> str:
+    """The part of a fingerprint that `Subset` has added."""
+    return "".join(re.findall(r"\[[^\[\]]*\]", fingerprint))
+
+
+def _fingerprint_of_rows(dataset: Any) -> str:
+    """By some rows, as they lie without the transform, and by the order of all."""
+    rows, count = dataset.with_format("arrow"), len(dataset)
+    found = blake2b(digest_size=8)
+    for place in sorted({i * (count - 1) // (ROWS - 1) for i in range(ROWS)}):
+        for batch in rows[place].combine_chunks().to_batches():
+            found.update(batch.serialize().to_pybytes())
+    if (order := getattr(dataset, "_indices", None)) is not None:
+        found.update(order.column(0).to_numpy().tobytes())
+    return found.hexdigest()
+
+
+def refuse(others: Mapping[str, object]) -> None:
+    """Say what another argument is called here.
+
+    Raises:
+        SettingError: It is one of a DataLoader's.
+        TypeError: It is none.
+    """
+    for name in others:
+        if name not in _INSTEAD:
+            raise TypeError(f"BatchStream has no argument {name!r}")
+        raise SettingError(
+            f"a BatchStream has no {name}",
+            seen=f"{name}={others[name]!r:.60}",
+            fix=_INSTEAD[name]
+            if others[name] is not False or name == "shuffle"
+            else "leave it out",
+        )
+
+
+def length_of(dataset: Any) -> int:
+    """How many examples; refuses what cannot be read by number.
+
+    Raises:
+        SettingError: It cannot, or there are none.
+    """
+    if isinstance(dataset, tuple):
+        sizes = [len(t) if isinstance(t, Tensor) and t.ndim else -1 for t in dataset]
+        if not sizes or -1 in sizes or len(set(sizes)) > 1:
+            kinds = ", ".join(type(t).__name__ for t in dataset)
+            raise SettingError(
+                "a tuple of data must hold tensors with one common first axis",
+                seen=f"first axes {sizes}" if -1 not in sizes else kinds,
+                fix="(inputs, targets); torch.from_numpy(array) for arrays; for other "
+                "sources torch.utils.data.StackDataset(inputs, targets)",
+            )
+        length = sizes[0]
+    elif isinstance(dataset, DataLoader):
+        raise SettingError(
+            "a stream is made of a data set",
+            seen=f"a DataLoader of a {type(dataset.dataset).__name__}",
+            fix="its data set: loader.dataset",
+        )
+    elif isinstance(dataset, (IterableDataset, Mapping)) or not (
+        hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    ):
+        raise SettingError(
+            "the data set cannot be read by number",
+            seen=f"a {type(dataset).__name__}, which has no examples 0 to N - 1",
+            why="the order of examples is fixed by number, to be cut anywhere",
+            fix=_one_of(dataset)
+            if isinstance(dataset, Mapping)
+            else "a map-style data set, or a tuple of tensors; for one that can only "
+            "be iterated: rightbatch.data.loading.shard_stream.ShardStream",
+        )
+    else:
+        length = len(dataset)
+    if length < 1:
+        raise SettingError("the data set is empty", seen="0 examples")
+    return length
+
+
+def same_length(dataset: Any, before: int) -> None:
+    """See that it has as many examples as the stream was made for.
+
+    Raises:
+        SettingError: It has more or fewer.
+    """
+    now = len(dataset[0]) if isinstance(dataset, tuple) else len(dataset)
+    if now != before:
+        raise SettingError(
+            "the data set's length has changed",
+            seen=f"{before} examples when the stream was made, {now} now",
+            why="the order is of so many examples",
+            fix="a new stream",
+        )
+
+
+def _one_of(parts: Mapping[Any, Any]) -> str:
+    sizes = {len(p) if hasattr(p, "__len__") else -1 for p in parts.values()}
+    if parts and len(sizes) == 1:
+        return "torch.utils.data.StackDataset(**parts)"
+    return f"one of its parts: data[{next(iter(parts), 'train')!r}]"
+
+
+def several_parts(count: int, seen: str) -> SettingError:
+    """What a plain loop is told of a step that has several micro-batches."""
+    return SettingError(
+        f"a step of this stream has {count} micro-batches",
+        seen=seen,
+        why="one optimizer step needs all of them",
+        fix="for step in stream.steps(): for micro in step: "
+        "(loss(micro.data) * micro.share).backward()",
+    )
+
+
+def left_open(number: int, fix: str = "for micro in step: ...") -> SettingError:
+    """What is said where the next step is asked for before one has ended."""
+    return SettingError(
+        f"step {number} was not gone through to its end",
+        seen="the next step was asked for",
+        why="its examples come next, however often a step is asked for",
+        fix=fix,
+    )

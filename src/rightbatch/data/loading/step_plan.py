@@ -1,0 +1,194 @@
+"""The plan of a step: which examples, on which rank, in which micro-batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from rightbatch.core.errors import SettingError
+from rightbatch.data.loading.fetch import Piece
+from rightbatch.data.loading.split_ranks import Part, deal
+from rightbatch.data.order.composition import Composition, Cursor, Cut
+
+TAILS = ("keep", "drop", "carry", "pad")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MicroPlan:
+    """One micro-batch of this rank.
+
+    Attributes:
+        part: Where it lies in the step.
+        piece: What the workers fetch.
+        share: Its weight in the mean over the step, times the number of ranks.
+        token_share: The same where the loss is a mean over tokens.
+        weights: Importance weights of its examples, or None.
+        groups: Their strata or classes, or None.
+    """
+
+    part: Part
+    piece: Piece
+    share: float
+    token_share: float | None
+    weights: Float32[np.ndarray, " examples"] | None
+    groups: Int64[np.ndarray, " examples"] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepPlan:
+    """One optimizer step.
+
+    Attributes:
+        before: Where the stream stands before it.
+        after: And behind it.
+        batch_size: What was asked for.
+        version: Of the composition, when it was made.
+        cut: Its examples, over all ranks.
+        micro: The micro-batches of this rank.
+        uneven: Whether some rank has fewer examples, or fillers.
+    """
+
+    before: Cursor
+    after: Cursor
+    batch_size: int
+    version: int
+    cut: Cut
+    micro: tuple[MicroPlan, ...]
+    uneven: bool
+
+
+@dataclass(slots=True)
+class Planner:
+    """Everything that decides what a step consists of; pure but for caches.
+
+    Attributes:
+        composition: Which examples.
+        seed: Of the order.
+        tail: What becomes of an epoch's last short batch.
+        rank: Of this process.
+        world_size: Number of processes.
+        micro_batch: Most examples in one micro-batch; None: all of the rank's.
+    """
+
+    composition: Composition
+    seed: int
+    tail: str
+    rank: int
+    world_size: int
+    micro_batch: int | None
+
+    def plan(self, cursor: Cursor, batch_size: int) -> StepPlan:
+        """The step that begins at ``cursor``, already settled."""
+        stop = self.stop(cursor)
+        cut, after = self.composition.cut(self.seed, cursor, batch_size, stop)
+        if self.tail == "pad":
+            cut = self._padded(cut, cursor, batch_size)
+        hands = deal(
+            len(cut.indices),
+            self.world_size,
+            self.micro_batch,
+            unit=cut.unit,
+            fences=cut.fences,
+            tokens=cut.tokens,
+            turn=cursor.step,
+        )
+        return StepPlan(
+            before=cursor,
+            after=self.settle(self.entering(after, cursor), batch_size),
+            batch_size=batch_size,
+            version=self.composition.version,
+            cut=cut,
+            micro=tuple(self._micro(cut, part) for part in hands[self.rank]),
+            uneven=self.world_size > 1 and _uneven(hands),
+        )
+
+    def stop(self, cursor: Cursor) -> int:
+        """Position that the next step must not reach over."""
+        if self.tail in ("carry", "drop"):
+            return 1 << 63
+        length = self.composition.length
+        return (cursor.position // length + 1) * length
+
+    def settle(self, cursor: Cursor, batch_size: int) -> Cursor:
+        """Never at an epoch's end: a tail that is dropped is behind us already."""
+        length = self.composition.length
+        left = length - cursor.position % length
+        if self.tail == "drop" and left < batch_size:
+            after = replace(cursor, position=cursor.position + left)
+            return self.entering(after, cursor)
+        return cursor
+
+    def entering(self, after: Cursor, before: Cursor) -> Cursor:
+        """``after``, which remembers the first step of an epoch that it enters."""
+        length = self.composition.length
+        same = after.position // length == before.position // length
+        return after if same else replace(after, first_step=after.step)
+
+    def steps_left(self, position: int, batch_size: int) -> int:
+        """Steps that begin in this epoch, from ``position`` on, at this batch."""
+        left = self.composition.length - position % self.composition.length
+        return left // batch_size if self.tail == "drop" else -(-left // batch_size)
+
+    def _padded(self, cut: Cut, cursor: Cursor, batch_size: int) -> Cut:
+        """Filled up to the whole size with the examples that the epoch began with."""
+        length = self.composition.length
+        begin = cursor.position - cursor.position % length
+        while (short := batch_size - len(cut.indices)) > 0:
+            head = replace(cursor, position=begin)
+            more, _ = self.composition.cut(self.seed, head, short, begin + length)
+            cut = cut.padded(more)
+        return cut
+
+    def _micro(self, cut: Cut, part: Part) -> MicroPlan:
+        here = slice(part.start, part.stop)
+        size = 0 if part.filler else part.stop - part.start
+        share = cut.factor * self.world_size * size / len(cut.indices)
+        tokens = None
+        if cut.tokens is not None:
+            tokens = self.world_size * float(cut.tokens[here].sum() / cut.tokens.sum())
+            tokens = 0.0 if part.filler else tokens
+        return MicroPlan(
+            part=part,
+            piece=Piece(cut.indices[here], cut.seeds[here]),
+            share=share,
+            token_share=tokens,
+            weights=None if cut.weights is None else cut.weights[here],
+            groups=None if cut.groups is None else cut.groups[here],
+        )
+
+
+def _uneven(hands: tuple[tuple[Part, ...], ...]) -> bool:
+    """Whether the ranks' examples differ in number."""
+    sizes = {sum(0 if p.filler else p.stop - p.start for p in hand) for hand in hands}
+    return len(sizes) > 1
+
+
+def check_tail(tail: str | None, composition: Composition) -> str:
+    """The tail rule in force.
+
+    Raises:
+        SettingError: It is none, or has no effect.
+    """
+    if tail is None:
+        return "keep" if composition.covers else "carry"
+    if tail not in TAILS:
+        raise SettingError(
+            f"tail must be one of {', '.join(TAILS)}", seen=f"tail={tail!r}"
+        )
+    if tail in ("drop", "pad") and composition.counts != "examples":
+        raise SettingError(
+            f"tail={tail!r} needs a batch_size in examples",
+            seen=f"it counts {composition.counts}",
+            why="nobody can know how many examples the next step would have had",
+            fix="tail='keep' or 'carry'",
+        )
+    if not composition.covers and tail != "carry":
+        raise SettingError(
+            f"tail={tail!r} has no effect with {composition.name} batches",
+            seen=f"order {composition.name!r}",
+            why="their epochs have no last short batch: every step is whole",
+            fix="leave tail out",
+        )
+    return tail

@@ -1,0 +1,1 @@
+"""Which examples come next, as functions of seed, epoch and position."""

@@ -1,1 +1,0 @@
-"""Which examples come next."""

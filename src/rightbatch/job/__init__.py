@@ -1,0 +1,1 @@
+"""What a user trains, and how it is found."""

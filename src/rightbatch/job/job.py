@@ -1,0 +1,325 @@
+"""The job: what the user trains, as seven facts we never change."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from rightbatch.core.errors import JobError, SettingError
+from rightbatch.core.guards import evaluating
+from rightbatch.core.user_code import blaming
+
+Loss = Callable[[nn.Module, Any], "Tensor | tuple[Tensor, Tensor | int | float]"]
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A training job: model, loss, data, optimizer and today's batch size.
+
+    Args:
+        model: A factory ``() -> nn.Module``, called under ``seed``, or a module, which
+            is copied before every use and itself left as it is.
+        loss: Called in training mode, and in eval mode by checks and races;
+            ``(model, batch) ->`` the mean over the batch's examples, a scalar; or
+            ``(sum, count)`` where targets are ragged or masked, so that batches can be
+            split without a mean of means.
+        data: A map-style dataset, or a tuple of tensors with equal first axis.
+        optimizer: ``params -> torch.optim.Optimizer`` at the learning rate used today.
+        batch_size: The batch that learning rate was chosen for, in examples per step.
+        evaluate: ``model -> float`` on held-out data; called in eval mode, no gradient.
+        target: The value of ``evaluate`` that ends a run.
+        goal: ``"min"`` if lower values of ``evaluate`` are better, else ``"max"``.
+        collate: Turns a list of examples into a batch (datasets only).
+        device: Where to train; default: where the factory puts the parameters.
+        precision: ``"float32"``, or ``"bfloat16"`` for autocast.
+        name: How reports call the job.
+        example: What one example is, such as ``"sequence of 64 bytes"``.
+        seed: Seed of initial weights and of the order of examples.
+
+    Raises:
+        SettingError: A field has a value that cannot work; the message says which.
+
+    Example:
+        >>> import torch, rightbatch as rb
+        >>> x = torch.randn(100, 3)
+        >>> job = rb.Job(
+        ...     model=lambda: torch.nn.Linear(3, 1),
+        ...     loss=lambda model, batch: (model(batch[0]) - batch[1]).square().mean(),
+        ...     data=(x, x.sum(1, keepdim=True)),
+        ...     optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
+        ...     batch_size=8,
+        ... )
+        >>> job.length
+        100
+    """
+
+    model: nn.Module | Callable[[], nn.Module]
+    loss: Loss
+    data: Any
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    batch_size: int
+    evaluate: Callable[[nn.Module], float] | None = None
+    target: float | None = None
+    goal: Literal["min", "max"] = "min"
+    collate: Callable[[list[Any]], Any] | None = None
+    device: str | torch.device | None = None
+    precision: str = "float32"
+    name: str = "job"
+    example: str = "example"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_batch_size(self.batch_size)
+        if self.goal not in ("min", "max"):
+            raise SettingError(
+                "goal must be 'min' or 'max'", seen=f"goal={self.goal!r}"
+            )
+        if self.precision not in PRECISIONS:
+            raise SettingError(
+                f"precision must be one of {', '.join(PRECISIONS)}",
+                seen=f"precision={self.precision!r}",
+                why="float16 needs a gradient scaler, which measuring does not have",
+            )
+        if self.target is not None and self.evaluate is None:
+            raise SettingError(
+                "a target needs an evaluate function",
+                seen=f"target={self.target}, evaluate=None",
+                fix="Job(..., evaluate=lambda model: validation_loss(model))",
+            )
+        for role in ("loss", "optimizer"):
+            if not callable(getattr(self, role)):
+                raise SettingError(
+                    f"{role} must be a function",
+                    seen=f"{role}={getattr(self, role)!r:.60}",
+                    fix=FUNCTION_FORMS[role],
+                )
+        if self.collate is not None and isinstance(self.data, tuple):
+            raise SettingError(
+                "collate has no effect on a tuple of tensors",
+                seen="data is a tuple of tensors, collate is given",
+                fix="leave collate out, or pass a dataset",
+            )
+        _check_data(self.data)
+
+    @property
+    def length(self) -> int:
+        """Number of training examples."""
+        return len(self.data[0] if isinstance(self.data, tuple) else self.data)
+
+    def make_model(self) -> nn.Module:
+        """A fresh model of its own, on the job's device, in training mode.
+
+        Raises:
+            JobError: The factory raised, or returned something else than a module.
+        """
+        if isinstance(self.model, nn.Module):
+            model = copy.deepcopy(self.model)
+        else:
+            torch.manual_seed(self.seed)
+            with blaming("model()"):
+                model = self.model()
+            if not isinstance(model, nn.Module):
+                raise JobError(
+                    "model() did not return an nn.Module",
+                    seen=f"{type(model).__name__}",
+                    fix="Job(model=make_model) where make_model() returns the network",
+                )
+        if self.device is not None:
+            model = model.to(self.device)
+        return model.train()
+
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The job's optimizer over the trainable parameters of a model.
+
+        Raises:
+            JobError: Nothing is trainable, or no optimizer came back.
+        """
+        params = [p for p in model.parameters() if p.requires_grad]
+        if any(isinstance(p, nn.UninitializedParameter) for p in params):
+            raise JobError(
+                "the model has lazy layers whose shapes are not known yet",
+                why="there are no parameters to give to the optimizer",
+                fix="run one batch through the network inside model()",
+            )
+        if not params:
+            raise JobError(
+                "the model has no trainable parameter",
+                seen=f"{sum(1 for _ in model.parameters())} parameters, 0 require grad",
+                why="without a gradient there is neither noise nor progress to measure",
+                fix="leave requires_grad on for what should be trained",
+            )
+        with blaming("optimizer(params)"):
+            optimizer = self.optimizer(params)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise JobError(
+                "optimizer(params) did not return a torch.optim.Optimizer",
+                seen=type(optimizer).__name__,
+                fix="Job(optimizer=lambda params: torch.optim.AdamW(params, lr=1e-3))",
+            )
+        return optimizer
+
+    def batch(self, indices: Tensor | Sequence[int], device: torch.device) -> Any:
+        """The examples at ``indices``, collated and on ``device``."""
+        if isinstance(self.data, tuple):
+            index = torch.as_tensor(indices)
+            batch: Any = tuple(t[index.to(t.device)] for t in self.data)
+        else:
+            wanted = [int(i) for i in indices]
+            many = getattr(self.data, "__getitems__", None)
+            with blaming("the data set"):
+                examples = many(wanted) if many else [self.data[i] for i in wanted]
+            with blaming(f"collating {len(wanted)} examples"):
+                batch = (self.collate or default_collate)(examples)
+        return to_device(batch, device)
+
+    def mean_loss(
+        self, model: nn.Module, batch: Any
+    ) -> tuple[Tensor, Tensor | float | None]:
+        """The loss as (value to differentiate, count); no count marks a plain mean.
+
+        Raises:
+            JobError: The loss is neither a scalar nor a pair of scalars.
+        """
+        return scalar_loss(self.loss, model, batch, PRECISIONS[self.precision])
+
+    def evaluated(self, model: nn.Module) -> float:
+        """The value of ``evaluate``, in eval mode and without gradients."""
+        assert self.evaluate is not None
+        with evaluating(model), blaming("evaluate(model)"):
+            value = self.evaluate(model)
+        if not isinstance(value, (int, float, Tensor)) and not hasattr(
+            value, "__float__"
+        ):
+            raise JobError(
+                f"evaluate(model) returned {type(value).__name__}, not a number",
+                fix="return a float, such as the mean loss on held-out data",
+            )
+        return float(value)
+
+    def met(self, value: float) -> bool:
+        """Whether ``value`` is at the target or beyond it."""
+        if self.target is None or not math.isfinite(value):
+            return False
+        return value <= self.target if self.goal == "min" else value >= self.target
+
+
+def scalar_loss(
+    loss: Loss, model: nn.Module, batch: Any, dtype: torch.dtype | None
+) -> tuple[Tensor, Tensor | float | None]:
+    """A loss as (value to differentiate, count); no count marks a plain mean.
+
+    Args:
+        loss: ``(model, batch) ->`` a mean, or ``(sum, count)``.
+        model: Gives the device.
+        batch: On that device.
+        dtype: For autocast; None: without.
+
+    Raises:
+        JobError: It is neither a scalar nor a pair of scalars, or the code raised.
+    """
+    device = next(model.parameters()).device
+    cast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+    with blaming("loss(model, batch)"), cast:
+        result = loss(model, batch)
+    value, count = result if isinstance(result, tuple) else (result, None)
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value)
+        raise JobError(
+            "the loss is not a scalar",
+            seen=f"loss(model, batch) returned {shape}",
+            why="one step needs one number; a vector leaves its mean undefined",
+            fix="return loss.mean(), or (loss.sum(), count) for ragged targets",
+        )
+    return value.reshape(()), count
+
+
+def check_differentiable(value: Tensor) -> None:
+    """Refuse a loss that no gradient comes from.
+
+    Raises:
+        JobError: It does not require one.
+    """
+    if not value.requires_grad:
+        raise JobError(
+            "the loss does not depend on the parameters",
+            seen="loss.requires_grad is False",
+            why="nothing can be learned from it",
+            fix="leave out .item(), .detach() and no_grad inside the loss",
+        )
+
+
+FUNCTION_FORMS = {
+    "loss": "Job(loss=lambda model, batch: criterion(model(batch[0]), batch[1]))",
+    "optimizer": "Job(optimizer=lambda params: torch.optim.SGD(params, lr=0.1))",
+}
+
+
+def check_batch_size(batch_size: object, what: str = "batch_size") -> None:
+    """Refuse what cannot be a number of examples.
+
+    Raises:
+        SettingError: Not an integer, or below 1.
+    """
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool):
+        raise SettingError(
+            f"{what} must be an integer",
+            seen=f"{what}={batch_size!r}",
+            fix=f"{what}=64",
+        )
+    if batch_size < 1:
+        raise SettingError(
+            f"{what} must be at least 1 example",
+            seen=f"{what}={batch_size}",
+            fix=f"{what}=64",
+        )
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move every tensor in nested tuples, lists and dicts; leave the rest alone."""
+    if isinstance(batch, Tensor) or callable(getattr(batch, "to", None)):
+        return batch.to(device)
+    if isinstance(batch, dict):
+        return {key: to_device(item, device) for key, item in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a namedtuple
+        return type(batch)(*(to_device(item, device) for item in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(item, device) for item in batch)
+    return batch
+
+
+def _check_data(data: Any) -> None:
+    """Refuse data whose examples cannot be counted or picked by number.
+
+    Raises:
+        SettingError: They cannot.
+    """
+    if isinstance(data, tuple):
+        if not data or not all(isinstance(t, Tensor) and t.ndim >= 1 for t in data):
+            raise SettingError(
+                "data as a tuple must hold tensors with a first axis of examples",
+                seen=f"({', '.join(type(t).__name__ for t in data)})",
+                fix="data=(inputs, targets), or a map-style dataset",
+            )
+        lengths = [len(t) for t in data]
+        if len(set(lengths)) > 1:
+            raise SettingError(
+                "the tensors of data differ in their number of examples",
+                seen=f"first axes {lengths}",
+                fix="give every tensor the same first axis",
+            )
+    elif not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        raise SettingError(
+            "data must be map-style: it needs __len__ and __getitem__",
+            seen=f"{type(data).__name__}",
+            why="the order of examples is fixed by number, so that a batch can be "
+            "cut anywhere",
+            fix="a torch Dataset or a tuple of tensors; a DataLoader's own .dataset",
+        )

@@ -1,0 +1,1 @@
+"""Peak bytes of a step before they are used."""

@@ -1,0 +1,186 @@
+"""What a training step may take of a device, as named terms that add up."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+
+from rightbatch.core.errors import SettingError
+from rightbatch.core.machine import container_memory, machine_free_bytes
+from rightbatch.core.units import show_bytes
+
+# Of free main memory, left to the rest of the machine [assumed].
+OTHERS_SHARE = 0.10
+# What the CUDA allocator holds beyond what tensors take, where nothing was run: a
+# simulated allocator held 1.00 to 1.07 times on jobs of 200 MiB and more, 1.15 at most
+# [measured on traces, not on a device].
+RESERVE_SHARE = 0.07
+# A CUDA context with torch's kernels, where none has been made yet [assumed].
+CONTEXT_BYTES = 512 * 2**20
+# One workspace of cuBLAS, taken from the allocator at the first product: 8 MiB up to
+# Ampere, 32 MiB from Hopper on [cited: torch's getChosenWorkspaceSize].
+WORKSPACE_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """Bytes that are not for tensors: how many, for what, and how that is known."""
+
+    name: str
+    bytes: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """The memory of a step: what there is, less what is not for tensors.
+
+    Attributes:
+        device: ``"cpu"``, ``"cuda"`` or another kind.
+        total: Bytes to begin with.
+        source: What that is.
+        terms: What goes off.
+    """
+
+    device: str
+    total: int
+    source: str
+    terms: tuple[Term, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """What is left for the tensors of a step."""
+        return self.total - sum(t.bytes for t in self.terms)
+
+    def lines(self) -> list[str]:
+        """One line a term, and their sum."""
+        rows = [(show_bytes(self.total), self.source)]
+        rows += [
+            (f"-{show_bytes(t.bytes)}", f"{t.name} ({t.source})") for t in self.terms
+        ]
+        if self.terms:
+            rows.append((f"={show_bytes(self.bytes)}", "for the tensors of a step"))
+        width = max(len(amount) for amount, _ in rows)
+        return [f"{amount:>{width}}  {what}" for amount, what in rows]
+
+
+def budget_for(
+    device: torch.device, memory: float | None = None, *, margin: float = 0.0
+) -> Budget:
+    """What a step may take on a device.
+
+    Args:
+        device: Where it runs; a CUDA device may be absent if ``memory`` is given.
+        memory: Bytes for the whole step, weights and optimizer included; default: what
+            is free now.
+        margin: Share kept for examples longer than those measured.
+
+    Raises:
+        SettingError: ``memory`` is not positive, or the device's is unknown.
+    """
+    if memory is not None and not _between(memory, 1, math.inf):
+        raise SettingError(
+            "memory must be a number of bytes",
+            seen=f"memory={memory!r}",
+            fix="memory=8 * 2**30 (--limit 8GiB)",
+        )
+    if not _between(margin, 0, 1):
+        raise SettingError(
+            "a margin is a share from 0 to 1", seen=f"margin={margin!r}", fix="0.1"
+        )
+    if device.type == "cpu":
+        budget = _main_memory(memory)
+    elif device.type == "cuda":
+        budget = _cuda(device, memory)
+    elif memory is not None:
+        budget = Budget(device=device.type, total=int(memory), source="as given")
+    else:
+        raise SettingError(
+            f"how much memory a {device.type} device has is not known here",
+            fix="say it: memory=8 * 2**30, or --limit 8GiB",
+        )
+    kept = Term(
+        name="margin for longer examples",
+        bytes=round(margin * budget.bytes),
+        source="as given",
+    )
+    if not margin:
+        return budget
+    return Budget(
+        device=budget.device,
+        total=budget.total,
+        source=budget.source,
+        terms=(*budget.terms, kept),
+    )
+
+
+def _main_memory(memory: float | None) -> Budget:
+    if memory is not None:
+        return Budget(device="cpu", total=int(memory), source="as given")
+    free, source = machine_free_bytes(), "free on this machine"
+    container = container_memory()
+    if container is not None and container < free:
+        free, source = container, "left to this container"
+    kept = [
+        Term(
+            name="kept for others",
+            bytes=round(OTHERS_SHARE * free),
+            source="10 %, assumed",
+        )
+    ]
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if beside > 1:  # under torchrun: each takes its part
+        rest = free - kept[0].bytes
+        kept.append(
+            Term(
+                name=f"for the {beside - 1} other processes here",
+                bytes=rest - rest // beside,
+                source="LOCAL_WORLD_SIZE",
+            )
+        )
+    return Budget(device="cpu", total=free, source=source, terms=tuple(kept))
+
+
+def _between(value: object, low: float, high: float) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and low <= float(value) < high
+
+
+def _cuda(device: torch.device, memory: float | None) -> Budget:
+    terms = []
+    if memory is not None:
+        total, source = int(memory), "as given"
+        known = False
+    else:
+        if not torch.cuda.is_available():
+            raise SettingError(
+                "there is no CUDA device here to ask for its memory",
+                fix="say what it has: memory=80e9, or --limit 80GB",
+            )
+        known = torch.cuda.is_initialized()
+        free, _ = torch.cuda.mem_get_info(device)  # makes the context
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        total, source = free + held, "free on the device, or held by torch and unused"
+        known = True
+    if not known:
+        terms.append(Term(name="CUDA context", bytes=CONTEXT_BYTES, source="assumed"))
+    terms.append(Term(name="cuBLAS workspace", bytes=WORKSPACE_BYTES, source="cited"))
+    left = total - sum(t.bytes for t in terms)
+    if left <= 0:
+        raise SettingError(
+            "this memory is less than CUDA itself needs",
+            seen=f"{show_bytes(total)}, and {show_bytes(total - left)} for context and "
+            "workspace",
+            fix="the memory of the whole device",
+        )
+    terms.append(
+        Term(
+            name="allocator's reserve",
+            bytes=max(round(RESERVE_SHARE * left), 0),
+            source="7 %, simulated",
+        )
+    )
+    return Budget(device="cuda", total=total, source=source, terms=tuple(terms))

@@ -1,0 +1,1 @@
+"""Groups of examples told apart inside one backward pass."""

@@ -1,0 +1,1 @@
+"""From squared norms to a noise scale with its interval."""

@@ -1,0 +1,205 @@
+"""The noise scale as it is told: estimates, verdict, layers, and where it is from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from rightbatch.core.estimate import Estimate
+from rightbatch.core.units import show_number
+
+PRECISION = 0.2  # a noise scale known within so much is called decided [assumed]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerNoise:
+    """One layer's or parameter group's part.
+
+    Attributes:
+        noise_scale: Its own ratio, in examples.
+        trace: Its part of tr Sigma.
+        grad_norm_sq: Its part of |G|^2.
+        share: Its share of the whole noise.
+    """
+
+    noise_scale: Estimate
+    trace: Estimate
+    grad_norm_sq: Estimate
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricNoise:
+    """The noise scale in one of the optimizer's metrics.
+
+    Attributes:
+        noise_scale: In examples.
+        use: What it is for.
+        dominated_by: The parameters with the largest shares of its noise, and these.
+    """
+
+    noise_scale: Estimate
+    use: str
+    dominated_by: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """How much of the model the estimate sees.
+
+    Attributes:
+        parameters: Share of the trainable parameters.
+        gradient: Share of the batch gradient's squared norm: where noise dominates,
+            the share of the noise.
+        missing: Parameters that are not seen, and why.
+        verified: Whether it was tested on this model that each example's gradient is
+            seen where it belongs; None where there is nothing to test.
+    """
+
+    parameters: float
+    gradient: float
+    missing: dict[str, str] = field(default_factory=dict)
+    verified: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseScale:
+    """Noise over signal of the gradient: the batch at which both weigh the same.
+
+    Attributes:
+        noise_scale: tr Sigma / |G|^2 in examples (B_simple, McCandlish et al. 2018,
+            arXiv:1812.06162).
+        trace: tr Sigma, of one example's gradient.
+        grad_norm_sq: |G|^2; its interval may reach below zero.
+        by_layer: The same for each module that has parameters of its own.
+        by_group: The same for each of the optimizer's parameter groups.
+        metrics: In the optimizer's metrics, by name.
+        source: Where the groups come from.
+        why: Why from there.
+        coverage: How much of the model is seen.
+        batch_size: Examples in the last measured step.
+        steps: Measured steps behind the estimate.
+        window: Examples seen between its first and last measured step.
+        age: Examples seen from the middle of the window until now.
+        examples: Examples seen in all.
+        skipped: Steps left out because the gradient was not finite.
+        zero: Steps left out because every gradient was zero.
+        dropped: Steps left out because no update followed.
+        trouble: Why the last step that was to be measured gave nothing.
+        cost: Share of the training time that measuring has taken; None: not known.
+        example: What one example is.
+        population: Size of the data set, if batches repeat nothing within an epoch.
+    """
+
+    noise_scale: Estimate
+    trace: Estimate
+    grad_norm_sq: Estimate
+    by_layer: dict[str, LayerNoise] = field(default_factory=dict)
+    by_group: dict[str, LayerNoise] = field(default_factory=dict)
+    metrics: dict[str, MetricNoise] = field(default_factory=dict)
+    source: str = ""
+    why: str = ""
+    coverage: Coverage = Coverage(parameters=1.0, gradient=1.0)
+    batch_size: int = 0
+    steps: int = 0
+    window: int = 0
+    age: int = 0
+    examples: int = 0
+    skipped: int = 0
+    zero: int = 0
+    dropped: int = 0
+    trouble: str = ""
+    cost: float | None = None
+    example: str = "example"
+    population: int | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval is within 20 % of the value."""
+        return self.noise_scale.relative <= PRECISION
+
+    def steps_needed(self, precision: float = PRECISION) -> float:
+        """About how many more measured steps give this relative precision.
+
+        The interval's half width falls with the root of their number; infinite while
+        the signal is not told from zero at all.
+        """
+        value, half = self.grad_norm_sq.value, 0.0
+        for part in (self.grad_norm_sq, self.trace):
+            if part.value <= 0 or not part.bounded:
+                return math.inf
+            half += part.relative**2
+        if value <= 0:
+            return math.inf
+        return max(1.0, math.ceil(self.steps * (half / precision**2 - 1)))
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: what is known, or what would settle it."""
+        known, needed = self.noise_scale, self.steps_needed()
+        more = (
+            "many more steps"
+            if not math.isfinite(needed)
+            else f"about {show_number(needed)} more measured steps"
+        )
+        if self.steps == 0:
+            lost = [
+                (self.zero, "all gradients zero"),
+                (self.skipped, "not finite"),
+                (self.dropped, "without an update"),
+            ]
+            told = [f"{n} steps {what}" for n, what in lost if n]
+            seen = "; ".join([*told, *([self.trouble] if self.trouble else [])])
+            return "nothing measured yet" + (f" ({seen})" if seen else "")
+        if 2 * self.age > self.examples > 0:
+            more += f" (measured {self.age:,} of {self.examples:,} examples ago: allow "
+            more += "more overhead)"
+        share = self.coverage.parameters
+        of = (
+            "noise scale"
+            if share > 0.99
+            else f"noise scale of {share:.0%} of the model"
+        )
+        if not known.bounded:
+            if known.low <= 0:
+                return f"{of} not known yet: {more} for ± 20 %"
+            low = show_number(known.low)
+            return f"{of} at least {low} {known.unit}; {more} for ± 20 %"
+        return f"{of} {known}" if self.decided else f"{of} {known}; {more} for ± 20 %"
+
+    def gradient_noise(self, batch_size: int) -> Estimate:
+        """Variance of a batch's gradient around the full one, tr Cov(g_B).
+
+        With a known ``population`` batches are drawn without replacement and the noise
+        falls to zero at the full data set: tr Sigma / B (N - B) / (N - 1).
+
+        Raises:
+            ValueError: ``batch_size`` is below 1 or above the population.
+        """
+        n = self.population
+        if batch_size < 1 or (n is not None and batch_size > n):
+            raise ValueError(f"no batch of {batch_size} examples from {n}")
+        factor = 1.0 if n is None or n == 1 else (n - batch_size) / (n - 1)
+        return self.trace.scale(factor / batch_size)
+
+    def log(self, prefix: str = "noise/") -> dict[str, float]:
+        """Plain numbers, as any logger takes them; what is unknown is left out."""
+        found = {
+            "scale": self.noise_scale.value,
+            "scale_low": self.noise_scale.low,
+            "scale_high": self.noise_scale.high,
+            "trace": self.trace.value,
+            "grad_norm_sq": self.grad_norm_sq.value,
+            "steps": float(self.steps),
+            "age": float(self.age),
+            "skipped": float(self.skipped),
+            "coverage": self.coverage.parameters,
+        }
+        if self.cost is not None:
+            found["cost"] = self.cost
+        for name, metric in self.metrics.items():
+            found[f"scale_{name}"] = metric.noise_scale.value
+        return {prefix + k: v for k, v in found.items() if math.isfinite(v)}
+
+    def __str__(self) -> str:
+        return self.verdict

@@ -1,0 +1,83 @@
+"""All schedules: from JSON, and checked against a run before it begins."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rightbatch.core.errors import RunFolderError, SettingError
+from rightbatch.core.json_io import from_plain
+from rightbatch.schedules.live import FollowNoise, SignalToNoise
+from rightbatch.schedules.lr_exchange import AlongRate, InsteadOfDecay
+from rightbatch.schedules.schedule import Anneal, Constant, Ramp, Schedule, Stages
+
+KINDS: dict[str, type[Schedule]] = {
+    kind.__name__: kind
+    for kind in (
+        Constant,
+        Stages,
+        Ramp,
+        Anneal,
+        InsteadOfDecay,
+        AlongRate,
+        FollowNoise,
+        SignalToNoise,
+    )
+}
+
+
+def schedule_from(plain: dict[str, Any]) -> Schedule:
+    """The schedule that ``to_plain`` was made of.
+
+    Raises:
+        RunFolderError: There is no such kind, or its fields do not fit.
+
+    Example:
+        >>> schedule_from(Ramp(32, 256, 9_000).to_plain())
+        Ramp(first=32, last=256, examples=9000, form='linear')
+    """
+    fields = dict(plain)
+    kind = KINDS.get(str(fields.pop("kind", "")))
+    if kind is None:
+        raise RunFolderError(
+            "there is no such schedule", seen=f"kind {plain.get('kind')!r}"
+        )
+    try:
+        return from_plain(kind, fields)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise RunFolderError(
+            f"the saved {kind.__name__} is damaged", seen=str(error)
+        ) from error
+
+
+def check_schedule(
+    schedule: Schedule, *, length: int, examples: float, largest: int | None
+) -> None:
+    """Refuse, before a run begins, a schedule that could not be run to its end.
+
+    Args:
+        schedule: What is to be run.
+        length: Examples in the data set.
+        examples: How many the run will see at most.
+        largest: The largest batch that memory allows, or None if any.
+
+    Raises:
+        SettingError: It exceeds the data set, or memory.
+    """
+    # Beyond a live one's first batch, the controller keeps within the limits.
+    biggest = schedule.start if schedule.live else schedule.largest(examples)
+    if biggest > length:
+        raise SettingError(
+            f"the schedule exceeds the data set of {length:,} examples",
+            seen=f"{schedule}: batch {biggest:,}",
+            why="a batch would hold the same example twice",
+            fix=f"batches of {length:,} or less (--batch-size, or the job's own)",
+        )
+    if largest is not None and biggest > largest:
+        raise SettingError(
+            f"the schedule exceeds the largest batch set, {largest:,}",
+            seen=f"{schedule}: batch {biggest:,}",
+            fix="a smaller schedule, or a larger limit",
+        )
+    if not math.isfinite(biggest) or biggest < 1:
+        raise SettingError("the schedule has no batch", seen=str(schedule))

@@ -1,0 +1,1 @@
+"""One exact step, and what repeats it."""

@@ -1,0 +1,452 @@
+"""The exact gradient of one batch of any size, in pieces that fit in memory."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rightbatch.core.errors import (
+    JobError,
+    NotFiniteError,
+    SettingError,
+    UpdateOutOfMemoryError,
+)
+from rightbatch.core.torch_private import out_of_memory
+from rightbatch.core.user_code import blaming
+from rightbatch.data.loading.stream import Step
+from rightbatch.job.job import (
+    PRECISIONS,
+    Loss,
+    check_batch_size,
+    scalar_loss,
+    to_device,
+)
+from rightbatch.training.equality import Equality, compare
+from rightbatch.training.gradient import HALVES, BatchGradient, Gradient, Piece, Trouble
+from rightbatch.training.ranks import Ranks
+from rightbatch.training.recovery import Pieces, release
+from rightbatch.training.splitting import count_of, cut, even, unclear
+
+_AUTOCAST = {**PRECISIONS, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """What one step did.
+
+    Attributes:
+        loss: Mean over the whole batch, over all ranks.
+        count: What it is a mean over: examples, or what the loss counted.
+        grad_norm: Norm of the whole gradient, before clipping.
+        micro_batches: Pieces of this rank.
+        retries: How often it ran out of memory on the way.
+        applied: Whether the update was made; a loss or gradient that is not finite is
+            skipped where that was asked for.
+        flags: The largest of what each rank passed as ``flags``.
+    """
+
+    loss: float
+    count: float
+    grad_norm: float
+    micro_batches: int
+    retries: int
+    applied: bool
+    flags: tuple[float, ...] = ()
+
+
+class Accumulator:
+    """Makes one exact large-batch update out of micro-batches.
+
+    The gradient is that of the sum of all losses divided by the count of the whole
+    batch over all ranks, never a mean of means. If memory runs out, everything that
+    the failed pass changed is put back and the same batch is made in smaller pieces;
+    the batch, its gradient and the learning rate stay as planned.
+
+    Args:
+        model: What the loop calls; wrapped in DDP or sharded by ``fully_shard`` it
+            averages over ranks, once per step.
+        loss: ``(model, batch) ->`` the mean over the batch's examples; or
+            ``(sum, count)`` where targets are ragged or masked.
+        optimizer: Makes the update.
+        micro_batch: Most examples of one piece on one rank; None: the whole batch.
+        clip_norm: Largest norm of the whole gradient.
+        precision: ``"float32"``, ``"bfloat16"`` or ``"float16"`` (autocast).
+        scaler: A ``torch.amp.GradScaler``, for float16.
+        nonfinite: If loss or gradient is NaN or infinite: ``"stop"`` before the update,
+            or ``"skip"`` the batch (counted in ``skipped``).
+        count: ``batch ->`` its number of examples, where its tensors do not tell.
+        split: ``(batch, start, stop) ->`` the part of it, where they cannot be cut.
+        fits: ``examples that did not fit ->`` the most that should, from a memory law;
+            default: one piece more than before.
+        check: Whether to compare split and whole gradient once, at the first split.
+        tell: Hears of trouble and how it was met; default: a warning.
+
+    Attributes:
+        skipped: Batches left out because they were not finite.
+        pieces: The micro-batch in force.
+
+    Raises:
+        SettingError: An argument makes no sense.
+
+    Example:
+        >>> import torch, rightbatch as rb
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> def loss(model, batch):
+        ...     return (model(batch[0]) - batch[1]).square().mean()
+        >>> step = rb.Accumulator(model, loss, optimizer, micro_batch=16)
+        >>> x = torch.randn(100, 3)
+        >>> update = step((x, x.sum(1, keepdim=True)))
+        >>> update.micro_batches, update.count
+        (7, 100.0)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        micro_batch: int | None = None,
+        *,
+        clip_norm: float | None = None,
+        precision: str = "float32",
+        scaler: Any = None,
+        nonfinite: Literal["stop", "skip"] = "stop",
+        count: Callable[[Any], int] = count_of,
+        split: Callable[[Any, int, int], Any] | None = None,
+        fits: Callable[[int], int] | None = None,
+        check: bool = True,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        _check_parts(model, loss, optimizer)
+        if micro_batch is not None:
+            check_batch_size(micro_batch, "micro_batch")
+        _check_settings(clip_norm, precision, scaler, nonfinite)
+        if scaler is not None and not scaler.is_enabled():
+            scaler = None
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.clip_norm, self.scaler, self.nonfinite = clip_norm, scaler, nonfinite
+        self.count, self.split, self.fits = count, split, fits
+        self.ranks = Ranks(model)
+        dtype = _AUTOCAST[precision]
+        self.gradient = BatchGradient(model, loss, optimizer, self.ranks, dtype, scaler)
+        self.gradient.empty = nonfinite
+        self.device = self.gradient.device
+        whole = 1 << 40 if micro_batch is None else micro_batch
+        self.pieces = Pieces(most=whole, now=whole)
+        self.skipped = self.retries = 0
+        self.equality: Equality | None = None
+        self._check = check
+        self.tell = tell or (lambda text: warnings.warn(text, stacklevel=4))
+
+    def __call__(
+        self,
+        batch: Any,
+        *,
+        examples: int | None = None,
+        flags: Sequence[float] = (),
+    ) -> Update:
+        """Make one update from one batch.
+
+        Args:
+            batch: This rank's examples, collated; or a `Step` of a `BatchStream`.
+            examples: Examples over all ranks, where known: saves a pass over the
+                gradient.
+            flags: Numbers to tell the other ranks on the way.
+
+        Raises:
+            JobError: Not even one example fits; the loss has no gradient, is not
+                finite (with ``nonfinite="stop"``: nothing has changed), or failed on
+                some rank.
+            UpdateOutOfMemoryError: Memory ran out inside the optimizer.
+        """
+        whole = self._whole(batch)
+        if examples is None and isinstance(batch, Step):
+            examples = batch.examples
+        if examples is None and self.ranks.size == 1:
+            examples = sum(p.count for p in whole)
+        self._verify_once(whole)
+        retries = 0
+        while True:
+            pieces = self._cut(whole)
+            self.gradient.before.take(self.device)
+            trouble = self.gradient.make(pieces, examples, flags)
+            if not isinstance(trouble, Trouble):
+                update = self._finish(trouble, len(pieces), retries)
+                if self.pieces.calm():
+                    self.tell(f"micro-batch back to {self.pieces.now} examples")
+                return update
+            retries += 1
+            self._shrink(trouble, max(p.count for p in pieces))
+
+    step = __call__
+
+    def verify(self, batch: Any) -> Equality:
+        """Compare the gradient of a small batch, split, with that of it whole.
+
+        Nothing is left behind: gradients, buffers and random numbers are put back.
+        """
+        pieces = self._whole(batch)
+        piece = max(pieces, key=lambda p: p.count)
+        few = min(piece.count, 8)
+        part = self._cutter(piece.batch, 0, few, piece.count)
+        model = self.model if self.ranks.ddp is None else self.ranks.ddp.module
+        with blaming("the comparison of split and whole gradient"):
+            return compare(
+                lambda batch: scalar_loss(
+                    self.loss, model, to_device(batch, self.device), self.gradient.dtype
+                ),
+                model,
+                self.gradient.parameters,
+                part,
+                few,
+                self._cutter,
+                rough=self.gradient.dtype is not None
+                or self.gradient.parameters[0].dtype in HALVES,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The micro-batch in force, and counts; a scaler has a state of its own."""
+        return {
+            **self.pieces.state(),
+            "skipped": self.skipped,
+            "retries": self.retries,
+            "per_example": self.gradient.per_example,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`, on this device's own micro-batch if it differs."""
+        if state["most"] == self.pieces.most:
+            self.pieces.now, self.pieces.patience = state["now"], state["patience"]
+            self.pieces.quiet, self.pieces.before = state["quiet"], state["before"]
+        self.skipped, self.retries = state["skipped"], state["retries"]
+        self.gradient.per_example, self._check = state["per_example"], False
+
+    def _whole(self, batch: Any) -> list[Piece]:
+        """The batch as it came: one piece, or the micro-batches of a stream's step."""
+        if not isinstance(batch, Step):
+            count = self.count(batch)
+            if count < 1:
+                raise JobError("the batch is empty", seen=f"{count} examples")
+            return [Piece(batch, count)]
+        weighted = batch.weighted
+        return [
+            Piece(
+                (micro.data, micro.weights) if weighted else micro.data,
+                len(micro.indices),
+                counts=micro.share > 0,
+            )
+            for micro in batch
+        ]
+
+    def _cut(self, whole: list[Piece]) -> list[Piece]:
+        """No piece larger than the micro-batch in force, as many on every rank."""
+        pieces = []
+        for piece in whole:
+            runs = even(piece.count, self.pieces.now)
+            if len(runs) == 1:
+                pieces.append(piece)
+                continue
+            if self.split is None and count_of(piece.batch) != piece.count:
+                raise unclear(piece.count, count_of(piece.batch))
+            pieces += [
+                Piece(self._cutter(piece.batch, *run, piece.count), run[1] - run[0])
+                for run in runs
+            ]
+        if self.ranks.sharded:  # every pass gathers parameters from all ranks
+            most = max(int(n) for (n,) in self.ranks.gather([len(pieces)]))
+            filler = Piece(
+                self._cutter(pieces[0].batch, 0, 1, pieces[0].count), 1, counts=False
+            )
+            pieces += [filler] * (most - len(pieces))
+        return pieces
+
+    def _cutter(self, batch: Any, start: int, stop: int, count: int) -> Any:
+        if self.split is not None:
+            return self.split(batch, start, stop)
+        return cut(batch, start, stop, count)
+
+    def _finish(self, made: Gradient, pieces: int, retries: int) -> Update:
+        """Clip, judge and apply."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        gradients = self.gradient.gradients()
+        norm = total_norm(gradients)
+        finite = math.isfinite(norm) and math.isfinite(made.loss)
+        # A scaler finds its factor by gradients that overflow: those it skips itself.
+        scaling = self.scaler is not None and math.isfinite(made.loss)
+        if not finite and self.nonfinite == "stop" and not scaling:
+            if self.scaler is not None:
+                self.scaler.update()
+            self.gradient.before.restore(self.device)
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NotFiniteError(
+                f"the loss became {made.loss:g}, with a gradient of norm {norm:g}",
+                seen=f"mean over {made.count:g}, learning rate "
+                f"{float(self.optimizer.param_groups[0]['lr']):.3g}",
+                why="the update was not made: weights are as before this batch",
+                fix="a lower learning rate, or nonfinite='skip' for a few bad batches",
+            )
+        if self.clip_norm is not None and norm > self.clip_norm:
+            for gradient in gradients:
+                gradient.mul_(self.clip_norm / norm)
+        if finite:
+            self._apply()
+        else:
+            self.skipped += 1
+            self.gradient.before.restore(self.device)
+            if self.scaler is not None:
+                self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        return Update(
+            loss=made.loss,
+            count=made.count,
+            grad_norm=norm,
+            micro_batches=pieces,
+            retries=retries,
+            applied=finite,
+            flags=made.flags,
+        )
+
+    def _apply(self) -> None:
+        try:
+            with blaming("optimizer.step()"):
+                if self.scaler is None:
+                    self.optimizer.step()
+                else:
+                    self.scaler.step(self.optimizer)
+                    self.scaler.update()
+            self.gradient.reserving = False
+        except Exception as error:
+            memory = out_of_memory(error)
+            if memory is None:
+                raise
+            raise UpdateOutOfMemoryError(
+                "memory ran out inside optimizer.step",
+                seen=memory.text[:120],
+                why="some parameters may be updated and others not, so the step is "
+                "not tried again",
+                fix="resume from the last checkpoint, with a smaller micro-batch or an "
+                "optimizer that needs less (foreach=False)",
+            ) from error
+
+    def _shrink(self, trouble: Trouble, used: int) -> None:
+        """All ranks go on with the smallest micro-batch that any of them wants."""
+        self.gradient.before.restore(self.device)
+        self.retries += 1
+        biggest = max(int(n) for (n,) in self.ranks.gather([used]))
+        fits = None if self.fits is None else self.fits(biggest)
+        text = trouble.memory.text if trouble.memory else "another rank ran out"
+        if biggest == 1 and self.gradient.reserving:
+            self.gradient.reserving = (
+                False  # then the optimizer may have to find its own
+            )
+            self.tell(
+                f"out of memory with one example ({text[:60]}): again, with nothing "
+                "kept free for the optimizer's state"
+            )
+            return
+        wanted = self.pieces.shrink(biggest, fits)
+        agreed = min(int(n) for (n,) in self.ranks.gather([wanted]))
+        self.pieces.now = agreed
+        if agreed < 1 and trouble.memory and not trouble.memory.certain:
+            assert trouble.error is not None
+            raise trouble.error  # it was something else, or looks like it
+        if agreed < 1:
+            raise JobError(
+                "not even one example fits in memory",
+                seen=text[:120],
+                why="a micro-batch of 1 ran out of memory too",
+                fix="a smaller model, shorter examples, activation checkpointing, or "
+                "precision='bfloat16'",
+            )
+        self.tell(
+            f"out of memory with {biggest} examples at once ({text[:60]}): the same "
+            f"batch again in micro-batches of {agreed}; batch and rate are unchanged"
+        )
+
+    def _verify_once(self, whole: list[Piece]) -> None:
+        """Before the first batch that is split: does splitting change the gradient?"""
+        split = len(whole) > 1 or whole[0].count > self.pieces.now
+        if not self._check or not split or self.ranks.sharded:
+            return
+        self._check = False
+        piece = max(whole, key=lambda p: p.count)
+        if piece.count < 2:
+            return
+        try:
+            self.equality = self.verify(piece.batch)
+        except Exception as error:
+            if out_of_memory(error) is None:
+                raise
+            release(error)
+            return
+        if not self.equality.equal and math.isfinite(self.equality.error):
+            self.tell(str(self.equality))
+
+
+def total_norm(gradients: list[Tensor]) -> float:
+    """Norm of all gradients as one vector, over all shards."""
+    if not gradients:
+        return 0.0
+    dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    norm = torch.nn.utils.get_total_norm(dense)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+
+
+def _check_parts(model: nn.Module, loss: Any, optimizer: Any) -> None:
+    """Refuse what cannot be trained.
+
+    Raises:
+        SettingError: It says what was given instead.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer) or not callable(loss):
+        raise SettingError(
+            "Accumulator takes a model, a loss and an optimizer, in this order",
+            seen=f"{type(model).__name__}, {type(loss).__name__}, "
+            f"{type(optimizer).__name__}",
+            fix="rb.Accumulator(model, loss, optimizer, micro_batch=16)",
+        )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise SettingError(
+            "LBFGS evaluates the loss several times per step",
+            why="one step has no single batch",
+            fix="SGD, Adam or another optimizer of one gradient per step",
+        )
+    own = {id(p) for p in model.parameters()}
+    if not any(id(p) in own for g in optimizer.param_groups for p in g["params"]):
+        raise SettingError(
+            "the optimizer holds no parameter of the model",
+            why="its steps would change nothing",
+            fix="make it from this model's parameters, after wrapping or sharding",
+        )
+
+
+def _check_settings(
+    clip_norm: float | None, precision: str, scaler: Any, nonfinite: str
+) -> None:
+    if precision not in _AUTOCAST:
+        raise SettingError(
+            f"precision must be one of {', '.join(_AUTOCAST)}",
+            seen=f"precision={precision!r}",
+            fix="precision='bfloat16'",
+        )
+    if precision == "float16" and scaler is None:
+        raise SettingError(
+            "float16 needs a scaler",
+            seen="precision='float16', scaler=None",
+            why="small gradients would vanish",
+            fix="scaler=torch.amp.GradScaler(), or precision='bfloat16'",
+        )
+    if clip_norm is not None and not 0 < clip_norm < math.inf:
+        raise SettingError("clip_norm must be positive", seen=f"clip_norm={clip_norm}")
+    if nonfinite not in ("stop", "skip"):
+        raise SettingError(
+            "nonfinite must be 'stop' or 'skip'", seen=f"nonfinite={nonfinite!r}"
+        )

@@ -1,0 +1,163 @@
+"""The training loop: to be read, and copied."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from rightbatch.core.errors import JobError
+from rightbatch.training.run_state import Runner
+
+# Evaluations are spaced by this growth in examples seen, so that the time to the
+# target is known within 4 % however long the run is. [assumed: a compromise with cost]
+EVALUATION_GROWTH = 1.04
+FIRST_EVALUATION = 4  # of today's batches [assumed]
+TOO_MANY = 20  # batches skipped in a row, after which a run is given up [assumed]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceRow:
+    """One line of ``trace.jsonl``: where a run stood at an evaluation.
+
+    Attributes:
+        steps: Optimizer updates so far.
+        examples: Examples seen so far.
+        time_s: Wall seconds spent on training, evaluations left out.
+        process_time_s: CPU seconds of this process for the same.
+        loss: Mean loss of the last batch.
+        metric: The job's ``evaluate``, or None where it has none.
+        batch_size: Of the last step.
+        lr: Learning rate of the first param group in it.
+        micro_batch: Most examples in memory at once; 0: the whole batch.
+        noise_scale: Of the gradient, in examples, where it is measured.
+        events: What was decided or happened since the last row, with the reason.
+    """
+
+    steps: int
+    examples: int
+    time_s: float
+    process_time_s: float
+    loss: float
+    metric: float | None
+    batch_size: int = 0
+    lr: float = 0.0
+    micro_batch: int = 0
+    noise_scale: float | None = None
+    events: tuple[str, ...] = ()
+
+
+def train_rows(
+    run: Runner,
+    *,
+    end: float = math.inf,
+    time_limit_s: float = math.inf,
+    clock: Callable[[], float] = time.perf_counter,
+    stop: Callable[[], bool] = lambda: False,
+    save: Callable[[], None] = lambda: None,
+    save_due: Callable[[], bool] = lambda: False,
+) -> Iterator[TraceRow]:
+    """Train until the target, the examples or the time run out; yield as we go.
+
+    Evaluations fall at fixed numbers of examples, so two runs of one seed are alike.
+    The last row is always an evaluation of where the run ended.
+
+    Args:
+        run: What to move on.
+        end: Stop when so many examples have been seen.
+        time_limit_s: Stop when training took so many seconds of ``clock``.
+        clock: What ``time_limit_s`` is measured by.
+        stop: Asked in every step whether to end after it; one rank's yes is enough.
+        save: Called between two steps, on all ranks, whenever
+        save_due: was true on any rank, or the run has ended.
+
+    Raises:
+        JobError: The loss became NaN or infinite, or the job's code raised.
+    """
+    job = run.job
+    run.due = run.due or max(run.examples, FIRST_EVALUATION * job.batch_size)
+    limited, done = 0.0, run.examples >= end or run.reached
+    together = run.ranks.size > 1  # then what one wishes all must hear of in time
+    clocks = (time.perf_counter, time.process_time, clock)
+    started = [read() for read in clocks]
+
+    def lap() -> None:
+        nonlocal started, limited
+        wall, process, own = (
+            read() - then for read, then in zip(clocks, started, strict=True)
+        )
+        run.time_s += wall
+        run.process_time_s += process
+        limited += own
+        started = [read() for read in clocks]
+
+    def wishes() -> tuple[float, float]:
+        out_of_time = limited + clock() - started[2] >= time_limit_s
+        return float(stop() or out_of_time), float(save_due())
+
+    while not done:
+        for step in run.stream.steps():  # to the end of an epoch
+            run.stream_before = run.stream.state_dict()
+            lr = float(run.optimizer.param_groups[0]["lr"])
+            update = run.accumulator(step, flags=wishes() if together else ())
+            run.steps += 1
+            run.examples += step.examples
+            decision = run.controller(run.examples)
+            if decision is not None:
+                run.tell(str(decision))
+            run.skipped = 0 if update.applied else run.skipped + 1
+            if run.skipped:
+                run.tell(f"batch skipped: its loss was {update.loss:g}")
+            if run.skipped == TOO_MANY:
+                raise JobError(
+                    f"{TOO_MANY} batches in a row were not finite",
+                    seen=f"loss {update.loss:g} at step {run.steps}",
+                    why="skipping them all trains nothing",
+                    fix="a lower learning rate; look for log(0) in the loss",
+                )
+            ended, wanted = (f > 0 for f in (update.flags if together else wishes()))
+            done = ended or run.examples >= end
+            if done or run.examples >= run.due:
+                lap()
+                metric = run.evaluated()
+                run.reached = metric is not None and job.met(metric)
+                done |= run.reached
+                if run.examples >= run.due:  # not where somebody interrupted
+                    run.due = math.ceil(run.examples * EVALUATION_GROWTH)
+                events, run.events = tuple(run.events), []
+                yield row_of(run, update.loss, metric, step.examples, lr, events)
+                wanted |= done
+                started = [read() for read in clocks]
+            if wanted:
+                lap()
+                save()
+                started = [read() for read in clocks]
+            if done:
+                return
+
+
+def row_of(
+    run: Runner,
+    loss: float,
+    metric: float | None,
+    batch_size: int,
+    lr: float,
+    events: tuple[str, ...] = (),
+) -> TraceRow:
+    """Where the run stands."""
+    noise = None if run.monitor is None else run.monitor.noise_scale.value
+    pieces = run.accumulator.pieces.now
+    return TraceRow(
+        steps=run.steps,
+        examples=run.examples,
+        time_s=run.time_s,
+        process_time_s=run.process_time_s,
+        loss=loss,
+        metric=metric,
+        batch_size=batch_size,
+        lr=lr,
+        micro_batch=pieces if pieces < batch_size else 0,
+        noise_scale=noise if noise is not None and math.isfinite(noise) else None,
+        events=events,
+    )

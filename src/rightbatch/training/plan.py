@@ -1,0 +1,105 @@
+"""The plan: what to train with, and why, as data that goes to JSON and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rightbatch.core.estimate import Estimate
+from rightbatch.core.json_io import read_json, write_json
+from rightbatch.schedules.scaling import Scaling
+
+FORMAT = "rightbatch/plan/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """One reason of a decision, for machines (numbers) and for people (text)."""
+
+    topic: str
+    text: str
+    numbers: dict[str, float]
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """What would be decided if something were otherwise."""
+
+    condition: str
+    batch_size: int
+    penalty: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A batch size with its split and learning rate, and the reasons.
+
+    Attributes:
+        job: Name of the job it is for.
+        spec: How the job is loaded, such as ``"train.py:job"``.
+        decided: False when the evidence does not settle the batch.
+        decided_by: ``"laws"`` or ``"race"``.
+        objective: What was to be least.
+        batch_size: Examples per optimizer step.
+        micro_batch: Examples in memory at once.
+        accumulation: Micro-batches per step.
+        optimizer: Class of the optimizer it is for.
+        lr: Learning rate of the first param group.
+        scaling: How every optimizer number follows from today's.
+        schedule: ``"constant"``: one batch size for the whole run.
+        today: The job's own batch size.
+        flat_low: Smallest batch predicted within 10 % of the best.
+        flat_high: Largest such batch.
+        predicted: Step time, and steps, examples and time over today's.
+        why: Reasons, in order of weight.
+        alternatives: What would change the answer.
+        limits: What was not checked.
+        verdict: The decision in plain words.
+        memory_limit_bytes: What a step was allowed to take.
+        deadline_s: Seconds to the target that were allowed, if limited.
+        threads: Threads of torch on the CPU it was measured with; None elsewhere.
+        half_batch: The batch at which half of a step's time is overhead, in examples.
+    """
+
+    job: str
+    spec: str
+    decided: bool
+    decided_by: str
+    objective: str
+    batch_size: int
+    micro_batch: int
+    accumulation: int
+    optimizer: str
+    lr: float
+    scaling: Scaling
+    schedule: str
+    today: int
+    flat_low: int
+    flat_high: int
+    predicted: dict[str, Estimate]
+    why: tuple[Reason, ...]
+    alternatives: tuple[Alternative, ...]
+    limits: tuple[str, ...]
+    verdict: str
+    memory_limit_bytes: float
+    deadline_s: float | None = None
+    threads: int | None = None
+    half_batch: float | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON, atomically.
+
+        Raises:
+            RunFolderError: The folder cannot be written.
+        """
+        write_json(path, self, FORMAT)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read what `save` wrote.
+
+        Raises:
+            RunFolderError: Missing, damaged, or of another format.
+        """
+        return read_json(path, cls, FORMAT)

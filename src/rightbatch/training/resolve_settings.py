@@ -1,0 +1,195 @@
+"""From what somebody asked for to the settings of a run, all of it checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from rightbatch.core.errors import SettingError
+from rightbatch.job.job import Job, check_batch_size
+from rightbatch.job.loading import DEFAULT_NAME
+from rightbatch.schedules.from_json import check_schedule
+from rightbatch.schedules.schedule import Constant, Schedule
+from rightbatch.training.plan import Plan
+from rightbatch.training.settings import Settings
+
+LONGEST_EPOCHS = 1000  # a run to a target gives up after so many [assumed]
+# What may be another when a run is gone on with: the rest would make it another run.
+_FREE = ("end", "micro_batch", "largest", "nonfinite", "num_workers", "multiple")
+
+
+def settings_of(
+    job: Job,
+    plan: Plan | None,
+    batch_size: int | None,
+    schedule: Schedule | None,
+    end: float | None,
+    saved: Settings | None,
+    given: dict[str, Any],
+) -> Settings:
+    """The settings of a run, from its arguments, or from those it was begun with.
+
+    Args:
+        job: What is trained.
+        plan: Gives batch, split and rule.
+        batch_size: Instead.
+        schedule: Instead, or over a plan's split and rule.
+        end: Examples at which it stops.
+        saved: The settings of the run to go on with.
+        given: Further fields of `Settings`, where they are not the defaults.
+
+    Raises:
+        SettingError: They contradict each other, the job, or the run begun.
+    """
+    one_of = [n for n, v in (("plan", plan), ("batch_size", batch_size)) if v]
+    if len(one_of) > 1 or (schedule is not None and batch_size is not None):
+        raise SettingError(
+            "give a plan, a batch size or a schedule: one says the batch",
+            seen=", ".join([*one_of, *(["schedule"] if schedule else [])]),
+        )
+    nothing = plan is None and batch_size is None and schedule is None
+    if saved is not None and nothing:
+        changed = {**given} if end is None else {**given, "end": end}
+        wanted = dataclasses.replace(saved, **changed)
+    else:
+        if plan is not None:
+            check_plan(job, plan)
+            fields: dict[str, Any] = {
+                "schedule": schedule or Constant(plan.batch_size),
+                "micro_batch": plan.micro_batch,
+                **_rule_of(plan),
+            }
+        else:
+            size = job.batch_size if batch_size is None else batch_size
+            check_batch_size(size)
+            fields = {"schedule": schedule or Constant(size)}
+        if end is None:
+            end = saved.end if saved is not None else _to_target(job)
+        everything: Any = {**fields, "end": end, **given}
+        if saved is not None:
+            everything["multiple"] = saved.multiple
+        wanted = Settings(**everything)
+    if saved is not None:
+        _same_run(saved, wanted)
+    if wanted.num_workers and isinstance(job.data, tuple):
+        wanted = dataclasses.replace(wanted, num_workers=0)
+    wanted = _with_rate(job, wanted)
+    check_schedule(
+        wanted.schedule,
+        length=job.length,
+        examples=wanted.end,
+        largest=wanted.largest,
+    )
+    return wanted
+
+
+def _with_rate(job: Job, wanted: Settings) -> Settings:
+    """A run does not go on when its learning rate has come to nothing.
+
+    Raises:
+        SettingError: It was asked to.
+    """
+    rate = getattr(wanted.schedule, "rate", None) or wanted.rate
+    if rate is None or rate.factors[-1] > 0 or rate.examples[-1] >= wanted.end:
+        return wanted
+    if wanted.end == LONGEST_EPOCHS * job.length:  # to the target, if it is met
+        return dataclasses.replace(wanted, end=rate.examples[-1])
+    raise SettingError(
+        "the learning rate is zero before the run ends",
+        seen=f"zero from {rate.examples[-1]:,} examples on, end at {wanted.end:,.0f}",
+        why="the rest of the run would change nothing",
+        fix=f"a rate over {wanted.end:,.0f} examples, or a floor: cosine:9epochs:0.01",
+    )
+
+
+def _rule_of(plan: Plan) -> dict[str, Any]:
+    """A plan's rule, with what it needs to be applied to other batches as well."""
+    scaling = plan.scaling
+    if "noise-aware" not in scaling.rule:
+        return {"rule": scaling.rule}
+    # From the factor it gave: (1 + n/B0) / (1 + n/B) = f, with f squared for Adam.
+    power = 2 if scaling.rule.startswith("adam") else 1
+    before, after, factor = scaling.batch_from, scaling.batch_to, scaling.lr**power
+    if before == after:
+        return {"rule": "auto"}
+    bottom = 1 / before - factor / after
+    noise = (factor - 1) / bottom if bottom else math.inf
+    if not 0 < noise < 1e12:  # so far below the noise scale that it is the plain rule
+        return {"rule": "adam-sqrt" if power == 2 else "linear"}
+    return {"rule": scaling.rule, "noise_scale": noise}
+
+
+def _same_run(saved: Settings, wanted: Settings) -> None:
+    """Refuse to go on with a run under settings that would make it another.
+
+    Raises:
+        SettingError: It names the first that differs.
+    """
+    for name in Settings.__dataclass_fields__:
+        then, now = getattr(saved, name), getattr(wanted, name)
+        if name not in _FREE and then != now:
+            raise SettingError(
+                f"the run was begun with another {name}",
+                seen=f"{then} then, {now} now",
+                why="it would be neither the one run nor the other",
+                fix="leave it out, to go on as begun; or another --out",
+            )
+
+
+def end_of(job: Job, examples: int | None, epochs: float | None) -> float | None:
+    """Examples at which a run stops, if that was said.
+
+    Raises:
+        SettingError: Both are given, or they make no sense.
+    """
+    if examples is not None and epochs is not None:
+        raise SettingError("give examples or epochs, not both")
+    if examples is not None:
+        check_batch_size(examples, "examples")
+        return examples
+    if epochs is not None:
+        if not 0 < epochs < math.inf:
+            raise SettingError("epochs must be positive", seen=f"epochs={epochs}")
+        return max(1, round(epochs * job.length))
+    return None
+
+
+def _to_target(job: Job) -> float:
+    if job.target is None:
+        raise SettingError(
+            "the job has no target, so the run has no end",
+            fix="--epochs 10 or --examples 100000, or a Job with evaluate= and target=",
+        )
+    return LONGEST_EPOCHS * job.length
+
+
+def check_plan(job: Job, plan: Plan) -> None:
+    """Refuse the plan of another job, or of another optimizer.
+
+    Raises:
+        SettingError: It is.
+    """
+    # A job without a name of its own is called after its file by the command line.
+    named = DEFAULT_NAME not in (plan.job, job.name)
+    if plan.today != job.batch_size or (named and plan.job != job.name):
+        raise SettingError(
+            "the plan is for another job",
+            seen=f"plan: {plan.job} at batch {plan.today}; "
+            f"job: {job.name} at batch {job.batch_size}",
+            why="its learning rate follows from that job's own",
+            fix="rightbatch tune this job first",
+        )
+    optimizer = job.make_optimizer(job.make_model())
+    today = float(optimizer.param_groups[0]["lr"])
+    kind = type(optimizer).__name__
+    same_rate = math.isclose(today * plan.scaling.lr, plan.lr, rel_tol=1e-6)
+    if kind != plan.optimizer or not same_rate:
+        raise SettingError(
+            "the job's optimizer has changed since the plan was made",
+            seen=f"plan: {plan.optimizer} to lr {plan.lr:.4g}; job: {kind} at lr "
+            f"{today:.4g}, which the plan would make {today * plan.scaling.lr:.4g}",
+            why="the plan changes today's rate by a factor; it would be applied twice",
+            fix="leave the job at the optimizer and rate it was tuned with, or tune "
+            "it again",
+        )

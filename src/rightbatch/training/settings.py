@@ -1,0 +1,105 @@
+"""What a run was asked to do: kept in its folder, so that it can be gone on with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rightbatch.core.errors import RunFolderError, SettingError
+from rightbatch.core.json_io import from_plain, read_plain, to_plain, write_json
+from rightbatch.job.job import check_batch_size
+from rightbatch.schedules.from_json import schedule_from
+from rightbatch.schedules.rate import Rate
+from rightbatch.schedules.schedule import Schedule
+
+FORMAT = "rightbatch/run/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything about a run but the job.
+
+    Attributes:
+        schedule: Batch by examples seen.
+        micro_batch: Most examples in memory at once on a rank; None: the whole part.
+        rule: How the learning rate follows from today's batch.
+        noise_scale: For the rule.
+        exponent: For the rule.
+        rate: A learning-rate decay by examples.
+        end: Examples at which it stops, if the target has not been met.
+        largest: Never a batch beyond.
+        clip_norm: Largest norm of the gradient.
+        nonfinite: ``"stop"`` or ``"skip"``.
+        shard: FSDP2 instead of DDP.
+        num_workers: Processes that read the data.
+        ledger: Whether the run's folder proves that every example was seen once.
+        multiple: What smooth schedules are rounded to; 0: micro-batch times ranks. Kept
+            when a run goes on on other ranks, so that its batches are the same.
+    """
+
+    schedule: Schedule
+    end: float
+    micro_batch: int | None = None
+    rule: str = "auto"
+    noise_scale: float | None = None
+    exponent: float | None = None
+    rate: Rate | None = None
+    largest: int | None = None
+    clip_norm: float | None = None
+    nonfinite: Literal["stop", "skip"] = "stop"
+    shard: bool = False
+    num_workers: int = 0
+    ledger: bool = False
+    multiple: int = 0
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None:
+            check_batch_size(self.micro_batch, "micro_batch")
+        if self.largest is not None:
+            check_batch_size(self.largest, "largest")
+        smallest = self.schedule.start
+        fixed = type(self.schedule).__name__ == "Constant"
+        if fixed and self.micro_batch is not None and self.micro_batch > smallest:
+            raise SettingError(
+                "the micro-batch is larger than the batch",
+                seen=f"micro_batch={self.micro_batch}, batch {smallest}",
+                why="a micro-batch is a part of a batch",
+                fix=f"micro_batch={smallest} or less",
+            )
+        if not self.end > 0 or math.isnan(self.end):
+            raise SettingError("a run needs an end", seen=f"end={self.end}")
+
+    def to_plain(self) -> dict[str, Any]:
+        """For JSON."""
+        fields = {name: getattr(self, name) for name in _FIELDS}
+        return {**to_plain(fields), "schedule": self.schedule.to_plain()}
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        write_json(path, self.to_plain(), FORMAT)
+
+    @classmethod
+    def load(cls, path: Path) -> Settings:
+        """Read what `save` wrote.
+
+        Raises:
+            RunFolderError: Missing or damaged.
+        """
+        plain = read_plain(path, FORMAT)
+        try:
+            rate = plain["rate"]
+            return cls(
+                **{n: plain[n] for n in _FIELDS if n not in ("rate", "end")},
+                end=float(plain["end"]),
+                rate=None if rate is None else from_plain(Rate, rate),
+                schedule=schedule_from(plain["schedule"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunFolderError(
+                f"{path} is damaged or was edited", seen=str(error)
+            ) from error
+
+
+_FIELDS = tuple(n for n in Settings.__dataclass_fields__ if n != "schedule")

@@ -1,0 +1,214 @@
+"""The race: a few batches trained from one start for equal time, heat by heat."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from scipy import stats
+
+from rightbatch.core.errors import JobError
+from rightbatch.core.estimate import Estimate
+from rightbatch.core.torch_private import is_out_of_memory
+from rightbatch.job.job import Job
+from rightbatch.measure.held_out import held_out_loss
+from rightbatch.measure.record import Lane, Race
+from rightbatch.schedules.scaling import Scaling, apply_scaling
+from rightbatch.training.training import Training
+
+MARKS = 10  # evaluations of a lane in a heat
+MIN_HEATS, MAX_HEATS = 3, 8
+LEAST_STEPS = 20  # updates of the slowest lane below which a heat tells nothing
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A lane before the race: ``step_s`` is its predicted step time."""
+
+    role: str
+    batch_size: int
+    micro_batch: int
+    lr: float
+    scaling: Scaling
+    step_s: float
+
+
+@dataclass
+class Curve:
+    """Best value so far (less is better) at each mark of one lane in one heat.
+
+    ``start`` is the value at the common start, at time 0.
+    """
+
+    start: float = math.inf
+    times: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    last: float = math.inf
+    steps: int = 0
+
+    def time_to(self, value: float) -> float:
+        """When the curve first reached a value, interpolated between marks."""
+        before, t0 = self.start, 0.0
+        for found, t1 in zip(self.values, self.times, strict=True):
+            if found <= value:
+                if not math.isfinite(before) or before <= value:
+                    return t1
+                return t0 + (t1 - t0) * (before - value) / (before - found)
+            before, t0 = found, t1
+        return math.inf
+
+
+def speedup(lane: Curve, today: Curve) -> float:
+    """How many times sooner one lane was where the slower of the two ended.
+
+    Symmetric: exchanging the lanes gives the reciprocal. Bounded by ``MARKS`` either
+    way, since nothing is known before the first mark.
+    """
+    common = max(lane.values[-1], today.values[-1])
+    moved = [c.values[-1] < c.start for c in (lane, today)]
+    if not all(moved) or math.isinf(common):
+        # Who never got better than the start, or never had a finite value, has lost.
+        finite = [math.isfinite(c.values[-1]) for c in (lane, today)]
+        fit = [m and f for m, f in zip(moved, finite, strict=True)]
+        return {(True, False): float(MARKS), (False, True): 1 / MARKS}.get(
+            (fit[0], fit[1]), 1.0
+        )
+    ratio = today.time_to(common) / lane.time_to(common)
+    return min(max(ratio, 1 / MARKS), float(MARKS))
+
+
+def race(
+    job: Job,
+    warm: Training,
+    entries: Sequence[Entry],
+    *,
+    budget_s: float,
+    held_out: torch.Tensor | None,
+    to_target_s: float = math.inf,
+    clock: Clock = time.perf_counter,
+    tick: Callable[[int, int, str], None] = lambda heat, heats, role: None,
+) -> Race | None:
+    """Train every entry from one warmed-up start for equal time; compare on held-out.
+
+    In a heat all lanes see the same stream of examples, cut by their own batch; every
+    heat has a stream of its own. The order of lanes rotates from heat to heat.
+
+    Args:
+        job: What is trained.
+        warm: The common start; copied, never moved.
+        entries: The lanes; one has the role ``"today"``.
+        budget_s: Wall seconds for everything.
+        held_out: Examples to compare by their loss; None for the job's ``evaluate``.
+        to_target_s: How long today's batch needs from here to the target, if known:
+            there is nothing to compare beyond.
+        clock: What equal time is measured by.
+        tick: Called with (heat, heats, role) before every lane.
+
+    Returns:
+        The result, or None where the budget allows too few steps to tell anything.
+    """
+    by_evaluate = held_out is None
+    sign = -1.0 if by_evaluate and job.goal == "max" else 1.0
+
+    def value(training: Training) -> float:
+        if held_out is None:
+            return job.evaluated(training.model)
+        return held_out_loss(training, held_out)
+
+    started = time.perf_counter()
+    start = value(warm)
+    cost = (time.perf_counter() - started) * MARKS
+    lane_s = min(budget_s / (MIN_HEATS * len(entries)) - cost, 1.2 * to_target_s)
+    if lane_s < LEAST_STEPS * max(e.step_s for e in entries):
+        return None
+    heats = int(budget_s / (len(entries) * (lane_s + cost)))
+    heats = min(max(heats, MIN_HEATS), MAX_HEATS)
+    curves: dict[str, list[Curve]] = {e.role: [] for e in entries}
+    for heat in range(heats):
+        shift = heat % len(entries)
+        for entry in [*entries[shift:], *entries[:shift]]:
+            tick(heat + 1, heats, entry.role)
+            runner = warm.fork(seed=job.seed + 1000 + heat)
+            apply_scaling(runner.optimizer, entry.scaling)
+            curve = Curve(start=sign * start)
+            _run_lane(runner, entry, lane_s, value, sign, clock, curve)
+            curves[entry.role].append(curve)
+    return Race(
+        metric="evaluate" if by_evaluate else "held-out loss",
+        goal=job.goal if by_evaluate else "min",
+        start=start,
+        seconds=lane_s,
+        heats=heats,
+        lanes=tuple(_lane(e, curves[e.role], curves["today"], sign) for e in entries),
+    )
+
+
+def _run_lane(
+    runner: Training,
+    entry: Entry,
+    lane_s: float,
+    value: Callable[[Training], float],
+    sign: float,
+    clock: Clock,
+    curve: Curve,
+) -> None:
+    """One lane of one heat; one that fails or diverges goes on as infinitely bad."""
+    elapsed, first = 0.0, runner.steps
+    best, failed = curve.start, False
+    for mark in range(1, MARKS + 1):
+        until = lane_s * mark / MARKS
+        try:
+            elapsed += (
+                0.0 if failed else _train_until(runner, entry, until - elapsed, clock)
+            )
+            curve.last = math.inf if failed else sign * value(runner)
+        except (JobError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, JobError) and not is_out_of_memory(error):
+                raise
+            curve.last, failed = math.inf, True
+        best = min(best, curve.last if math.isfinite(curve.last) else math.inf)
+        curve.times.append(until if failed else elapsed)
+        curve.values.append(best)
+    curve.steps = runner.steps - first
+
+
+def _train_until(runner: Training, entry: Entry, seconds: float, clock: Clock) -> float:
+    """Train for so long by the clock, or four times so long by the wall."""
+    begun, wall = clock(), time.perf_counter()
+    while clock() - begun < seconds and time.perf_counter() - wall < 4 * seconds:
+        loss = runner.step(entry.batch_size, entry.micro_batch)
+        if runner.device.type != "cpu":
+            float(loss)  # wait, or the clock would run ahead of the device
+    return clock() - begun
+
+
+def _lane(entry: Entry, own: list[Curve], today: list[Curve], sign: float) -> Lane:
+    ratios = [speedup(a, b) for a, b in zip(own, today, strict=True)]
+    if entry.role == "today":
+        estimate = Estimate.exact(1.0, "x")
+    else:
+        logs = np.log(ratios)
+        wide = float(stats.t.ppf(0.975, len(logs) - 1))
+        half = wide * float(logs.std(ddof=1)) / math.sqrt(len(logs))
+        estimate = Estimate(
+            value=math.exp(logs.mean()),
+            low=math.exp(logs.mean() - half),
+            high=math.exp(logs.mean() + half),
+            unit="x",
+            n=len(logs),
+            method="heats, t interval of the log ratio",
+        )
+    return Lane(
+        role=entry.role,
+        batch_size=entry.batch_size,
+        micro_batch=entry.micro_batch,
+        lr=entry.lr,
+        steps=round(sum(c.steps for c in own) / len(own)),
+        metrics=tuple(sign * c.last for c in own),
+        speedup=estimate,
+    )

@@ -1,0 +1,160 @@
+"""From a job to a plan: check, measure, decide, race, decide again."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from rightbatch.core.guards import preserved_rng
+from rightbatch.core.progress import Watcher
+from rightbatch.job.job import Job
+from rightbatch.measure.energy import find_meter
+from rightbatch.measure.record import Measurements
+from rightbatch.plan.choice import Choice
+from rightbatch.plan.decide import decide
+from rightbatch.plan.evidence import steps_of_progress
+from rightbatch.plan.objectives import Energy, Objective, no_energy
+from rightbatch.training.plan import Plan
+from rightbatch.tuning.candidates import race_entries
+from rightbatch.tuning.measure_job import Recorder, Start, measure_job
+from rightbatch.tuning.race import Clock, race
+
+if TYPE_CHECKING:
+    from rightbatch.report.page import Page
+
+RACE_LEAST = 0.1  # of the budget must be left for a race [assumed]
+
+
+@dataclass(frozen=True, repr=False)
+class Tuning:
+    """The answer: a plan, what was measured, and how one led to the other."""
+
+    plan: Plan
+    measurements: Measurements
+    choice: Choice
+
+    def __repr__(self) -> str:
+        return f"Tuning({self.plan.verdict})"
+
+    @property
+    def report(self) -> Page:
+        """The HTML page; ``tuning.report.save("report.html")``."""
+        from rightbatch.report.page import Page
+
+        return Page(self.measurements, self.choice, self.plan)
+
+
+def tune(
+    job: Job,
+    objective: Objective | None = None,
+    *,
+    budget_s: float = 60.0,
+    deadline_s: float | None = None,
+    memory_bytes: float | None = None,
+    with_race: bool = True,
+    spec: str = "",
+    command: str = "",
+    measurements_path: Path | None = None,
+    watcher: Watcher | None = None,
+    threads: Literal["present", "auto"] = "present",
+) -> Tuning:
+    """Find the batch size and learning rate that reach the job's result soonest.
+
+    Args:
+        job: What is trained.
+        objective: What is to be least; default `Time`.
+        budget_s: Seconds that measuring and racing may take together.
+        deadline_s: Seconds to the target that must not be exceeded.
+        memory_bytes: Bytes a step may take; default 90 % of what is free.
+        with_race: Whether to race the plan against today's batch.
+        spec: The job's address, kept in the record.
+        command: What was typed, kept in the record.
+        measurements_path: Where to save measurements while they grow.
+        watcher: Hears of progress.
+        threads: ``"auto"`` sets torch to one thread if that is faster for this job.
+
+    Raises:
+        JobError: The job cannot be measured.
+        SettingError: The budget is too small, or a limit makes no sense.
+        UnidentifiedError: The measurements do not suffice for a decision.
+
+    Example:
+        >>> import rightbatch as rb
+        >>> tuning = rb.tune(rb.load_job("digits"), budget_s=2)
+        >>> tuning.plan.today
+        16
+    """
+    watcher = watcher or Watcher()
+    if isinstance(objective, Energy) and objective.watts is None:
+        meter, why = find_meter(torch.device(job.device or "cpu"))
+        if meter is None:
+            raise no_energy(why)
+    ends = time.monotonic() + budget_s
+    with preserved_rng():
+        recorder, start = measure_job(
+            job,
+            budget_s=budget_s,
+            spec=spec,
+            command=command,
+            path=measurements_path,
+            watcher=watcher,
+            threads=threads,
+        )
+        limits: dict[str, Any] = {
+            "deadline_s": deadline_s,
+            "memory_bytes": memory_bytes,
+        }
+        decision = decide(recorder.found, objective, **limits)
+        left = ends - time.monotonic()
+        if with_race and start is not None and left > RACE_LEAST * budget_s:
+            _race(job, start, decision.choice, recorder, left, watcher)
+            decision = decide(recorder.found, objective, **limits)
+        recorder.update()
+    return Tuning(decision.plan, recorder.found, decision.choice)
+
+
+def _race(
+    job: Job,
+    start: Start,
+    choice: Choice,
+    recorder: Recorder,
+    left_s: float,
+    watcher: Watcher,
+) -> None:
+    watcher.phase("Race", left_s)
+    started = time.monotonic()
+
+    def tick(heat: int, heats: int, role: str) -> None:
+        watcher.progress(f"heat {heat} of {heats}: {role}")
+
+    reached = steps_of_progress(recorder.found)
+    to_target = math.inf
+    if reached is not None:
+        today_s = choice.laws.time.seconds(
+            min(job.batch_size, choice.laws.time.largest)
+        )
+        to_target = max(reached - start.warm.steps, 1) * today_s
+    busy = recorder.found.contention is not None and recorder.found.contention.busy
+    clock: Clock = time.process_time if busy else time.perf_counter
+    result = race(
+        job,
+        start.warm,
+        race_entries(choice),
+        budget_s=left_s,
+        held_out=start.held_out,
+        to_target_s=to_target,
+        clock=clock,
+        tick=tick,
+    )
+    recorder.update(race=result)
+    recorder.timed("race", started)
+    if result is None:
+        watcher.done("not run: the budget allows too few steps or evaluations")
+        return
+    best = max(result.lanes, key=lambda lane: lane.speedup.value)
+    watcher.done(f"{result.heats} heats, first: B = {best.batch_size} ({best.role})")
