@@ -16,8 +16,8 @@ from torch import Tensor, nn
 import rightbatch as rb
 from rightbatch.core.estimate import Estimate
 from rightbatch.measure.record import (
+    Candidate,
     JobFacts,
-    Lane,
     Machine,
     Measurements,
     NoisePoint,
@@ -167,8 +167,8 @@ def raced(
     steps: int = 1000,
 ) -> Measurements:
     """The measurements with a race: batch to (speed, low, high); 1 is today's."""
-    lanes = tuple(
-        Lane(
+    candidates = tuple(
+        Candidate(
             role="today" if b == found.job.batch_size else "neighbour",
             batch_size=b,
             micro_batch=b,
@@ -180,7 +180,12 @@ def raced(
         for b, (v, low, high) in speeds.items()
     )
     race = Race(
-        metric="evaluate", goal="min", start=2.0, seconds=1.0, heats=3, lanes=lanes
+        metric="evaluate",
+        goal="min",
+        start=2.0,
+        seconds=1.0,
+        rounds=3,
+        candidates=candidates,
     )
     return replace(found, race=race)
 

@@ -519,7 +519,7 @@ def test_messages_name_what_helps() -> None:
     with pytest.raises(rb.SettingError, match="labels alone"):
         rb.data.Strata([(torch.zeros(2), 1), (torch.zeros(3), 0)])
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
-        _ = rb.data.Nonsense  # pyrefly: ignore
+        _ = rb.data.Nonsense
     y = [0, 0, 1, 1]
     state = rb.BatchStream((torch.tensor(y),), 2, order=rb.data.Strata(y)).state_dict()
     other = rb.BatchStream((torch.tensor(y),), 2, order=rb.data.Strata([0] * 4))

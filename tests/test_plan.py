@@ -151,13 +151,13 @@ def test_laws_alone_are_worth_trying_and_no_verdict() -> None:
     assert plan.verdict.startswith(f"Worth trying: B = {plan.batch_size}")
     assert "none was run" in plan.verdict
     time = choice.chosen.time
-    lanes = {
+    candidates = {
         plan.batch_size: (1 / time.value, 1 / time.high, 1 / time.low),
         64: (1, 1, 1),
     }
     # A hundredth of ten passes over 100,000 examples: 157 steps of 64.
-    assert choose(raced(found, lanes, steps=157)).decided
-    short = rb.decide(raced(found, lanes, steps=156)).plan
+    assert choose(raced(found, candidates, steps=157)).decided
+    short = rb.decide(raced(found, candidates, steps=156)).plan
     assert not short.decided
     assert "trained on 9,980" in short.verdict
     # With a target reached the run is known: 1,000 steps, so ten are a hundredth.
@@ -199,8 +199,11 @@ def test_a_race_that_tells_nothing_settles_nothing() -> None:
     assert choose(raced(found, clear)).decided
     still = raced(found, clear)
     assert still.race is not None
-    lanes = tuple(replace(lane, metrics=(2.0, 2.0, 2.0)) for lane in still.race.lanes)
-    still = replace(still, race=replace(still.race, lanes=lanes))
+    candidates = tuple(
+        replace(candidate, metrics=(2.0, 2.0, 2.0))
+        for candidate in still.race.candidates
+    )
+    still = replace(still, race=replace(still.race, candidates=candidates))
     assert not choose(still).decided  # nobody left the start
 
 

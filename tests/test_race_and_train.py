@@ -68,7 +68,7 @@ def entry(role: str, size: int, lr: float = 0.01) -> Entry:
 def test_a_race_of_equals_is_a_draw_and_a_handicap_is_seen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two lanes alike: the interval holds 1. A hundredth of the rate: clearly slower.
+    """Two candidates alike: the interval holds 1. A hundredth of the rate: clearly slower.
 
     The clock counts readings, so the race is the same on any machine.
     """
@@ -90,7 +90,7 @@ def test_a_race_of_equals_is_a_draw_and_a_handicap_is_seen(
         clock=lambda: next(counter) / 1024,  # exact in binary
     )
     assert result is not None
-    plan, today, handicap = result.lanes
+    plan, today, handicap = result.candidates
     assert plan.speedup.value == pytest.approx(1.0, abs=0.01)
     assert plan.metrics == today.metrics
     assert handicap.speedup.high < 0.5
@@ -123,18 +123,18 @@ def test_a_lane_that_fails_has_lost_and_the_race_goes_on() -> None:
     warm = Training.start(job)
     warm.step(16)
     wild = replace(entry("wild", 16), scaling=replace(entry("x", 16).scaling, lr=1e30))
-    lanes = [entry("plan", 16), entry("today", 16), wild]
+    candidates = [entry("plan", 16), entry("today", 16), wild]
     counter = itertools.count()
     result = race(
         job,
         warm,
-        lanes,
+        candidates,
         budget_s=0.9,
         held_out=None,
         clock=lambda: next(counter) / 1024,  # exact in binary
     )
     assert result is not None
-    assert result.lanes[2].speedup.value < 0.2
+    assert result.candidates[2].speedup.value < 0.2
 
 
 def test_the_lanes_are_plan_today_and_a_neighbour() -> None:

@@ -155,7 +155,7 @@ class MetricPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lane:
+class Candidate:
     """One contestant of the race: a batch with its learning rate.
 
     Attributes:
@@ -163,10 +163,10 @@ class Lane:
         batch_size: Examples per step.
         micro_batch: Examples in memory at once.
         lr: Its learning rate.
-        steps: Updates made in one heat.
-        metrics: Final held-out value of every heat.
-        speedup: How many times sooner than today's lane it reached today's final
-            value, over the heats; today's own lane is 1.
+        steps: Updates made in one round.
+        metrics: Final held-out value of every round.
+        speedup: How many times sooner than today's candidate it reached today's final
+            value, over the rounds; today's own candidate is 1.
     """
 
     role: str
@@ -180,23 +180,23 @@ class Lane:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Race:
-    """Lanes trained for equal time from one warmed-up start on one stream.
+    """Candidates trained for equal time from one warmed-up start on one stream.
 
     Attributes:
         metric: What was compared: ``"evaluate"`` or ``"held-out loss"``.
         goal: ``"min"`` or ``"max"``.
         start: The metric at the common start.
-        seconds: Time of each lane in each heat.
-        heats: Repetitions, each on another part of the stream.
-        lanes: The contestants.
+        seconds: Time of each candidate in each round.
+        rounds: Repetitions, each on another part of the stream.
+        candidates: The contestants.
     """
 
     metric: str
     goal: str
     start: float
     seconds: float
-    heats: int
-    lanes: tuple[Lane, ...]
+    rounds: int
+    candidates: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

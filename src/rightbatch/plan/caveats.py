@@ -121,12 +121,12 @@ def limits(choice: Choice) -> tuple[str, ...]:
         said.append("No race was run: the comparison rests on the two laws alone.")
     elif not race_tells(found.race):
         said.append(
-            "The race tells nothing: no lane got better than the start "
+            "The race tells nothing: no candidate got better than the start "
             f"({show_number(found.race.start)})."
         )
     else:
         said.append(
-            f"The race lasted {show_seconds(found.race.seconds)} a lane; no run was "
+            f"The race lasted {show_seconds(found.race.seconds)} a candidate; no run was "
             "made to the end at the chosen batch."
         )
     said.append(

@@ -12,13 +12,13 @@ from rightbatch.core.errors import SettingError, UnidentifiedError
 from rightbatch.fit.energy import fit_energy
 from rightbatch.fit.step_time import fit_time
 from rightbatch.fit.steps import critical_from_noise
-from rightbatch.measure.record import Lane, Measurements, NoisePoint
+from rightbatch.measure.record import Candidate, Measurements, NoisePoint
 from rightbatch.measure.trajectory import best_step, has_stalled
 from rightbatch.memory.envelope import fit_points
 from rightbatch.plan.evidence import (
     Evidence,
+    candidate_of,
     evidence_for,
-    lane_of,
     race_settles,
     steps_to_target,
 )
@@ -77,9 +77,9 @@ class Choice:
         return self.sure and self.evidence.proves
 
     @property
-    def lane(self) -> Lane | None:
-        """The race lane of the chosen batch, if it was raced."""
-        return lane_of(self.found, self.chosen)
+    def candidate(self) -> Candidate | None:
+        """The race candidate of the chosen batch, if it was raced."""
+        return candidate_of(self.found, self.chosen)
 
 
 def choose(
@@ -121,8 +121,8 @@ def choose(
     chosen = by_model
     if _is_time(laws, objective):
         chosen = _race_choice(found, allowed, by_model)
-    lane = lane_of(found, chosen)
-    settled = _is_time(laws, objective) and race_settles(found, lane)
+    candidate = candidate_of(found, chosen)
+    settled = _is_time(laws, objective) and race_settles(found, candidate)
     told = math.isfinite(laws.noise.critical_batch.value)
     best = min(cost(o, objective) for o in allowed)
     flat = [o.batch_size for o in allowed if cost(o, objective) <= FLAT * best]
@@ -223,14 +223,14 @@ def _race_choice(
     allowed: Sequence[Option],
     by_model: Option,
 ) -> Option:
-    """The laws' choice, unless another lane was clearly faster in the race."""
-    mine = lane_of(found, by_model)
+    """The laws' choice, unless another candidate was clearly faster in the race."""
+    mine = candidate_of(found, by_model)
     if mine is None or found.race is None:
         return by_model
-    winner = max(found.race.lanes, key=lambda lane: lane.speedup.value)
+    winner = max(found.race.candidates, key=lambda candidate: candidate.speedup.value)
     if winner.speedup.low <= mine.speedup.high:
         return by_model  # the race does not tell them apart
-    return next((o for o in allowed if lane_of(found, o) is winner), by_model)
+    return next((o for o in allowed if candidate_of(found, o) is winner), by_model)
 
 
 def limit_bytes(found: Measurements, memory_bytes: float | None) -> float:

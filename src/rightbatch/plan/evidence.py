@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rightbatch.measure.record import Lane, Measurements, Race
+from rightbatch.measure.record import Candidate, Measurements, Race
 from rightbatch.measure.trajectory import best_step, has_stalled
 from rightbatch.plan.options import Option
 
@@ -17,7 +17,7 @@ LEAST_SHARE = 0.01
 # Passes over the data that a run takes where no target was reached. Long, so that a
 # race has to be long: the doubt is on the side of "worth trying". [assumed]
 PASSES = 10
-NEAR = 1.10  # a lane within 10 % of another counts as equally fast [assumed]
+NEAR = 1.10  # a candidate within 10 % of another counts as equally fast [assumed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ class Evidence:
     Attributes:
         run_examples: Examples of a whole run with today's setting.
         run_known: Whether a run reached its target; else ``PASSES`` over the data.
-        raced_examples: Examples that today's lane trained on in a heat; 0 without one.
+        raced_examples: Examples that today's candidate trained on in a round; 0 without one.
         contradiction: Where race and laws exclude each other, in words; else empty.
     """
 
@@ -59,9 +59,9 @@ def evidence_for(
     steps = steps_to_target(found)
     run = PASSES * job.examples if steps is None else steps * job.batch_size
     raced, contradiction = 0.0, ""
-    if found.race is not None and lane_of(found, chosen) is not None:
-        rivals = [x for x in found.race.lanes if x.role != "today"]
-        today = next(x for x in found.race.lanes if x.role == "today")
+    if found.race is not None and candidate_of(found, chosen) is not None:
+        rivals = [x for x in found.race.candidates if x.role != "today"]
+        today = next(x for x in found.race.candidates if x.role == "today")
         if rivals:
             raced = today.steps * today.batch_size
         sizes = {chosen.batch_size, by_model.batch_size}
@@ -76,54 +76,57 @@ def evidence_for(
     )
 
 
-def _contradiction(options: Sequence[Option], lanes: Sequence[Lane]) -> str:
-    """The first lane whose speed in the race the laws exclude, and the other way."""
-    for lane in lanes:
-        key = (lane.batch_size, lane.micro_batch)
+def _contradiction(options: Sequence[Option], candidates: Sequence[Candidate]) -> str:
+    """The first candidate whose speed in the race the laws exclude, and the other way."""
+    for candidate in candidates:
+        key = (candidate.batch_size, candidate.micro_batch)
         option = next(
             (o for o in options if (o.batch_size, o.micro_batch) == key), None
         )
-        if option is None or math.isnan(lane.speedup.value):
+        if option is None or math.isnan(candidate.speedup.value):
             continue
         low, high = 1 / option.time.high, 1 / option.time.low
-        if lane.speedup.high < low or lane.speedup.low > high:
+        if candidate.speedup.high < low or candidate.speedup.low > high:
             return (
-                f"at B = {lane.batch_size} the laws predict {low:.2g} to {high:.2g} x "
-                f"today's speed, the race measured {lane.speedup.low:.2g} to "
-                f"{lane.speedup.high:.2g} x"
+                f"at B = {candidate.batch_size} the laws predict {low:.2g} to {high:.2g} x "
+                f"today's speed, the race measured {candidate.speedup.low:.2g} to "
+                f"{candidate.speedup.high:.2g} x"
             )
     return ""
 
 
-def lane_of(found: Measurements, option: Option) -> Lane | None:
-    """The lane of a batch in a race that tells something; split the same way."""
+def candidate_of(found: Measurements, option: Option) -> Candidate | None:
+    """The candidate of a batch in a race that tells something; split the same way."""
     if found.race is None or not race_tells(found.race):
         return None
     key = (option.batch_size, option.micro_batch)
-    lanes = found.race.lanes
-    return next((x for x in lanes if (x.batch_size, x.micro_batch) == key), None)
+    candidates = found.race.candidates
+    return next((x for x in candidates if (x.batch_size, x.micro_batch) == key), None)
 
 
 def race_tells(race: Race) -> bool:
-    """Whether any lane ended, in the median of its heats, better than the start."""
+    """Whether any candidate ended, in the median of its rounds, better than the start."""
     sign = 1 if race.goal == "min" else -1
-    ends = [statistics.median(sign * m for m in lane.metrics) for lane in race.lanes]
+    ends = [
+        statistics.median(sign * m for m in candidate.metrics)
+        for candidate in race.candidates
+    ]
     return min(ends) < sign * race.start
 
 
-def race_settles(found: Measurements, lane: Lane | None) -> bool:
-    """Whether the race says that a lane is, within 10 %, as fast as any other in it.
+def race_settles(found: Measurements, candidate: Candidate | None) -> bool:
+    """Whether the race says that a candidate is, within 10 %, as fast as any other in it.
 
     A race without progress, or without scatter to judge it by, says nothing.
     """
-    if found.race is None or lane is None:
+    if found.race is None or candidate is None:
         return False
     race = found.race
-    judged = [x.speedup for x in race.lanes if x.role != "today"]  # whose own is 1
+    judged = [x.speedup for x in race.candidates if x.role != "today"]  # whose own is 1
     if any(s.low == s.high for s in judged):
         return False
-    others = [x.speedup for x in race.lanes if x is not lane]
-    return all(s.high / NEAR <= lane.speedup.low for s in others)
+    others = [x.speedup for x in race.candidates if x is not candidate]
+    return all(s.high / NEAR <= candidate.speedup.low for s in others)
 
 
 def steps_to_target(found: Measurements) -> int | None:

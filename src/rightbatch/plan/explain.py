@@ -6,7 +6,7 @@ import math
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.units import show_number, show_seconds
-from rightbatch.measure.record import Lane
+from rightbatch.measure.record import Candidate
 from rightbatch.plan.caveats import alternatives, limits
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.evidence import LEAST_SHARE, PASSES
@@ -95,18 +95,18 @@ def verdict(choice: Choice) -> str:
         f"{act} B = {chosen.batch_size} and lr {job.lr * choice.scaling.lr:.3g} "
         f"instead of B = {job.batch_size}: {claim} {span(counted)} of today's {unit}"
     )
-    lane = choice.lane
-    if lane is not None and unit == "time" and not vague(lane):
-        share = lane.speedup.map(lambda x: 1 / x)
+    candidate = choice.candidate
+    if candidate is not None and unit == "time" and not vague(candidate):
+        share = candidate.speedup.map(lambda x: 1 / x)
         sentence += f"; in the race it took {span(share)}"
     if unit in ("examples", "energy"):
         sentence += f" and {span(chosen.time)} of its time"
     return f"{sentence}. {flat if choice.decided else settle(choice)}"
 
 
-def vague(lane: Lane) -> bool:
-    """Whether a lane's interval is so wide that quoting it would mislead."""
-    return lane.speedup.high > VAGUE * lane.speedup.low
+def vague(candidate: Candidate) -> bool:
+    """Whether a candidate's interval is so wide that quoting it would mislead."""
+    return candidate.speedup.high > VAGUE * candidate.speedup.low
 
 
 def settle(choice: Choice) -> str:
@@ -296,31 +296,31 @@ def _rate_text(choice: Choice) -> str:
 
 
 def _race_reason(choice: Choice) -> Reason | None:
-    race, lane = choice.found.race, choice.lane
-    if race is None or lane is None:
+    race, candidate = choice.found.race, choice.candidate
+    if race is None or candidate is None:
         return None
-    if lane.role == "today" and choice.decided_by != "race":
+    if candidate.role == "today" and choice.decided_by != "race":
         return None
     predicted = 1 / choice.chosen.time.value
-    agree = lane.speedup.low <= 1 / choice.chosen.time.low and (
-        lane.speedup.high >= 1 / choice.chosen.time.high
+    agree = candidate.speedup.low <= 1 / choice.chosen.time.low and (
+        candidate.speedup.high >= 1 / choice.chosen.time.high
     )
     if choice.decided_by == "race":
         text = (
             f"The laws favoured B = {choice.by_model.batch_size}; the race was won by "
-            f"B = {lane.batch_size}, and the race decides."
+            f"B = {candidate.batch_size}, and the race decides."
         )
     else:
         word = "They agree." if agree else "They differ."
-        if vague(lane):
+        if vague(candidate):
             word = "So wide an interval tells little."
         text = (
-            f"{race.heats} heats of {show_seconds(race.seconds)} each: "
-            f"{span(lane.speedup)} x as fast as B = {choice.found.job.batch_size}; "
+            f"{race.rounds} rounds of {show_seconds(race.seconds)} each: "
+            f"{span(candidate.speedup)} x as fast as B = {choice.found.job.batch_size}; "
             f"the laws said {predicted:.2g} x. {word}"
         )
     return Reason(
         topic="race",
         text=text,
-        numbers={"speedup": lane.speedup.value, "predicted": predicted},
+        numbers={"speedup": candidate.speedup.value, "predicted": predicted},
     )

@@ -300,20 +300,20 @@ def tradeoff_chart(choice: Choice) -> Any:
 
 
 def race_chart(found: Measurements) -> Any:
-    """Speed of every lane with its interval, today's being 1."""
+    """Speed of every candidate with its interval, today's being 1."""
     assert found.race is not None
     rows = [
         {
-            "lane": f"B = {lane.batch_size} ({lane.role})",
-            "speed": lane.speedup.value,
-            "low": lane.speedup.low,
-            "high": lane.speedup.high,
-            "role": lane.role if lane.role in ("plan", "today") else "other",
+            "candidate": f"B = {candidate.batch_size} ({candidate.role})",
+            "speed": candidate.speedup.value,
+            "low": candidate.speedup.low,
+            "high": candidate.speedup.high,
+            "role": candidate.role if candidate.role in ("plan", "today") else "other",
         }
-        for lane in found.race.lanes
+        for candidate in found.race.candidates
     ]
     base = alt.Chart(alt.Data(values=rows)).encode(
-        y=alt.Y("lane:N", title=None, sort=None),
+        y=alt.Y("candidate:N", title=None, sort=None),
         color=alt.Color(
             "role:N",
             legend=None,
@@ -327,6 +327,6 @@ def race_chart(found: Measurements) -> Any:
     )
     dots = base.mark_point(filled=True, size=140, opacity=1).encode(
         x=alt.X("speed:Q", scale=alt.Scale(zero=False)),
-        tooltip=["lane:N", alt.Tooltip("speed:Q", format=".2f")],
+        tooltip=["candidate:N", alt.Tooltip("speed:Q", format=".2f")],
     )
     return bars + dots

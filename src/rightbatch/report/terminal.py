@@ -181,24 +181,26 @@ def _ratio(value: float) -> str:
 
 
 def race_lines(found: Measurements) -> str:
-    """The race as measured: how fast each lane was, today's being 1."""
+    """The race as measured: how fast each candidate was, today's being 1."""
     if found.race is None:
         return ""
     race = found.race
     lines = [
-        f" Race   {race.heats} heats of {show_seconds(race.seconds)} a lane, by "
+        f" Race   {race.rounds} rounds of {show_seconds(race.seconds)} a candidate, by "
         f"{race.metric}; speed, today's = 1"
     ]
-    for lane in race.lanes:
-        mark = f"{lane.speedup.value:.2f} x"
-        if lane.role != "today":
-            mark += f" ({lane.speedup.low:.2f} to {lane.speedup.high:.2f})"
+    for candidate in race.candidates:
+        mark = f"{candidate.speedup.value:.2f} x"
+        if candidate.role != "today":
+            mark += f" ({candidate.speedup.low:.2f} to {candidate.speedup.high:.2f})"
         lines.append(
-            f"        B = {lane.batch_size:<6}{lane.role:<11}"
-            f"lr {lane.lr:<9.3g}{lane.steps:>6} steps   {mark}"
+            f"        B = {candidate.batch_size:<6}{candidate.role:<11}"
+            f"lr {candidate.lr:<9.3g}{candidate.steps:>6} steps   {mark}"
         )
     if not race_tells(race):
-        lines.append("        No lane got better than the start: this tells nothing.")
+        lines.append(
+            "        No candidate got better than the start: this tells nothing."
+        )
     return "\n".join(lines)
 
 

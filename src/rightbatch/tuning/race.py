@@ -1,4 +1,4 @@
-"""The race: a few batches trained from one start for equal time, heat by heat."""
+"""The race: a few batches trained from one start for equal time, round by round."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rightbatch.core.estimate import Estimate
 from rightbatch.core.torch_private import is_out_of_memory
 from rightbatch.job.job import Job
 from rightbatch.measure.held_out import held_out_loss
-from rightbatch.measure.record import Lane, Race
+from rightbatch.measure.record import Candidate, Race
 from rightbatch.schedules.scaling import Scaling, apply_scaling
 from rightbatch.training.training import Training
 
-MARKS = 10  # evaluations of a lane in a heat
-MIN_HEATS, MAX_HEATS = 3, 8
-LEAST_STEPS = 20  # updates of the slowest lane below which a heat tells nothing
+MARKS = 10  # evaluations of a candidate in a round
+MIN_ROUNDS, MAX_ROUNDS = 3, 8
+LEAST_STEPS = 20  # updates of the slowest candidate below which a round tells nothing
 Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A lane before the race: ``step_s`` is its predicted step time."""
+    """A candidate before the race: ``step_s`` is its predicted step time."""
 
     role: str
     batch_size: int
@@ -40,7 +40,7 @@ class Entry:
 
 @dataclass
 class Curve:
-    """Best value so far (less is better) at each mark of one lane in one heat.
+    """Best value so far (less is better) at each mark of one candidate in one round.
 
     ``start`` is the value at the common start, at time 0.
     """
@@ -63,22 +63,22 @@ class Curve:
         return math.inf
 
 
-def speedup(lane: Curve, today: Curve) -> float:
-    """How many times sooner one lane was where the slower of the two ended.
+def speedup(candidate: Curve, today: Curve) -> float:
+    """How many times sooner one candidate was where the slower of the two ended.
 
-    Symmetric: exchanging the lanes gives the reciprocal. Bounded by ``MARKS`` either
+    Symmetric: exchanging the candidates gives the reciprocal. Bounded by ``MARKS`` either
     way, since nothing is known before the first mark.
     """
-    common = max(lane.values[-1], today.values[-1])
-    moved = [c.values[-1] < c.start for c in (lane, today)]
+    common = max(candidate.values[-1], today.values[-1])
+    moved = [c.values[-1] < c.start for c in (candidate, today)]
     if not all(moved) or math.isinf(common):
         # Who never got better than the start, or never had a finite value, has lost.
-        finite = [math.isfinite(c.values[-1]) for c in (lane, today)]
+        finite = [math.isfinite(c.values[-1]) for c in (candidate, today)]
         fit = [m and f for m, f in zip(moved, finite, strict=True)]
         return {(True, False): float(MARKS), (False, True): 1 / MARKS}.get(
             (fit[0], fit[1]), 1.0
         )
-    ratio = today.time_to(common) / lane.time_to(common)
+    ratio = today.time_to(common) / candidate.time_to(common)
     return min(max(ratio, 1 / MARKS), float(MARKS))
 
 
@@ -91,23 +91,23 @@ def race(
     held_out: torch.Tensor | None,
     to_target_s: float = math.inf,
     clock: Clock = time.perf_counter,
-    tick: Callable[[int, int, str], None] = lambda heat, heats, role: None,
+    tick: Callable[[int, int, str], None] = lambda number, rounds, role: None,
 ) -> Race | None:
     """Train every entry from one warmed-up start for equal time; compare on held-out.
 
-    In a heat all lanes see the same stream of examples, cut by their own batch; every
-    heat has a stream of its own. The order of lanes rotates from heat to heat.
+    In a round all candidates see the same stream of examples, cut by their own batch; every
+    round has a stream of its own. The order of candidates rotates from round to round.
 
     Args:
         job: What is trained.
         warm: The common start; copied, never moved.
-        entries: The lanes; one has the role ``"today"``.
+        entries: The candidates; one has the role ``"today"``.
         budget_s: Wall seconds for everything.
         held_out: Examples to compare by their loss; None for the job's ``evaluate``.
         to_target_s: How long today's batch needs from here to the target, if known:
             there is nothing to compare beyond.
         clock: What equal time is measured by.
-        tick: Called with (heat, heats, role) before every lane.
+        tick: Called with (number, rounds, role) before every candidate.
 
     Returns:
         The result, or None where the budget allows too few steps to tell anything.
@@ -123,45 +123,47 @@ def race(
     started = time.perf_counter()
     start = value(warm)
     cost = (time.perf_counter() - started) * MARKS
-    lane_s = min(budget_s / (MIN_HEATS * len(entries)) - cost, 1.2 * to_target_s)
-    if lane_s < LEAST_STEPS * max(e.step_s for e in entries):
+    candidate_s = min(budget_s / (MIN_ROUNDS * len(entries)) - cost, 1.2 * to_target_s)
+    if candidate_s < LEAST_STEPS * max(e.step_s for e in entries):
         return None
-    heats = int(budget_s / (len(entries) * (lane_s + cost)))
-    heats = min(max(heats, MIN_HEATS), MAX_HEATS)
+    rounds = int(budget_s / (len(entries) * (candidate_s + cost)))
+    rounds = min(max(rounds, MIN_ROUNDS), MAX_ROUNDS)
     curves: dict[str, list[Curve]] = {e.role: [] for e in entries}
-    for heat in range(heats):
-        shift = heat % len(entries)
+    for number in range(rounds):
+        shift = number % len(entries)
         for entry in [*entries[shift:], *entries[:shift]]:
-            tick(heat + 1, heats, entry.role)
-            runner = warm.fork(seed=job.seed + 1000 + heat)
+            tick(number + 1, rounds, entry.role)
+            runner = warm.fork(seed=job.seed + 1000 + number)
             apply_scaling(runner.optimizer, entry.scaling)
             curve = Curve(start=sign * start)
-            _run_lane(runner, entry, lane_s, value, sign, clock, curve)
+            _run_candidate(runner, entry, candidate_s, value, sign, clock, curve)
             curves[entry.role].append(curve)
     return Race(
         metric="evaluate" if by_evaluate else "held-out loss",
         goal=job.goal if by_evaluate else "min",
         start=start,
-        seconds=lane_s,
-        heats=heats,
-        lanes=tuple(_lane(e, curves[e.role], curves["today"], sign) for e in entries),
+        seconds=candidate_s,
+        rounds=rounds,
+        candidates=tuple(
+            _candidate(e, curves[e.role], curves["today"], sign) for e in entries
+        ),
     )
 
 
-def _run_lane(
+def _run_candidate(
     runner: Training,
     entry: Entry,
-    lane_s: float,
+    candidate_s: float,
     value: Callable[[Training], float],
     sign: float,
     clock: Clock,
     curve: Curve,
 ) -> None:
-    """One lane of one heat; one that fails or diverges goes on as infinitely bad."""
+    """One candidate of one round; one that fails or diverges goes on as infinitely bad."""
     elapsed, first = 0.0, runner.steps
     best, failed = curve.start, False
     for mark in range(1, MARKS + 1):
-        until = lane_s * mark / MARKS
+        until = candidate_s * mark / MARKS
         try:
             elapsed += (
                 0.0 if failed else _train_until(runner, entry, until - elapsed, clock)
@@ -187,7 +189,9 @@ def _train_until(runner: Training, entry: Entry, seconds: float, clock: Clock) -
     return clock() - begun
 
 
-def _lane(entry: Entry, own: list[Curve], today: list[Curve], sign: float) -> Lane:
+def _candidate(
+    entry: Entry, own: list[Curve], today: list[Curve], sign: float
+) -> Candidate:
     ratios = [speedup(a, b) for a, b in zip(own, today, strict=True)]
     if entry.role == "today":
         estimate = Estimate.exact(1.0, "x")
@@ -201,9 +205,9 @@ def _lane(entry: Entry, own: list[Curve], today: list[Curve], sign: float) -> La
             high=math.exp(logs.mean() + half),
             unit="x",
             n=len(logs),
-            method="heats, t interval of the log ratio",
+            method="rounds, t interval of the log ratio",
         )
-    return Lane(
+    return Candidate(
         role=entry.role,
         batch_size=entry.batch_size,
         micro_batch=entry.micro_batch,

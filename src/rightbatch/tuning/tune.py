@@ -129,8 +129,8 @@ def _race(
     watcher.phase("Race", left_s)
     started = time.monotonic()
 
-    def tick(heat: int, heats: int, role: str) -> None:
-        watcher.progress(f"heat {heat} of {heats}: {role}")
+    def tick(number: int, rounds: int, role: str) -> None:
+        watcher.progress(f"round {number} of {rounds}: {role}")
 
     reached = steps_of_progress(recorder.found)
     to_target = math.inf
@@ -156,5 +156,5 @@ def _race(
     if result is None:
         watcher.done("not run: the budget allows too few steps or evaluations")
         return
-    best = max(result.lanes, key=lambda lane: lane.speedup.value)
-    watcher.done(f"{result.heats} heats, first: B = {best.batch_size} ({best.role})")
+    best = max(result.candidates, key=lambda candidate: candidate.speedup.value)
+    watcher.done(f"{result.rounds} rounds, first: B = {best.batch_size} ({best.role})")

@@ -222,10 +222,10 @@ class Kernel(Rule):
         patches = F.unfold(
             saved, self.shape[2:], self.dilation, self.padding, self.stride
         )
-        lanes = groups.count, groups.equal, self.groups
-        x = patches.unflatten(1, (self.groups, -1)).unflatten(0, lanes[:2])
-        d = g.flatten(2).unflatten(1, (self.groups, -1)).unflatten(0, lanes[:2])
-        # (groups, size, lanes, features, places) -> (groups * lanes, rows, features)
+        candidates = groups.count, groups.equal, self.groups
+        x = patches.unflatten(1, (self.groups, -1)).unflatten(0, candidates[:2])
+        d = g.flatten(2).unflatten(1, (self.groups, -1)).unflatten(0, candidates[:2])
+        # (groups, size, candidates, features, places) -> (groups * candidates, rows, features)
         x, d = (t.permute(0, 2, 1, 4, 3).flatten(2, 3).flatten(0, 1) for t in (x, d))
         lanes_norms = gram_norms(x, d).unflatten(0, (groups.count, -1))
         return torch.linalg.vector_norm(lanes_norms, dim=1)
