@@ -147,7 +147,7 @@ def row_of(
 ) -> TraceRow:
     """Where the run stands."""
     noise = None if run.monitor is None else run.monitor.noise_scale.value
-    pieces = run.accumulator.pieces.now
+    pieces = run.accumulator.micro_batch_size.now
     return TraceRow(
         steps=run.steps,
         examples=run.examples,

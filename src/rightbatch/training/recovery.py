@@ -49,7 +49,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
             module.set_rng_state(state["device"])
 
 
-class Before:
+class PassState:
     """The state that a forward or backward pass may change, as it was before a step.
 
     Parameters and optimizer change only in the update, which is never tried twice.
@@ -135,7 +135,7 @@ def reserve(parameters: list[Tensor]) -> list[Tensor]:
 
 
 @dataclass
-class Pieces:
+class MicroBatchSize:
     """How large a micro-batch may be: shrinks on trouble, grows back later.
 
     Attributes:
@@ -192,3 +192,9 @@ class Pieces:
             "quiet": self.quiet,
             "before": list(self.before),
         }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, if it was planned with the same micro-batch."""
+        if state["most"] == self.most:
+            self.now, self.patience = state["now"], state["patience"]
+            self.quiet, self.before = state["quiet"], state["before"]

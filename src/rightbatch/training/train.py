@@ -380,7 +380,7 @@ class _Keeper:
     def roll_back(self) -> None:
         """After an update that cannot be trusted: to the last checkpoint, in place."""
         steps, told = self.run.steps, list(self.run.events)
-        pieces = self.run.accumulator.pieces
+        pieces = self.run.accumulator.micro_batch_size
         smaller = pieces.shrink(self.run.controller.batch_size) or 1
         self._restore()
         pieces.now, pieces.quiet = smaller, 0
