@@ -141,8 +141,8 @@ class Accumulator:
         self.gradient = BatchGradient(model, loss, optimizer, self.ranks, dtype, scaler)
         self.gradient.empty = nonfinite
         self.device = self.gradient.device
-        whole = 1 << 40 if micro_batch is None else micro_batch
-        self.micro_batch_size = MicroBatchSize(most=whole, now=whole)
+        self.micro_batch_size = MicroBatchSize(most=0, now=0)
+        self.plan_micro_batch(micro_batch)
         self.skipped = self.retries = 0
         self.equality: Equality | None = None
         self._check = check
@@ -183,15 +183,18 @@ class Accumulator:
         batch: Any,
         examples: int | None = None,
         flags: Sequence[float] = (),
+        *,
+        count: int | None = None,
     ) -> tuple[Gradient, int]:
         """Leave the exact gradient of a batch in ``.grad``, and make no update.
 
-        Arguments and errors are those of a call.
+        Arguments and errors are those of a call; ``count`` says how many examples
+        this rank's batch holds, where that is known.
 
         Returns:
             What is known of the gradient, and how many micro-batches it was made of.
         """
-        whole = self._whole(batch)
+        whole = self._whole(batch) if count is None else [Part(batch, count)]
         if examples is None and isinstance(batch, Step):
             examples = batch.examples
         if examples is None and self.ranks.size == 1:
@@ -204,6 +207,12 @@ class Accumulator:
             if not isinstance(made, PassOutOfMemory):
                 return made, len(micro_batches)
             self._shrink(made, max(m.count for m in micro_batches))
+
+    def plan_micro_batch(self, micro_batch: int | None) -> None:
+        """From the next batch on, at most so many examples at once; None: all."""
+        whole = 1 << 40 if micro_batch is None else micro_batch
+        if (whole, whole) != (self.micro_batch_size.most, self.micro_batch_size.now):
+            self.micro_batch_size = MicroBatchSize(most=whole, now=whole)
 
     def verify(self, batch: Any) -> Equality:
         """Compare the gradient of a small batch, split, with that of it whole.

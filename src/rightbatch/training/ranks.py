@@ -74,6 +74,10 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
+    def first(self, number: float) -> float:
+        """The first rank's number, which all ranks go by. Collective."""
+        return number if self.size == 1 else self.gather([number])[0][0]
+
     def agree(self, what: str, value: Any, fix: str) -> None:
         """Refuse, on every rank, what is not the same on all of them. Collective.
 

@@ -39,7 +39,7 @@ from rightbatch.training.run_folder import (
     TRACE,
     make_run_folder,
 )
-from rightbatch.training.run_state import Runner
+from rightbatch.training.run_state import RunState
 from rightbatch.training.settings import Settings
 from rightbatch.training.trace import Trace, read_trace
 
@@ -203,7 +203,7 @@ def train(
         ranks = torch.distributed.get_world_size() if _joined() else 1
         multiple = (settings.micro_batch or 1) * ranks
         settings = dataclasses.replace(settings, multiple=multiple)
-    runner = Runner.start(job, settings, folder)
+    runner = RunState.start(job, settings, folder)
     keeper = None
     try:
         if folder is not None:
@@ -231,7 +231,7 @@ def train(
 
 
 def _trained(
-    run: Runner,
+    run: RunState,
     settings: Settings,
     keeper: _Keeper | None,
     watch: Callable[[TraceRow], None],
@@ -266,13 +266,13 @@ def _trained(
         scaling=run.controller.numbers.scaling,
         rows=tuple(rows),
         checkpoint=None if keeper is None else keeper.last,
-        model=run.bare,
+        model=run.network,
         resumed=resumed,
     )
 
 
 def _rows(
-    run: Runner, settings: Settings, keeper: _Keeper | None, interrupt: Interrupt
+    run: RunState, settings: Settings, keeper: _Keeper | None, interrupt: Interrupt
 ) -> Iterator[TraceRow]:
     """The loop, with what is saved around it."""
     try:
@@ -297,7 +297,7 @@ class _Keeper:
     """The folder of a run: settings, trace and checkpoints, written by rank 0."""
 
     def __init__(
-        self, folder: Path, run: Runner, every_s: float, first: bool, again: bool
+        self, folder: Path, run: RunState, every_s: float, first: bool, again: bool
     ) -> None:
         self.folder, self.run, self.every_s, self.first = folder, run, every_s, first
         self.again = again

@@ -35,7 +35,7 @@ from rightbatch.measure.time import measure_times
 from rightbatch.measure.trajectory import Trajectory, measure_trajectory
 from rightbatch.memory.peak import measure_memory
 from rightbatch.memory.points import MemoryPoint
-from rightbatch.training.training import Training
+from rightbatch.training.run_state import RunState, Snapshot
 
 # Shares of the budget [assumed]; what a phase leaves over goes to the race.
 TIME_SHARE, NOISE_SHARE = 0.15, 0.35
@@ -51,11 +51,13 @@ class Start:
     """Where a race starts from.
 
     Attributes:
-        warm: A warmed-up state of the measuring run.
+        run: What was measured, and goes on to race.
+        warm: A warmed-up state of it.
         held_out: Examples left aside to compare by; None: the job's ``evaluate``.
     """
 
-    warm: Training
+    run: RunState
+    warm: Snapshot
     held_out: torch.Tensor | None
 
 
@@ -118,7 +120,10 @@ def measure_job(
         findings = check(job)
         findings.raise_errors()
         note = ""
-        picked, seconds = pick_threads(job)
+        run = RunState.start(job)
+        fresh = run.snapshot()
+        picked, seconds = pick_threads(run)
+        run.rewind(fresh)
         if picked != torch.get_num_threads():
             one, many = (show_seconds(s) for s in seconds.values())
             note = f", 1 thread ({one} a step; {max(seconds)}: {many})"
@@ -132,14 +137,13 @@ def measure_job(
                     "threads='auto'",
                     stacklevel=3,
                 )
-        training = Training.start(job)
         recorder = Recorder(
             Measurements(
                 version=version("rightbatch"),
                 command=command,
                 started=datetime.now().astimezone().isoformat(timespec="seconds"),
-                job=job_facts(training, spec),
-                machine=machine(training.device.type),
+                job=job_facts(run, spec),
+                machine=machine(run.device.type),
                 findings=findings.items,
             ),
             path,
@@ -148,14 +152,16 @@ def measure_job(
         recorder.update()
         kinds = f"{len(findings.warnings)} warnings" if findings.warnings else "ok"
         watcher.done(f"{kinds}: {findings.rules} rules{note}")
-        _measure_cost(job, training, recorder, TIME_SHARE * budget_s, watcher)
-        warm = _measure_noise(job, recorder, NOISE_SHARE * budget_s, budget_s, watcher)
+        _measure_cost(run, fresh, recorder, TIME_SHARE * budget_s, watcher)
+        warm = _measure_noise(
+            run, fresh, recorder, NOISE_SHARE * budget_s, budget_s, watcher
+        )
     return recorder, warm
 
 
 def _measure_cost(
-    job: Job,
-    training: Training,
+    run: RunState,
+    fresh: Snapshot,
     recorder: Recorder,
     budget_s: float,
     watcher: Watcher,
@@ -170,8 +176,9 @@ def _measure_cost(
         recorder.update(times=points)
 
     times, contention, notes = measure_times(
-        job, budget_s=budget_s, tick=tick, keep=keep
+        run, budget_s=budget_s, tick=tick, keep=keep
     )
+    run.rewind(fresh)
     extra = tuple(Finding(code="RB108", severity="note", what=n) for n in notes)
     recorder.update(
         times=times,
@@ -179,25 +186,27 @@ def _measure_cost(
         findings=(*recorder.found.findings, *extra),
     )
     sizes = [p.micro_batch for p in times]
-    training.step(min(2, job.length))  # makes the optimizer's state
+    run.split(min(2 * run.ranks.size, run.job.length))
+    run.step()  # makes the optimizer's state
     # The largest first: the law is the line through the two largest.
     memory: list[MemoryPoint] = []
     for size in reversed(sizes):
-        memory.insert(0, measure_memory(training, size))
+        memory.insert(0, measure_memory(run, size))
         if len(memory) >= 3 and time.monotonic() - started > 1.5 * budget_s:
             break
     recorder.update(memory=tuple(memory))
-    meter, _ = find_meter(training.device)
+    meter, _ = find_meter(run.device)
     if meter is not None and budget_s >= ENERGY_S:
         watcher.progress("energy")
-        recorder.update(energy=measure_energy(training, sizes, meter))
+        recorder.update(energy=measure_energy(run, sizes, meter))
     recorder.timed("cost", started)
     busy = ", machine busy: CPU time is used" if contention.busy else ""
     watcher.done(f"{len(times)} sizes, {sizes[0]} to {sizes[-1]}{busy}")
 
 
 def _measure_noise(
-    job: Job,
+    run: RunState,
+    fresh: Snapshot,
     recorder: Recorder,
     noise_budget_s: float,
     budget_s: float,
@@ -206,24 +215,26 @@ def _measure_noise(
     watcher.phase("Gradient noise", noise_budget_s)
     started = time.monotonic()
 
-    def tick(found: Trajectory, training: Training) -> None:
+    def tick(found: Trajectory) -> None:
         recorder.update(noise=tuple(found.points), metrics=tuple(found.metrics))
-        watcher.progress(f"step {training.steps}: {_running(found, job)}")
+        watcher.progress(f"step {run.steps}: {_running(found, job)}")
 
     sizes = [p.micro_batch for p in recorder.found.times]
-    cost = _evaluate_seconds(job)
+    job, ranks = run.job, run.ranks
+    run.rewind(fresh)
+    cost = _evaluate_seconds(run)
     recorder.update(evaluate_s=cost)
-    only = held_out = None
+    held_out = None
     if cost is None or cost > EVALUATE_SHARE * budget_s:
-        only, held_out = hold_out(job.length, job.seed)
+        kept, held_out = hold_out(job.length, job.seed)
+        run.rewind(fresh, kept=kept)
         recorder.update(metric="held-out loss")
     found = measure_trajectory(
-        job,
+        run,
         budget_s=noise_budget_s,
         held_out=held_out,
-        micro_batch=max(sizes),
+        micro_batch=-(-max(sizes) // ranks.size),
         least_group=min(sizes),
-        only=only,
         tick=tick,
     )
     recorder.update(noise=tuple(found.points), metrics=tuple(found.metrics))
@@ -232,7 +243,7 @@ def _measure_noise(
         ", at target" if found.reached else ", at a standstill" if found.stalled else ""
     )
     watcher.done(f"{_running(found, job)}, {len(found.points)} points{end}")
-    return Start(found.warm, held_out) if found.warm is not None else None
+    return Start(run, found.warm, held_out) if found.warm is not None else None
 
 
 def _running(found: Trajectory, job: Job) -> str:
@@ -248,13 +259,13 @@ def short(e: Estimate) -> str:
     return f"{show_number(e.value)} ({show_number(e.low)} to {high})"
 
 
-def _evaluate_seconds(job: Job) -> float | None:
+def _evaluate_seconds(run: RunState) -> float | None:
     """How long one call of ``evaluate`` takes: the least of three short ones."""
-    if job.evaluate is None:
+    if run.job.evaluate is None:
         return None
-    model, times = job.make_model(), []
-    while len(times) < 3 and sum(times) < 1.0:
+    times: list[float] = []
+    while run.ranks.first(len(times) < 3 and sum(times) < 1.0):
         started = time.monotonic()
-        job.evaluated(model)
+        run.evaluated()
         times.append(time.monotonic() - started)
-    return min(times)
+    return run.ranks.first(min(times))

@@ -142,7 +142,7 @@ def _race(
     busy = recorder.found.contention is not None and recorder.found.contention.busy
     clock: Clock = time.process_time if busy else time.perf_counter
     result = race(
-        job,
+        start.run,
         start.warm,
         race_entries(choice),
         budget_s=left_s,
