@@ -22,8 +22,8 @@ import numpy as np
 import rightbatch as rb
 from rightbatch.cluster.devices import Fleet, plan_cluster
 from rightbatch.cluster.network import Network
+from rightbatch.fit.critical_batch import NoiseLaw
 from rightbatch.fit.step_time import TimeLaw
-from rightbatch.fit.steps import NoiseLaw
 from steps_law import mlperf
 
 SMALL = 64  # accelerators; larger entries are predicted

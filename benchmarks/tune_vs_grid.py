@@ -185,7 +185,7 @@ def compare(
     for today in grid.todays:
         mine = with_today(job, today, per_batch[today][0])
         cpu = time.process_time()
-        tuning = rb.tune(mine, budget_s=grid.budget_s, spec=name)
+        tuning = rb.tune(mine, budget_s=grid.budget_s)
         cpu = time.process_time() - cpu
         plan = tuning.plan
         fresh = range(100, 100 + seeds + 2)  # seeds the grid has not seen

@@ -30,8 +30,8 @@ from rightbatch.cluster.published import (
 )
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.units import parse_bandwidth
+from rightbatch.fit.critical_batch import NoiseLaw
 from rightbatch.fit.step_time import TimeLaw
-from rightbatch.fit.steps import NoiseLaw
 from test_memory import ENVIRONMENT
 
 NETWORK = Network(bandwidth=10e9, latency_s=10e-6)

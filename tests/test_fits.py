@@ -16,7 +16,8 @@ import rightbatch as rb
 from cases import made_up, regression_job
 from reference import steps_by_grid
 from rightbatch.core.estimate import Estimate
-from rightbatch.fit.step_time import fit_time, stair
+from rightbatch.fit.stairs import stair
+from rightbatch.fit.step_time import fit_time
 from rightbatch.measure.record import Contention, TimePoint
 from rightbatch.measure.time import measure_times, step_sizes
 from rightbatch.memory.envelope import fit_points

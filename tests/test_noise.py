@@ -14,14 +14,15 @@ from torch import nn
 import rightbatch as rb
 from cases import made_up, regression_job, with_target
 from reference import pairwise_moments, per_example_gradients, true_noise
-from rightbatch.fit.steps import critical_from_noise
+from rightbatch.fit.critical_batch import critical_from_noise
 from rightbatch.measure.noise import compare, measure_noise
 from rightbatch.measure.record import MetricPoint
-from rightbatch.measure.trajectory import (
-    MOST_POINTS,
+from rightbatch.measure.run_progress import (
     has_stalled,
-    measure_trajectory,
+    points_of_progress,
+    steps_of_progress,
 )
+from rightbatch.measure.trajectory import MOST_POINTS, measure_trajectory
 from rightbatch.noise.statistics.moments import (
     NoiseMoments,
     jackknife_moments,
@@ -29,8 +30,6 @@ from rightbatch.noise.statistics.moments import (
     unbiased,
 )
 from rightbatch.noise.statistics.optimizer_metric import optimizer_metric
-from rightbatch.plan.choice import points_of_progress
-from rightbatch.plan.evidence import steps_of_progress
 from rightbatch.training.training import Training
 
 

@@ -13,8 +13,8 @@ from rightbatch.cluster.network import Network
 from rightbatch.core.errors import SettingError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.units import show_number
+from rightbatch.fit.critical_batch import NoiseLaw
 from rightbatch.fit.step_time import TimeLaw
-from rightbatch.fit.steps import NoiseLaw
 
 # Of the work on the last micro-batch, the share during which gradients are already on
 # their way: the backward pass, two of three parts [derived], less its first layers.

@@ -13,7 +13,7 @@ import numpy as np
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.estimate import Estimate
-from rightbatch.fit.steps import DRAWS, NoiseLaw
+from rightbatch.fit.critical_batch import DRAWS, NoiseLaw
 
 RCP = "MLCommons reference convergence points (github.com/mlcommons/logging)"
 ZHANG = "Zhang et al. 2024, arXiv:2410.21676, language models, context 512"

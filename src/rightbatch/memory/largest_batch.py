@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.machine import free_memory_bytes
-from rightbatch.core.progress import Watcher
+from rightbatch.core.progress import Progress
 from rightbatch.core.units import show_bytes
 from rightbatch.job.job import Job, check_batch_size
 from rightbatch.memory.boundary import Search, StepMaker
@@ -99,7 +99,7 @@ def largest_batch(
     ranks: int = 1,
     sharded: bool = False,
     patience_s: float = PATIENCE_S,
-    watcher: Watcher | None = None,
+    progress: Progress | None = None,
 ) -> MemoryLaw:
     """Find the largest micro-batch whose whole step fits in memory.
 
@@ -122,7 +122,7 @@ def largest_batch(
         ranks: Predict for one of so many processes that train together.
         sharded: With FSDP2, instead of DDP.
         patience_s: Longest time for one of the real steps.
-        watcher: Hears of progress.
+        progress: Hears of the phases; default: nobody does.
 
     Raises:
         SettingError: Not even one example fits, or an argument makes no sense.
@@ -152,7 +152,7 @@ def largest_batch(
         ranks=ranks,
         sharded=sharded,
         patience_s=patience_s,
-        watcher=watcher or Watcher(),
+        progress=progress or Progress(),
     )
     with preserved_rng():
         return _together(lambda: _find(job, memory, how))
@@ -169,7 +169,7 @@ class _How:
     ranks: int
     sharded: bool
     patience_s: float
-    watcher: Watcher
+    progress: Progress
 
 
 def _find(job: Job, memory: float | None, how: _How) -> MemoryLaw:
@@ -179,22 +179,22 @@ def _find(job: Job, memory: float | None, how: _How) -> MemoryLaw:
         wanted = here
     budget = budget_for(wanted, memory, margin=how.margin)
     step = StepMaker(job, how.pieces, how.patience_s)
-    how.watcher.phase("Trace a step", 2.0)
-    envelope = trace_law(step, wanted, here, budget.bytes)
-    envelope = envelope.on_ranks(how.ranks, sharded=how.sharded)
-    how.watcher.done(envelope.method.split(", run")[0].split(":")[0])
+    with how.progress.phase("Trace a step", 2.0) as phase:
+        envelope = trace_law(step, wanted, here, budget.bytes)
+        envelope = envelope.on_ranks(how.ranks, sharded=how.sharded)
+        phase.summary = envelope.method.split(", run")[0].split(":")[0]
     check_room(envelope, budget.bytes)
     why, found = _unverifiable(how, budget, wanted, here), None
     largest = min(envelope.largest(budget.bytes), job.length)
     if not why:
-        how.watcher.phase("Try real steps", how.patience_s)
-        search = Search(step, here, envelope, budget.bytes, how.watcher.progress)
-        why, envelope, found = search.run(), search.envelope, search.best
+        with how.progress.phase("Try real steps", how.patience_s) as phase:
+            search = Search(step, here, envelope, budget.bytes, phase.update)
+            why, envelope, found = search.run(), search.envelope, search.best
+            many = len(step.trials)
+            phase.summary = f"{many} trial{'s' if many > 1 else ''}"
         largest = min(envelope.largest(budget.bytes), job.length, search.below)
         if found is not None:
             largest = found.micro_batch
-        many = len(step.trials)
-        how.watcher.done(f"{many} trial{'s' if many > 1 else ''}")
     if largest < 1:
         raise SettingError(
             "not even one example ran within this memory",

@@ -9,7 +9,7 @@ from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import read_json, write_json
 from rightbatch.schedules.scaling import Scaling
 
-FORMAT = "rightbatch/plan/1"
+FORMAT = "rightbatch/plan/2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +24,19 @@ class Reason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternative:
-    """What would be decided if something were otherwise."""
+    """What would be decided if something were otherwise.
+
+    Attributes:
+        condition: What would be otherwise, such as ``"critical batch 3 x larger"``.
+        batch_size: The batch that would be chosen.
+        penalty: Share that the other of the two batches costs more.
+        consequence: The same for people.
+    """
 
     condition: str
     batch_size: int
     penalty: float
+    consequence: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

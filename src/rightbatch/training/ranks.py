@@ -155,7 +155,7 @@ class Ranks:
 class _Touch(nn.Module):
     """Stands in for a model: zero, that depends on every parameter."""
 
-    def __init__(self, network: nn.Module, parameters: list[torch.Tensor]) -> None:
+    def __init__(self, network: nn.Module, parameters: list[nn.Parameter]) -> None:
         super().__init__()
         # Behind a function, so that nothing is registered a second time.
         self._of = lambda: (network, parameters)
@@ -185,6 +185,11 @@ def _host_group() -> Any:
     if world not in _host:
         _host[world] = dist.new_group(backend="gloo")
     return _host[world]
+
+
+def joined() -> bool:
+    """Whether this process belongs to a group of several."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def join() -> bool:

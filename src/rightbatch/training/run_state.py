@@ -57,6 +57,7 @@ class RunState:
         model: As the loop calls it: wrapped for several ranks.
         network: The job's own model inside.
         stream: Where its batches come from.
+        stream_before: Its state before the last step, to make that again.
         accumulator: Makes a step of a batch.
         ranks: The processes that train it together.
         controller: Makes batch and rate follow a schedule; None: they stay.
@@ -83,6 +84,7 @@ class RunState:
     facts: dict[str, Any]
     controller: Controller | None = None
     monitor: NoiseMonitor | None = None
+    stream_before: dict[str, Any] | None = None
     kept: Tensor | None = None
     steps: int = 0
     examples: int = 0
