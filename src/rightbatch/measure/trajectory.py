@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,16 +13,13 @@ from rightbatch.job.job import Job
 from rightbatch.measure.held_out import held_out_loss
 from rightbatch.measure.noise import measure_noise
 from rightbatch.measure.record import MetricPoint, NoisePoint
+from rightbatch.measure.standstill import best_step, has_stalled
 from rightbatch.training.training import Training
 
 MOST_POINTS = 12  # at which every other one is dropped and the spacing doubled
 FIRST_SPACING = 2  # updates
 EVALUATION_GROWTH = 1.08  # in examples seen, as in run/loop.py but coarser [assumed]
 LEAST_POINTS = 4
-WINDOW = 5  # latest evaluations whose median counts as the present value
-WORSE = 0.02  # of all that was gained must be lost again at a standstill [assumed]
-LEAST_METRICS = 30  # evaluations before a standstill is believed [assumed]
-STALLED = 2.5  # times the step of the best value [assumed]
 WARM_SHARE = 0.3  # of the run, after which its state is kept for a race [assumed]
 GROUP_SHARE = 4  # a group is this fraction of today's batch [assumed]
 
@@ -122,29 +118,6 @@ def measure_trajectory(
     end = best_step(found.metrics, goal) if found.stalled else training.steps
     found.warm = _nearest(kept, WARM_SHARE * end)
     return found
-
-
-def best_step(metrics: Sequence[MetricPoint], goal: str) -> int:
-    """The last step at which ``evaluate`` was at its best."""
-    sign = 1 if goal == "min" else -1
-    return min(reversed(metrics), key=lambda m: sign * m.metric).step
-
-
-def has_stalled(metrics: Sequence[MetricPoint], goal: str) -> bool:
-    """Whether ``evaluate`` has clearly got worse again, long after its best value.
-
-    What comes after the best (overfitting, most often) is no progress, and its noise,
-    which grows without end as the training loss goes to zero, must not count. A
-    plateau is no standstill: a run may leave it.
-    """
-    if len(metrics) < LEAST_METRICS:
-        return False
-    sign = 1 if goal == "min" else -1
-    values = [sign * m.metric for m in metrics]
-    lost = statistics.median(values[-WINDOW:]) - min(values)
-    gained = values[0] - min(values)
-    late = metrics[-1].step >= STALLED * best_step(metrics, goal)
-    return late and lost > WORSE * gained > 0
 
 
 def _keep_warm(kept: list[Training], training: Training) -> list[Training]:

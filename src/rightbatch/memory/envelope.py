@@ -14,13 +14,16 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rightbatch.core.errors import SettingError, UnidentifiedError
 from rightbatch.core.units import show_bytes
 from rightbatch.memory.points import MemoryPoint
-from rightbatch.memory.traced_step import Probe
+
+if TYPE_CHECKING:
+    from rightbatch.memory.traced_step import Probe
 
 LARGEST = 2**40  # examples; beyond any device
 

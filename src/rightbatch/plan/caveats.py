@@ -8,7 +8,7 @@ import math
 from rightbatch.core.units import show_number, show_seconds
 from rightbatch.fit.step_time import stair
 from rightbatch.fit.steps import critical_from_noise
-from rightbatch.measure.trajectory import has_stalled
+from rightbatch.measure.standstill import has_stalled
 from rightbatch.plan.choice import (
     Choice,
     best_option,

@@ -13,7 +13,7 @@ from rightbatch.fit.energy import fit_energy
 from rightbatch.fit.step_time import fit_time
 from rightbatch.fit.steps import critical_from_noise
 from rightbatch.measure.record import Candidate, Measurements, NoisePoint
-from rightbatch.measure.trajectory import best_step, has_stalled
+from rightbatch.measure.standstill import best_step, has_stalled
 from rightbatch.memory.envelope import fit_points
 from rightbatch.plan.evidence import (
     Evidence,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rightbatch.measure.record import Candidate, Measurements, Race
-from rightbatch.measure.trajectory import best_step, has_stalled
+from rightbatch.measure.standstill import best_step, has_stalled
 from rightbatch.plan.options import Option
 
 # A race must have trained today's setting for at least this share of a run to prove

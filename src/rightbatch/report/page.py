@@ -19,8 +19,8 @@ from rightbatch.core.units import show_bytes, show_number, show_seconds
 from rightbatch.measure.record import Measurements
 from rightbatch.plan.choice import Choice
 from rightbatch.report.charts import all_charts
-from rightbatch.training.loop import TraceRow
 from rightbatch.training.plan import Plan
+from rightbatch.training.trace import TraceRow
 
 MOST_BYTES = 2_000_000
 

@@ -21,9 +21,9 @@ from rightbatch.measure.record import Measurements, TimePoint
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.evidence import race_tells
 from rightbatch.plan.options import Option
-from rightbatch.training.loop import TraceRow
 from rightbatch.training.plan import Plan
 from rightbatch.training.run_folder import TRACE
+from rightbatch.training.trace import TraceRow
 from rightbatch.training.train import Run
 
 WIDTH = 80
