@@ -13,7 +13,8 @@ import torch
 
 from rightbatch.core.errors import JobError
 from rightbatch.core.estimate import Estimate
-from rightbatch.job.job import Job, to_device
+from rightbatch.core.trees import to_device
+from rightbatch.job.job import Job
 from rightbatch.measure.hardware import PressureGauge
 from rightbatch.measure.record import Contention, TimePoint
 from rightbatch.training.run_state import RunState

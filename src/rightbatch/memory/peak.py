@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
+from rightbatch.core.trees import tensors
 from rightbatch.memory.live_bytes import LiveBytes
 from rightbatch.memory.points import MemoryPoint
-from rightbatch.training.training import Training
+from rightbatch.training.run_state import RunState
 
 
-def measure_memory(training: Training, micro_batch: int) -> MemoryPoint:
+def measure_memory(training: RunState, micro_batch: int) -> MemoryPoint:
     """Peak bytes of a full step at one micro-batch, optimizer state already there.
 
     On a CUDA device this is the allocator's own peak; elsewhere the sum of tensors
@@ -29,18 +29,20 @@ def measure_memory(training: Training, micro_batch: int) -> MemoryPoint:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        training.step(micro_batch)
+        training.split(micro_batch)
+        training.step()
         torch.cuda.synchronize(device)
         peak = int(torch.cuda.max_memory_allocated(device))
         return MemoryPoint(micro_batch=micro_batch, peak_memory_bytes=peak)
     training.optimizer.zero_grad(set_to_none=True)
     with LiveBytes() as counter:
         counter.add(resident(training))
-        training.step(micro_batch)
+        training.split(micro_batch)
+        training.step()
     return MemoryPoint(micro_batch=micro_batch, peak_memory_bytes=counter.peak)
 
 
-def resident(training: Training) -> list[Any]:
+def resident(training: Any) -> list[Any]:
     """The tensors that are there between steps: weights, buffers, optimizer state."""
     state = [list(s.values()) for s in training.optimizer.state.values()]
     return [
@@ -63,7 +65,7 @@ def silent() -> Iterator[None]:
         os.close(nowhere)
 
 
-def allocator_peak(training: Training, step: Callable[[], None]) -> int:
+def allocator_peak(training: Any, step: Callable[[], None]) -> int:
     """Most bytes torch's CPU allocator had handed out while ``step()`` ran.
 
     Unlike `LiveBytes` this sees what kernels take for themselves.
@@ -77,8 +79,7 @@ def allocator_peak(training: Training, step: Callable[[], None]) -> int:
     training.optimizer.zero_grad(set_to_none=True)
     kept = {
         t.untyped_storage()._cdata: t.untyped_storage().nbytes()
-        for t in tree_leaves(resident(training))
-        if isinstance(t, torch.Tensor)
+        for t in tensors(resident(training))
     }
     with (
         silent(),

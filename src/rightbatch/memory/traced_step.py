@@ -18,16 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
-from torch.utils._pytree import tree_map_only
 
 from rightbatch.core.errors import JobError
 from rightbatch.core.guards import preserved_rng
-from rightbatch.data.order.index_stream import IndexStream
-from rightbatch.job.job import Job, to_device
+from rightbatch.core.trees import map_tensors, to_device
+from rightbatch.job.job import Job
 from rightbatch.memory.child_process import AVAILABLE, attempt, in_child
 from rightbatch.memory.live_bytes import LiveTrace
+from rightbatch.memory.one_step import Parts, accumulate
 from rightbatch.memory.peak import resident
-from rightbatch.training.training import Training, accumulate
 
 PATIENCE_S = 300.0  # of Python code that makes no tensor [assumed]
 CUDA_ROUNDING = 512  # bytes; kMinBlockSize of torch's caching allocator [cited]
@@ -164,7 +163,7 @@ def _quietly() -> Iterator[None]:
         logger.disabled = before
 
 
-def _started(job: Job, mode: FakeTensorMode | None, cuda: bool) -> Training:
+def _started(job: Job, mode: FakeTensorMode | None, cuda: bool) -> Parts:
     """The job at its beginning, fake."""
     # Fake parameters cannot be moved, so they are made where they belong.
     there = torch.device(job.device or "cpu")
@@ -185,10 +184,10 @@ def _started(job: Job, mode: FakeTensorMode | None, cuda: bool) -> Training:
             chosen = group.get("fused") or group.get("differentiable")
             if group.get("foreach", False) is None and not chosen:
                 group["foreach"] = True  # torch's own choice there
-    return Training(placed, model, optimizer, IndexStream(job.length, seed=job.seed))
+    return Parts(placed, model, optimizer)
 
 
-def _step(training: Training, batches: Iterator[Any], sizes: list[int]) -> None:
+def _step(training: Parts, batches: Iterator[Any], sizes: list[int]) -> None:
     accumulate(training.job, training.model, training.optimizer, batches, sizes)
     training.optimizer.step()
 
@@ -206,7 +205,7 @@ def _copies(
         return tensor.clone() if mode is None else mode.from_tensor(tensor.clone())
 
     for _ in range(pieces):
-        copied = to_device(tree_map_only(Tensor, new, batch), device)
+        copied = to_device(map_tensors(new, batch), device)
         if trace is not None:
             trace.add(copied)
         yield copied
@@ -214,7 +213,7 @@ def _copies(
 
 
 def _traced(
-    training: Training,
+    training: Parts,
     batch: Any,
     size: int,
     pieces: int,

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from rightbatch.core.errors import JobError
-from rightbatch.job.job import Job, to_device
+from rightbatch.core.trees import to_device
+from rightbatch.job.job import Job
 from rightbatch.memory.child_process import AVAILABLE, attempt, data_sizes, in_child
+from rightbatch.memory.one_step import Parts, accumulate
 from rightbatch.memory.peak import allocator_peak
-from rightbatch.training.training import Training, accumulate
 
 PATIENCE_S = 60.0  # a trial that takes longer is stopped [assumed]
 # The last batch of an epoch is shorter. Kernels keep scratch for every size they have
@@ -110,7 +111,7 @@ def _steps(
 ) -> Trial:
     gauge: Any = ReservedPeak(device) if device.type == "cuda" else DataPeak()
     with gauge:
-        training = Training.start(job)
+        training = Parts(job, (m := job.make_model()), job.make_optimizer(m))
 
         def step(size: int, many: int) -> None:
             batches = (to_device(make_batch(size), device) for _ in range(many))

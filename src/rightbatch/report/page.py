@@ -19,6 +19,7 @@ from rightbatch.core.units import show_bytes, show_number, show_seconds
 from rightbatch.plan.choice import Choice
 from rightbatch.report.charts import all_charts
 from rightbatch.training.plan import Plan
+from rightbatch.training.trace import TraceRow
 
 if TYPE_CHECKING:
     from rightbatch.training.loop import TraceRow

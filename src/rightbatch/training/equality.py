@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch.core.guards import preserved_rng
-from rightbatch.job.job import Loss, scalar_loss, to_device
+from rightbatch.core.trees import repeat_examples, to_device
+from rightbatch.job.job import Loss, scalar_loss
 from rightbatch.training.batch_norm import batch_norms
 from rightbatch.training.gradient import HALVES, Part, sum_gradients
 
@@ -97,7 +98,7 @@ def compare(
         error = difference()
         if error <= limit:
             return Equality(error, True, (), count)
-        causes = _causes(model, difference, limit, mean_loss, batch)
+        causes = _causes(model, difference, limit, mean_loss, batch, count)
         return Equality(error, False, tuple(causes), count)
 
 
@@ -107,6 +108,7 @@ def _causes(
     limit: float,
     mean_loss: Callable[[Any], float],
     batch: Any,
+    count: int,
 ) -> list[str]:
     """Switch one suspect after the other off, until the difference is gone."""
     causes = []
@@ -136,7 +138,7 @@ def _causes(
     model.eval()  # attention's own dropout, and the like
     if difference() <= limit:
         return [*causes, "some layer behaves otherwise in eval mode (dropout inside)"]
-    once, again = mean_loss(batch), mean_loss(_twice(batch))
+    once, again = mean_loss(batch), mean_loss(repeat_examples(batch, 2, count))
     if abs(again - once) > SAME * max(abs(once), 1e-12):
         causes.append(
             "the loss compares examples with each other (contrastive): each piece has "
@@ -148,17 +150,6 @@ def _causes(
             "targets): return (sum, count) instead, and it is exact"
         )
     return causes
-
-
-def _twice(batch: Any) -> Any:
-    """Every example two times, where batches can be joined; else as it is."""
-    if isinstance(batch, Tensor):
-        return batch.repeat_interleave(2, 0) if batch.ndim else batch
-    if isinstance(batch, dict):
-        return {k: _twice(v) for k, v in batch.items()}
-    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
-        return type(batch)(_twice(v) for v in batch)
-    return batch
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from rightbatch.core.errors import JobError
 from rightbatch.core.torch_private import OutOfMemory, out_of_memory
+from rightbatch.core.trees import to_device
 from rightbatch.core.user_code import blaming
-from rightbatch.job.job import Loss, check_differentiable, scalar_loss, to_device
+from rightbatch.job.job import Loss, check_differentiable, scalar_loss
 from rightbatch.training.batch_norm import batch_norms, corrected
 from rightbatch.training.ranks import Ranks
 from rightbatch.training.recovery import PassState, release, reserve
@@ -148,7 +149,7 @@ class BatchGradient:
         self.before = PassState(self.model)
 
     @property
-    def parameters(self) -> list[Tensor]:
+    def parameters(self) -> list[nn.Parameter]:
         """Of all param groups as they are now: some may be added while training."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 

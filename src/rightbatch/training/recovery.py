@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,7 +117,7 @@ def release(error: BaseException | None) -> None:
         torch.cuda.empty_cache()
 
 
-def reserve(parameters: list[Tensor]) -> list[Tensor]:
+def reserve(parameters: Sequence[Tensor]) -> list[Tensor]:
     """Memory for the optimizer's state, taken before it exists.
 
     Held during the first forward and backward pass and let go before the update, so

@@ -198,7 +198,7 @@ class RunState:
         return self.accumulator.device
 
     @property
-    def parameters(self) -> list[Tensor]:
+    def parameters(self) -> list[nn.Parameter]:
         """What the optimizer holds."""
         return self.accumulator.gradient.parameters
 
