@@ -16,8 +16,8 @@ import rightbatch as rb
 from cases import made_up, raced, regression_job
 from rightbatch.core.progress import Phase, Progress
 from rightbatch.plan.decide import decide
-from rightbatch.report.page import MOST_BYTES, Page
 from rightbatch.report.answer import table
+from rightbatch.report.page import MOST_BYTES, Page
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -188,7 +188,7 @@ def repeatable_loss(probe: Probe) -> Finding | None:
 
 def differentiable(probe: Probe) -> Finding | None:
     """A backward pass gives finite gradients to the parameters."""
-    job, size = probe.job, min(probe.job.batch_size, probe.job.length)
+    size = min(probe.job.batch_size, probe.job.length)
     probe.differentiate(size)
     named = [(n, p) for n, p in probe.model.named_parameters() if p.requires_grad]
     sparse = [n for n, p in named if p.grad is not None and p.grad.is_sparse]

@@ -29,8 +29,8 @@ class RunFiles:
         folder: Of the run.
         run: What is saved.
         every_s: Seconds between checkpoints.
-        again: Whether a run that began here and ended before its first checkpoint may be
-            begun once more.
+        again: Whether a run that began here and ended before its first checkpoint may
+            be begun once more.
     """
 
     def __init__(

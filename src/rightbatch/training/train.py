@@ -113,8 +113,8 @@ def train(
 
     Under torchrun every process calls it alike: the batch is then over all of them.
 
-    What is left out is as `training.settings.Settings` has it; and when a run is gone on
-    with, as it was begun.
+    What is left out is as `training.settings.Settings` has it; in a run that is gone
+    on with, as it was begun.
 
     Args:
         job: What is trained.

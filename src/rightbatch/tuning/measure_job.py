@@ -97,13 +97,13 @@ def measure_job(
             run = RunState.start(job)
             fresh = run.snapshot()
             note = _set_threads(run, threads)
+            run.rewind(fresh)
             record.start(
                 job_facts(run, record.spec), machine(run.device.type), findings.items
             )
             kinds = f"{len(findings.warnings)} warnings" if findings.warnings else "ok"
             phase.summary = f"{kinds}: {findings.rules} rules{note}"
         with record.timed(progress.phase("Time and memory", time_s)) as phase:
-            run.rewind(fresh)
             _measure_cost(run, fresh, record, phase)
         with record.timed(progress.phase("Gradient noise", noise_s)) as phase:
             run.rewind(fresh)
@@ -115,7 +115,7 @@ def measure_job(
 
 
 def _set_threads(run: RunState, threads: Literal["present", "auto"]) -> str:
-    """Time one thread against many; set the faster, or warn. What was done, in words."""
+    """Time one thread against many; set the faster, or warn. Says what was done."""
     picked, seconds = pick_threads(run)
     if picked == torch.get_num_threads():
         return ""

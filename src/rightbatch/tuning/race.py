@@ -65,8 +65,8 @@ class Curve:
 def speedup(candidate: Curve, today: Curve) -> float:
     """How many times sooner one candidate was where the slower of the two ended.
 
-    Symmetric: exchanging the candidates gives the reciprocal. Bounded by ``MARKS`` either
-    way, since nothing is known before the first mark.
+    Symmetric: exchanging the candidates gives the reciprocal. Bounded by ``MARKS``
+    either way, since nothing is known before the first mark.
     """
     common = max(candidate.values[-1], today.values[-1])
     moved = [c.values[-1] < c.start for c in (candidate, today)]
