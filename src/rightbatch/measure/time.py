@@ -109,7 +109,8 @@ def measure_times(
     on_cpu = run.device.type == "cpu"
     ratios = [p.step_time_s.value / max(p.process_time_s.value, 1e-9) for p in points]
     contention = gauge.contention(statistics.median(ratios) if on_cpu else 1.0)
-    if not on_cpu:  # CPU time says nothing of a step on an accelerator
+    if not on_cpu or run.ranks.size > 1:
+        # CPU time says nothing of a step on an accelerator, or of waiting for others.
         contention = replace(contention, busy=False)
     return points, contention, notes
 

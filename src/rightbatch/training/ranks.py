@@ -235,10 +235,10 @@ def leave(status: int = 0) -> None:
     os._exit(status)
 
 
-def share_first(make: Callable[[], Path], rank: int) -> Path:
+def share_first(make: Callable[[], Path], first: bool) -> Path:
     """What the first rank makes, told to the others. Collective, if there are any."""
     if not dist.is_initialized():
         return make()
-    box: list[Any] = [str(make()) if rank == 0 else None]
+    box: list[Any] = [str(make()) if first else None]
     dist.broadcast_object_list(box, src=0)
     return Path(box[0])

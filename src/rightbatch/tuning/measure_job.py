@@ -99,7 +99,9 @@ def measure_job(
             note = _set_threads(run, threads)
             run.rewind(fresh)
             record.start(
-                job_facts(run, record.spec), machine(run.device.type), findings.items
+                job_facts(run, record.spec),
+                machine(run.device.type, run.ranks.size),
+                findings.items,
             )
             kinds = f"{len(findings.warnings)} warnings" if findings.warnings else "ok"
             phase.summary = f"{kinds}: {findings.rules} rules{note}"
