@@ -29,7 +29,7 @@ import torch
 import rightbatch as rb
 from rightbatch.schedules.scaling import Scaling, apply_scaling, scaling_for
 from rightbatch.training.loop import train_rows
-from rightbatch.training.run_state import Runner
+from rightbatch.training.run_state import RunState
 from rightbatch.training.settings import Settings
 
 
@@ -78,7 +78,7 @@ def run_to_target(
     settings = Settings(
         schedule=rb.schedules.Constant(batch), end=math.inf, rule="none"
     )
-    run = Runner.start(job, settings)
+    run = RunState.start(job, settings)
     if scaling is not None:
         apply_scaling(run.optimizer, scaling)
     if rate is not None:
