@@ -245,7 +245,7 @@ def main() -> None:
     for name in given.jobs:
         grid, seeds = GRIDS[name], given.seeds
         if given.quick:
-            grid = Grid(grid.batches[::2], grid.rates[1:-1], grid.todays[:1], 5.0, 10.0)
+            grid = Grid(grid.batches[1:], grid.rates[2:5], grid.todays[:1], 5.0, 10.0)
             seeds = 1
         title = f"tune-vs-grid-{name}" + ("-quick" if given.quick else "")
         earlier = None
