@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.machine import free_memory_bytes
 from rightbatch.core.progress import Watcher
+from rightbatch.core.torch_private import FakeTensorMode
 from rightbatch.core.units import show_bytes
 from rightbatch.job.job import Job, check_batch_size
 from rightbatch.memory.boundary import Search, StepMaker

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from rightbatch.core.torch_private import allocations, storage_id
 from rightbatch.core.trees import tensors
 from rightbatch.memory.live_bytes import LiveBytes
 from rightbatch.memory.points import MemoryPoint
@@ -76,19 +78,13 @@ def allocator_peak(training: Training, step: Callable[[], None]) -> int:
 
     training.optimizer.zero_grad(set_to_none=True)
     kept = {
-        t.untyped_storage()._cdata: t.untyped_storage().nbytes()
-        for t in tensors(resident(training))
+        storage_id(t): t.untyped_storage().nbytes() for t in tensors(resident(training))
     }
     with (
         silent(),
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
     ):
         step()
-    assert profiler.profiler is not None
-    result: Any = profiler.profiler.kineto_results
-    events = [e for e in result.events() if e.name() == "[memory]"]
-    current = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        current += event.nbytes()
-        peak = max(peak, current)
-    return sum(kept.values()) + peak
+    return sum(kept.values()) + max(
+        itertools.accumulate(allocations(profiler), initial=0)
+    )

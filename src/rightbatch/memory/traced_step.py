@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from rightbatch.core.errors import JobError
 from rightbatch.core.guards import preserved_rng
+from rightbatch.core.torch_private import (
+    FakeCopyMode,
+    FakeTensorMode,
+    is_compiled,
+    looks_into_tensors,
+    quiet_fake_tensors,
+)
 from rightbatch.core.trees import map_tensors, to_device
 from rightbatch.data.order.index_stream import IndexStream
 from rightbatch.job.job import Job
@@ -110,7 +115,7 @@ def probes_of(
             answer = attempt(trace)
     if not isinstance(answer.value, tuple):
         seen = answer.seen
-        if "DataDependent" in seen or "_local_scalar_dense" in seen:
+        if looks_into_tensors(seen):
             seen = "it looks into its tensors, as .item() does"
         raise CannotTrace(
             "the step cannot be traced"
@@ -143,7 +148,7 @@ def _trace(
 ) -> tuple[Probe, ...]:
     batches = [make_batch(size) for size in sizes]
     mode = None if real else FakeTensorMode(allow_non_fake_inputs=True)
-    with _quietly(), nullcontext() if mode is None else mode:
+    with quiet_fake_tensors(), nullcontext() if mode is None else mode:
         training = _started(job, mode, cuda)
         copies = _copies(batches[0], 1, training.device, mode)
         _step(training, copies, [sizes[0]])  # makes the state
@@ -151,17 +156,6 @@ def _trace(
             _traced(training, batch, size, pieces, mode, cuda)
             for batch, size in zip(batches, sizes, strict=True)
         )
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without torch's own account of what it could not trace: we tell it."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def _started(job: Job, mode: FakeTensorMode | None, cuda: bool) -> Training:
@@ -177,7 +171,7 @@ def _started(job: Job, mode: FakeTensorMode | None, cuda: bool) -> Training:
         placed = dataclasses.replace(placed, model=lambda: fake)
     with nullcontext() if absent or mode is None or job.device is None else there:
         model = placed.make_model()
-    if any(hasattr(module, "_orig_mod") for module in model.modules()):
+    if is_compiled(model):
         raise JobError("the model is compiled")
     optimizer = placed.make_optimizer(model)
     if cuda:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch.core.errors import JobError
-from rightbatch.core.torch_private import OutOfMemory, out_of_memory
+from rightbatch.core.torch_private import OutOfMemory, out_of_memory, version
 from rightbatch.core.trees import to_device
 from rightbatch.core.user_code import blaming
 from rightbatch.job.job import Loss, check_differentiable, scalar_loss
@@ -234,7 +234,7 @@ class BatchGradient:
         if self.ranks.ddp is None:
             return []
         return [
-            (p.grad is None, 0 if p.grad is None else p.grad._version)
+            (p.grad is None, 0 if p.grad is None else version(p.grad))
             for p in self.ranks.ddp.parameters()
         ]
 

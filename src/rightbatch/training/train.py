@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from rightbatch.core.errors import (
     RunFolderError,
     SettingError,
 )
+from rightbatch.core.torch_private import is_lost_connection
 from rightbatch.job.job import Job
 from rightbatch.schedules.parse import parse_rate, parse_schedule
 from rightbatch.schedules.rate import Rate
@@ -45,10 +45,6 @@ from rightbatch.training.trace import Trace, TraceRow, read_trace
 
 SAVE_EVERY_S = 300.0  # seconds between checkpoints [assumed]
 # What gloo and NCCL say when the other end of a connection is gone.
-_LOST = re.compile(
-    r"connection (closed|reset|refused)|broken pipe|connectFullMesh|remote process",
-    re.IGNORECASE,
-)
 ROLLBACKS = 3  # times to go back without getting further before giving up [assumed]
 
 
@@ -215,7 +211,7 @@ def train(
     except (RightbatchError, RuntimeError, MemoryError) as error:
         if keeper is not None:
             keeper.forget()
-        if runner.ranks.size > 1 and _LOST.search(str(error)):
+        if runner.ranks.size > 1 and is_lost_connection(error):
             raise JobError(
                 "another rank has ended",
                 seen=str(error).splitlines()[0][:120],
