@@ -15,7 +15,7 @@ from rightbatch.cluster.devices import Fleet, elastic_batch, plan_cluster, world
 from rightbatch.cluster.network import Network
 from rightbatch.core.estimate import Estimate
 from rightbatch.fit.step_time import TimeLaw
-from rightbatch.fit.steps import NoiseLaw
+from rightbatch.fit.critical_batch import NoiseLaw
 
 NETWORK = Network(bandwidth=10e9, latency_s=10e-6)
 

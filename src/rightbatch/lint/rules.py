@@ -14,6 +14,7 @@ from torch import nn
 from rightbatch.core.errors import JobError
 from rightbatch.core.findings import Finding
 from rightbatch.core.guards import evaluating
+from rightbatch.core.torch_private import BatchNorm
 from rightbatch.job.job import PRECISIONS, Job
 from rightbatch.training.gradient import Part, sum_gradients
 
@@ -247,9 +248,7 @@ def every_size(probe: Probe) -> Finding | None:
 def no_batch_norm(probe: Probe) -> Finding | None:
     """Layers that mix examples are named."""
     kinds = {
-        type(m).__name__
-        for m in probe.model.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        type(m).__name__ for m in probe.model.modules() if isinstance(m, BatchNorm)
     }
     if not kinds:
         return None

@@ -19,7 +19,11 @@ from typing import Any
 import torch
 
 from rightbatch.core.errors import RightbatchError
-from rightbatch.core.torch_private import out_of_memory
+from rightbatch.core.torch_private import (
+    FakeTensorMode,
+    no_room_for_threads,
+    out_of_memory,
+)
 
 AVAILABLE = sys.platform.startswith("linux")
 _PARENT_DEATH = 1  # PR_SET_PDEATHSIG of linux/prctl.h
@@ -103,7 +107,7 @@ def attempt(function: Callable[[], Any]) -> Answer:
         while root.__cause__ is not None:
             root = root.__cause__
         text = (str(root).strip() or type(root).__name__).splitlines()[0]
-        if "Resource temporarily unavailable" in text:  # no room for a thread's stack
+        if no_room_for_threads(text):
             return Answer(memory=True, seen=text[:120])
         if isinstance(root, RightbatchError):
             text = f"{root.what}: {root.seen}" if root.seen else root.what
@@ -116,7 +120,6 @@ def attempt(function: Callable[[], Any]) -> Answer:
 def _load_libraries() -> None:
     """Have in memory what a first step imports: no child should pay for it again."""
     import torch.profiler
-    from rightbatch.core.torch_private import FakeTensorMode
 
     assert torch.profiler
 

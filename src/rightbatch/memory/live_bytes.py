@@ -9,8 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from rightbatch.core.torch_private import (
+    TorchDispatchMode,
+    in_backward_pass,
+    storage_id,
+)
 from rightbatch.core.trees import tensors
 
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rightbatch.core.trees import map_tensors, tensors
 from rightbatch.core.errors import SettingError
+from rightbatch.core.trees import map_tensors, tensors
 from rightbatch.job.job import Job
 from rightbatch.memory.envelope import Envelope, envelope_of
 from rightbatch.memory.step import Step, step_of
@@ -135,11 +135,7 @@ def token_law(job: Job, lengths: Sequence[int] | None = None) -> TokenLaw:
 
 def _shared_length(batch: Any) -> int:
     """The second axis that all tensors with one share."""
-    axes = {
-        leaf.shape[1]
-        for leaf in tensors(batch)
-        if leaf.ndim > 1
-    }
+    axes = {leaf.shape[1] for leaf in tensors(batch) if leaf.ndim > 1}
     if len(axes) != 1 or min(axes) < SHORTEST:
         raise SettingError(
             "the batch has no axis of length",
@@ -158,9 +154,7 @@ def _with_length(step: Step, longest: int, length: int) -> Step:
         has_length = tensor.ndim > 1 and tensor.shape[1] == longest
         return tensor.index_select(1, index) if has_length else tensor
 
-    return replace(
-        step, batch=lambda count: map_tensors(resized, step.batch(count))
-    )
+    return replace(step, batch=lambda count: map_tensors(resized, step.batch(count)))
 
 
 def _fit(traces: Mapping[tuple[int, int], StepTrace]) -> TokenLaw:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch.core.guards import preserved_rng
+from rightbatch.core.torch_private import Dropout
 from rightbatch.core.trees import repeat_examples, to_device
 from rightbatch.job.job import Loss, scalar_loss
 from rightbatch.training.batch_norm import batch_norms
@@ -113,9 +114,7 @@ def _causes(
     """Switch one suspect after the other off, until the difference is gone."""
     causes = []
     dropouts = [
-        m
-        for m in model.modules()
-        if isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0
+        m for m in model.modules() if isinstance(m, Dropout) and m.training and m.p > 0
     ]
     norms = [m for m in batch_norms(model) if m.training]
     for module in dropouts:

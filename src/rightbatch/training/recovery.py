@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch.core.errors import JobError
+from rightbatch.core.torch_private import version
 
 GROW_AFTER = 100  # steps without trouble after which a larger piece is tried [assumed]
 # Optimizers hold up to two numbers per parameter, and foreach updates one more for a
@@ -72,9 +73,9 @@ class PassState:
         buffers = dict(self.model.named_buffers())
         for name, buffer in buffers.items():
             known = self._versions.get(name)
-            if known is not None and known != (id(buffer), buffer._version):
+            if known is not None and known != (id(buffer), version(buffer)):
                 self._moving.add(name)
-            self._versions[name] = (id(buffer), buffer._version)
+            self._versions[name] = (id(buffer), version(buffer))
         floats = {n for n, b in buffers.items() if b.is_floating_point()}
         kept = set(buffers) if self._first else (self._moving | floats) & set(buffers)
         self._copies = {name: buffers[name].clone() for name in kept}
@@ -91,7 +92,7 @@ class PassState:
             if copy is not None:
                 with torch.no_grad():
                     buffer.copy_(copy)
-            elif self._versions.get(name) != (id(buffer), buffer._version):
+            elif self._versions.get(name) != (id(buffer), version(buffer)):
                 raise JobError(
                     f"the buffer {name} cannot be set back after out of memory",
                     seen="it changed for the first time in the step that failed",

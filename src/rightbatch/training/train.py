@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from rightbatch.core.errors import (
     SettingError,
     UpdateOutOfMemoryError,
 )
+from rightbatch.core.torch_private import is_lost_connection
 from rightbatch.job.job import Job
 from rightbatch.schedules.parse import parse_rate, parse_schedule
 from rightbatch.schedules.rate import Rate
@@ -35,10 +35,6 @@ from rightbatch.training.trace import TraceRow
 
 SAVE_EVERY_S = 300.0  # seconds between checkpoints [assumed]
 # What gloo and NCCL say when the other end of a connection is gone.
-_LOST = re.compile(
-    r"connection (closed|reset|refused)|broken pipe|connectFullMesh|remote process",
-    re.IGNORECASE,
-)
 ROLLBACKS = 3  # times to go back without getting further before giving up [assumed]
 
 
@@ -210,7 +206,7 @@ def train(
     except (RightbatchError, RuntimeError, MemoryError) as error:
         if files is not None:
             files.forget()
-        if run.ranks.size > 1 and _LOST.search(str(error)):
+        if run.ranks.size > 1 and is_lost_connection(error):
             raise JobError(
                 "another rank has ended",
                 seen=str(error).splitlines()[0][:120],
