@@ -3,52 +3,22 @@
 from __future__ import annotations
 
 import gc
-import random
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rightbatch.core.errors import JobError
 from rightbatch.core.torch_private import version
+from rightbatch.training.random_state import random_state, set_random_state
 
 GROW_AFTER = 100  # steps without trouble after which a larger piece is tried [assumed]
 # Optimizers hold up to two numbers per parameter, and foreach updates one more for a
 # moment [derived: Adam]. So much is kept free during the first step.
 RESERVED = 3
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """Every generator of this process that a step may draw from."""
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-    }
-    if device.type == "cuda":
-        state["device"] = torch.cuda.get_rng_state(device)
-    elif device.type != "cpu":
-        module = getattr(torch, device.type, None)
-        if hasattr(module, "get_rng_state"):
-            state["device"] = module.get_rng_state()
-    return state
-
-
-def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Set them back."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if "device" in state:
-        module = getattr(torch, device.type, None)
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state["device"], device)
-        elif hasattr(module, "set_rng_state"):  # not so on a CPU, after a device
-            module.set_rng_state(state["device"])
 
 
 class PassState:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,8 +22,15 @@ from rightbatch.job.job import Job
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.training.accumulator import Accumulator, Update
 from rightbatch.training.controller import Controller
+from rightbatch.training.identity import check_same, facts
+from rightbatch.training.random_state import (
+    packed,
+    random_state,
+    seed_all,
+    set_random_state,
+    unpacked,
+)
 from rightbatch.training.ranks import Ranks
-from rightbatch.training.recovery import random_state, set_random_state
 from rightbatch.training.run_folder import LEDGER
 from rightbatch.training.settings import Settings
 
@@ -124,7 +129,7 @@ class RunState:
         if job.length == 0:
             raise JobError("the data set is empty", seen="len(data) = 0")
         job = _placed(job)
-        torch.manual_seed(job.seed)
+        torch.manualseed_all(job.seed)
         network = job.make_model()
         shard = settings is not None and settings.shard
         model = network if alone else wrapped(network, shard=shard)
@@ -139,7 +144,7 @@ class RunState:
             "start every rank with the same command and files",
         )
         # Other ranks draw other numbers; the first those of a run on one.
-        _seed(job.seed + STRIDE * ranks.rank)
+        seed_all(job.seed + STRIDE * ranks.rank)
         batch = job.batch_size if settings is None else settings.schedule.start
         micro = None if settings is None else settings.micro_batch
         ledger = settings is not None and settings.ledger and folder
@@ -332,7 +337,7 @@ class RunState:
             "stream": self.stream.state_dict() if stream is None else stream,
             "accumulator": self.accumulator.state_dict(),
             **{k: None if v is None else v.state_dict() for k, v in parts.items()},
-            "random": self.ranks.gather_objects(_packed(random_state(self.device))),
+            "random": self.ranks.gather_objects(packed(random_state(self.device))),
             "steps": self.steps,
             "examples": self.examples,
             "due": self.due,
@@ -362,9 +367,9 @@ class RunState:
             self.monitor.load_state_dict(state["monitor"])
         saved = state["random"]
         if self.ranks.rank < len(saved) and state["world_size"] == self.ranks.size:
-            set_random_state(_unpacked(saved[self.ranks.rank]), self.device)
+            set_random_state(unpacked(saved[self.ranks.rank]), self.device)
         else:  # another number of ranks: numbers that no rank has drawn yet
-            _seed(self.job.seed + STRIDE * self.ranks.rank + state["steps"])
+            seed_all(self.job.seed + STRIDE * self.ranks.rank + state["steps"])
         self.steps, self.examples = state["steps"], state["examples"]
         self.due, self.time_s = state["due"], state["time_s"]
         self.process_time_s = state["process_time_s"]
@@ -450,67 +455,6 @@ def wrapped(model: nn.Module, *, shard: bool) -> nn.Module:
     return DistributedDataParallel(model, device_ids=ids)
 
 
-def facts(
-    job: Job, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be this job's."""
-    return {
-        "examples": job.length,
-        "batch_size": job.batch_size,
-        "seed": job.seed,
-        "precision": job.precision,
-        "parameters": [
-            f"{name} {'x'.join(str(n) for n in p.shape)}"
-            for name, p in model.named_parameters()
-        ],
-        "optimizer": type(optimizer).__name__,
-        "param groups": [
-            {"tensors": len(group["params"]), **_numbers(group)}
-            for group in optimizer.param_groups
-        ],
-    }
-
-
-def _numbers(group: dict[str, Any]) -> dict[str, Any]:
-    """Its learning rate, betas and the like, as lists where they are tuples."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in group.items()
-        if key != "params" and isinstance(value, (int, float, str, bool, tuple))
-    }
-
-
-def check_same(saved: dict[str, Any], own: dict[str, Any]) -> None:
-    """Refuse the checkpoint of another job.
-
-    Raises:
-        SettingError: It says what differs.
-    """
-    for key, value in own.items():
-        if saved.get(key) == value:
-            continue
-        then, now = _told(key, saved.get(key), value)
-        raise SettingError(
-            f"the checkpoint is of another job: its {key} differ",
-            seen=f"{then} then, {now} now",
-            why="going on from it would be neither run",
-            fix="the job as it was, or another --out for a new run",
-        )
-
-
-def _told(key: str, then: Any, now: Any) -> tuple[str, str]:
-    """What differs, in few words."""
-    if key == "parameters":
-        odd = sorted(set(then or []) ^ set(now))
-        return f"{len(then or [])} tensors", f"{len(now)}; {odd[:2]}"
-    if key == "param groups" and then and len(then) == len(now):
-        for a, b in zip(then, now, strict=True):
-            for name in {**a, **b}:
-                if a.get(name) != b.get(name):
-                    return f"{name} {a.get(name)}", f"{name} {b.get(name)}"
-    return str(then), str(now)
-
-
 def _placed(job: Job) -> Job:
     """Each rank on a device of its own, where there are devices."""
     local = os.environ.get("LOCAL_RANK")
@@ -523,25 +467,3 @@ def _placed(job: Job) -> Job:
     ):
         return dataclasses.replace(job, device=f"cuda:{local}")
     return job
-
-
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-    random.seed(seed)
-
-
-def _packed(state: dict[str, Any]) -> dict[str, Any]:
-    """Random states as plain values and tensors."""
-    kind, keys, *rest = state["numpy"]
-    packed = {**state, "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest]}
-    version, numbers, gauss = state["python"]
-    packed["python"] = [version, list(numbers), gauss]
-    return packed
-
-
-def _unpacked(state: dict[str, Any]) -> dict[str, Any]:
-    kind, keys, *rest = state["numpy"]
-    version, numbers, gauss = state["python"]
-    numpy = (kind, keys.numpy().astype(np.uint32), *rest)
-    return {**state, "numpy": numpy, "python": (version, tuple(numbers), gauss)}
