@@ -129,7 +129,7 @@ class RunState:
         if job.length == 0:
             raise JobError("the data set is empty", seen="len(data) = 0")
         job = _placed(job)
-        torch.manualseed_all(job.seed)
+        torch.manual_seed(job.seed)
         network = job.make_model()
         shard = settings is not None and settings.shard
         model = network if alone else wrapped(network, shard=shard)
