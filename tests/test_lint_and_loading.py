@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import rightbatch as rb
 from cases import regression_job, with_target
-from rightbatch.job.loading import look_up
+from rightbatch.job.address import look_up
 from rightbatch.lint.rules import RULES
 
 

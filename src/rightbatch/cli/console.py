@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rightbatch.core.machine import installed, summary
-from rightbatch.job.loading import Spec, look_up
+from rightbatch.job.address import JobAddress, look_up
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +40,7 @@ def make_console(as_json: bool) -> Console:
 
 def begin(
     job: str, out: Path | None, as_json: bool, *, make: bool = True
-) -> tuple[Console, Spec, Path]:
+) -> tuple[Console, JobAddress, Path]:
     """Understand the job, say so, make the folder: all before torch is imported."""
     from rightbatch.training.run_folder import make_run_folder
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rightbatch.core.trees import leaves
-from rightbatch.core.user_code import blaming
+from rightbatch.core.user_code import user_code
 from rightbatch.job.job import Job
 from rightbatch.memory.envelope import Envelope
 from rightbatch.memory.trial import PATIENCE_S, Trial, try_step
@@ -69,7 +69,7 @@ def _longest(job: Job) -> tuple[int, str]:
         return 0, "all examples have one shape"
     stride = max(job.length // LOOKED_AT, 1)
     looked = range(0, job.length, stride)
-    with blaming("the data set"):
+    with user_code("the data set"):
         sizes = {i: _numbers(job.data[i]) for i in looked}
     index = max(sizes, key=lambda i: sizes[i])
     if len(set(sizes.values())) == 1:

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.machine import free_memory_bytes
 from rightbatch.core.progress import Watcher
 from rightbatch.core.torch_private import FakeTensorMode
 from rightbatch.core.units import show_bytes
-from rightbatch.job.job import Job, check_batch_size
+from rightbatch.job.job import Job
 from rightbatch.memory.boundary import Search, StepMaker
 from rightbatch.memory.budget import Budget, budget_for
 from rightbatch.memory.child_process import AVAILABLE, in_child
@@ -73,7 +74,7 @@ class MemoryLaw:
 
     def peak(self, batch: int) -> int:
         """Predicted most bytes of tensors alive in a step of so many examples."""
-        check_batch_size(batch)
+        whole_number(batch, "batch_size")
         return round(self.envelope.peak(batch))
 
     @property

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import (
     JobError,
     NotFiniteError,
@@ -24,14 +25,9 @@ from rightbatch.core.trees import (
     slice_batch,
     to_device,
 )
-from rightbatch.core.user_code import blaming
+from rightbatch.core.user_code import user_code
 from rightbatch.data.loading.stream import Step
-from rightbatch.job.job import (
-    PRECISIONS,
-    Loss,
-    check_batch_size,
-    scalar_loss,
-)
+from rightbatch.job.loss import PRECISIONS, Loss, scalar_loss
 from rightbatch.training.equality import Equality, compare
 from rightbatch.training.gradient import HALVES, BatchGradient, Gradient, Piece, Trouble
 from rightbatch.training.ranks import Ranks
@@ -130,7 +126,7 @@ class Accumulator:
     ) -> None:
         _check_parts(model, loss, optimizer)
         if micro_batch is not None:
-            check_batch_size(micro_batch, "micro_batch")
+            whole_number(micro_batch, "micro_batch")
         _check_settings(clip_norm, precision, scaler, nonfinite)
         if scaler is not None and not scaler.is_enabled():
             scaler = None
@@ -201,7 +197,7 @@ class Accumulator:
         few = min(piece.count, 8)
         part = self._cutter(piece.batch, 0, few, piece.count)
         model = self.model if self.ranks.ddp is None else self.ranks.ddp.module
-        with blaming("the comparison of split and whole gradient"):
+        with user_code("the comparison of split and whole gradient"):
             return compare(
                 lambda batch: scalar_loss(
                     self.loss, model, to_device(batch, self.device), self.gradient.dtype
@@ -320,7 +316,7 @@ class Accumulator:
 
     def _apply(self) -> None:
         try:
-            with blaming("optimizer.step()"):
+            with user_code("optimizer.step()"):
                 if self.scaler is None:
                     self.optimizer.step()
                 else:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from rightbatch.core.errors import JobError
 from rightbatch.core.torch_private import OutOfMemory, out_of_memory, version
 from rightbatch.core.trees import to_device
-from rightbatch.core.user_code import blaming
-from rightbatch.job.job import Loss, check_differentiable, scalar_loss
+from rightbatch.core.user_code import user_code
+from rightbatch.job.loss import Loss, check_differentiable, scalar_loss
 from rightbatch.training.batch_norm import batch_norms, corrected
 from rightbatch.training.ranks import Ranks
 from rightbatch.training.recovery import Before, release, reserve
@@ -170,7 +170,7 @@ class BatchGradient:
         return value / guess
 
     def _backward(self, value: Tensor) -> None:
-        with blaming("the backward pass"):
+        with user_code("the backward pass"):
             scaled = value if self.scaler is None else self.scaler.scale(value)
             scaled.backward()
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch.core.errors import JobError
-from rightbatch.core.user_code import blaming
+from rightbatch.core.user_code import user_code
 from rightbatch.data.order.index_stream import IndexStream
-from rightbatch.job.job import Job, check_differentiable
+from rightbatch.job.job import Job
+from rightbatch.job.loss import check_differentiable
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Training:
         batches = (self.job.batch(part, self.device) for part in indices.split(micro))
         sizes = [len(part) for part in indices.split(micro)]
         loss = accumulate(self.job, self.model, self.optimizer, batches, sizes)
-        with blaming("optimizer.step()"):
+        with user_code("optimizer.step()"):
             self.optimizer.step()
         self.steps += 1
         self.examples += batch_size
@@ -130,7 +131,7 @@ def accumulate(
         loss, count = job.mean_loss(model, batch)
         part = loss * (size / sum(sizes)) if count is None else loss
         check_differentiable(part)
-        with blaming("the backward pass"):
+        with user_code("the backward pass"):
             part.backward()
         total = total + part.detach()
         ragged |= count is not None
