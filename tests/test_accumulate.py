@@ -20,7 +20,7 @@ from accumulation_ranks import Faults, Tagger, loss, make_model
 from reference import whole_gradient
 from rightbatch.core.torch_private import out_of_memory
 from rightbatch.training.accumulator import NotFiniteError, UpdateOutOfMemoryError
-from rightbatch.training.recovery import Pieces
+from rightbatch.training.recovery import MicroBatchSize
 
 
 def masked(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -256,7 +256,7 @@ def test_the_same_batch_is_made_again_in_smaller_pieces(phase: str) -> None:
 
 
 def test_it_grows_back_and_waits_longer_after_each_relapse() -> None:
-    pieces = Pieces(most=64, now=64)
+    pieces = MicroBatchSize(most=64, now=64)
     assert pieces.shrink(64) == 32
     waits = []
     for _ in range(3):
@@ -433,7 +433,7 @@ def test_a_loss_without_a_gradient_or_a_count_is_refused() -> None:
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(rb.JobError, match="does not depend"):
         rb.Accumulator(model, lambda m, b: m(b[0]).detach().mean(), sgd)(batch)
-    with pytest.raises(rb.JobError, match="counted nothing"):
+    with pytest.raises(rb.JobError, match="the loss count is 0"):
         rb.Accumulator(model, lambda m, b: (m(b[0]).sum() * 0, 0 * b[0].sum()), sgd)(
             batch
         )

@@ -14,10 +14,10 @@ import pytest
 
 import rightbatch as rb
 from cases import made_up, raced, regression_job
-from rightbatch.core.progress import Watcher
+from rightbatch.core.progress import Phase, Progress
 from rightbatch.plan.decide import decide
+from rightbatch.report.answer import table
 from rightbatch.report.page import MOST_BYTES, Page
-from rightbatch.report.terminal import table
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -134,7 +134,7 @@ def test_the_page_survives_odd_names_and_open_intervals() -> None:
     odd = "</script><b>&x"
     found = replace(found, job=replace(found.job, name=odd, spec=odd))
     decision = decide(found)
-    text = Page(found, decision.choice, decision.plan).html()
+    text = Page(decision.choice, decision.plan).html()
     assert "</script><b>" not in text
     assert "no upper bound" in text
 
@@ -315,22 +315,25 @@ def test_ctrl_c_while_training_saves_a_whole_step(tmp_path: Path) -> None:
     assert saved
 
 
-class Listener(Watcher):
+class Listener(Progress):
     def __init__(self) -> None:
         self.heard: list[str] = []
 
-    def phase(self, name: str, seconds: float) -> None:
-        self.heard.append(name)
+    def ended(self, phase: Phase, finished: bool) -> None:
+        assert finished
+        assert phase.summary
+        self.heard.append(phase.name)
 
 
 def test_tune_from_python() -> None:
     listener = Listener()
-    tuning = rb.tune(regression_job(examples=2000), budget_s=15, watcher=listener)
+    tuning = rb.tune(regression_job(examples=2000), budget_s=15, progress=listener)
     assert listener.heard[:3] == ["Check the job", "Time and memory", "Gradient noise"]
     assert tuning.plan.batch_size >= 1
     race = tuning.measurements.race
     assert race is not None or any("No race" in limit for limit in tuning.plan.limits)
     assert race is None or race.metric == "held-out loss"
+    assert list(tuning.measurements.seconds or {}) == listener.heard
 
 
 def test_budgets_are_refused_below_a_second() -> None:

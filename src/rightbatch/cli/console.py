@@ -11,12 +11,13 @@ import sys
 import tempfile
 import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from rightbatch.core.errors import RightbatchError
 from rightbatch.core.machine import installed, summary
 from rightbatch.job.address import JobAddress, look_up
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rightbatch.job.job import Job
-    from rightbatch.measure.record import Measurements
     from rightbatch.plan.decide import Decision
 
 ASKED: list[int] = []  # interrupts received
@@ -38,87 +38,95 @@ def make_console(as_json: bool) -> Console:
     return Console(stderr=as_json, highlight=False, width=None)
 
 
-def begin(
-    job: str, out: Path | None, as_json: bool, *, make: bool = True
-) -> tuple[Console, JobAddress, Path]:
-    """Understand the job, say so, make the folder: all before torch is imported."""
-    from rightbatch.training.run_folder import make_run_folder
-
-    spec = look_up(job)
-    folder = make_run_folder(out, spec.stem) if make else Path()
+def announce(spec: JobAddress, as_json: bool) -> Console:
+    """The first two lines: what runs here, and which job was understood."""
     console = make_console(as_json)
     versions = f"rightbatch {installed('rightbatch')} | torch {installed('torch')}"
     click.echo(f"{versions} | {summary()}"[:80], err=as_json)
     click.echo(f" job    {spec.stem} | {spec.about}"[:80], err=as_json)
-    return console, spec, folder
+    return console
 
 
-def finish(
-    console: Console,
-    folder: Path,
-    found: Measurements,
-    decision: Decision,
-    as_json: bool,
-) -> int:
+def begin(
+    job: str, out: Path | None, as_json: bool
+) -> tuple[Console, JobAddress, Path]:
+    """Understand the job, make the folder, say so: all before torch is imported."""
+    from rightbatch.training.run_folder import make_run_folder
+
+    spec = look_up(job)
+    folder = make_run_folder(out, spec.stem)
+    return announce(spec, as_json), spec, folder
+
+
+@contextlib.contextmanager
+def keeping(console: Console, folder: Path) -> Iterator[None]:
+    """Whatever ends the block leaves a usable folder, or none where nothing was kept.
+
+    Raises:
+        Exit: Ctrl-C was pressed; what was kept has been said.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        _drop_if_empty(folder)
+        console.print("\n" + _kept(folder), soft_wrap=True, markup=False)
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    except RightbatchError:
+        _drop_if_empty(folder)
+        raise
+
+
+def _kept(folder: Path) -> str:
+    """What lies in a folder after Ctrl-C, and what can be done with it."""
+    from rightbatch.training.run_folder import MEASUREMENTS
+
+    path = folder / MEASUREMENTS
+    if not folder.exists():
+        return "Interrupted; nothing was kept."
+    if not path.exists():
+        return f"Interrupted. What was saved is in {folder}."
+    from rightbatch.measure.record import Measurements
+
+    measurements = Measurements.load(path)
+    times, points = len(measurements.times), len(measurements.noise)
+    text = f"Interrupted. Kept in {path}: {times} step times, {points} noise points."
+    if times and points >= 2:
+        text += f"\n next   rightbatch plan {shlex.quote(str(path))}"
+    return text
+
+
+def _drop_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def finish(console: Console, folder: Path, decision: Decision, as_json: bool) -> int:
     """Save plan and page, print the answer, return the exit status."""
     from rightbatch.core.json_io import to_plain
-    from rightbatch.report import terminal
+    from rightbatch.report.answer import answer, files_lines
     from rightbatch.report.page import Page
+    from rightbatch.report.terminal import print_plain
     from rightbatch.training.run_folder import PLAN, REPORT
 
-    plan, choice = decision.plan, decision.choice
-    plan.save(folder / PLAN)
-    page = Page(found, choice, plan).save(folder / REPORT)
+    plan, path = decision.plan, folder / PLAN
+    plan.save(path)
+    page = Page(decision.choice, plan).save(folder / REPORT)
     status = DECIDED if plan.decided else UNDECIDED
     if as_json:
         document = {"status": status, "folder": str(folder), "plan": to_plain(plan)}
         print_document(document)
         return status
-    say = terminal.print_plain
-    say(console, terminal.job_line(found))
-    if found.findings:
-        say(console, terminal.findings_lines(found))
-    say(console, "\n" + terminal.table(choice))
-    if found.race is not None:
-        say(console, terminal.race_lines(found))
-    say(console, terminal.answer(choice, plan))
-    size = page.stat().st_size / 1e6
-    job, path = shlex.quote(found.job.spec), shlex.quote(str(folder / PLAN))
-    end = "" if found.job.target is not None else " --epochs 10"
+    print_plain(console, answer(decision.choice, plan))
+    job, size = decision.choice.measurements.job, page.stat().st_size / 1e6
+    following = f"rightbatch train {shlex.quote(job.spec)}"
+    following += f" --plan {shlex.quote(str(path))}"
     files = [
         ("report", f"{page}   {size:.2f} MB, opens offline"),
-        ("plan", str(folder / PLAN)),
-        ("next", f"rightbatch train {job} --plan {path}{end}"),
+        ("plan", str(path)),
+        ("next", following + ("" if job.target is not None else " --epochs 10")),
     ]
-    say(console, "\n" + terminal.files_lines(files))
+    print_plain(console, "\n" + files_lines(files))
     return status
-
-
-def interrupted(console: Console, path: Path) -> int:
-    """After Ctrl-C: name what was kept."""
-    from rightbatch.report.terminal import print_plain
-
-    if not path.exists():
-        drop_if_empty(path.parent)
-        print_plain(console, "\nInterrupted before anything was measured.")
-        return INTERRUPTED
-    from rightbatch.measure.record import Measurements
-
-    found = Measurements.load(path)
-    print_plain(
-        console,
-        f"\nInterrupted. Kept in {path}: {len(found.times)} step times, "
-        f"{len(found.noise)} noise points.",
-    )
-    if found.times and len(found.noise) >= 2:
-        print_plain(console, f" next   rightbatch plan {shlex.quote(str(path))}")
-    return INTERRUPTED
-
-
-def drop_if_empty(folder: Path) -> None:
-    """Take away a run folder that nothing came to lie in."""
-    with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 def keep_origin(origin: Path, folder: Path) -> None:
@@ -171,7 +179,7 @@ def folded(text: str) -> str:
     """Lines of more than 80 columns wrapped, continued under their own text."""
     lines = []
     for line in text.splitlines():
-        found = textwrap.wrap(
+        folds = textwrap.wrap(
             line,
             80,
             subsequent_indent=" " * 8,
@@ -179,7 +187,7 @@ def folded(text: str) -> str:
             break_on_hyphens=False,
             drop_whitespace=True,
         )
-        lines += found or [""]
+        lines += folds or [""]
     return "\n".join(lines)
 
 

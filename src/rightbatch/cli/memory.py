@@ -1,4 +1,4 @@
-"""The command ``measure --memory``: the law of a step's memory, and what fits."""
+"""The command ``memory``: the largest batch that fits, and what binds."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from rightbatch.cli.console import (
     DECIDED,
-    INTERRUPTED,
     begin,
-    drop_if_empty,
+    keeping,
     print_document,
     quiet_load,
 )
-from rightbatch.core.errors import RightbatchError
+from rightbatch.cli.options import DURATION, JOB, JSON, MEMORY, OUT
 from rightbatch.core.units import show_bytes
 
 if TYPE_CHECKING:
@@ -25,52 +26,66 @@ if TYPE_CHECKING:
 TAX = 1.15  # of what was asked for; above it malloc is worth a word [assumed]
 
 
-def memory_command(
+@click.command()
+@JOB
+@click.option("--limit", type=MEMORY, help="Most memory a step may take.")
+@click.option(
+    "--accumulation", type=int, default=1, help="Micro-batches a step is made of."
+)
+@click.option(
+    "--margin", type=float, default=0.0, help="Share kept for longer examples: 0.1."
+)
+@click.option("--device", help="Predict for a device that is not here: cuda.")
+@click.option(
+    "--ranks", type=int, default=1, help="Predict for one of so many processes."
+)
+@click.option("--shard", is_flag=True, help="Sharded over them (FSDP2), not copied.")
+@click.option("--no-verify", is_flag=True, help="Make no real steps.")
+@click.option(
+    "--patience",
+    type=DURATION,
+    default="60",
+    show_default=True,
+    help="Longest time for a real step.",
+)
+@OUT
+@JSON
+def memory(
     job: str,
-    *,
     limit: float | None,
     accumulation: int,
     margin: float,
     device: str | None,
     ranks: int,
     shard: bool,
-    patience_s: float,
-    verify: bool,
+    no_verify: bool,
+    patience: float,
     out: Path | None,
     as_json: bool,
 ) -> int:
-    """Find the largest batch of a job and say what binds; returns the exit status."""
+    """Trace one step of JOB, and find the largest batch that fits in memory."""
     console, spec, folder = begin(job, out, as_json)
-    from rightbatch.core.json_io import to_plain, write_json
-    from rightbatch.memory.largest_batch import largest_batch
-    from rightbatch.report.terminal import TerminalWatcher, files_lines, print_plain
-    from rightbatch.training.run_folder import MEMORY
+    with keeping(console, folder):
+        from rightbatch.core.json_io import to_plain, write_json
+        from rightbatch.memory.largest_batch import largest_batch
+        from rightbatch.report.answer import files_lines
+        from rightbatch.report.terminal import TerminalProgress, print_plain
+        from rightbatch.training.run_folder import MEMORY as NAME
 
-    watcher = TerminalWatcher(console, phases=2)
-    path = folder / MEMORY
-    try:
         law = largest_batch(
             quiet_load(job, as_json),
             limit,
             accumulation=accumulation,
             margin=margin,
-            verify=verify,
+            verify=not no_verify,
             device=device,
             ranks=ranks,
             sharded=shard,
-            patience_s=patience_s,
-            watcher=watcher,
+            patience_s=patience,
+            progress=TerminalProgress(console, phases=2),
         )
+        path = folder / NAME
         write_json(path, law, "rightbatch/memory/1")
-    except KeyboardInterrupt:
-        watcher.close()
-        drop_if_empty(folder)
-        print_plain(console, "\nInterrupted; nothing was kept.")
-        return INTERRUPTED
-    except RightbatchError:
-        watcher.close()
-        drop_if_empty(folder)
-        raise
     if as_json:
         more = {"binding": str(law.binding), "malloc": malloc_hint(law)}
         print_document(
@@ -93,6 +108,12 @@ def memory_lines(law: MemoryLaw, accumulation: int) -> list[str]:
     from rightbatch.report.terminal import wrapped
 
     envelope, certificate = law.envelope, law.certificate
+    many = " of a step in several pieces" if accumulation > 1 else ""
+    lines = [f" {line}" for line in textwrap.wrap(answer(law, accumulation), 78)]
+    lines.append("")
+    for i, line in enumerate(law.budget.lines()):
+        lines.append(f" {'' if i else 'Budget':<7}{line}")
+    lines += ["", f" Peak{many}, by examples at once", *_peaks(law)]
     parts = [
         ("parameters", envelope.parameters),
         ("gradients", envelope.gradients),
@@ -100,58 +121,46 @@ def memory_lines(law: MemoryLaw, accumulation: int) -> list[str]:
         ("buffers", envelope.buffers),
     ]
     named = ", ".join(f"{name} {show_bytes(n)}" for name, n in parts if n)
-    many = " of a step in several pieces" if accumulation > 1 else ""
-    lines = [
-        *(f" {line}" for line in textwrap.wrap(answer(law, accumulation), 78)),
-        "",
-        *(
-            f" {'' if i else 'Budget':<7}{line}"
-            for i, line in enumerate(law.budget.lines())
-        ),
-        "",
-        f" Peak{many}, by examples at once",
-    ]
-    marks = sorted({1, *(4**i for i in range(1, 12)), law.largest})
-    took = {t.micro_batch: t for t in certificate.trials}
-    for batch in (b for b in marks if b <= 4 * law.largest):
-        mark = "> " if batch == law.largest else "  "
-        peak = show_bytes(envelope.peak(batch))
-        row = f"{mark}{batch:>11,}  {peak:>9}  {envelope.binding(batch)}"
-        fails = min(
-            (t.micro_batch for t in took.values() if t.fits is False), default=0
-        )
-        over = envelope.peak(batch) > law.budget.bytes or (fails and batch >= fails)
-        if over and batch > law.largest:
-            row = f"{row[:70]:<70} too much"
-        lines.append(row[:80])
     if named:
         lines += ["", wrapped("Always", named)]
-    changes = envelope.changes(4 * law.largest)[1:]
-    for first, segment in changes[:4]:
+    for first, segment in envelope.changes(4 * law.largest)[1:5]:
         lines.append(f" From   {first:,} examples on it is {segment}"[:80])
     lines.append(wrapped("Method", f"{certificate.method}; {law.example}"))
     for trial in certificate.trials:
-        asked = show_bytes(envelope.peak(trial.micro_batch))
-        text = f"did not fit, predicted {asked}"
+        predicted = show_bytes(envelope.peak(trial.micro_batch))
+        text = f"did not fit, predicted {predicted}"
         if trial.fits:
-            text = f"took {show_bytes(trial.taken)}, predicted {asked}"
+            text = f"took {show_bytes(trial.taken)}, predicted {predicted}"
         elif trial.fits is None:
             text = trial.seen
         lines.append(f" Trial  {trial.micro_batch:,}: {text}"[:80])
     hint = malloc_hint(law)
-    if hint:
-        lines.append(wrapped("Malloc", hint))
-    return lines
+    return [*lines, wrapped("Malloc", hint)] if hint else lines
 
 
-def answer(law: MemoryLaw, accumulation: int = 1) -> str:
+def _peaks(law: MemoryLaw) -> list[str]:
+    """The predicted peak at some batches, and the operation that binds there."""
+    envelope, rows = law.envelope, []
+    refused = [t.micro_batch for t in law.certificate.trials if t.fits is False]
+    batches = sorted({1, *(4**i for i in range(1, 12)), law.largest})
+    for batch in (b for b in batches if b <= 4 * law.largest):
+        mark = "> " if batch == law.largest else "  "
+        peak = envelope.peak(batch)
+        row = f"{mark}{batch:>11,}  {show_bytes(peak):>9}  {envelope.binding(batch)}"
+        over = peak > law.budget.bytes or any(batch >= b for b in refused)
+        if over and batch > law.largest:
+            row = f"{row[:70]:<70} too much"
+        rows.append(row[:80])
+    return rows
+
+
+def answer(law: MemoryLaw, accumulation: int) -> str:
     """One sentence or two."""
-    certificate = law.certificate
-    limit = show_bytes(law.budget.bytes)
+    certificate, limit = law.certificate, show_bytes(law.budget.bytes)
+    step = f" ({accumulation * law.largest:,} a step)" if accumulation > 1 else ""
     text = (
-        f"At most {law.largest:,} examples at once within {limit}"
-        + (f" ({accumulation * law.largest:,} a step)" if accumulation > 1 else "")
-        + f". The most is alive in {law.binding}."
+        f"At most {law.largest:,} examples at once within {limit}{step}. The most "
+        f"memory is in use during {law.binding}."
     )
     if law.largest == law.examples:
         text = (
@@ -172,7 +181,7 @@ def answer(law: MemoryLaw, accumulation: int = 1) -> str:
 
 
 def malloc_hint(law: MemoryLaw) -> str:
-    """Where malloc keeps much more than was asked for: what would help."""
+    """What would help where malloc keeps much more than was asked for, or nothing."""
     certificate = law.certificate
     fixed = "MALLOC_MMAP_THRESHOLD_" in os.environ or law.budget.device != "cpu"
     tax = certificate.taken_bytes / max(certificate.predicted_bytes, 1)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -16,8 +17,7 @@ from rightbatch.core.units import (
     parse_latency,
     parse_seconds,
 )
-
-F = TypeVar("F", bound=Callable[..., Any])
+from rightbatch.plan.objectives import objective_named
 
 
 class _Parsed(click.ParamType[float]):
@@ -45,6 +45,7 @@ DURATION = _Parsed("duration", parse_seconds)
 MEMORY = _Parsed("memory", parse_bytes)
 BANDWIDTH = _Parsed("bandwidth", parse_bandwidth)
 LATENCY = _Parsed("latency", parse_latency)
+PATH: click.Path = click.Path(path_type=Path)
 
 
 class Commands(click.Group):
@@ -61,8 +62,28 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def deciding(command: F) -> F:
-    """The options of every command that decides."""
+def deciding(command: Callable[..., int]) -> Callable[..., int]:
+    """The options of a command that decides, passed on as ``objective`` and ``limits``.
+
+    ``limits`` are keyword arguments of `decide` and of `tune`.
+    """
+
+    @functools.wraps(command)
+    def decide(
+        *,
+        objective: str,
+        watts: float | None,
+        price: float | None,
+        deadline: float | None,
+        memory: float | None,
+        **others: Any,
+    ) -> int:
+        return command(
+            objective=objective_named(objective, watts=watts, price=price),
+            limits={"deadline_s": deadline, "memory_bytes": memory},
+            **others,
+        )
+
     options = [
         click.option(
             "--objective",
@@ -77,18 +98,15 @@ def deciding(command: F) -> F:
         click.option("--price", type=float, help="Price of an hour, for money."),
     ]
     for option in reversed(options):
-        command = option(command)
-    return command
+        decide = option(decide)
+    return decide
 
 
+JOB = click.argument("job")
 THREADS = click.option(
     "--keep-threads", is_flag=True, help="Never fall back to one CPU thread."
 )
-OUT = click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Run folder; default runs/NAME-DATE-TIME.",
-)
+OUT = click.option("--out", type=PATH, help="Run folder; default runs/NAME-DATE-TIME.")
 JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead."
 )

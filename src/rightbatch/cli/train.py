@@ -2,41 +2,88 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
+
+import click
 
 from rightbatch.cli.console import (
     DECIDED,
     INTERRUPTED,
     UNDECIDED,
-    begin,
-    drop_if_empty,
+    announce,
     keep_origin,
+    keeping,
     print_document,
     quiet_load,
 )
-from rightbatch.core.errors import RightbatchError, SettingError
+from rightbatch.cli.options import DURATION, JOB, JSON, OUT, PATH, THREADS
+from rightbatch.cli.ranks import end_together, first_speaks
+from rightbatch.core.errors import SettingError
+from rightbatch.job.address import look_up
+from rightbatch.training.run_folder import PLAN, make_run_folder
 
 
-def train_command(
+@click.command()
+@JOB
+@click.option("--plan", "plan_path", type=PATH, help="A plan.json, or its run folder.")
+@click.option("--batch-size", type=int, help="Instead of a plan; the rate follows.")
+@click.option(
+    "--schedule",
+    help="A batch that changes: ramp:32:512:3epochs, noise:0.5, smith:512, ….",
+)
+@click.option("--rate", help="Learning-rate decay: cosine:10epochs[:0.01], ….")
+@click.option("--rule", help="How the rate follows the batch: linear, sqrt, ….")
+@click.option("--noise-scale", type=float, help="For the noise-aware rules.")
+@click.option("--exponent", type=float, help="For --rule exponent.")
+@click.option(
+    "--epochs", type=float, help="At most so many passes; a target met ends it."
+)
+@click.option("--examples", type=int, help="The same, in examples.")
+@click.option("--micro-batch", type=int, help="Most examples in memory at once.")
+@click.option("--largest", type=int, help="Never a larger batch than this.")
+@click.option("--clip-norm", type=float, help="Largest norm of the gradient.")
+@click.option(
+    "--nonfinite",
+    type=click.Choice(["stop", "skip"]),
+    help="What a NaN or infinite loss does.",
+)
+@click.option(
+    "--shard", is_flag=True, default=None, help="Shard the model over ranks (FSDP2)."
+)
+@click.option(
+    "--workers",
+    "num_workers",
+    type=int,
+    help="Processes that read data.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, if any.")
+@click.option(
+    "--save-every",
+    "save_every_s",
+    type=DURATION,
+    help="Time between checkpoints; 5 min.",
+)
+@click.option(
+    "--ledger", is_flag=True, default=None, help="Prove every example seen once."
+)
+@THREADS
+@OUT
+@JSON
+def train(
     job: str,
     plan_path: Path | None,
-    *,
     schedule: str | None,
     rate: str | None,
     keep_threads: bool,
     resume: bool,
     out: Path | None,
     as_json: bool,
-    settings: dict[str, Any],
-    **numbers: Any,
+    **settings: Any,
 ) -> int:
-    """Train as `rightbatch.train` does, and tell how it went; returns the status.
+    """Train JOB by a plan, a schedule or a batch size, to its target or for so long.
 
-    Only the first rank speaks. Errors of the others are told by it as well, unless it
-    is one of theirs alone.
+    On several processes: torchrun --nproc-per-node N -m rightbatch train JOB …
     """
     if resume and out is None:
         raise SettingError(
@@ -44,67 +91,67 @@ def train_command(
             seen="no --out",
             fix="--out runs/mine --resume",
         )
-    rank = int(os.environ.get("RANK", "0"))
-    if rank:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # ruff: ignore[open-file-with-context-handler]
+    if schedule is not None and settings["batch_size"] is not None:
+        raise SettingError(
+            "give --schedule or --batch-size: each says the batch",
+            seen=f"--schedule {schedule} --batch-size {settings['batch_size']}",
+            fix="one of the two",
+        )
+    first = first_speaks()
     if plan_path is not None and plan_path.is_dir():
-        plan_path /= "plan.json"
-    console, spec, _ = begin(job, out, as_json and rank == 0, make=False)
+        plan_path /= PLAN
+    spec = look_up(job)
+    console = announce(spec, as_json and first)
     import torch
 
     from rightbatch.measure.threads import pick_threads
-    from rightbatch.report.terminal import TrainingLine, print_plain, run_lines
+    from rightbatch.report.terminal import print_plain
+    from rightbatch.report.training import TrainingLine, run_lines
     from rightbatch.schedules.parse import parse_rate, parse_schedule
     from rightbatch.training.plan import Plan
-    from rightbatch.training.ranks import join, leave, share_first
-    from rightbatch.training.run_folder import make_run_folder
-    from rightbatch.training.train import train
+    from rightbatch.training.ranks import join, share_first
+    from rightbatch.training.run_state import RunState
+    from rightbatch.training.train import train as run_training
 
     plan = Plan.load(plan_path) if plan_path is not None else None
     loaded = quiet_load(job, as_json)
     joined = join()
     if not keep_threads and not joined:
         planned = plan.threads if plan is not None else None
-        torch.set_num_threads(planned or pick_threads(loaded)[0])
-    decay = None if rate is None else parse_rate(rate, loaded.length)
-    wanted = None
-    if schedule is not None and numbers["batch_size"] is not None:
-        raise SettingError(
-            "give --schedule or --batch-size: one says the batch",
-            seen=f"--schedule {schedule} --batch-size {numbers['batch_size']}",
+        torch.set_num_threads(
+            planned or pick_threads(RunState.start(loaded, alone=True))[0]
         )
+    decay = None if rate is None else parse_rate(rate, loaded.length)
+    parsed = None
     if schedule is not None:
-        batch = plan.batch_size if plan else loaded.batch_size
-        wanted = parse_schedule(
+        parsed = parse_schedule(
             schedule,
-            batch=batch,
+            batch=plan.batch_size if plan else loaded.batch_size,
             length=loaded.length,
             rate=decay,
             half_batch=plan.half_batch if plan is not None else None,
         )
         # Its own forms take the decay up; one from a file has its own already.
-        taken = hasattr(wanted, "rate") and not schedule.endswith(".json")
+        taken = hasattr(parsed, "rate") and not schedule.endswith(".json")
         decay = None if taken else decay
     folder = out or share_first(
-        lambda: make_run_folder(None, f"train-{spec.stem}"), rank
+        lambda: make_run_folder(None, f"train-{spec.stem}"), first
     )
-    try:
-        with TrainingLine(console, loaded, quiet=rank > 0) as line:
-            run = train(
-                loaded,
-                plan,
-                schedule=wanted,
-                rate=decay,
-                out=folder,
-                resume="auto" if resume else False,
-                watch=line.show,
-                **numbers,
-                **settings,
-            )
-    except RightbatchError:
-        drop_if_empty(folder)
-        raise
-    if rank == 0:
+    with (
+        keeping(console, folder),
+        TrainingLine(console, loaded, quiet=not first) as line,
+    ):
+        run = run_training(
+            loaded,
+            plan,
+            schedule=parsed,
+            rate=decay,
+            out=folder,
+            resume="auto" if resume else False,
+            watch=line.show,
+            **{k: v for k, v in settings.items() if v is not None},
+        )
+    if first:
         if plan_path is not None and not resume:
             keep_origin(plan_path.parent, folder)
         if as_json:
@@ -113,9 +160,7 @@ def train_command(
             print_plain(console, run_lines(run, loaded, folder))
     status = UNDECIDED if run.reached is False else DECIDED
     status = INTERRUPTED if run.interrupted else status
-    if joined:
-        leave(status)
-    return status
+    return end_together(status, joined)
 
 
 def _document(run: Any, folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The cost of a step: its time as a law of the micro-batch."""
+"""The time of a step as a law of the micro-batch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from scipy import optimize
 
 from rightbatch.core.errors import UnidentifiedError
 from rightbatch.core.estimate import Estimate
+from rightbatch.fit.stairs import past_a_stair
 from rightbatch.measure.record import Contention, TimePoint
 
 DRAWS = 120  # bootstrap draws behind an interval of the time law
@@ -54,7 +55,7 @@ class TimeLaw:
         parameters: As in the formula, in that order.
         draws: Parameters of the bootstrap refits, shape (draws, parameters).
         held_out: Root mean square relative error on left-out points, by kind.
-        update_s: The part of a step made once however it is accumulated.
+        update_s: Seconds of the part that a step makes once, however it is accumulated.
         clock: ``"wall"``, or ``"process"`` where the machine was busy.
         smallest: Smallest micro-batch that was timed.
         largest: Largest micro-batch that was timed.
@@ -80,8 +81,8 @@ class TimeLaw:
         self, micro: int, accumulation: int, draw: int | None = None
     ) -> float:
         """Time of one optimizer step of ``micro * accumulation`` examples."""
-        one = self.seconds(micro, draw)
-        return one + (accumulation - 1) * max(one - self.update_s, 0.0)
+        whole = self.seconds(micro, draw)
+        return whole + (accumulation - 1) * max(whole - self.update_s, 0.0)
 
     def predict(self, b: float) -> Estimate:
         """Step time at micro-batch ``b`` with its interval."""
@@ -145,7 +146,7 @@ def fit_time(
             seen=f"{len(points)} timed",
             fix="a larger --budget, or a data set with more examples",
         )
-    points = [p for p in points if not _past_a_stair(p, points)]
+    points = [p for p in points if not past_a_stair(p, points)]
     busy = contention is not None and contention.busy
     ratio = min(p.step_time_s.value / max(p.process_time_s.value, 1e-9) for p in points)
     rounds = [
@@ -184,49 +185,6 @@ def fit_time(
     )
 
 
-def stair(points: Sequence[TimePoint], seed: int = 0) -> tuple[int, Estimate] | None:
-    """How much longer a step takes just past a power of two than the line says.
-
-    Kernels that work in tiles, and devices that work in waves, start another one.
-
-    Returns:
-        The batch before the step up, and the ratio of the two times with what one
-        example more costs anyway taken off; None where it was not measured.
-    """
-    by_size = {p.micro_batch: p for p in points}
-    past = [p for p in points if _past_a_stair(p, points)]
-    if not past:
-        return None
-    after, edge = past[-1], by_size[past[-1].micro_batch - 1]
-    below = by_size.get(edge.micro_batch // 2)
-    slope = 0.0
-    if below is not None:  # of the line, relative to the time at the edge
-        rise = edge.step_time_s.value - below.step_time_s.value
-        width = (edge.micro_batch - below.micro_batch) * edge.step_time_s.value
-        slope = max(rise / width, 0.0)
-    random = np.random.default_rng(seed)
-
-    def middle(point: TimePoint, drawn: bool) -> float:
-        rounds = np.array(point.rounds)
-        return float(np.median(random.choice(rounds, len(rounds)) if drawn else rounds))
-
-    def ratio(drawn: bool) -> float:
-        return middle(after, drawn) / middle(edge, drawn) - slope
-
-    draws = [ratio(True) for _ in range(DRAWS)]
-    found = Estimate.from_draws(
-        ratio(False), draws, unit="x", n=len(edge.rounds), method="bootstrap"
-    )
-    return edge.micro_batch, found
-
-
-def _past_a_stair(point: TimePoint, points: Sequence[TimePoint]) -> bool:
-    """Timed only to compare with the power of two just below."""
-    edge = point.micro_batch - 1
-    power = edge > 16 - 1 and edge & (edge - 1) == 0
-    return power and any(p.micro_batch == edge for p in points)
-
-
 def _fit(kind: str, sizes: Array, times: Array, start: Any = None) -> Array:
     """Least squares on log time, every parameter positive."""
     law, exponent = KINDS[kind]
@@ -240,12 +198,12 @@ def _fit(kind: str, sizes: Array, times: Array, start: Any = None) -> Array:
     if exponent is not None:
         low, high = [*low, exponent[0]], [*high, exponent[1]]
     log_times = np.log(times)
-    found = optimize.least_squares(
+    fitted = optimize.least_squares(
         lambda q: np.log(law(np.exp(q), sizes)) - log_times,
         np.log(np.clip(start, np.array(low) * 1.001, np.array(high) * 0.999)),
         bounds=(np.log(low), np.log(high)),
     )
-    return np.exp(found.x)
+    return np.exp(fitted.x)
 
 
 def _held_out_error(kind: str, sizes: Array, times: Array) -> float:

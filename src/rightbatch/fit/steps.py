@@ -1,4 +1,4 @@
-"""Steps to a target against the batch: the other small law."""
+"""Steps to a target as a law of the batch, fitted to whole runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,7 @@ from scipy import optimize, stats
 
 from rightbatch.core.errors import SettingError, UnidentifiedError
 from rightbatch.core.estimate import Estimate
-from rightbatch.measure.record import NoisePoint
-from rightbatch.noise.statistics.moments import NoiseMoments
 
-DRAWS = 400  # Monte-Carlo draws behind an interval [assumed]
-# How far the critical batch of runs may lie from the noise scale, either way: the 95 %
-# end of a log-normal error of the theory [assumed; the two built-in jobs lie within a
-# factor of 1.7, see docs/how-it-decides.md, other jobs in the literature farther off].
-THEORY_FACTOR = 2.5
 # An interval of B_crit wider than this factor end to end is no identification.
 WIDEST = 30.0  # [assumed]
 Array = Float[np.ndarray, "..."]
@@ -36,7 +29,7 @@ class StepsLaw:
         min_steps: $S_{min}$, steps to the target with an endless batch.
         critical_batch: $B_{crit}$ in examples.
         r_squared: Share of the variance of log examples that the law explains. Of
-            steps it would be near 1 for any data, and tell nothing.
+            steps it would be near 1 for any data, and mean nothing.
         residual: Root mean square residual of log examples.
         n: Number of batch sizes fitted.
     """
@@ -53,7 +46,7 @@ class StepsLaw:
 
 
 def fit_steps(batch_sizes: Sequence[float], steps: Sequence[float]) -> StepsLaw:
-    """Fit the law of steps to measured runs; refuse where the data cannot tell.
+    """Fit the law of steps to measured runs; refuse where they do not determine it.
 
     Least squares on log examples (steps times batch). Intervals are profile
     likelihoods (F statistic, 95 %); where that of the critical batch is unbounded, or
@@ -147,12 +140,12 @@ def _best_critical(b: Array, log_examples: Array) -> float:
     grid = np.linspace(*_reach(b), 200)
     start = float(grid[np.argmin([_loss(x, b, log_examples) for x in grid])])
     step = float(grid[1] - grid[0])
-    found = optimize.minimize_scalar(
+    lowest = optimize.minimize_scalar(
         lambda x: _loss(x, b, log_examples),
         bounds=(start - step, start + step),
         method="bounded",
     )
-    return float(found.x)
+    return float(lowest.x)
 
 
 def _reach(b: Array) -> tuple[float, float]:
@@ -192,7 +185,10 @@ def _refuse_unidentified(b: Array, best: float, low: float, high: float) -> None
         way = f"its interval is wider than a factor {WIDEST:g}"
         fix = "more runs per batch size, or batch sizes further apart"
     raise UnidentifiedError(
-        "the critical batch cannot be told from these runs", seen=seen, why=way, fix=fix
+        "these runs do not determine the critical batch",
+        seen=seen,
+        why=way,
+        fix=fix,
     )
 
 
@@ -206,99 +202,3 @@ def _estimate(log_value: float, low: float, high: float, unit: str, n: int) -> E
         n=n,
         method="log examples, profile likelihood",
     )
-
-
-@dataclass(frozen=True)
-class NoiseLaw:
-    """The critical batch predicted from gradient noise along a run.
-
-    Attributes:
-        critical_batch: In examples.
-        draws: Monte-Carlo draws of it, shape (draws,).
-        metric: ``"optimizer"`` (Adam's own) or ``"plain"``.
-    """
-
-    critical_batch: Estimate
-    draws: Array
-    metric: str
-
-
-def critical_from_noise(
-    points: Sequence[NoisePoint], batch_size: int, seed: int = 0
-) -> NoiseLaw:
-    r"""Average the noise scale over a run on the clock that makes it B_crit.
-
-    Steps of batch $B$ advance a run by $1/(1 + N/B)$ of a noiseless step each
-    (McCandlish et al. 2018, eq. 2.6), and $S(B) = \int (1 + N(s)/B) ds$ over those.
-    So $B_{crit}$ is the mean of $N$ with these weights. In terms of signal $G_i$ and
-    noise $T_i$ at points evenly spaced in steps of batch $B$,
-
-    $$B_{crit} = \sum_i \frac{T_i}{G_i + T_i/B} \Big/ \sum_i \frac{G_i}{G_i + T_i/B}$$
-
-    where no single ratio $T_i/G_i$ is ever formed [derived]. The interval is a Monte
-    Carlo over each point's jackknife covariance, a bootstrap over the points, and
-    ``THEORY_FACTOR`` for what the theory leaves out (curvature, rates not retuned).
-
-    Args:
-        points: Evenly spaced in steps of one run.
-        batch_size: The batch of that run.
-        seed: Seed of the draws.
-
-    Raises:
-        UnidentifiedError: Fewer than 2 points.
-    """
-    if len(points) < 2:
-        raise UnidentifiedError(
-            "gradient noise was measured at fewer than 2 points",
-            seen=f"{len(points)}",
-            fix="a larger --budget",
-        )
-    own = [p.preconditioned for p in points if p.preconditioned is not None]
-    use_own = len(own) >= max(2, len(points) // 2)
-    used = own if use_own else [p.plain for p in points]
-    centre = _weighted([(m.grad_norm_sq, m.trace) for m in used], batch_size)
-    random = np.random.default_rng(seed)
-    sampled = [
-        _weighted(
-            [
-                _draw(used[i], random)
-                for i in random.integers(len(used), size=len(used))
-            ],
-            batch_size,
-        )
-        for _ in range(DRAWS)
-    ]
-    spread = math.log(THEORY_FACTOR) / 1.96
-    draws = np.array(sampled) * np.exp(random.normal(0.0, spread, DRAWS))
-    critical = Estimate.from_draws(
-        centre,
-        draws.tolist(),
-        unit="examples",
-        n=len(used),
-        method=f"noise at {len(used)} points of a run"
-        + (", optimizer's metric" if use_own else ""),
-    )
-    return NoiseLaw(critical, draws, "optimizer" if use_own else "plain")
-
-
-def _draw(found: NoiseMoments, random: np.random.Generator) -> tuple[float, float]:
-    covariance = [
-        [found.var_grad_norm_sq, found.covariance],
-        [found.covariance, found.var_trace],
-    ]
-    drawn = random.multivariate_normal(
-        [found.grad_norm_sq, found.trace], covariance, check_valid="ignore"
-    )
-    return float(drawn[0]), max(float(drawn[1]), 0.1 * found.trace)
-
-
-def _weighted(pairs: Sequence[tuple[float, float]], batch_size: int) -> float:
-    signal = noise = 0.0
-    for g, t in pairs:
-        # |g_B|^2 = G + T/B is positive; its estimate is kept so where G's is not.
-        norm = max(g + t / batch_size, 0.25 * t / batch_size)
-        if norm <= 0:
-            continue  # every gradient is zero: neither signal nor noise
-        signal += g / norm
-        noise += t / norm
-    return noise / signal if signal > 0 else math.inf

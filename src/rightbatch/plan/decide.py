@@ -1,13 +1,16 @@
-"""The decision: a choice and the plan that explains it."""
+"""The decision: a choice, and the plan that explains it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from rightbatch.measure.record import Measurements
+from rightbatch.plan.alternatives import alternatives
+from rightbatch.plan.caveats import caveats
 from rightbatch.plan.choice import Choice, choose
-from rightbatch.plan.explain import make_plan
 from rightbatch.plan.objectives import Objective
+from rightbatch.plan.reasons import reasons
+from rightbatch.plan.verdict import verdict
 from rightbatch.training.plan import Plan
 
 
@@ -20,7 +23,7 @@ class Decision:
 
 
 def decide(
-    found: Measurements,
+    measurements: Measurements,
     objective: Objective | None = None,
     *,
     deadline_s: float | None = None,
@@ -34,10 +37,54 @@ def decide(
         UnidentifiedError: See `choose`.
     """
     choice = choose(
-        found,
+        measurements,
         objective,
         deadline_s=deadline_s,
         memory_bytes=memory_bytes,
         rule=rule,
     )
     return Decision(plan=make_plan(choice), choice=choice)
+
+
+def make_plan(choice: Choice) -> Plan:
+    """The plan that says what was chosen, and why."""
+    measurements, chosen = choice.measurements, choice.chosen
+    job, machine = measurements.job, measurements.machine
+    predicted = {
+        "step_time_s": chosen.step_time_s,
+        "steps_vs_today": chosen.steps,
+        "examples_vs_today": chosen.examples,
+        "time_vs_today": chosen.time,
+        "critical_batch": choice.laws.noise.critical_batch,
+    }
+    if chosen.seconds is not None:
+        predicted["seconds_to_target"] = chosen.seconds
+    if chosen.energy is not None:
+        predicted["energy_vs_today"] = chosen.energy
+    return Plan(
+        job=job.name,
+        spec=job.spec,
+        decided=choice.decided,
+        decided_by=choice.decided_by,
+        objective=choice.objective.name,
+        batch_size=chosen.batch_size,
+        micro_batch=-(-chosen.micro_batch // choice.laws.world_size),
+        world_size=choice.laws.world_size,
+        accumulation=chosen.accumulation,
+        optimizer=job.optimizer,
+        lr=job.lr * choice.scaling.lr,
+        scaling=choice.scaling,
+        schedule="constant",
+        today=job.batch_size,
+        flat_low=choice.flat[0],
+        flat_high=choice.flat[1],
+        predicted=predicted,
+        why=reasons(choice),
+        alternatives=alternatives(choice),
+        limits=caveats(choice),
+        verdict=verdict(choice),
+        memory_limit_bytes=choice.limit_bytes,
+        deadline_s=choice.deadline_s,
+        threads=machine.threads if machine.device == "cpu" else None,
+        half_batch=choice.laws.time.half_batch.value,
+    )

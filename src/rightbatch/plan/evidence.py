@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rightbatch.measure.record import Candidate, Measurements, Race
-from rightbatch.measure.standstill import best_step, has_stalled
+from rightbatch.measure.run_progress import steps_to_target
 from rightbatch.plan.options import Option
 
 # A race must have trained today's setting for at least this share of a run to prove
@@ -27,7 +27,8 @@ class Evidence:
     Attributes:
         run_examples: Examples of a whole run with today's setting.
         run_known: Whether a run reached its target; else ``PASSES`` over the data.
-        raced_examples: Examples that today's candidate trained on in a round; 0 without one.
+        raced_examples: Examples that today's setting trained on in a round of the race
+            against this choice; 0 where there was none.
         contradiction: Where race and laws exclude each other, in words; else empty.
     """
 
@@ -38,7 +39,7 @@ class Evidence:
 
     @property
     def share(self) -> float:
-        """Of a run, how much the race trained today's setting for."""
+        """The share of a run for which the race trained today's setting."""
         return self.raced_examples / self.run_examples
 
     @property
@@ -48,23 +49,26 @@ class Evidence:
 
 
 def evidence_for(
-    found: Measurements, options: Sequence[Option], chosen: Option, by_model: Option
+    measurements: Measurements,
+    options: Sequence[Option],
+    chosen: Option,
+    by_laws: Option,
 ) -> Evidence:
     """What the race, if there was one, says of a choice against today's setting.
 
     Held against the laws are the chosen batch and the laws' own; all, where today's
     is chosen. What happens at a neighbour of theirs decides nothing.
     """
-    job = found.job
-    steps = steps_to_target(found)
+    job, race = measurements.job, measurements.race
+    steps = steps_to_target(measurements)
     run = PASSES * job.examples if steps is None else steps * job.batch_size
     raced, contradiction = 0.0, ""
-    if found.race is not None and candidate_of(found, chosen) is not None:
-        rivals = [x for x in found.race.candidates if x.role != "today"]
-        today = next(x for x in found.race.candidates if x.role == "today")
+    if race is not None and candidate_of(measurements, chosen) is not None:
+        rivals = [x for x in race.candidates if x.role != "today"]
+        today = next(x for x in race.candidates if x.role == "today")
         if rivals:
             raced = today.steps * today.batch_size
-        sizes = {chosen.batch_size, by_model.batch_size}
+        sizes = {chosen.batch_size, by_laws.batch_size}
         if today.batch_size not in sizes:
             rivals = [x for x in rivals if x.batch_size in sizes]
         contradiction = _contradiction(options, rivals)
@@ -77,35 +81,37 @@ def evidence_for(
 
 
 def _contradiction(options: Sequence[Option], candidates: Sequence[Candidate]) -> str:
-    """The first candidate whose speed in the race the laws exclude, and the other way."""
+    """The first candidate whose speed the laws exclude, in words; empty for none."""
+    by_split = {_split(option): option for option in options}
     for candidate in candidates:
-        key = (candidate.batch_size, candidate.micro_batch)
-        option = next(
-            (o for o in options if (o.batch_size, o.micro_batch) == key), None
-        )
-        if option is None or math.isnan(candidate.speedup.value):
+        option, raced = by_split.get(_split(candidate)), candidate.speedup
+        if option is None or math.isnan(raced.value):
             continue
         low, high = 1 / option.time.high, 1 / option.time.low
-        if candidate.speedup.high < low or candidate.speedup.low > high:
+        if raced.high < low or raced.low > high:
             return (
-                f"at B = {candidate.batch_size} the laws predict {low:.2g} to {high:.2g} x "
-                f"today's speed, the race measured {candidate.speedup.low:.2g} to "
-                f"{candidate.speedup.high:.2g} x"
+                f"at B = {candidate.batch_size} the laws predict {low:.2g} to "
+                f"{high:.2g} x today's speed, the race measured {raced.low:.2g} to "
+                f"{raced.high:.2g} x"
             )
     return ""
 
 
-def candidate_of(found: Measurements, option: Option) -> Candidate | None:
-    """The candidate of a batch in a race that tells something; split the same way."""
-    if found.race is None or not race_tells(found.race):
+def candidate_of(measurements: Measurements, option: Option) -> Candidate | None:
+    """The candidate of a batch in a race that shows something; split the same way."""
+    race = measurements.race
+    if race is None or not race_tells(race):
         return None
-    key = (option.batch_size, option.micro_batch)
-    candidates = found.race.candidates
-    return next((x for x in candidates if (x.batch_size, x.micro_batch) == key), None)
+    same = (x for x in race.candidates if _split(x) == _split(option))
+    return next(same, None)
+
+
+def _split(batch: Candidate | Option) -> tuple[int, int]:
+    return batch.batch_size, batch.micro_batch
 
 
 def race_tells(race: Race) -> bool:
-    """Whether any candidate ended, in the median of its rounds, better than the start."""
+    """Whether any candidate ended better than the start, in the median of rounds."""
     sign = 1 if race.goal == "min" else -1
     ends = [
         statistics.median(sign * m for m in candidate.metrics)
@@ -114,35 +120,17 @@ def race_tells(race: Race) -> bool:
     return min(ends) < sign * race.start
 
 
-def race_settles(found: Measurements, candidate: Candidate | None) -> bool:
-    """Whether the race says that a candidate is, within 10 %, as fast as any other in it.
+def race_settles(measurements: Measurements, candidate: Candidate | None) -> bool:
+    """Whether the race says that a candidate is, within 10 %, as fast as all others.
 
     A race without progress, or without scatter to judge it by, says nothing.
     """
-    if found.race is None or candidate is None:
+    race = measurements.race
+    if race is None or candidate is None:
         return False
-    race = found.race
-    judged = [x.speedup for x in race.candidates if x.role != "today"]  # whose own is 1
+    # The speed of today's candidate is 1 by definition.
+    judged = [x.speedup for x in race.candidates if x.role != "today"]
     if any(s.low == s.high for s in judged):
         return False
     others = [x.speedup for x in race.candidates if x is not candidate]
     return all(s.high / NEAR <= candidate.speedup.low for s in others)
-
-
-def steps_to_target(found: Measurements) -> int | None:
-    """Steps after which the measuring run met the target, if it did."""
-    target, lower = found.job.target, found.job.goal == "min"
-    if target is None or found.metric != "evaluate":
-        return None
-    for point in found.metrics:
-        if point.metric <= target if lower else point.metric >= target:
-            return point.step
-    return None
-
-
-def steps_of_progress(found: Measurements) -> int | None:
-    """Steps to the target, or to the best value of a run that stood still, or None."""
-    reached = steps_to_target(found)
-    if reached is None and has_stalled(found.metrics, found.metric_goal):
-        return best_step(found.metrics, found.metric_goal)
-    return reached

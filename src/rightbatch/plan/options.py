@@ -1,37 +1,32 @@
-"""Every batch worth considering, with what the two laws predict for it."""
+"""Every batch worth considering, with what the laws predict for it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from rightbatch.core.estimate import Estimate
-from rightbatch.fit.energy import EnergyLaw
-from rightbatch.fit.step_time import TimeLaw
-from rightbatch.fit.steps import NoiseLaw
-from rightbatch.memory.envelope import Envelope
+from rightbatch.plan.laws import Laws
+from rightbatch.plan.objectives import Energy, Examples, Objective
 
 BEYOND = 8  # batches are considered up to so many times the largest timed [assumed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """One batch size, split for the machine, with predictions against today's batch.
+    """One batch size, split for the machine, with predictions against the baseline.
 
     Attributes:
         batch_size: B = micro_batch * accumulation.
-        micro_batch: Examples in memory at once.
+        micro_batch: Examples in memory at once, over all ranks.
         accumulation: Micro-batches per optimizer step.
         step_time_s: Predicted time of one optimizer step.
         peak_memory_bytes: Predicted peak, None where memory was not measured.
-        steps: Optimizer steps to the same result, over today's.
-        examples: Examples to the same result, over today's.
-        time: Time to the same result, over today's.
+        steps: Optimizer steps to the same result, over the baseline's.
+        examples: Examples to the same result, over the baseline's.
+        time: Time to the same result, over the baseline's.
         seconds: Time to the target, where a run has reached it.
-        energy: Energy to the same result, over today's, where it was measured.
+        energy: Energy to the same result, over the baseline's, where it was measured.
     """
 
     batch_size: int
@@ -46,147 +41,84 @@ class Option:
     energy: Estimate | None = None
 
 
-@dataclass(frozen=True)
-class Laws:
-    """The two laws and where today stands.
+def predict(laws: Laws, batch_size: int, limit_bytes: float | None) -> Option | None:
+    """Everything the laws say of one batch; None if no split of it fits."""
+    split = laws.split(batch_size, limit_bytes)
+    baseline = laws.split(laws.baseline, None)
+    if split is None:
+        return None
+    assert baseline is not None, "without a limit every batch has a split"
 
-    Attributes:
-        time: Step time against micro-batch.
-        memory: Peak memory against micro-batch, where measured.
-        noise: The critical batch, with draws.
-        today: Today's batch size.
-        steps_to_target: Steps today's batch took to the target, where it was reached.
-        energy: Energy of a step against micro-batch, where measured.
-    """
+    def step_s(draw: int | None) -> float:
+        return laws.time.step_seconds(*split, draw)
 
-    time: TimeLaw
-    memory: Envelope | None
-    noise: NoiseLaw
-    today: int
-    steps_to_target: int | None
-    energy: EnergyLaw | None = None
+    def steps(draw: int | None) -> float:
+        return laws.steps(batch_size, draw)
 
-    def split(
-        self, batch_size: int, limit_bytes: float | None
-    ) -> tuple[int, int] | None:
-        """The fastest (micro_batch, accumulation) that fits; None if none does."""
-        largest = self.time.largest
-        if self.memory is not None and limit_bytes is not None:
-            largest = min(largest, self.memory.largest(limit_bytes))
-        splits = [
-            (batch_size // k, k)
-            for k in range(1, batch_size + 1)
-            if batch_size % k == 0 and batch_size // k <= largest
-        ]
-        return min(splits, key=lambda s: self.time.step_seconds(*s), default=None)
+    def times(draw: int | None) -> float:
+        return steps(draw) * step_s(draw) / laws.time.step_seconds(*baseline, draw)
 
-    def ratio(self, critical: float, batch_size: int) -> float:
-        """Steps at a batch over steps at today's, (1 + C/B) / (1 + C/B0)."""
-        if math.isinf(critical):
-            return self.today / batch_size
-        grown = (batch_size + critical) / (self.today + critical)
-        return grown * self.today / batch_size
+    def energies(draw: int | None) -> float:
+        assert laws.energy is not None
+        joules = laws.energy.joules(*split, draw)
+        return steps(draw) * joules / laws.energy.joules(*baseline, draw)
 
-    def option(self, batch_size: int, limit_bytes: float | None) -> Option | None:
-        """Everything the laws say of one batch; None if it does not fit."""
-        split = self.split(batch_size, limit_bytes)
-        today = self.split(self.today, None)
-        if split is None:
-            return None
-        assert today is not None, "without a limit every batch has a split"
+    def seconds(draw: int | None) -> float:
+        assert laws.steps_to_target is not None
+        return steps(draw) * laws.steps_to_target * step_s(draw)
 
-        def step(draw: int | None) -> float:
-            return self.time.step_seconds(*split, draw)
-
-        def steps(draw: int | None) -> float:
-            return self.ratio(self._critical(draw), batch_size)
-
-        def times(draw: int | None) -> float:
-            return steps(draw) * step(draw) / self.time.step_seconds(*today, draw)
-
-        def joules(draw: int | None) -> float:
-            assert self.energy is not None
-            own = self.energy.joules(*split, draw)
-            return steps(draw) * own / self.energy.joules(*today, draw)
-
-        def seconds(draw: int | None) -> float:
-            assert self.steps_to_target is not None
-            return steps(draw) * self.steps_to_target * step(draw)
-
-        peak = round(self.memory.peak(split[0])) if self.memory else None
-        return Option(
-            batch_size=batch_size,
-            micro_batch=split[0],
-            accumulation=split[1],
-            step_time_s=self._estimate(step, "s"),
-            peak_memory_bytes=peak,
-            steps=self._estimate(steps),
-            examples=self._estimate(lambda d: steps(d) * batch_size / self.today),
-            time=self._estimate(times),
-            seconds=self._estimate(seconds, "s") if self.steps_to_target else None,
-            energy=self._estimate(joules) if self.energy is not None else None,
-        )
-
-    def _critical(self, draw: int | None) -> float:
-        if draw is None:
-            return self.noise.critical_batch.value
-        return float(self.noise.draws[draw])
-
-    def _estimate(self, f: Callable[[int | None], float], unit: str = "") -> Estimate:
-        draws = [f(d) for d in range(len(self.noise.draws))]
+    def estimate(f: Callable[[int | None], float], unit: str = "") -> Estimate:
         return Estimate.from_draws(
             f(None),
-            draws,
+            [f(draw) for draw in range(len(laws.noise.draws))],
             unit=unit,
-            n=self.noise.critical_batch.n,
-            method=f"{self.time.kind} law and noise, joint draws",
+            n=laws.noise.critical_batch.n,
+            method=f"{laws.time.kind} law and noise, joint draws",
         )
 
-    def time_draws(self, options: Sequence[Option]) -> np.ndarray:
-        """Times of the options up to a common factor, shape (draws, options)."""
-        return np.array(
-            [
-                [
-                    self.ratio(self._critical(draw), o.batch_size)
-                    * self.time.step_seconds(o.micro_batch, o.accumulation, draw)
-                    for o in options
-                ]
-                for draw in range(len(self.noise.draws))
-            ]
-        )
-
-    def energy_draws(self, options: Sequence[Option]) -> np.ndarray:
-        """Energies of the options up to a common factor, shape (draws, options)."""
-        assert self.energy is not None
-        return np.array(
-            [
-                [
-                    self.ratio(self._critical(draw), o.batch_size)
-                    * self.energy.joules(o.micro_batch, o.accumulation, draw)
-                    for o in options
-                ]
-                for draw in range(len(self.noise.draws))
-            ]
-        )
-
-    def example_draws(self, options: Sequence[Option]) -> np.ndarray:
-        """Examples the options need over today's, shape (draws, options)."""
-        return np.array(
-            [
-                [
-                    self.ratio(self._critical(draw), o.batch_size)
-                    * o.batch_size
-                    / self.today
-                    for o in options
-                ]
-                for draw in range(len(self.noise.draws))
-            ]
-        )
+    return Option(
+        batch_size=batch_size,
+        micro_batch=split[0],
+        accumulation=split[1],
+        step_time_s=estimate(step_s, "s"),
+        peak_memory_bytes=round(laws.memory.peak(split[0])) if laws.memory else None,
+        steps=estimate(steps),
+        examples=estimate(lambda draw: steps(draw) * batch_size / laws.baseline),
+        time=estimate(times),
+        seconds=estimate(seconds, "s") if laws.steps_to_target else None,
+        energy=estimate(energies) if laws.energy is not None else None,
+    )
 
 
 def candidate_batches(laws: Laws, examples: int) -> list[int]:
-    """Powers of two and today's batch; the optimum is too flat to need finer steps."""
-    top = min(examples, BEYOND * max(laws.time.largest, laws.today))
+    """Powers of two on every rank, and today's batch.
+
+    The optimum is too flat to need finer steps.
+    """
+    top = min(examples, BEYOND * max(laws.time.largest, laws.baseline))
     least = laws.time.smallest
-    powers = [2**i for i in range(top.bit_length()) if least <= 2**i <= top]
-    return sorted({*powers, laws.today})
+    powers = [laws.world_size * 2**i for i in range(top.bit_length())]
+    return sorted({*(b for b in powers if least <= b <= top), laws.baseline})
+
+
+def cost(option: Option, objective: Objective) -> float:
+    """What the objective counts, over the baseline's.
+
+    Money is a constant price times time on one machine; energy is as measured, or a
+    constant power times time where there was no meter.
+    """
+    if isinstance(objective, Energy) and option.energy is not None:
+        return option.energy.value
+    if isinstance(objective, Examples):
+        return option.examples.value
+    return option.time.value
+
+
+def best_option(options: Sequence[Option], objective: Objective) -> Option:
+    """The option of least cost; for `Examples` the fastest of those about as few."""
+    least = min(cost(o, objective) for o in options)
+    if isinstance(objective, Examples):
+        most = (1 + objective.tolerance) * least
+        few = [o for o in options if o.examples.value <= most]
+        return min(few, key=lambda o: o.time.value)
+    return min(options, key=lambda o: cost(o, objective))

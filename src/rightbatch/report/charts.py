@@ -7,9 +7,8 @@ from typing import Any
 
 import altair as alt
 
-from rightbatch.measure.record import Measurements
+from rightbatch.measure.record import Race
 from rightbatch.plan.choice import Choice
-from rightbatch.training.plan import Plan
 
 Spec = dict[str, Any]
 # Colours that hold on white and on near-black: chosen, today, neutral.
@@ -17,17 +16,17 @@ CHOSEN, TODAY, PLAIN = "#2a9d6f", "#d1622b", "#5b8def"
 HEIGHT = 240
 
 
-def all_charts(found: Measurements, choice: Choice, plan: Plan) -> dict[str, Spec]:
+def all_charts(choice: Choice) -> dict[str, Spec]:
     """Every chart the data allow, by the place it has on the page."""
     charts = {
         "time": time_chart(choice),
-        "step": step_chart(found, choice),
-        "noise": noise_chart(found, choice),
+        "step": step_chart(choice),
+        "noise": noise_chart(choice),
         "progress": progress_chart(choice),
         "tradeoff": tradeoff_chart(choice),
     }
-    if found.race is not None:
-        charts["race"] = race_chart(found)
+    if choice.measurements.race is not None:
+        charts["race"] = race_chart(choice.measurements.race)
     return {name: _finished(chart) for name, chart in charts.items()}
 
 
@@ -64,15 +63,15 @@ def _end(value: float, most: float) -> float:
 
 def _shown(choice: Choice) -> list[Any]:
     """Options not absurdly slow: beyond 8 x the best nobody looks."""
-    best = choice.by_model.time.value
+    best = choice.by_laws.time.value
     return [o for o in choice.options if o.time.value < 8 * best]
 
 
 def _marks(choice: Choice, y: str) -> Any:
     """Today's and the chosen batch as labelled points."""
     picked = [(choice.chosen, "chosen")]
-    if choice.today.batch_size != choice.chosen.batch_size:
-        picked.append((choice.today, "today"))
+    if choice.baseline.batch_size != choice.chosen.batch_size:
+        picked.append((choice.baseline, "today"))
     best = choice.chosen.batch_size
     rows = [
         {
@@ -148,9 +147,9 @@ def time_chart(choice: Choice) -> Any:
     return flat + band + line + _marks(choice, "time")
 
 
-def step_chart(found: Measurements, choice: Choice) -> Any:
+def step_chart(choice: Choice) -> Any:
     """Step time against micro-batch: measured points, fitted law."""
-    law = choice.laws.time
+    law, times = choice.laws.time, choice.measurements.times
     points = [
         {
             "B": p.micro_batch,
@@ -158,9 +157,9 @@ def step_chart(found: Measurements, choice: Choice) -> Any:
             "low": 1e3 * p.step_time_s.low,
             "high": 1e3 * p.step_time_s.high,
         }
-        for p in found.times
+        for p in times
     ]
-    least, most = found.times[0].micro_batch, found.times[-1].micro_batch
+    least, most = times[0].micro_batch, times[-1].micro_batch
     curve = [
         {"B": b, "ms": 1e3 * law.seconds(b)}
         for b in (least * (most / least) ** (i / 60) for i in range(61))
@@ -180,16 +179,17 @@ def step_chart(found: Measurements, choice: Choice) -> Any:
     return line + bars + dots
 
 
-def noise_chart(found: Measurements, choice: Choice) -> Any:
+def noise_chart(choice: Choice) -> Any:
     """The noise scale along the measuring run, and the critical batch it gives."""
-    own = choice.laws.noise.metric == "optimizer"
+    points = choice.measurements.noise
+    by_optimizer = choice.laws.noise.metric == "optimizer"
     critical = choice.laws.noise.critical_batch.value
-    ends = [p.noise_scale.high for p in found.noise if p.noise_scale.bounded]
+    ends = [p.noise_scale.high for p in points if p.noise_scale.bounded]
     top = max([*ends, 1.0])
     if math.isfinite(critical):
         top = min(max(top, 3 * critical), 30 * critical)
     rows = []
-    for p in found.noise:
+    for p in points:
         e = p.noise_scale
         rows.append(
             {
@@ -200,9 +200,9 @@ def noise_chart(found: Measurements, choice: Choice) -> Any:
                 "which": "plain",
             }
         )
-        own_point = p.preconditioned if own else None
-        if own_point is not None:
-            signal, trace = own_point.grad_norm_sq, own_point.trace
+        moments = p.preconditioned if by_optimizer else None
+        if moments is not None:
+            signal, trace = moments.grad_norm_sq, moments.trace
             rows.append(
                 {
                     "examples": p.examples,
@@ -210,14 +210,14 @@ def noise_chart(found: Measurements, choice: Choice) -> Any:
                     "which": "optimizer's metric",
                 }
             )
-    names = ["plain", "optimizer's metric"] if own else ["plain"]
+    names = ["plain", "optimizer's metric"] if by_optimizer else ["plain"]
     base = alt.Chart(alt.Data(values=rows)).encode(
         x=alt.X("examples:Q", title="examples seen", axis=alt.Axis(grid=False)),
         color=alt.Color(
             "which:N",
             title=None,
             scale=alt.Scale(domain=names, range=[PLAIN, CHOSEN][: len(names)]),
-            legend=alt.Legend(orient="top") if own else None,
+            legend=alt.Legend(orient="top") if by_optimizer else None,
         ),
     )
     y = alt.Y(
@@ -268,7 +268,7 @@ def progress_chart(choice: Choice) -> Any:
 
 def tradeoff_chart(choice: Choice) -> Any:
     """Time against examples: what speed costs in data."""
-    marked = (choice.chosen.batch_size, choice.today.batch_size)
+    marked = (choice.chosen.batch_size, choice.baseline.batch_size)
     rows = [
         {
             "B": o.batch_size,
@@ -299,9 +299,8 @@ def tradeoff_chart(choice: Choice) -> Any:
     return line + labels + _marks(choice, "examples")
 
 
-def race_chart(found: Measurements) -> Any:
+def race_chart(race: Race) -> Any:
     """Speed of every candidate with its interval, today's being 1."""
-    assert found.race is not None
     rows = [
         {
             "candidate": f"B = {candidate.batch_size} ({candidate.role})",
@@ -310,7 +309,7 @@ def race_chart(found: Measurements) -> Any:
             "high": candidate.speedup.high,
             "role": candidate.role if candidate.role in ("plan", "today") else "other",
         }
-        for candidate in found.race.candidates
+        for candidate in race.candidates
     ]
     base = alt.Chart(alt.Data(values=rows)).encode(
         y=alt.Y("candidate:N", title=None, sort=None),

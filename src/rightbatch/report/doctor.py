@@ -61,36 +61,36 @@ def _accelerator() -> str | None:
     return None
 
 
-def lines(found: dict[str, Any]) -> str:
+def lines(facts: dict[str, Any]) -> str:
     """The same for people: what was seen, and what it means."""
-    device = found["accelerator"] or "none; the CPU is used"
+    device = facts["accelerator"] or "none; the CPU is used"
     quiet = "quiet"
-    if found["jitter"] > 0.3 or (found["stalled"] or 0) > 0.1:
+    if facts["jitter"] > 0.3 or (facts["stalled"] or 0) > 0.1:
         quiet = "busy: times are uncertain, CPU time may be fitted instead"
     pressure = "no /proc/pressure/cpu: contention is seen from CPU time alone"
-    if found["stalled"] is not None:
-        pressure = f"{found['stalled']:.0%} of the time something waited for a CPU"
+    if facts["stalled"] is not None:
+        pressure = f"{facts['stalled']:.0%} of the time something waited for a CPU"
     extras = [
         f"{name} {version or 'missing (pip install rightbatch[examples])'}: "
         f"for {OPTIONAL[name]}"
-        for name, version in found["optional"].items()
+        for name, version in facts["optional"].items()
     ]
     rows = [
         (
             "rightbatch",
-            f"{found['rightbatch']}, torch {found['torch']}, numpy {found['numpy']}",
+            f"{facts['rightbatch']}, torch {facts['torch']}, numpy {facts['numpy']}",
         ),
-        ("processor", found["processor"]),
-        ("cores", f"{found['cores']} usable, {found['threads']} threads in torch"),
-        ("memory", f"{show_bytes(found['free_memory_bytes'])} free"),
+        ("processor", facts["processor"]),
+        ("cores", f"{facts['cores']} usable, {facts['threads']} threads in torch"),
+        ("memory", f"{show_bytes(facts['free_memory_bytes'])} free"),
         ("accelerator", device),
         (
             "clock",
-            f"{show_seconds(found['clock_resolution_s'])} resolution, jitter "
-            f"{found['jitter']:.0%}: {quiet}",
+            f"{show_seconds(facts['clock_resolution_s'])} resolution, jitter "
+            f"{facts['jitter']:.0%}: {quiet}",
         ),
         ("pressure", pressure),
-        ("energy", found["energy"]),
+        ("energy", facts["energy"]),
         *(("optional", text) for text in extras),
     ]
     return "\n".join(f"{label:<13}{text}" for label, text in rows)

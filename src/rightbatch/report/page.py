@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import vl_convert
@@ -16,11 +16,13 @@ import vl_convert
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import to_plain, write_text
 from rightbatch.core.units import show_bytes, show_number, show_seconds
-from rightbatch.measure.record import Measurements
 from rightbatch.plan.choice import Choice
 from rightbatch.report.charts import all_charts
 from rightbatch.training.plan import Plan
 from rightbatch.training.trace import TraceRow
+
+if TYPE_CHECKING:
+    from rightbatch.training.loop import TraceRow
 
 MOST_BYTES = 2_000_000
 
@@ -30,13 +32,11 @@ class Page:
     """A report, ready to be saved.
 
     Attributes:
-        found: What was measured.
-        choice: What it was decided from.
-        plan: What was decided.
+        choice: What was decided, with all it was decided from.
+        plan: The same, explained.
         rows: The trace of a training run in the same folder, if there is one.
     """
 
-    found: Measurements
     choice: Choice
     plan: Plan
     rows: Sequence[TraceRow] = ()
@@ -44,17 +44,15 @@ class Page:
     def html(self) -> str:
         """The whole file as text; it asks the network for nothing."""
         template = _templates().get_template("page.html.j2")
+        measurements = self.choice.measurements
         text = template.render(
-            found=self.found,
+            measurements=measurements,
             plan=self.plan,
             choice=self.choice,
             laws=self.choice.laws,
-            charts=_script_json(all_charts(self.found, self.choice, self.plan)),
+            charts=_script_json(all_charts(self.choice)),
             data=_script_json(
-                {
-                    "measurements": to_plain(self.found),
-                    "plan": to_plain(self.plan),
-                }
+                {"measurements": to_plain(measurements), "plan": to_plain(self.plan)}
             ),
             bundle=_bundle(),
             last=self.rows[-1] if self.rows else None,

@@ -9,7 +9,7 @@ from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import read_json, write_json
 from rightbatch.schedules.scaling import Scaling
 
-FORMAT = "rightbatch/plan/1"
+FORMAT = "rightbatch/plan/2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +24,19 @@ class Reason:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternative:
-    """What would be decided if something were otherwise."""
+    """What would be decided if something were otherwise.
+
+    Attributes:
+        condition: What would be otherwise, such as ``"critical batch 3 x larger"``.
+        batch_size: The batch that would be chosen.
+        penalty: Share that the other of the two batches costs more.
+        consequence: The same for people.
+    """
 
     condition: str
     batch_size: int
     penalty: float
+    consequence: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +50,9 @@ class Plan:
         decided_by: ``"laws"`` or ``"race"``.
         objective: What was to be least.
         batch_size: Examples per optimizer step.
-        micro_batch: Examples in memory at once.
-        accumulation: Micro-batches per step.
+        micro_batch: Examples in memory at once on one rank.
+        accumulation: Micro-batches of a rank per step.
+        world_size: Processes it was measured on: B = b * k * n.
         optimizer: Class of the optimizer it is for.
         lr: Learning rate of the first param group.
         scaling: How every optimizer number follows from today's.
@@ -86,6 +95,7 @@ class Plan:
     deadline_s: float | None = None
     threads: int | None = None
     half_batch: float | None = None
+    world_size: int = 1
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +51,7 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
             module.set_rng_state(state["device"])
 
 
-class Before:
+class PassState:
     """The state that a forward or backward pass may change, as it was before a step.
 
     Parameters and optimizer change only in the update, which is never tried twice.
@@ -117,7 +118,7 @@ def release(error: BaseException | None) -> None:
         torch.cuda.empty_cache()
 
 
-def reserve(parameters: list[Tensor]) -> list[Tensor]:
+def reserve(parameters: Sequence[Tensor]) -> list[Tensor]:
     """Memory for the optimizer's state, taken before it exists.
 
     Held during the first forward and backward pass and let go before the update, so
@@ -136,7 +137,7 @@ def reserve(parameters: list[Tensor]) -> list[Tensor]:
 
 
 @dataclass
-class Pieces:
+class MicroBatchSize:
     """How large a micro-batch may be: shrinks on trouble, grows back later.
 
     Attributes:
@@ -193,3 +194,9 @@ class Pieces:
             "quiet": self.quiet,
             "before": list(self.before),
         }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, if it was planned with the same micro-batch."""
+        if state["most"] == self.most:
+            self.now, self.patience = state["now"], state["patience"]
+            self.quiet, self.before = state["quiet"], state["before"]

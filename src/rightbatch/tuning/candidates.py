@@ -16,8 +16,8 @@ def race_entries(choice: Choice) -> tuple[Entry, ...]:
     place = sizes.index(choice.chosen.batch_size)
     below = choice.options[place - 1] if place > 0 else None
     above = choice.options[place + 1] if place + 1 < len(sizes) else None
-    picked = [("today", choice.today)]
-    if choice.chosen.batch_size != choice.today.batch_size:
+    picked = [("today", choice.baseline)]
+    if choice.chosen.batch_size != choice.baseline.batch_size:
         picked.insert(0, ("plan", choice.chosen))
         neighbour = _less_certain(choice, below, above)
         if neighbour is not None:
@@ -32,15 +32,15 @@ def _less_certain(
     choice: Choice, below: Option | None, above: Option | None
 ) -> Option | None:
     """The neighbour whose predicted interval reaches lower; never today's batch."""
-    today = choice.today.batch_size
+    today = choice.baseline.batch_size
     sides = [o for o in (below, above) if o is not None and o.batch_size != today]
     return min(sides, key=lambda o: o.time.low, default=None)
 
 
 def _entry(choice: Choice, role: str, option: Option) -> Entry:
-    job = choice.found.job
+    job = choice.measurements.job
     rule = choice.scaling.rule
-    scaling = scaling_of(choice.found, choice.laws, option.batch_size, rule)
+    scaling = scaling_of(choice.measurements, choice.laws, option.batch_size, rule)
     return Entry(
         role=role,
         batch_size=option.batch_size,

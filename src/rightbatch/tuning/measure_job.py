@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from dataclasses import dataclass, replace
-from datetime import datetime
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -17,29 +14,28 @@ from rightbatch.core.errors import SettingError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.findings import Finding
 from rightbatch.core.guards import preserved_rng
-from rightbatch.core.progress import Watcher
+from rightbatch.core.progress import Phase, Progress
 from rightbatch.core.units import show_number, show_seconds
 from rightbatch.data.order.held_out import hold_out
-from rightbatch.fit.steps import critical_from_noise
+from rightbatch.fit.critical_batch import critical_from_noise
 from rightbatch.job.job import Job
 from rightbatch.lint.linter import check
 from rightbatch.measure.energy import find_meter, measure_energy
 from rightbatch.measure.facts import job_facts
 from rightbatch.measure.hardware import machine
-from rightbatch.measure.record import (
-    Measurements,
-    TimePoint,
-)
+from rightbatch.measure.record import TimePoint
 from rightbatch.measure.threads import pick_threads
 from rightbatch.measure.time import measure_times
 from rightbatch.measure.trajectory import Trajectory, measure_trajectory
 from rightbatch.memory.peak import measure_memory
 from rightbatch.memory.points import MemoryPoint
-from rightbatch.training.training import Training
+from rightbatch.training.run_state import RunState, Snapshot
+from rightbatch.tuning.record import Record
 
 # Shares of the budget [assumed]; what a phase leaves over goes to the race.
 TIME_SHARE, NOISE_SHARE = 0.15, 0.35
 LEAST_BUDGET_S = 1.0
+CHECK_S = 3.0  # that the checks usually take [assumed]
 ENERGY_S = 6.0  # of the cost's share; below, a dozen windows of a second take too much
 # ``evaluate`` is called along the way if one call takes at most this share of the
 # budget; a race makes some hundred calls [assumed].
@@ -47,59 +43,41 @@ EVALUATE_SHARE = 1 / 500
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a race starts from.
+class Measured:
+    """The run that was measured, and where a race can start from.
 
     Attributes:
-        warm: A warmed-up state of the measuring run.
+        run: It goes on to race.
+        warm: A warmed-up state of it; None where it was too short for a race.
         held_out: Examples left aside to compare by; None: the job's ``evaluate``.
     """
 
-    warm: Training
+    run: RunState
+    warm: Snapshot | None
     held_out: torch.Tensor | None
-
-
-@dataclass
-class Recorder:
-    """Measurements as they grow, saved after every change where there is a file."""
-
-    found: Measurements
-    path: Path | None = None
-
-    def update(self, **changes: Any) -> None:
-        """Add what was measured, and save."""
-        self.found = replace(self.found, **changes)
-        if self.path is not None:
-            self.found.save(self.path)
-
-    def timed(self, phase: str, started: float) -> None:
-        """Note how long a phase took."""
-        self.found = self.found.spent(phase, time.monotonic() - started)
 
 
 def measure_job(
     job: Job,
+    record: Record,
+    progress: Progress,
     *,
     budget_s: float,
-    spec: str = "",
-    command: str = "",
-    path: Path | None = None,
-    watcher: Watcher | None = None,
     threads: Literal["present", "auto"] = "present",
-) -> tuple[Recorder, Start | None]:
-    """Check a job, then measure time, memory and noise.
+) -> Measured:
+    """Check a job, then measure its time, memory and noise.
+
+    Under torchrun on all ranks together; then the first one's record counts.
 
     Args:
         job: What is measured.
+        record: Gets everything that is measured, as soon as it is known.
+        progress: Hears of three phases.
         budget_s: The whole budget of a tuning; measuring takes about half.
-        spec: The job's address, kept in the record.
-        command: What was typed, kept in the record.
-        path: Where to save after every phase and every noise point.
-        watcher: Hears of progress.
         threads: ``"auto"`` sets torch to one thread if that is faster for this job.
 
     Returns:
-        The recorder with what was found, and a start for a race.
+        The run, and where a race can start from.
 
     Raises:
         JobError: The job cannot be measured.
@@ -111,128 +89,123 @@ def measure_job(
             seen=f"{budget_s:g} s",
             fix="--budget 60",
         )
-    watcher = watcher or Watcher()
+    time_s, noise_s = TIME_SHARE * budget_s, NOISE_SHARE * budget_s
     with preserved_rng():
-        watcher.phase("Check the job", 3.0)
-        started = time.monotonic()
-        findings = check(job)
-        findings.raise_errors()
-        note = ""
-        picked, seconds = pick_threads(job)
-        if picked != torch.get_num_threads():
-            one, many = (show_seconds(s) for s in seconds.values())
-            note = f", 1 thread ({one} a step; {max(seconds)}: {many})"
-            if threads == "auto":
-                torch.set_num_threads(picked)
-            else:
-                note = ""
-                warnings.warn(
-                    f"a step takes {one} with one thread, {many} with "
-                    f"{max(seconds)}: call torch.set_num_threads(1), or pass "
-                    "threads='auto'",
-                    stacklevel=3,
-                )
-        training = Training.start(job)
-        recorder = Recorder(
-            Measurements(
-                version=version("rightbatch"),
-                command=command,
-                started=datetime.now().astimezone().isoformat(timespec="seconds"),
-                job=job_facts(training, spec),
-                machine=machine(training.device.type),
-                findings=findings.items,
-            ),
-            path,
-        )
-        recorder.timed("check", started)
-        recorder.update()
-        kinds = f"{len(findings.warnings)} warnings" if findings.warnings else "ok"
-        watcher.done(f"{kinds}: {findings.rules} rules{note}")
-        _measure_cost(job, training, recorder, TIME_SHARE * budget_s, watcher)
-        warm = _measure_noise(job, recorder, NOISE_SHARE * budget_s, budget_s, watcher)
-    return recorder, warm
+        with record.timed(progress.phase("Check the job", CHECK_S)) as phase:
+            findings = check(job)
+            findings.raise_errors()
+            run = RunState.start(job)
+            fresh = run.snapshot()
+            note = _set_threads(run, threads)
+            run.rewind(fresh)
+            record.start(
+                job_facts(run, record.spec),
+                machine(run.device.type, run.ranks.size),
+                findings.items,
+            )
+            kinds = f"{len(findings.warnings)} warnings" if findings.warnings else "ok"
+            phase.summary = f"{kinds}: {findings.rules} rules{note}"
+        with record.timed(progress.phase("Time and memory", time_s)) as phase:
+            _measure_cost(run, fresh, record, phase)
+        with record.timed(progress.phase("Gradient noise", noise_s)) as phase:
+            run.rewind(fresh)
+            measured = _measure_noise(
+                run, fresh, record, phase, EVALUATE_SHARE * budget_s
+            )
+        record.share(run.ranks)
+    return measured
 
 
-def _measure_cost(
-    job: Job,
-    training: Training,
-    recorder: Recorder,
-    budget_s: float,
-    watcher: Watcher,
-) -> None:
-    watcher.phase("Time and memory", budget_s)
-    started = time.monotonic()
+def _set_threads(run: RunState, threads: Literal["present", "auto"]) -> str:
+    """Time one thread against many; set the faster, or warn. Says what was done."""
+    picked, seconds = pick_threads(run)
+    if picked == torch.get_num_threads():
+        return ""
+    one, many = (show_seconds(s) for s in seconds.values())
+    if threads == "auto":
+        torch.set_num_threads(picked)
+        return f", 1 thread ({one} a step; {max(seconds)}: {many})"
+    warnings.warn(
+        f"a step takes {one} with one thread, {many} with {max(seconds)}: call "
+        "torch.set_num_threads(1), or pass threads='auto'",
+        stacklevel=4,
+    )
+    return ""
+
+
+def _measure_cost(run: RunState, fresh: Snapshot, record: Record, phase: Phase) -> None:
+    budget_s = phase.budget_s
 
     def tick(size: int, visits: int) -> None:
-        watcher.progress(f"round {visits}, B = {size}")
+        phase.update(f"round {visits}, B = {size}")
 
     def keep(points: tuple[TimePoint, ...]) -> None:
-        recorder.update(times=points)
+        record.update(times=points)
 
     times, contention, notes = measure_times(
-        job, budget_s=budget_s, tick=tick, keep=keep
+        run, budget_s=budget_s, tick=tick, keep=keep
     )
     extra = tuple(Finding(code="RB108", severity="note", what=n) for n in notes)
-    recorder.update(
+    record.update(
         times=times,
         contention=contention,
-        findings=(*recorder.found.findings, *extra),
+        findings=(*record.measurements.findings, *extra),
     )
     sizes = [p.micro_batch for p in times]
-    training.step(min(2, job.length))  # makes the optimizer's state
+    run.rewind(fresh)
+    run.split(min(2 * run.ranks.size, run.job.length))
+    run.step()  # makes the optimizer's state
     # The largest first: the law is the line through the two largest.
     memory: list[MemoryPoint] = []
     for size in reversed(sizes):
-        memory.insert(0, measure_memory(training, size))
-        if len(memory) >= 3 and time.monotonic() - started > 1.5 * budget_s:
+        memory.insert(0, measure_memory(run, size))
+        late = len(memory) >= 3 and phase.elapsed_s > 1.5 * budget_s
+        if run.ranks.first(late):
             break
-    recorder.update(memory=tuple(memory))
-    meter, _ = find_meter(training.device)
+    record.update(memory=tuple(memory))
+    meter, _ = find_meter(run.device)
     if meter is not None and budget_s >= ENERGY_S:
-        watcher.progress("energy")
-        recorder.update(energy=measure_energy(training, sizes, meter))
-    recorder.timed("cost", started)
+        phase.update("energy")
+        record.update(energy=measure_energy(run, sizes, meter))
     busy = ", machine busy: CPU time is used" if contention.busy else ""
-    watcher.done(f"{len(times)} sizes, {sizes[0]} to {sizes[-1]}{busy}")
+    phase.summary = f"{len(times)} sizes, {sizes[0]} to {sizes[-1]}{busy}"
 
 
 def _measure_noise(
-    job: Job,
-    recorder: Recorder,
-    noise_budget_s: float,
-    budget_s: float,
-    watcher: Watcher,
-) -> Start | None:
-    watcher.phase("Gradient noise", noise_budget_s)
-    started = time.monotonic()
+    run: RunState,
+    fresh: Snapshot,
+    record: Record,
+    phase: Phase,
+    longest_evaluate_s: float,
+) -> Measured:
+    job = run.job
 
-    def tick(found: Trajectory, training: Training) -> None:
-        recorder.update(noise=tuple(found.points), metrics=tuple(found.metrics))
-        watcher.progress(f"step {training.steps}: {_running(found, job)}")
+    def tick(found: Trajectory) -> None:
+        record.update(noise=tuple(found.points), metrics=tuple(found.metrics))
+        phase.update(f"step {run.steps}: {_running(found, job)}")
 
-    sizes = [p.micro_batch for p in recorder.found.times]
-    cost = _evaluate_seconds(job)
-    recorder.update(evaluate_s=cost)
-    only = held_out = None
-    if cost is None or cost > EVALUATE_SHARE * budget_s:
-        only, held_out = hold_out(job.length, job.seed)
-        recorder.update(metric="held-out loss")
+    sizes = [p.micro_batch for p in record.measurements.times]
+    cost = _evaluate_seconds(run)
+    record.update(evaluate_s=cost)
+    held_out = None
+    if cost is None or cost > longest_evaluate_s:
+        kept, held_out = hold_out(job.length, job.seed)
+        run.rewind(fresh, kept=kept)
+        record.update(metric="held-out loss")
     found = measure_trajectory(
-        job,
-        budget_s=noise_budget_s,
+        run,
+        budget_s=phase.budget_s,
         held_out=held_out,
-        micro_batch=max(sizes),
+        micro_batch=-(-max(sizes) // run.ranks.size),
         least_group=min(sizes),
-        only=only,
         tick=tick,
     )
-    recorder.update(noise=tuple(found.points), metrics=tuple(found.metrics))
-    recorder.timed("noise", started)
+    record.update(noise=tuple(found.points), metrics=tuple(found.metrics))
     end = (
         ", at target" if found.reached else ", at a standstill" if found.stalled else ""
     )
-    watcher.done(f"{_running(found, job)}, {len(found.points)} points{end}")
-    return Start(found.warm, held_out) if found.warm is not None else None
+    phase.summary = f"{_running(found, job)}, {len(found.points)} points{end}"
+    return Measured(run, found.warm, held_out)
 
 
 def _running(found: Trajectory, job: Job) -> str:
@@ -248,13 +221,13 @@ def short(e: Estimate) -> str:
     return f"{show_number(e.value)} ({show_number(e.low)} to {high})"
 
 
-def _evaluate_seconds(job: Job) -> float | None:
+def _evaluate_seconds(run: RunState) -> float | None:
     """How long one call of ``evaluate`` takes: the least of three short ones."""
-    if job.evaluate is None:
+    if run.job.evaluate is None:
         return None
-    model, times = job.make_model(), []
-    while len(times) < 3 and sum(times) < 1.0:
+    times: list[float] = []
+    while run.ranks.first(len(times) < 3 and sum(times) < 1.0):
         started = time.monotonic()
-        job.evaluated(model)
+        run.evaluated()
         times.append(time.monotonic() - started)
-    return min(times)
+    return run.ranks.first(min(times))

@@ -5,24 +5,25 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from rightbatch.core.guards import preserved_rng
-from rightbatch.core.progress import Watcher
+from rightbatch.core.progress import Phase, Progress
 from rightbatch.job.job import Job
 from rightbatch.measure.energy import find_meter
-from rightbatch.measure.record import Measurements
+from rightbatch.measure.record import Measurements, Race
+from rightbatch.measure.run_progress import steps_of_progress
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.decide import decide
-from rightbatch.plan.evidence import steps_of_progress
 from rightbatch.plan.objectives import Energy, Objective, no_energy
 from rightbatch.training.plan import Plan
+from rightbatch.training.run_state import Snapshot
 from rightbatch.tuning.candidates import race_entries
-from rightbatch.tuning.measure_job import Recorder, Start, measure_job
+from rightbatch.tuning.measure_job import Measured, measure_job
 from rightbatch.tuning.race import Clock, race
+from rightbatch.tuning.record import Record
 
 if TYPE_CHECKING:
     from rightbatch.report.page import Page
@@ -46,7 +47,7 @@ class Tuning:
         """The HTML page; ``tuning.report.save("report.html")``."""
         from rightbatch.report.page import Page
 
-        return Page(self.measurements, self.choice, self.plan)
+        return Page(self.choice, self.plan)
 
 
 def tune(
@@ -57,11 +58,9 @@ def tune(
     deadline_s: float | None = None,
     memory_bytes: float | None = None,
     with_race: bool = True,
-    spec: str = "",
-    command: str = "",
-    measurements_path: Path | None = None,
-    watcher: Watcher | None = None,
     threads: Literal["present", "auto"] = "present",
+    record: Record | None = None,
+    progress: Progress | None = None,
 ) -> Tuning:
     """Find the batch size and learning rate that reach the job's result soonest.
 
@@ -72,11 +71,9 @@ def tune(
         deadline_s: Seconds to the target that must not be exceeded.
         memory_bytes: Bytes a step may take; default 90 % of what is free.
         with_race: Whether to race the plan against today's batch.
-        spec: The job's address, kept in the record.
-        command: What was typed, kept in the record.
-        measurements_path: Where to save measurements while they grow.
-        watcher: Hears of progress.
         threads: ``"auto"`` sets torch to one thread if that is faster for this job.
+        record: Keeps the measurements while they grow, in a file if it has one.
+        progress: Hears of the phases; default: nobody does.
 
     Raises:
         JobError: The job cannot be measured.
@@ -89,72 +86,60 @@ def tune(
         >>> tuning.plan.today
         16
     """
-    watcher = watcher or Watcher()
+    record, progress = record or Record(), progress or Progress()
     if isinstance(objective, Energy) and objective.watts is None:
         meter, why = find_meter(torch.device(job.device or "cpu"))
         if meter is None:
             raise no_energy(why)
+    limits: dict[str, Any] = {"deadline_s": deadline_s, "memory_bytes": memory_bytes}
     ends = time.monotonic() + budget_s
     with preserved_rng():
-        recorder, start = measure_job(
-            job,
-            budget_s=budget_s,
-            spec=spec,
-            command=command,
-            path=measurements_path,
-            watcher=watcher,
-            threads=threads,
+        measured = measure_job(
+            job, record, progress, budget_s=budget_s, threads=threads
         )
-        limits: dict[str, Any] = {
-            "deadline_s": deadline_s,
-            "memory_bytes": memory_bytes,
-        }
-        decision = decide(recorder.found, objective, **limits)
-        left = ends - time.monotonic()
-        if with_race and start is not None and left > RACE_LEAST * budget_s:
-            _race(job, start, decision.choice, recorder, left, watcher)
-            decision = decide(recorder.found, objective, **limits)
-        recorder.update()
-    return Tuning(decision.plan, recorder.found, decision.choice)
+        decision = decide(record.measurements, objective, **limits)
+        left_s = measured.run.ranks.first(ends - time.monotonic())
+        warm = measured.warm
+        if with_race and warm is not None and left_s > RACE_LEAST * budget_s:
+            with record.timed(progress.phase("Race", left_s)) as phase:
+                record.update(race=_race(measured, warm, decision.choice, phase))
+            record.share(measured.run.ranks)
+            decision = decide(record.measurements, objective, **limits)
+    return Tuning(decision.plan, record.measurements, decision.choice)
 
 
 def _race(
-    job: Job,
-    start: Start,
-    choice: Choice,
-    recorder: Recorder,
-    left_s: float,
-    watcher: Watcher,
-) -> None:
-    watcher.phase("Race", left_s)
-    started = time.monotonic()
+    measured: Measured, warm: Snapshot, choice: Choice, phase: Phase
+) -> Race | None:
+    measurements, job = choice.measurements, measured.run.job
 
     def tick(number: int, rounds: int, role: str) -> None:
-        watcher.progress(f"round {number} of {rounds}: {role}")
+        phase.update(f"round {number} of {rounds}: {role}")
 
-    reached = steps_of_progress(recorder.found)
+    reached = steps_of_progress(measurements)
     to_target = math.inf
     if reached is not None:
         today_s = choice.laws.time.seconds(
             min(job.batch_size, choice.laws.time.largest)
         )
-        to_target = max(reached - start.warm.steps, 1) * today_s
-    busy = recorder.found.contention is not None and recorder.found.contention.busy
+        to_target = max(reached - warm.steps, 1) * today_s
+    contention = measurements.contention
+    busy = contention is not None and contention.busy
     clock: Clock = time.process_time if busy else time.perf_counter
     result = race(
-        job,
-        start.warm,
+        measured.run,
+        warm,
         race_entries(choice),
-        budget_s=left_s,
-        held_out=start.held_out,
+        budget_s=phase.budget_s,
+        held_out=measured.held_out,
         to_target_s=to_target,
         clock=clock,
         tick=tick,
     )
-    recorder.update(race=result)
-    recorder.timed("race", started)
-    if result is None:
-        watcher.done("not run: the budget allows too few steps or evaluations")
-        return
-    best = max(result.candidates, key=lambda candidate: candidate.speedup.value)
-    watcher.done(f"{result.rounds} rounds, first: B = {best.batch_size} ({best.role})")
+    phase.summary = "not run: the budget allows too few steps or evaluations"
+    if result is not None:
+        best = max(result.candidates, key=lambda candidate: candidate.speedup.value)
+        phase.summary = (
+            f"{result.rounds} rounds, first: B = {best.batch_size} ({best.role})"
+        )
+    return result

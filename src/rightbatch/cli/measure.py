@@ -1,0 +1,55 @@
+"""The command ``measure``: the facts of a job on this machine, and no decision."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+from rightbatch.cli.console import (
+    DECIDED,
+    begin,
+    command_line,
+    keeping,
+    print_document,
+    quiet_load,
+)
+from rightbatch.cli.options import BUDGET, JOB, JSON, OUT, THREADS
+
+
+@click.command()
+@JOB
+@BUDGET
+@THREADS
+@OUT
+@JSON
+def measure(
+    job: str, budget: float, keep_threads: bool, out: Path | None, as_json: bool
+) -> int:
+    """Measure JOB's step time, memory and gradient noise; decide nothing."""
+    console, spec, folder = begin(job, out, as_json)
+    with keeping(console, folder):
+        from rightbatch.core.json_io import to_plain
+        from rightbatch.report.answer import files_lines, job_lines
+        from rightbatch.report.terminal import TerminalProgress, print_plain
+        from rightbatch.training.run_folder import MEASUREMENTS
+        from rightbatch.tuning.measure_job import measure_job
+        from rightbatch.tuning.record import Record
+
+        path = folder / MEASUREMENTS
+        record = Record(path, spec=spec.text, command=command_line())
+        measure_job(
+            quiet_load(job, as_json),
+            record,
+            TerminalProgress(console, phases=3),
+            budget_s=budget,
+            threads="present" if keep_threads else "auto",
+        )
+    if as_json:
+        print_document(to_plain(record.measurements))
+        return DECIDED
+    print_plain(console, job_lines(record.measurements))
+    following = f"rightbatch plan {shlex.quote(str(path))}"
+    print_plain(console, files_lines([("saved", str(path)), ("next", following)]))
+    return DECIDED

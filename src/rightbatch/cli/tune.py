@@ -1,0 +1,77 @@
+"""The command ``tune``: from a job to a plan that was raced."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rightbatch.cli.console import (
+    DECIDED,
+    UNDECIDED,
+    announce,
+    command_line,
+    finish,
+    keeping,
+    quiet_load,
+)
+from rightbatch.cli.options import BUDGET, JOB, JSON, OUT, THREADS, deciding
+from rightbatch.cli.ranks import end_together, first_speaks
+from rightbatch.job.address import look_up
+from rightbatch.plan.objectives import Objective
+from rightbatch.training.run_folder import MEASUREMENTS, make_run_folder
+
+
+@click.command()
+@JOB
+@BUDGET
+@deciding
+@click.option("--race/--no-race", "with_race", default=True, help="Race the plan.")
+@THREADS
+@OUT
+@JSON
+def tune(
+    job: str,
+    budget: float,
+    objective: Objective,
+    limits: dict[str, Any],
+    with_race: bool,
+    keep_threads: bool,
+    out: Path | None,
+    as_json: bool,
+) -> int:
+    """Measure JOB here, decide its batch size and rate, race it, and explain.
+
+    On several processes: torchrun --nproc-per-node N -m rightbatch tune JOB …
+    """
+    first = first_speaks()
+    spec = look_up(job)
+    folder = make_run_folder(out, spec.stem) if first else None
+    console = announce(spec, as_json and first)
+    with nullcontext() if folder is None else keeping(console, folder):
+        from rightbatch.plan.decide import Decision
+        from rightbatch.report.terminal import TerminalProgress
+        from rightbatch.training.ranks import join
+        from rightbatch.tuning.record import Record
+        from rightbatch.tuning.tune import tune as find_plan
+
+        loaded = quiet_load(job, as_json)
+        joined = join()
+        path = None if folder is None else folder / MEASUREMENTS
+        tuning = find_plan(
+            loaded,
+            objective,
+            budget_s=budget,
+            with_race=with_race,
+            threads="present" if keep_threads else "auto",
+            record=Record(path, spec=spec.text, command=command_line()),
+            progress=TerminalProgress(console, phases=4 if with_race else 3),
+            **limits,
+        )
+        status = DECIDED if tuning.plan.decided else UNDECIDED
+        if folder is not None:
+            decision = Decision(plan=tuning.plan, choice=tuning.choice)
+            status = finish(console, folder, decision, as_json)
+    return end_together(status, joined)

@@ -1,0 +1,121 @@
+"""The critical batch as a law of the gradient noise along one run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from rightbatch.core.errors import UnidentifiedError
+from rightbatch.core.estimate import Estimate
+from rightbatch.measure.record import NoisePoint
+from rightbatch.noise.statistics.moments import NoiseMoments
+
+DRAWS = 400  # Monte-Carlo draws behind an interval [assumed]
+# How far the critical batch of runs may lie from the noise scale, either way: the 95 %
+# end of a log-normal error of the theory [assumed; the two built-in jobs lie within a
+# factor of 1.7, see docs/how-it-decides.md, other jobs in the literature farther off].
+THEORY_FACTOR = 2.5
+Array = Float[np.ndarray, "..."]
+
+
+@dataclass(frozen=True)
+class NoiseLaw:
+    """The critical batch predicted from gradient noise along a run.
+
+    Attributes:
+        critical_batch: In examples.
+        draws: Monte-Carlo draws of it, shape (draws,).
+        metric: ``"optimizer"`` (Adam's own) or ``"plain"``.
+    """
+
+    critical_batch: Estimate
+    draws: Array
+    metric: str
+
+
+def critical_from_noise(
+    points: Sequence[NoisePoint], batch_size: int, seed: int = 0
+) -> NoiseLaw:
+    r"""Average the noise scale over a run on the clock that makes it B_crit.
+
+    Steps of batch $B$ advance a run by $1/(1 + N/B)$ of a noiseless step each
+    (McCandlish et al. 2018, eq. 2.6), and $S(B) = \int (1 + N(s)/B) ds$ over those.
+    So $B_{crit}$ is the mean of $N$ with these weights. In terms of signal $G_i$ and
+    noise $T_i$ at points evenly spaced in steps of batch $B$,
+
+    $$B_{crit} = \sum_i \frac{T_i}{G_i + T_i/B} \Big/ \sum_i \frac{G_i}{G_i + T_i/B}$$
+
+    where no single ratio $T_i/G_i$ is ever formed [derived]. The interval is a Monte
+    Carlo over each point's jackknife covariance, a bootstrap over the points, and
+    ``THEORY_FACTOR`` for what the theory leaves out (curvature, rates not retuned).
+
+    Args:
+        points: Evenly spaced in steps of one run.
+        batch_size: The batch of that run.
+        seed: Seed of the draws.
+
+    Raises:
+        UnidentifiedError: Fewer than 2 points.
+    """
+    if len(points) < 2:
+        raise UnidentifiedError(
+            "gradient noise was measured at fewer than 2 points",
+            seen=f"{len(points)}",
+            fix="a larger --budget",
+        )
+    moments = [p.preconditioned for p in points if p.preconditioned is not None]
+    by_optimizer = len(moments) >= max(2, len(points) // 2)
+    if not by_optimizer:
+        moments = [p.plain for p in points]
+    centre = _weighted([(m.grad_norm_sq, m.trace) for m in moments], batch_size)
+    random = np.random.default_rng(seed)
+    sampled = [
+        _weighted(
+            [
+                _draw(moments[i], random)
+                for i in random.integers(len(moments), size=len(moments))
+            ],
+            batch_size,
+        )
+        for _ in range(DRAWS)
+    ]
+    spread = math.log(THEORY_FACTOR) / 1.96
+    draws = np.array(sampled) * np.exp(random.normal(0.0, spread, DRAWS))
+    critical = Estimate.from_draws(
+        centre,
+        draws.tolist(),
+        unit="examples",
+        n=len(moments),
+        method=f"noise at {len(moments)} points of a run"
+        + (", optimizer's metric" if by_optimizer else ""),
+    )
+    return NoiseLaw(critical, draws, "optimizer" if by_optimizer else "plain")
+
+
+def _draw(moments: NoiseMoments, random: np.random.Generator) -> tuple[float, float]:
+    """Signal and noise as they may be, by their covariance."""
+    covariance = [
+        [moments.var_grad_norm_sq, moments.covariance],
+        [moments.covariance, moments.var_trace],
+    ]
+    signal, noise = random.multivariate_normal(
+        [moments.grad_norm_sq, moments.trace], covariance, check_valid="ignore"
+    )
+    return float(signal), max(float(noise), 0.1 * moments.trace)
+
+
+def _weighted(pairs: Sequence[tuple[float, float]], batch_size: int) -> float:
+    """The formula above, from pairs (G, T)."""
+    signal = noise = 0.0
+    for g, t in pairs:
+        # |g_B|^2 = G + T/B is positive; its estimate is kept so where G's is not.
+        norm = max(g + t / batch_size, 0.25 * t / batch_size)
+        if norm <= 0:
+            continue  # every gradient is zero: neither signal nor noise
+        signal += g / norm
+        noise += t / norm
+    return noise / signal if signal > 0 else math.inf

@@ -1,0 +1,187 @@
+"""Why: a choice in plain words, with the numbers beside every word."""
+
+from __future__ import annotations
+
+import math
+
+from rightbatch.core.units import show_number, show_seconds
+from rightbatch.plan.choice import Choice
+from rightbatch.plan.laws import Laws
+from rightbatch.plan.objectives import Energy, Money
+from rightbatch.plan.verdict import span, vague
+from rightbatch.schedules.scaling import scaled_beta2
+from rightbatch.training.plan import Reason
+
+
+def reasons(choice: Choice) -> tuple[Reason, ...]:
+    """Where the optimum comes from, then rate, split, amounts and race."""
+    some = (
+        _balance(choice.laws),
+        _optimum(choice.laws),
+        _learning_rate(choice),
+        _split(choice),
+        _energy(choice),
+        _amount(choice),
+        _race(choice),
+    )
+    return tuple(reason for reason in some if reason is not None)
+
+
+def _balance(laws: Laws) -> Reason:
+    critical, half = laws.noise.critical_batch, laws.time.half_batch
+    if math.isfinite(critical.value):
+        past = f"Past about {show_number(critical.value)} examples"
+        past += " a batch adds little that is new"
+    elif math.isfinite(critical.low):
+        past = f"Below {show_number(critical.low)} examples a batch still pays in full"
+    else:
+        past = "As far as the noise shows, no batch is too large"
+    return Reason(
+        topic="balance",
+        text=f"{past}; below about {show_number(half.value)} a step is mostly its "
+        f"fixed {show_seconds(laws.time.overhead.value)}.",
+        numbers={"critical_batch": critical.value, "half_batch": half.value},
+        source="McCandlish et al. 2018, arXiv:1812.06162",
+    )
+
+
+def _optimum(laws: Laws) -> Reason:
+    time, critical = laws.time, laws.noise.critical_batch.value
+    half, t0, t1 = time.half_batch.value, time.overhead.value, time.per_example.value
+    optimum = math.sqrt(critical * half)
+    if not math.isfinite(critical):
+        text = (
+            "B_opt = sqrt(B_crit * t0 / t1): no upper bound, since the gradient's "
+            "signal cannot be told from its noise"
+        )
+    elif time.kind == "affine":
+        text = (
+            f"B_opt = sqrt(B_crit * t0 / t1) = sqrt({show_number(critical)} * "
+            f"{show_seconds(t0)} / {show_seconds(t1)}) = {show_number(optimum)}"
+        )
+    else:
+        text = (
+            f"B_opt near sqrt(B_crit * B_half) = sqrt({show_number(critical)} * "
+            f"{show_number(half)}) = {show_number(optimum)} (the {time.kind} law is "
+            "minimised numerically)"
+        )
+    return Reason(
+        topic="optimum",
+        text=text,
+        numbers={
+            "critical_batch": critical,
+            "t0_s": t0,
+            "t1_s": t1,
+            "optimum": optimum,
+        },
+        source="minimum of (t0 + t1 B)(1 + B_crit/B)",
+    )
+
+
+def _learning_rate(choice: Choice) -> Reason:
+    scaling, job = choice.scaling, choice.measurements.job
+    text = f"lr {job.lr:.3g}, as today: the batch is the same."
+    if scaling.batch_from != scaling.batch_to:
+        more = ""
+        if job.betas is not None and scaling.beta2 != 1.0 and len(job.betas) > 1:
+            more += f", beta2 {scaled_beta2(job.betas[1], scaling):.4g}"
+        if scaling.eps != 1.0:
+            more += f", eps x {scaling.eps:.3g}"
+        if job.weight_decay and scaling.weight_decay != 1.0:
+            more += f", weight decay x {scaling.weight_decay:.3g}"
+        text = (
+            f"{scaling.rule} rule ({scaling.reason}): {job.lr:.3g} x "
+            f"{scaling.lr:.3g}{more}."
+        )
+    return Reason(
+        topic="lr",
+        text=text,
+        numbers={"factor": scaling.lr, "from": job.lr},
+        source=scaling.source,
+    )
+
+
+def _split(choice: Choice) -> Reason | None:
+    chosen = choice.chosen
+    if chosen.accumulation == 1:
+        return None
+    return Reason(
+        topic="split",
+        text=f"{chosen.micro_batch // choice.laws.world_size} examples x "
+        f"{chosen.accumulation} accumulated: the "
+        f"fastest split that fits in {choice.limit_bytes / 2**30:.3g} GiB.",
+        numbers={"limit_bytes": choice.limit_bytes},
+    )
+
+
+def _energy(choice: Choice) -> Reason | None:
+    """Joules of an example where they were measured, and the batch of least energy."""
+    law, chosen = choice.laws.energy, choice.chosen
+    if law is None:
+        return None
+    batch = chosen.batch_size
+    joules = law.joules(chosen.micro_batch, chosen.accumulation) / batch
+    metered = [(o.energy.value, o) for o in choice.options if o.energy is not None]
+    fewest, least = min(metered, key=lambda pair: pair[0])
+    text = (
+        f"An example takes {show_number(joules)} J at B = {batch} ({law.meter}); the "
+        f"least energy to the same result is at B = {least.batch_size}"
+    )
+    if least.batch_size != batch and chosen.energy is not None:
+        saved = fewest / chosen.energy.value
+        slower = least.time.value / chosen.time.value
+        text += f": {saved:.2f} of that here, in {slower:.2f} of the time"
+    return Reason(
+        topic="energy",
+        text=f"{text}.",
+        numbers={"joules_per_example": joules, "batch_size": least.batch_size},
+    )
+
+
+def _amount(choice: Choice) -> Reason | None:
+    """Money or energy to the target, where power or price and the time are known."""
+    objective, seconds = choice.objective, choice.chosen.seconds
+    if seconds is None:
+        return None
+    hours = seconds.value / 3600
+    if isinstance(objective, Money) and objective.per_hour is not None:
+        total = hours * objective.per_hour
+        text = f"To the target: {show_number(total)} at {objective.per_hour:g} an hour."
+        return Reason(topic="money", text=text, numbers={"total": total})
+    if isinstance(objective, Energy) and objective.watts is not None:
+        if choice.laws.energy is not None:
+            return None
+        total = hours * objective.watts
+        amount = f"{show_number(total)} Wh, modelled at {objective.watts:g} W"
+        text = f"To the target: {amount}."
+        return Reason(topic="energy", text=text, numbers={"watt_hours": total})
+    return None
+
+
+def _race(choice: Choice) -> Reason | None:
+    race, candidate = choice.measurements.race, choice.candidate
+    if race is None or candidate is None:
+        return None
+    raced, by_race = candidate.speedup, choice.decided_by == "race"
+    if candidate.role == "today" and not by_race:
+        return None
+    time = choice.chosen.time
+    text = (
+        f"The laws favoured B = {choice.by_laws.batch_size}; the race was won by "
+        f"B = {candidate.batch_size}, and the race decides."
+    )
+    if not by_race:
+        overlap = raced.low <= 1 / time.low and raced.high >= 1 / time.high
+        comment = "They agree." if overlap else "They differ."
+        if vague(candidate):
+            comment = "So wide an interval says little."
+        text = (
+            f"{race.rounds} rounds of {show_seconds(race.seconds)} each: "
+            f"{span(raced)} x as fast as B = {choice.laws.baseline}; the laws said "
+            f"{1 / time.value:.2g} x. {comment}"
+        )
+    return Reason(
+        topic="race",
+        text=text,
+        numbers={"speedup": raced.value, "predicted": 1 / time.value},
+    )
