@@ -18,7 +18,6 @@ from torch import Tensor, nn
 import rightbatch as rb
 from accumulation_ranks import Faults, Tagger, loss, make_model
 from reference import whole_gradient
-from rightbatch.core.torch_private import out_of_memory
 from rightbatch.training.accumulator import NotFiniteError, UpdateOutOfMemoryError
 from rightbatch.training.recovery import MicroBatchSize
 
@@ -307,68 +306,6 @@ def test_memory_inside_the_update_is_not_tried_again() -> None:
     step = rb.Accumulator(model, mean_loss, Greedy(model.parameters(), lr=0.1), 4)
     with pytest.raises(UpdateOutOfMemoryError, match="inside optimizer"):
         step(batch)
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "cuda"),
-        (RuntimeError("CUDA error: out of memory"), "driver"),
-        (RuntimeError("CUDA driver error: out of memory"), "driver"),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "cublas"),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "cudnn"),
-        (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), "cufft"),
-        (RuntimeError("HIP out of memory. Tried to allocate"), "hip"),
-        (RuntimeError("XPU out of memory. Tried to allocate"), "xpu"),
-        (RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"), "mps"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "cpu"),
-        (
-            RuntimeError(
-                "DefaultCPUAllocator: not enough memory: you tried to allocate"
-            ),
-            "cpu",
-        ),
-        (RuntimeError("std::bad_alloc"), "cpu"),
-        (
-            RuntimeError(
-                "NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'"
-            ),
-            "nccl",
-        ),
-        (RuntimeError("NCCL WARN Cuda failure 'out of memory'"), "nccl"),
-        (RuntimeError("Triton Error [CUDA]: out of memory"), "driver"),
-        (MemoryError(), "python"),
-        (OSError(12, "Cannot allocate memory"), "python"),
-        (RuntimeError("CUDA out of memory", "a second argument"), "cuda"),
-    ],
-)
-def test_every_form_of_out_of_memory_is_known(error: Exception, kind: str) -> None:
-    found = out_of_memory(error)
-    assert found is not None
-    assert found.kind == kind
-    assert found.certain
-    wrapped = ValueError("the user's own")
-    wrapped.__cause__ = error
-    assert out_of_memory(wrapped) is not None
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
-        ValueError("out of memory"),
-        KeyError("memory"),
-        RuntimeError("CUDA error: device-side assert triggered"),
-    ],
-)
-def test_other_errors_are_left_alone(error: Exception) -> None:
-    assert out_of_memory(error) is None
-
-
-def test_a_suspicion_is_tried_and_told_as_it_came() -> None:
-    found = out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"))
-    assert found is not None
-    assert not found.certain
 
 
 # Bad input
