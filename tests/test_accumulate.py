@@ -84,6 +84,30 @@ def test_a_batch_that_cannot_be_cut_is_refused_with_a_way_out() -> None:
     assert "split=" in str(caught.value)
 
 
+def test_a_piece_without_targets_adds_nothing() -> None:
+    """Its loss may be a plain zero; a batch without any target is refused."""
+    x, y = torch.randn(16, 3), torch.arange(16) % 2
+    y[4:8] = -1
+
+    def partly(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
+        keep = batch[1] >= 0
+        if not keep.any():
+            return torch.tensor(0.0), 0
+        kept = F.cross_entropy(model(batch[0][keep]), batch[1][keep], reduction="sum")
+        return kept, keep.sum()
+
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    whole = rb.Accumulator(model, partly, optimizer)((x, y))
+    pieces = rb.Accumulator(model, partly, optimizer, micro_batch=4)((x, y))
+    assert pieces.count == whole.count == 12
+    assert pieces.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
+    with pytest.raises(rb.JobError, match="count"):
+        rb.Accumulator(model, partly, optimizer, micro_batch=4)(
+            (x, torch.full_like(y, -1))
+        )
+
+
 def test_clipping_is_of_the_whole() -> None:
     model, batch = regression()
     step = rb.Accumulator(
