@@ -14,8 +14,8 @@ import rightbatch as rb
 from rightbatch.cluster.devices import Fleet, elastic_batch, plan_cluster, world_sizes
 from rightbatch.cluster.network import Network
 from rightbatch.core.estimate import Estimate
-from rightbatch.fit.step_time import TimeLaw
 from rightbatch.fit.critical_batch import NoiseLaw
+from rightbatch.fit.step_time import TimeLaw
 
 NETWORK = Network(bandwidth=10e9, latency_s=10e-6)
 

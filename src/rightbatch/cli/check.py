@@ -15,7 +15,7 @@ from rightbatch.cli.console import (
     quiet_named,
 )
 from rightbatch.cli.options import JOB, JSON
-from rightbatch.job.loading import look_up
+from rightbatch.job.address import look_up
 
 
 @click.command()

@@ -19,7 +19,7 @@ import click
 
 from rightbatch.core.errors import RightbatchError
 from rightbatch.core.machine import installed, summary
-from rightbatch.job.loading import Spec, look_up
+from rightbatch.job.address import JobAddress, look_up
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +38,7 @@ def make_console(as_json: bool) -> Console:
     return Console(stderr=as_json, highlight=False, width=None)
 
 
-def announce(spec: Spec, as_json: bool) -> Console:
+def announce(spec: JobAddress, as_json: bool) -> Console:
     """The first two lines: what runs here, and which job was understood."""
     console = make_console(as_json)
     versions = f"rightbatch {installed('rightbatch')} | torch {installed('torch')}"
@@ -47,7 +47,9 @@ def announce(spec: Spec, as_json: bool) -> Console:
     return console
 
 
-def begin(job: str, out: Path | None, as_json: bool) -> tuple[Console, Spec, Path]:
+def begin(
+    job: str, out: Path | None, as_json: bool
+) -> tuple[Console, JobAddress, Path]:
     """Understand the job, make the folder, say so: all before torch is imported."""
     from rightbatch.training.run_folder import make_run_folder
 

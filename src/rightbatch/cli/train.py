@@ -20,7 +20,7 @@ from rightbatch.cli.console import (
 from rightbatch.cli.options import DURATION, JOB, JSON, OUT, PATH, THREADS
 from rightbatch.cli.ranks import end_together, first_speaks
 from rightbatch.core.errors import SettingError
-from rightbatch.job.loading import look_up
+from rightbatch.job.address import look_up
 from rightbatch.training.run_folder import PLAN, make_run_folder
 
 

@@ -19,7 +19,7 @@ from rightbatch.cli.console import (
 )
 from rightbatch.cli.options import BUDGET, JOB, JSON, OUT, THREADS, deciding
 from rightbatch.cli.ranks import end_together, first_speaks
-from rightbatch.job.loading import look_up
+from rightbatch.job.address import look_up
 from rightbatch.plan.objectives import Objective
 from rightbatch.training.run_folder import MEASUREMENTS, make_run_folder
 

@@ -25,6 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import tree_iter as tree_iter
 from torch.utils._pytree import tree_map as tree_map
 
+from rightbatch.core.text import first_line
+
 # Every kind of batch normalisation, and of dropout, is one of these.
 BatchNorm: Any = nn.modules.batchnorm._BatchNorm
 Dropout: Any = nn.modules.dropout._DropoutNd
@@ -249,9 +251,8 @@ def out_of_memory(error: BaseException) -> OutOfMemory | None:
 
 
 def _recognised(error: BaseException) -> OutOfMemory | None:
-    lines = str(error).strip().splitlines()
-    first = lines[0] if lines else type(error).__name__
-    first = re.sub(r"^\[enforce fail at [^\]]*\] (err == 0\. )?", "", first)
+    enforced = r"^\[enforce fail at [^\]]*\] (err == 0\. )?"
+    first = re.sub(enforced, "", first_line(error))
     if isinstance(error, MemoryError):
         return OutOfMemory("python", True, first)
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:

@@ -15,7 +15,8 @@ from rightbatch.core.errors import JobError
 from rightbatch.core.findings import Finding
 from rightbatch.core.guards import evaluating
 from rightbatch.core.torch_private import BatchNorm
-from rightbatch.job.job import PRECISIONS, Job
+from rightbatch.job.job import Job
+from rightbatch.job.loss import PRECISIONS
 from rightbatch.training.gradient import Part, sum_gradients
 
 SUM_TOLERANCE = 0.02  # how far from 2 the ratio of a doubled batch may be [assumed]

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.machine import free_memory_bytes
 from rightbatch.core.progress import Progress
 from rightbatch.core.torch_private import FakeTensorMode
 from rightbatch.core.units import show_bytes
-from rightbatch.job.job import Job, check_batch_size
+from rightbatch.job.job import Job
 from rightbatch.memory.boundary import Search, malloc_hoards
 from rightbatch.memory.budget import Budget, budget_for
 from rightbatch.memory.child_process import AVAILABLE, in_child
@@ -74,7 +75,7 @@ class MemoryLaw:
 
     def peak(self, batch: int) -> int:
         """Predicted most bytes of tensors alive in a step of so many examples."""
-        check_batch_size(batch)
+        whole_number(batch, "batch_size")
         return round(self.envelope.peak(batch))
 
     @property
@@ -137,8 +138,8 @@ def largest_batch(
     """
     if not isinstance(job, Job):
         raise SettingError("largest_batch takes a Job", seen=type(job).__name__)
-    check_batch_size(accumulation, "accumulation")
-    check_batch_size(ranks, "ranks")
+    whole_number(accumulation, "accumulation")
+    whole_number(ranks, "ranks")
     if not patience_s > 0:
         raise SettingError("patience must be positive", seen=f"{patience_s} s")
     if sharded and ranks == 1:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch.core.trees import leaves
-from rightbatch.core.user_code import blaming
-from rightbatch.job.job import PRECISIONS, Job
+from rightbatch.core.user_code import user_code
+from rightbatch.job.job import Job
+from rightbatch.job.loss import PRECISIONS
 from rightbatch.training.gradient import Part, sum_gradients
 
 LOOKED_AT = 256  # examples among which the longest is looked for [assumed]
@@ -73,7 +74,7 @@ def _longest(job: Job) -> tuple[int, str]:
     """Number of the example that holds the most, of those looked at; and in words."""
     if isinstance(job.data, tuple):
         return 0, "all examples have one shape"
-    with blaming("the data set"):
+    with user_code("the data set"):
         sizes = {
             i: _numbers(job.data[i])
             for i in range(0, job.length, max(job.length // LOOKED_AT, 1))

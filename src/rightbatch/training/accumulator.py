@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import (
     JobError,
     NotFiniteError,
@@ -23,13 +24,9 @@ from rightbatch.core.trees import (
     example_count,
     slice_batch,
 )
-from rightbatch.core.user_code import blaming
+from rightbatch.core.user_code import user_code
 from rightbatch.data.loading.stream import Step
-from rightbatch.job.job import (
-    PRECISIONS,
-    Loss,
-    check_batch_size,
-)
+from rightbatch.job.loss import PRECISIONS, Loss
 from rightbatch.training.equality import Equality, compare
 from rightbatch.training.gradient import (
     BatchGradient,
@@ -133,7 +130,7 @@ class Accumulator:
     ) -> None:
         _check_parts(model, loss, optimizer)
         if micro_batch is not None:
-            check_batch_size(micro_batch, "micro_batch")
+            whole_number(micro_batch, "micro_batch")
         _check_settings(clip_norm, precision, scaler, nonfinite)
         if scaler is not None and not scaler.is_enabled():
             scaler = None
@@ -228,7 +225,7 @@ class Accumulator:
         few = min(piece.count, 8)
         part = self._cutter(piece.batch, 0, few, piece.count)
         model = self.model if self.ranks.ddp is None else self.ranks.ddp.module
-        with blaming("the comparison of split and whole gradient"):
+        with user_code("the comparison of split and whole gradient"):
             return compare(
                 model,
                 self.loss,
@@ -350,7 +347,7 @@ class Accumulator:
 
     def _apply(self) -> None:
         try:
-            with blaming("optimizer.step()"):
+            with user_code("optimizer.step()"):
                 if self.scaler is None:
                     self.optimizer.step()
                 else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.torch_private import Dropout
 from rightbatch.core.trees import repeat_examples, to_device
-from rightbatch.job.job import Loss, scalar_loss
+from rightbatch.job.loss import Loss, scalar_loss
 from rightbatch.training.batch_norm import batch_norms
 from rightbatch.training.gradient import HALVES, Part, sum_gradients
 

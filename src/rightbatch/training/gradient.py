@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from rightbatch.core.errors import JobError
 from rightbatch.core.torch_private import OutOfMemory, out_of_memory
 from rightbatch.core.trees import to_device
-from rightbatch.core.user_code import blaming
-from rightbatch.job.job import Loss, check_differentiable, scalar_loss
+from rightbatch.core.user_code import user_code
+from rightbatch.job.loss import Loss, check_differentiable, scalar_loss
 from rightbatch.training.batch_norm import batch_norms, corrected
 from rightbatch.training.ranks import Ranks
 from rightbatch.training.recovery import PassState, release, reserve
@@ -103,7 +103,9 @@ def sum_gradients(
         else:
             with around(micro):
                 value, count = scalar_loss(loss, model, batch, dtype)
-        check_differentiable(value)
+        empty = count is not None and not value.requires_grad and float(count) == 0
+        if not empty:  # one without targets adds nothing, and may have no gradient
+            check_differentiable(value)
         value = value.float() if value.dtype in HALVES else value
         if count is None:
             value, count = value * micro.count, float(micro.count)
@@ -111,8 +113,9 @@ def sum_gradients(
             value, count = value * 0.0, 0.0
         sums.append(value.detach())
         counts.append(count)
-        with blaming("the backward pass"):
-            scale(value / divisor).backward()
+        if not empty:
+            with user_code("the backward pass"):
+                scale(value / divisor).backward()
     return sums, counts
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
-from rightbatch.job.job import Job, check_batch_size
-from rightbatch.job.loading import DEFAULT_NAME
+from rightbatch.job.address import DEFAULT_NAME
+from rightbatch.job.job import Job
 from rightbatch.schedules.from_json import check_schedule
 from rightbatch.schedules.schedule import Constant, Schedule
 from rightbatch.training.plan import Plan
@@ -66,7 +67,7 @@ def settings_of(
             }
         else:
             size = job.batch_size if batch_size is None else batch_size
-            check_batch_size(size)
+            whole_number(size, "batch_size")
             fields = {"schedule": schedule or Constant(size)}
         if end is None:
             end = begun.end if begun is not None else _to_target(job)
@@ -154,7 +155,7 @@ def end_of(job: Job, examples: int | None, epochs: float | None) -> float | None
     if examples is not None and epochs is not None:
         raise SettingError("give examples or epochs, not both")
     if examples is not None:
-        check_batch_size(examples, "examples")
+        whole_number(examples, "examples")
         return examples
     if epochs is not None:
         if not 0 < epochs < math.inf:
