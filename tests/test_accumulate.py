@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import math
 import random
 import warnings
@@ -22,7 +21,6 @@ from reference import whole_gradient
 from rightbatch.core.torch_private import out_of_memory
 from rightbatch.training.accumulator import NotFiniteError, UpdateOutOfMemoryError
 from rightbatch.training.recovery import Pieces
-from rightbatch.training.splitting import count_of, cut, even
 
 
 def masked(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -77,27 +75,6 @@ def test_a_mean_loss_is_weighted_by_examples() -> None:
         torch.testing.assert_close(p.grad, g, rtol=1e-5, atol=1e-7)
     assert step.equality is not None
     assert step.equality.equal
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda x, y: {"x": x, "y": y, "scale": torch.tensor(2.0), "name": "a"},
-        lambda x, y: [x, (y, ["text"] * len(x))],
-        lambda x, y: collections.namedtuple("Pair", "x y")(x, y),
-        lambda x, y: collections.OrderedDict(x=x, y=y),
-    ],
-)
-def test_batches_are_cut_whatever_they_are_nested_in(make: Any) -> None:
-    x, y = torch.arange(10.0).view(5, 2), torch.arange(5)
-    batch = make(x, y)
-    assert count_of(batch) == 5
-    parts = [cut(batch, a, b, 5) for a, b in even(5, 2)]
-    assert all(type(part) is type(batch) for part in parts)
-    first = [p["x"] if isinstance(p, dict) else p[0] for p in parts]
-    assert torch.equal(torch.cat(first), x)
-    if isinstance(batch, list):
-        assert [len(p[1][1]) for p in parts] == [2, 2, 1]
 
 
 def test_a_batch_that_cannot_be_cut_is_refused_with_a_way_out() -> None:

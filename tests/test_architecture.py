@@ -117,3 +117,17 @@ def test_no_function_hides_behind_a_module() -> None:
     """An imported submodule takes its name on the package from a function."""
     spaces = {"data", "schedules"}  # public as they are
     assert not {_room(p) for p in _files()} & (set(rb.__all__) - spaces)
+
+
+def test_a_report_loads_few_modules_and_no_training_loop() -> None:
+    code = (
+        "import sys, rightbatch.report.page\n"
+        "print(*(m for m in sys.modules if m.split('.')[0] == 'rightbatch'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert len(loaded) <= 45, sorted(loaded)
+    loops = {f"rightbatch.training.{n}" for n in ("train", "loop", "run_state")}
+    assert not loaded & loops

@@ -1,10 +1,13 @@
-"""Out of memory, in every form that torch, its libraries and Python tell it."""
+"""What torch and numpy do not promise to keep: private functions and error texts."""
 
 from __future__ import annotations
 
 import errno
 import re
 from dataclasses import dataclass
+
+from torch.utils._pytree import tree_iter as tree_iter
+from torch.utils._pytree import tree_map as tree_map
 
 # (kind, pattern, certain). First match wins. A form that is not certain has other
 # causes too: a smaller micro-batch is tried, and if that does not help the error is

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rightbatch.core.errors import JobError, RightbatchError
-from rightbatch.core.torch_private import is_out_of_memory
 
 _OWN = str(Path(__file__).parent) + "/"
 
@@ -29,6 +28,9 @@ def blaming(what: str) -> Iterator[None]:
     except RightbatchError:
         raise
     except Exception as error:
+        # Here, since commands look up a job before torch is imported.
+        from rightbatch.core.torch_private import is_out_of_memory
+
         if is_out_of_memory(error):
             raise  # not the user's mistake: whoever chose the batch handles it
         message = str(error).strip() or repr(error)

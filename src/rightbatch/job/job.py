@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import evaluating
+from rightbatch.core.trees import to_device
 from rightbatch.core.user_code import blaming
 
 Loss = Callable[[nn.Module, Any], "Tensor | tuple[Tensor, Tensor | int | float]"]
@@ -280,19 +281,6 @@ def check_batch_size(batch_size: object, what: str = "batch_size") -> None:
             seen=f"{what}={batch_size}",
             fix=f"{what}=64",
         )
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Move every tensor in nested tuples, lists and dicts; leave the rest alone."""
-    if isinstance(batch, Tensor) or callable(getattr(batch, "to", None)):
-        return batch.to(device)
-    if isinstance(batch, dict):
-        return {key: to_device(item, device) for key, item in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):  # a namedtuple
-        return type(batch)(*(to_device(item, device) for item in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(to_device(item, device) for item in batch)
-    return batch
 
 
 def _check_data(data: Any) -> None:

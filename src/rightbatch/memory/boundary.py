@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from rightbatch.core.trees import leaves
 from rightbatch.core.user_code import blaming
 from rightbatch.job.job import Job
 from rightbatch.memory.envelope import Envelope
@@ -78,10 +78,10 @@ def _longest(job: Job) -> tuple[int, str]:
 
 
 def _numbers(example: Any) -> int:
-    leaves = tree_leaves(example)
-    tensors = sum(t.numel() for t in leaves if isinstance(t, Tensor))
-    others = sum(len(t) if isinstance(t, (str, bytes)) else 1 for t in leaves)
-    return tensors + others + sum(t.size for t in leaves if isinstance(t, np.ndarray))
+    parts = list(leaves(example))
+    tensors = sum(t.numel() for t in parts if isinstance(t, Tensor))
+    others = sum(len(t) if isinstance(t, (str, bytes)) else 1 for t in parts)
+    return tensors + others + sum(t.size for t in parts if isinstance(t, np.ndarray))
 
 
 class Search:

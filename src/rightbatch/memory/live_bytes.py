@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+
+from rightbatch.core.trees import tensors
 
 
 class LiveBytes(TorchDispatchMode):
@@ -25,12 +26,10 @@ class LiveBytes(TorchDispatchMode):
         self.live: dict[int, int] = {}
         self.current = self.peak = 0
 
-    def add(self, tensors: Any) -> None:
+    def add(self, nested: Any) -> None:
         """Count the storages in any nesting of tensors, each once."""
-        for leaf in tree_iter(tensors):
-            if not isinstance(leaf, torch.Tensor):
-                continue
-            storage = leaf.untyped_storage()
+        for tensor in tensors(nested):
+            storage = tensor.untyped_storage()
             key = storage._cdata
             if key not in self.live:
                 self.live[key] = storage.nbytes()

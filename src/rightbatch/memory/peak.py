@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
+from rightbatch.core.trees import tensors
 from rightbatch.memory.live_bytes import LiveBytes
 from rightbatch.memory.points import MemoryPoint
 from rightbatch.training.training import Training
@@ -77,8 +77,7 @@ def allocator_peak(training: Training, step: Callable[[], None]) -> int:
     training.optimizer.zero_grad(set_to_none=True)
     kept = {
         t.untyped_storage()._cdata: t.untyped_storage().nbytes()
-        for t in tree_leaves(resident(training))
-        if isinstance(t, torch.Tensor)
+        for t in tensors(resident(training))
     }
     with (
         silent(),

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from rightbatch.core.errors import JobError, SettingError
+from rightbatch.core.trees import map_tensors, tensors
 from rightbatch.job.job import Job
 from rightbatch.memory.boundary import StepMaker
 from rightbatch.memory.envelope import (
@@ -163,8 +163,7 @@ def token_law(job: Job, lengths: Sequence[int] | None = None) -> TokenLaw:
         index = torch.arange(length) % shared
 
         def batch(count: int, index: Tensor = index) -> Any:
-            return tree_map_only(
-                Tensor,
+            return map_tensors(
                 lambda t: (
                     t.index_select(1, index)
                     if t.ndim > 1 and t.shape[1] == shared
@@ -189,7 +188,5 @@ def token_law(job: Job, lengths: Sequence[int] | None = None) -> TokenLaw:
 
 def _length(batch: Any) -> int | None:
     """The second axis that all tensors with one share."""
-    axes = {
-        t.shape[1] for t in tree_leaves(batch) if isinstance(t, Tensor) and t.ndim > 1
-    }
+    axes = {t.shape[1] for t in tensors(batch) if t.ndim > 1}
     return axes.pop() if len(axes) == 1 and min(axes) >= 4 else None

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
-from torch.utils._pytree import tree_map_only
 
 from rightbatch.core.errors import JobError
 from rightbatch.core.guards import preserved_rng
+from rightbatch.core.trees import map_tensors, to_device
 from rightbatch.data.order.index_stream import IndexStream
-from rightbatch.job.job import Job, to_device
+from rightbatch.job.job import Job
 from rightbatch.memory.child_process import AVAILABLE, attempt, in_child
 from rightbatch.memory.live_bytes import LiveTrace
 from rightbatch.memory.peak import resident
@@ -206,7 +206,7 @@ def _copies(
         return tensor.clone() if mode is None else mode.from_tensor(tensor.clone())
 
     for _ in range(pieces):
-        copied = to_device(tree_map_only(Tensor, new, batch), device)
+        copied = to_device(map_tensors(new, batch), device)
         if trace is not None:
             trace.add(copied)
         yield copied

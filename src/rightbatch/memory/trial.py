@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from rightbatch.core.errors import JobError
-from rightbatch.job.job import Job, to_device
+from rightbatch.core.trees import to_device
+from rightbatch.job.job import Job
 from rightbatch.memory.child_process import AVAILABLE, attempt, data_sizes, in_child
 from rightbatch.memory.peak import allocator_peak
 from rightbatch.training.training import Training, accumulate

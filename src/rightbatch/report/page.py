@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import vl_convert
@@ -19,9 +19,7 @@ from rightbatch.core.units import show_bytes, show_number, show_seconds
 from rightbatch.plan.choice import Choice
 from rightbatch.report.charts import all_charts
 from rightbatch.training.plan import Plan
-
-if TYPE_CHECKING:
-    from rightbatch.training.loop import TraceRow
+from rightbatch.training.trace import TraceRow
 
 MOST_BYTES = 2_000_000
 

@@ -18,6 +18,12 @@ from rightbatch.core.errors import (
     UpdateOutOfMemoryError,
 )
 from rightbatch.core.torch_private import out_of_memory
+from rightbatch.core.trees import (
+    even_pieces,
+    example_count,
+    slice_batch,
+    to_device,
+)
 from rightbatch.core.user_code import blaming
 from rightbatch.data.loading.stream import Step
 from rightbatch.job.job import (
@@ -25,13 +31,11 @@ from rightbatch.job.job import (
     Loss,
     check_batch_size,
     scalar_loss,
-    to_device,
 )
 from rightbatch.training.equality import Equality, compare
 from rightbatch.training.gradient import HALVES, BatchGradient, Gradient, Piece, Trouble
 from rightbatch.training.ranks import Ranks
 from rightbatch.training.recovery import Pieces, release
-from rightbatch.training.splitting import count_of, cut, even, unclear
 
 _AUTOCAST = {**PRECISIONS, "float16": torch.float16}
 
@@ -118,7 +122,7 @@ class Accumulator:
         precision: str = "float32",
         scaler: Any = None,
         nonfinite: Literal["stop", "skip"] = "stop",
-        count: Callable[[Any], int] = count_of,
+        count: Callable[[Any], int] = example_count,
         split: Callable[[Any, int, int], Any] | None = None,
         fits: Callable[[int], int] | None = None,
         check: bool = True,
@@ -249,12 +253,12 @@ class Accumulator:
         """No piece larger than the micro-batch in force, as many on every rank."""
         pieces = []
         for piece in whole:
-            runs = even(piece.count, self.pieces.now)
+            runs = even_pieces(piece.count, self.pieces.now)
             if len(runs) == 1:
                 pieces.append(piece)
                 continue
-            if self.split is None and count_of(piece.batch) != piece.count:
-                raise unclear(piece.count, count_of(piece.batch))
+            if self.split is None:
+                example_count(piece.batch, piece.count)
             pieces += [
                 Piece(self._cutter(piece.batch, *run, piece.count), run[1] - run[0])
                 for run in runs
@@ -270,7 +274,7 @@ class Accumulator:
     def _cutter(self, batch: Any, start: int, stop: int, count: int) -> Any:
         if self.split is not None:
             return self.split(batch, start, stop)
-        return cut(batch, start, stop, count)
+        return slice_batch(batch, start, stop, count)
 
     def _finish(self, made: Gradient, pieces: int, retries: int) -> Update:
         """Clip, judge and apply."""

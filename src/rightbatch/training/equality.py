@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch.core.guards import preserved_rng
+from rightbatch.core.trees import repeat_examples
 from rightbatch.training.batch_norm import batch_norms
 
 # Rounding of split sums in float32 stays below 1e-5, in bfloat16 below 3e-2 of the norm
@@ -82,7 +83,7 @@ def compare(
         limit = ROUGH if rough else EXACT
         if error <= limit:
             return Equality(error, True, (), count)
-        causes = _causes(model, difference, limit, loss, batch)
+        causes = _causes(model, difference, limit, loss, batch, count)
         return Equality(error, False, tuple(causes), count)
 
 
@@ -92,6 +93,7 @@ def _causes(
     limit: float,
     loss: Loss,
     batch: Any,
+    count: int,
 ) -> list[str]:
     """Switch one suspect after the other off, until the difference is gone."""
     causes = []
@@ -121,7 +123,8 @@ def _causes(
     model.eval()  # attention's own dropout, and the like
     if difference() <= limit:
         return [*causes, "some layer behaves otherwise in eval mode (dropout inside)"]
-    once, again = _mean(loss, batch), _mean(loss, _twice(batch))
+    once = _mean(loss, batch)
+    again = _mean(loss, repeat_examples(batch, 2, count))
     if abs(again - once) > SAME * max(abs(once), 1e-12):
         causes.append(
             "the loss compares examples with each other (contrastive): each piece has "
@@ -157,17 +160,6 @@ def _mean(loss: Loss, batch: Any) -> float:
     with torch.no_grad():
         value, count = loss(batch)
     return float(value) / (1.0 if count is None else float(count))
-
-
-def _twice(batch: Any) -> Any:
-    """Every example two times, where batches can be joined; else as it is."""
-    if isinstance(batch, Tensor):
-        return batch.repeat_interleave(2, 0) if batch.ndim else batch
-    if isinstance(batch, dict):
-        return {k: _twice(v) for k, v in batch.items()}
-    if isinstance(batch, (list, tuple)) and not hasattr(batch, "_fields"):
-        return type(batch)(_twice(v) for v in batch)
-    return batch
 
 
 @contextmanager

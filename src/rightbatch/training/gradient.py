@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from rightbatch.core.errors import JobError
 from rightbatch.core.torch_private import OutOfMemory, out_of_memory
+from rightbatch.core.trees import to_device
 from rightbatch.core.user_code import blaming
-from rightbatch.job.job import Loss, check_differentiable, scalar_loss, to_device
+from rightbatch.job.job import Loss, check_differentiable, scalar_loss
 from rightbatch.training.batch_norm import batch_norms, corrected
 from rightbatch.training.ranks import Ranks
 from rightbatch.training.recovery import Before, release, reserve

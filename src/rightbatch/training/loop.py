@@ -5,47 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from rightbatch.core.errors import JobError
 from rightbatch.training.run_state import Runner
+from rightbatch.training.trace import TraceRow
 
 # Evaluations are spaced by this growth in examples seen, so that the time to the
 # target is known within 4 % however long the run is. [assumed: a compromise with cost]
 EVALUATION_GROWTH = 1.04
 FIRST_EVALUATION = 4  # of today's batches [assumed]
 TOO_MANY = 20  # batches skipped in a row, after which a run is given up [assumed]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TraceRow:
-    """One line of ``trace.jsonl``: where a run stood at an evaluation.
-
-    Attributes:
-        steps: Optimizer updates so far.
-        examples: Examples seen so far.
-        time_s: Wall seconds spent on training, evaluations left out.
-        process_time_s: CPU seconds of this process for the same.
-        loss: Mean loss of the last batch.
-        metric: The job's ``evaluate``, or None where it has none.
-        batch_size: Of the last step.
-        lr: Learning rate of the first param group in it.
-        micro_batch: Most examples in memory at once; 0: the whole batch.
-        noise_scale: Of the gradient, in examples, where it is measured.
-        events: What was decided or happened since the last row, with the reason.
-    """
-
-    steps: int
-    examples: int
-    time_s: float
-    process_time_s: float
-    loss: float
-    metric: float | None
-    batch_size: int = 0
-    lr: float = 0.0
-    micro_batch: int = 0
-    noise_scale: float | None = None
-    events: tuple[str, ...] = ()
 
 
 def train_rows(

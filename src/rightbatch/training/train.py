@@ -29,7 +29,7 @@ from rightbatch.schedules.schedule import Schedule
 from rightbatch.training.accumulator import NotFiniteError, UpdateOutOfMemoryError
 from rightbatch.training.checkpoint import Checkpoints
 from rightbatch.training.interrupt import Interrupt
-from rightbatch.training.loop import TraceRow, row_of, train_rows
+from rightbatch.training.loop import row_of, train_rows
 from rightbatch.training.plan import Plan
 from rightbatch.training.resolve_settings import end_of, settings_of
 from rightbatch.training.run_folder import (
@@ -41,7 +41,7 @@ from rightbatch.training.run_folder import (
 )
 from rightbatch.training.run_state import Runner
 from rightbatch.training.settings import Settings
-from rightbatch.training.trace import Trace, read_trace
+from rightbatch.training.trace import Trace, TraceRow, read_trace
 
 SAVE_EVERY_S = 300.0  # seconds between checkpoints [assumed]
 # What gloo and NCCL say when the other end of a connection is gone.

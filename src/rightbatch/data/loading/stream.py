@@ -8,9 +8,9 @@ from typing import Any, Never
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from rightbatch.core.errors import SettingError
+from rightbatch.core.trees import tensors
 from rightbatch.data.loading.arguments import (
     Sealed,
     fingerprint_of,
@@ -343,10 +343,10 @@ class BatchStream(Sealed, Cutter):
 
     def _tell_left_out(self, data: Any, given: int) -> None:
         """Say once that a collate seems not to keep what it is given."""
-        tensors = [t for t in tree_leaves(data) if isinstance(t, Tensor) and t.ndim]
-        if len(tensors) >= min(given, FIELDS):
+        made = [t for t in tensors(data) if t.ndim]
+        if len(made) >= min(given, FIELDS):
             return  # a list of examples
-        kept = {len(t) for t in tensors}
+        kept = {len(t) for t in made}
         if len(kept) == 1 and 1 < min(kept) < given:
             self._warn(
                 f"collate_fn made {min(kept)} examples of {given}: shares, weights and "

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rightbatch.core.trees import tensors
 from rightbatch.noise.capture.group_norms import Tally
 from rightbatch.noise.capture.layout import Groups, layouts
 from rightbatch.noise.capture.mode import TapMode
@@ -121,7 +122,7 @@ def test_independence(
         The parameters that failed, by index, with what was seen; None if the output
         has no tensor with the examples on its first or second axis.
     """
-    ends = [t for t in _tensors(output) if t.requires_grad and layouts(t, batch)]
+    ends = [t for t in tensors(output) if t.requires_grad and layouts(t, batch)]
     if not ends:
         return None
     groups = Groups.of(batch, count)
@@ -164,20 +165,10 @@ def test_independence(
     return failed
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        return [t for v in value.values() for t in _tensors(v)]
-    if isinstance(value, (list, tuple)):
-        return [t for v in value for t in _tensors(v)]
-    return _tensors(vars(value)) if hasattr(value, "__dataclass_fields__") else []
-
-
 def batch_of(args: Any, kwargs: Any, axis: int) -> int | None:
     """Examples in a forward pass: the size that most inputs have on the batch axis.
 
     The first input's, where as many have another one.
     """
-    sizes = [int(t.shape[axis]) for t in _tensors((args, kwargs)) if t.dim() > axis]
+    sizes = [int(t.shape[axis]) for t in tensors((args, kwargs)) if t.dim() > axis]
     return max(sizes, key=sizes.count) if sizes else None

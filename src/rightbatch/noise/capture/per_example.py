@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from rightbatch.core.trees import slice_batch, stack
 from rightbatch.noise.capture.group_norms import Key, Tally
 from rightbatch.noise.capture.listening import Listener, test_independence
 from rightbatch.noise.capture.rules import square
@@ -127,9 +128,9 @@ class PerExample:
         found = torch.zeros(count, len(self.parameters), dtype=torch.float64)
         totals: dict[int, Tensor] = {}
         try:
-            stacked = _stack([self.pick(batch, b) for b in range(count)])
+            stacked = stack([self.pick(batch, b) for b in range(count)])
             for start in range(0, count, CHUNK):
-                part = _cut(stacked, start, start + CHUNK)
+                part = slice_batch(stacked, start, start + CHUNK, count)
                 each = vmap(grad(alone), (None, 0), randomness="different")(named, part)
                 for name, index in order:
                     g = each[name]
@@ -173,22 +174,3 @@ class _Loss(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         return self._loss(self.model, batch)
-
-
-def _stack(items: list[Any]) -> Any:
-    first = items[0]
-    if isinstance(first, Tensor):
-        return torch.stack(items)
-    if isinstance(first, dict):
-        return {k: _stack([one[k] for one in items]) for k in first}
-    if isinstance(first, (list, tuple)):
-        return type(first)([_stack(list(part)) for part in zip(*items, strict=True)])
-    raise TypeError(f"a batch holds a {type(first).__name__}")
-
-
-def _cut(stacked: Any, start: int, end: int) -> Any:
-    if isinstance(stacked, Tensor):
-        return stacked[start:end]
-    if isinstance(stacked, dict):
-        return {k: _cut(v, start, end) for k, v in stacked.items()}
-    return type(stacked)([_cut(v, start, end) for v in stacked])
