@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import rightbatch as rb
-from cases import rightbatch
 from rightbatch.core import machine
 from rightbatch.memory.boundary import Search, StepMaker
 from rightbatch.memory.budget import budget_for
@@ -611,32 +610,6 @@ def test_the_terms_of_a_budget_add_up() -> None:
     ]
     assert budget.bytes == 80_000_000_000 - sum(t.bytes for t in budget.terms)
     assert len(budget.lines()) == len(names) + 2
-
-
-# The command
-
-
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return rightbatch("measure", *arguments, cwd=cwd)
-
-
-def test_the_command_answers_in_eighty_columns(tmp_path: Path) -> None:
-    done = command("digits", "--memory", "--limit", "64MiB", "--out", "r", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "All 1,437 examples of the data set fit" in done.stdout
-    assert "Verified" in done.stdout
-    assert max(map(len, done.stdout.splitlines())) <= 80
-    saved = json.loads((tmp_path / "r/memory.json").read_text())
-    assert saved["certificate"]["confidence"] == "verified"
-    told = command("digits", "--memory", "--no-verify", "--json", cwd=tmp_path)
-    document = json.loads(told.stdout)
-    assert document["certificate"]["confidence"] == "predicted"
-    few = command("digits", "--memory", "--limit", "100KiB", cwd=tmp_path)
-    assert few.returncode == 2
-    assert "not even one example" in few.stderr
-    alone = command("digits", "--limit", "1GiB", cwd=tmp_path)
-    assert alone.returncode == 2
-    assert "only with --memory" in alone.stderr
 
 
 def test_tracing_complains_in_one_error() -> None:

@@ -22,7 +22,7 @@ from rightbatch.job.loading import look_up
 @JOB
 @JSON
 def check(job: str, as_json: bool) -> int:
-    """Check JOB for what would make its measurements wrong; measure nothing.
+    """Check JOB for what would make its measurements wrong.
 
     JOB may also be a DataLoader or a BatchStream (train.py:loader): then what it feeds
     is audited.

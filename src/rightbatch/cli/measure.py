@@ -27,7 +27,7 @@ from rightbatch.cli.options import BUDGET, JOB, JSON, OUT, THREADS
 def measure(
     job: str, budget: float, keep_threads: bool, out: Path | None, as_json: bool
 ) -> int:
-    """Measure JOB's step time, memory and gradient noise; decide nothing."""
+    """Measure JOB's step time, memory and noise; decide nothing."""
     console, spec, folder = begin(job, out, as_json)
     with keeping(console, folder):
         from rightbatch.core.json_io import to_plain

@@ -63,7 +63,10 @@ def memory(
     out: Path | None,
     as_json: bool,
 ) -> int:
-    """Trace one step of JOB, and find the largest batch that fits in memory."""
+    """Find the largest batch of JOB that fits in memory.
+
+    One step is traced, and a few real ones are made where they can do no harm.
+    """
     console, spec, folder = begin(job, out, as_json)
     with keeping(console, folder):
         from rightbatch.core.json_io import to_plain, write_json

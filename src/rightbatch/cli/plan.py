@@ -24,7 +24,7 @@ def plan(
     out: Path | None,
     as_json: bool,
 ) -> int:
-    """Decide again from MEASUREMENTS (a file or a run folder); measure nothing."""
+    """Decide again from MEASUREMENTS, a file or a run folder."""
     from rightbatch.measure.record import Measurements
     from rightbatch.plan.decide import decide
     from rightbatch.training.run_folder import MEASUREMENTS, make_run_folder

@@ -82,7 +82,9 @@ def train(
     as_json: bool,
     **settings: Any,
 ) -> int:
-    """Train JOB by a plan, a schedule or a batch size, to its target or for so long.
+    """Train JOB by a plan, a schedule or a batch size.
+
+    To its target, or for as many examples as are asked for.
 
     On several processes: torchrun --nproc-per-node N -m rightbatch train JOB …
     """

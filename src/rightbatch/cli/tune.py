@@ -30,7 +30,7 @@ def tune(
     out: Path | None,
     as_json: bool,
 ) -> int:
-    """Measure JOB here, decide its batch size and rate, race it, and explain."""
+    """Measure JOB here, decide its batch and rate, race it, and explain."""
     console, spec, folder = begin(job, out, as_json)
     with keeping(console, folder):
         from rightbatch.plan.decide import Decision
