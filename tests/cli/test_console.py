@@ -1,11 +1,11 @@
 """What the commands share: an interrupt or an error leaves a usable folder."""
 
+import contextlib
 import io
 from pathlib import Path
 
 import click
 import pytest
-from rich.console import Console
 
 import rightbatch as rb
 from cases import made_up
@@ -14,8 +14,11 @@ from rightbatch.cli.console import INTERRUPTED, folded, keeping
 
 def interrupted(folder: Path) -> str:
     out = io.StringIO()
-    console = Console(file=out, width=80)
-    with pytest.raises(click.exceptions.Exit) as caught, keeping(console, folder):
+    with (
+        contextlib.redirect_stdout(out),
+        pytest.raises(click.exceptions.Exit) as caught,
+        keeping(folder, as_json=False),
+    ):
         raise KeyboardInterrupt
     assert caught.value.exit_code == INTERRUPTED == 130
     return out.getvalue()
@@ -37,7 +40,7 @@ def test_ctrl_c_says_what_was_kept(tmp_path: Path) -> None:
 def test_an_error_leaves_no_empty_folder(tmp_path: Path) -> None:
     folder = tmp_path / "r"
     folder.mkdir()
-    with pytest.raises(rb.JobError), keeping(Console(file=io.StringIO()), folder):
+    with pytest.raises(rb.JobError), keeping(folder, as_json=False):
         raise rb.JobError("no")
     assert not folder.exists()
 

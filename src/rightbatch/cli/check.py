@@ -11,11 +11,11 @@ from rightbatch.cli.console import (
     FAILED,
     announce,
     folded,
+    load_quietly,
     print_document,
-    quiet_named,
 )
 from rightbatch.cli.options import JOB, JSON
-from rightbatch.job.loading import look_up
+from rightbatch.job.loading import as_job, load_named, look_up
 
 
 @click.command()
@@ -33,11 +33,10 @@ def check(job: str, as_json: bool) -> int:
     console = announce(spec, as_json)
     from rightbatch.core.json_io import to_plain
     from rightbatch.data.audit.audit import audit, is_loader
-    from rightbatch.job.loading import as_job
     from rightbatch.lint.linter import check as find_faults
     from rightbatch.report.terminal import print_plain
 
-    loaded = quiet_named(job, as_json)
+    loaded = load_quietly(load_named, job, as_json)
     loader = is_loader(loaded)
     findings = audit(loaded) if loader else find_faults(as_job(job, loaded))
     if as_json:

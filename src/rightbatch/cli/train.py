@@ -16,12 +16,12 @@ from rightbatch.cli.console import (
     announce,
     keep_origin,
     keeping,
+    load_quietly,
     print_document,
-    quiet_load,
 )
 from rightbatch.cli.options import DURATION, JOB, JSON, OUT, PATH, THREADS
 from rightbatch.core.errors import SettingError
-from rightbatch.job.loading import look_up
+from rightbatch.job.loading import load_job, look_up
 from rightbatch.training.run_folder import PLAN, make_run_folder
 
 
@@ -120,7 +120,7 @@ def train(
     from rightbatch.training.train import train as run_training
 
     plan = Plan.load(plan_path) if plan_path is not None else None
-    loaded = quiet_load(job, as_json)
+    loaded = load_quietly(load_job, job, as_json)
     joined = join()
     if not keep_threads and not joined:
         planned = plan.threads if plan is not None else None
@@ -142,7 +142,7 @@ def train(
         lambda: make_run_folder(None, f"train-{spec.stem}"), rank
     )
     with (
-        keeping(console, folder),
+        keeping(folder, as_json),
         TrainingLine(console, loaded, quiet=rank > 0) as line,
     ):
         run = run_training(

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from rightbatch.cli.console import begin, command_line, finish, keeping, quiet_load
+from rightbatch.cli.console import begin, command_line, finish, load_quietly
 from rightbatch.cli.options import BUDGET, JOB, JSON, OUT, THREADS, deciding
+from rightbatch.job.loading import load_job
 from rightbatch.plan.objectives import Objective
 
 
@@ -30,26 +31,22 @@ def tune(
     out: Path | None,
     as_json: bool,
 ) -> int:
-    """Measure JOB here, decide its batch and rate, race it, and explain."""
-    console, spec, folder = begin(job, out, as_json)
-    with keeping(console, folder):
-        from rightbatch.plan.decide import Decision
+    """Measure JOB here, decide its batch and rate, race, and explain."""
+    with begin(job, out, as_json) as (console, spec, folder):
         from rightbatch.report.terminal import TerminalProgress
         from rightbatch.training.run_folder import MEASUREMENTS
         from rightbatch.tuning.record import Record
         from rightbatch.tuning.tune import tune as find_plan
 
+        path = folder / MEASUREMENTS
         tuning = find_plan(
-            quiet_load(job, as_json),
+            load_quietly(load_job, job, as_json),
             objective,
             budget_s=budget,
             with_race=with_race,
             threads="present" if keep_threads else "auto",
-            record=Record(
-                folder / MEASUREMENTS, spec=spec.text, command=command_line()
-            ),
+            record=Record(path, spec=spec.text, command=command_line()),
             progress=TerminalProgress(console, phases=4 if with_race else 3),
             **limits,
         )
-        decision = Decision(plan=tuning.plan, choice=tuning.choice)
-        return finish(console, folder, decision, as_json)
+        return finish(console, folder, tuning.plan, tuning.choice, as_json)
