@@ -20,6 +20,7 @@ from rightbatch.measure.record import (
     JobFacts,
     Machine,
     Measurements,
+    MetricPoint,
     NoisePoint,
     Race,
     TimePoint,
@@ -188,6 +189,17 @@ def raced(
         candidates=candidates,
     )
     return replace(found, race=race)
+
+
+def ran_to_target(steps: int) -> Measurements:
+    """Measurements whose run met its target after so many steps."""
+    found = made_up()
+    job = replace(found.job, has_evaluate=True, target=1.0)
+    metrics = (
+        MetricPoint(step=1, examples=64, metric=3.0),
+        MetricPoint(step=steps, examples=64 * steps, metric=0.9),
+    )
+    return replace(found, job=job, metrics=metrics)
 
 
 def optimum(t0: float, t1: float, critical: float) -> float:

@@ -1,4 +1,4 @@
-"""Run under torchrun by tuning/test_tune_ranks.py: timing, noise and a race on ranks."""
+"""Run under torchrun by tuning/test_tune_ranks.py: time, noise and race on ranks."""
 
 from __future__ import annotations
 

@@ -11,18 +11,19 @@ from rightbatch.cli.console import (
     FAILED,
     announce,
     folded,
+    load_quietly,
     print_document,
-    quiet_named,
 )
 from rightbatch.cli.options import JOB, JSON
 from rightbatch.job.address import look_up
+from rightbatch.job.loading import as_job, load_named
 
 
 @click.command()
 @JOB
 @JSON
 def check(job: str, as_json: bool) -> int:
-    """Check JOB for what would make its measurements wrong; measure nothing.
+    """Check JOB for what would make its measurements wrong.
 
     JOB may also be a DataLoader or a BatchStream (train.py:loader): then what it feeds
     is audited.
@@ -33,11 +34,10 @@ def check(job: str, as_json: bool) -> int:
     console = announce(spec, as_json)
     from rightbatch.core.json_io import to_plain
     from rightbatch.data.audit.audit import audit, is_loader
-    from rightbatch.job.loading import as_job
     from rightbatch.lint.linter import check as find_faults
     from rightbatch.report.terminal import print_plain
 
-    loaded = quiet_named(job, as_json)
+    loaded = load_quietly(load_named, job, as_json)
     loader = is_loader(loaded)
     findings = audit(loaded) if loader else find_faults(as_job(job, loaded))
     if as_json:

@@ -53,10 +53,10 @@ def cluster(
     measure: bool,
     as_json: bool,
 ) -> int:
-    """Plan for many devices from the measurements of one: PLAN is a run folder.
+    """Plan for many devices from the measurements of one.
 
-    Says the best batch and its split for every number of devices, the time, energy
-    and price, where more devices stop paying, and why.
+    PLAN is a run folder. Says the best batch and its split for every number of
+    devices, the time, energy and price, where more devices stop paying, and why.
     """
     counts = parse_devices(devices)
     if measure and (bandwidth is not None or latency is not None):

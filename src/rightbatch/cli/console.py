@@ -13,7 +13,7 @@ import textwrap
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -24,9 +24,10 @@ from rightbatch.job.address import JobAddress, look_up
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rightbatch.job.job import Job
-    from rightbatch.plan.decide import Decision
+    from rightbatch.plan.choice import Choice
+    from rightbatch.training.plan import Plan
 
+T = TypeVar("T")
 ASKED: list[int] = []  # interrupts received
 DECIDED, FAILED, USAGE, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -47,19 +48,24 @@ def announce(spec: JobAddress, as_json: bool) -> Console:
     return console
 
 
+@contextlib.contextmanager
 def begin(
     job: str, out: Path | None, as_json: bool
-) -> tuple[Console, JobAddress, Path]:
-    """Understand the job, make the folder, say so: all before torch is imported."""
+) -> Iterator[tuple[Console, JobAddress, Path]]:
+    """Understand the job, make the folder, say so: all before torch is imported.
+
+    Within it a run is kept, see `keeping`.
+    """
     from rightbatch.training.run_folder import make_run_folder
 
     spec = look_up(job)
     folder = make_run_folder(out, spec.stem)
-    return announce(spec, as_json), spec, folder
+    with keeping(folder, as_json):
+        yield announce(spec, as_json), spec, folder
 
 
 @contextlib.contextmanager
-def keeping(console: Console, folder: Path) -> Iterator[None]:
+def keeping(folder: Path, as_json: bool) -> Iterator[None]:
     """Whatever ends the block leaves a usable folder, or none where nothing was kept.
 
     Raises:
@@ -69,7 +75,7 @@ def keeping(console: Console, folder: Path) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         _drop_if_empty(folder)
-        console.print("\n" + _kept(folder), soft_wrap=True, markup=False)
+        click.echo("\n" + _kept(folder), err=as_json)
         raise click.exceptions.Exit(INTERRUPTED) from None
     except RightbatchError:
         _drop_if_empty(folder)
@@ -100,7 +106,9 @@ def _drop_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def finish(console: Console, folder: Path, decision: Decision, as_json: bool) -> int:
+def finish(
+    console: Console, folder: Path, plan: Plan, choice: Choice, as_json: bool
+) -> int:
     """Save plan and page, print the answer, return the exit status."""
     from rightbatch.core.json_io import to_plain
     from rightbatch.report.answer import answer, files_lines
@@ -108,16 +116,16 @@ def finish(console: Console, folder: Path, decision: Decision, as_json: bool) ->
     from rightbatch.report.terminal import print_plain
     from rightbatch.training.run_folder import PLAN, REPORT
 
-    plan, path = decision.plan, folder / PLAN
+    path = folder / PLAN
     plan.save(path)
-    page = Page(decision.choice, plan).save(folder / REPORT)
+    page = Page(choice, plan).save(folder / REPORT)
     status = DECIDED if plan.decided else UNDECIDED
     if as_json:
         document = {"status": status, "folder": str(folder), "plan": to_plain(plan)}
         print_document(document)
         return status
-    print_plain(console, answer(decision.choice, plan))
-    job, size = decision.choice.measurements.job, page.stat().st_size / 1e6
+    print_plain(console, answer(choice, plan))
+    job, size = choice.measurements.job, page.stat().st_size / 1e6
     following = f"rightbatch train {shlex.quote(job.spec)}"
     following += f" --plan {shlex.quote(str(path))}"
     files = [
@@ -138,21 +146,7 @@ def keep_origin(origin: Path, folder: Path) -> None:
             shutil.copyfile(origin / name, folder / name)
 
 
-def quiet_load(job: str, as_json: bool) -> Job:
-    """Load a job; see `quiet_named`."""
-    from rightbatch.job.loading import load_job
-
-    return _quiet(job, as_json, load_job)
-
-
-def quiet_named(name: str, as_json: bool) -> Any:
-    """Load a job, or a loader to be audited; see `_quiet`."""
-    from rightbatch.job.loading import load_named
-
-    return _quiet(name, as_json, load_named)
-
-
-def _quiet(name: str, as_json: bool, load: Callable[[str], Any]) -> Any:
+def load_quietly(load: Callable[[str], T], name: str, as_json: bool) -> T:
     """Load by name; with --json, what its code prints goes to standard error for good.
 
     Standard output then holds the document alone (`print_document`).
@@ -185,7 +179,6 @@ def folded(text: str) -> str:
             subsequent_indent=" " * 8,
             break_long_words=False,
             break_on_hyphens=False,
-            drop_whitespace=True,
         )
         lines += folds or [""]
     return "\n".join(lines)

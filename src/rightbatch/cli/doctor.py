@@ -11,7 +11,7 @@ from rightbatch.cli.options import JSON
 @click.command()
 @JSON
 def doctor(as_json: bool) -> int:
-    """Say what was detected on this machine, and what follows from it."""
+    """Say what was detected on this machine, and what follows."""
     from rightbatch.report.doctor import examine, lines
 
     facts = examine()

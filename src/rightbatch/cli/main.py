@@ -42,17 +42,7 @@ def cli() -> None:
     """Find, explain and run the right batch size for a PyTorch training job."""
 
 
-for command in (
-    tune,
-    measure,
-    memory,
-    plan,
-    train,
-    report,
-    check,
-    cluster,
-    doctor,
-):
+for command in (tune, measure, memory, plan, train, report, check, cluster, doctor):
     cli.add_command(command)
 
 

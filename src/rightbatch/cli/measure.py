@@ -11,11 +11,11 @@ from rightbatch.cli.console import (
     DECIDED,
     begin,
     command_line,
-    keeping,
+    load_quietly,
     print_document,
-    quiet_load,
 )
 from rightbatch.cli.options import BUDGET, JOB, JSON, OUT, THREADS
+from rightbatch.job.loading import load_job
 
 
 @click.command()
@@ -27,9 +27,8 @@ from rightbatch.cli.options import BUDGET, JOB, JSON, OUT, THREADS
 def measure(
     job: str, budget: float, keep_threads: bool, out: Path | None, as_json: bool
 ) -> int:
-    """Measure JOB's step time, memory and gradient noise; decide nothing."""
-    console, spec, folder = begin(job, out, as_json)
-    with keeping(console, folder):
+    """Measure JOB's step time, memory and noise; decide nothing."""
+    with begin(job, out, as_json) as (console, spec, folder):
         from rightbatch.core.json_io import to_plain
         from rightbatch.report.answer import files_lines, job_lines
         from rightbatch.report.terminal import TerminalProgress, print_plain
@@ -40,16 +39,16 @@ def measure(
         path = folder / MEASUREMENTS
         record = Record(path, spec=spec.text, command=command_line())
         measure_job(
-            quiet_load(job, as_json),
+            load_quietly(load_job, job, as_json),
             record,
             TerminalProgress(console, phases=3),
             budget_s=budget,
             threads="present" if keep_threads else "auto",
         )
-    if as_json:
-        print_document(to_plain(record.measurements))
+        if as_json:
+            print_document(to_plain(record.measurements))
+            return DECIDED
+        print_plain(console, job_lines(record.measurements))
+        following = f"rightbatch plan {shlex.quote(str(path))}"
+        print_plain(console, files_lines([("saved", str(path)), ("next", following)]))
         return DECIDED
-    print_plain(console, job_lines(record.measurements))
-    following = f"rightbatch plan {shlex.quote(str(path))}"
-    print_plain(console, files_lines([("saved", str(path)), ("next", following)]))
-    return DECIDED

@@ -10,15 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rightbatch.cli.console import (
-    DECIDED,
-    begin,
-    keeping,
-    print_document,
-    quiet_load,
-)
+from rightbatch.cli.console import DECIDED, begin, load_quietly, print_document
 from rightbatch.cli.options import DURATION, JOB, JSON, MEMORY, OUT
 from rightbatch.core.units import show_bytes
+from rightbatch.job.loading import load_job
 
 if TYPE_CHECKING:
     from rightbatch.memory.largest_batch import MemoryLaw
@@ -63,9 +58,11 @@ def memory(
     out: Path | None,
     as_json: bool,
 ) -> int:
-    """Trace one step of JOB, and find the largest batch that fits in memory."""
-    console, spec, folder = begin(job, out, as_json)
-    with keeping(console, folder):
+    """Find the largest batch of JOB that fits in memory.
+
+    One step is traced, and a few real ones are made where they can do no harm.
+    """
+    with begin(job, out, as_json) as (console, spec, folder):
         from rightbatch.core.json_io import to_plain, write_json
         from rightbatch.memory.largest_batch import largest_batch
         from rightbatch.report.answer import files_lines
@@ -73,7 +70,7 @@ def memory(
         from rightbatch.training.run_folder import MEMORY as NAME
 
         law = largest_batch(
-            quiet_load(job, as_json),
+            load_quietly(load_job, job, as_json),
             limit,
             accumulation=accumulation,
             margin=margin,
@@ -86,21 +83,20 @@ def memory(
         )
         path = folder / NAME
         write_json(path, law, "rightbatch/memory/1")
-    if as_json:
-        more = {"binding": str(law.binding), "malloc": malloc_hint(law)}
-        print_document(
-            {"status": DECIDED, "folder": str(folder), **to_plain(law), **more}
-        )
+        if as_json:
+            words = {"binding": str(law.binding), "malloc": malloc_hint(law)}
+            place = {"status": DECIDED, "folder": str(folder)}
+            print_document({**place, **to_plain(law), **words})
+            return DECIDED
+        print_plain(console, "\n" + "\n".join(memory_lines(law, accumulation)))
+        files = [("saved", str(path))]
+        if device is None and ranks == 1:
+            following = f"rightbatch tune {shlex.quote(spec.text)}"
+            if limit is not None:
+                following += f" --memory {limit:.0f}B"
+            files.append(("next", following))
+        print_plain(console, "\n" + files_lines(files))
         return DECIDED
-    print_plain(console, "\n" + "\n".join(memory_lines(law, accumulation)))
-    files = [("saved", str(path))]
-    if device is None and ranks == 1:
-        following = f"rightbatch tune {shlex.quote(spec.text)}"
-        if limit is not None:
-            following += f" --memory {limit:.0f}B"
-        files.append(("next", following))
-    print_plain(console, "\n" + files_lines(files))
-    return DECIDED
 
 
 def memory_lines(law: MemoryLaw, accumulation: int) -> list[str]:

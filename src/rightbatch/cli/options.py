@@ -49,7 +49,11 @@ PATH: click.Path = click.Path(path_type=Path)
 
 
 class Commands(click.Group):
-    """A group that says what was probably meant."""
+    """Commands in the order in which they were added; says what was probably meant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All of them, the main one first."""
+        return list(self.commands)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

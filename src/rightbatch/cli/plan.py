@@ -24,7 +24,7 @@ def plan(
     out: Path | None,
     as_json: bool,
 ) -> int:
-    """Decide again from MEASUREMENTS (a file or a run folder); measure nothing."""
+    """Decide again from MEASUREMENTS, a file or a run folder."""
     from rightbatch.measure.record import Measurements
     from rightbatch.plan.decide import decide
     from rightbatch.training.run_folder import MEASUREMENTS, make_run_folder
@@ -32,8 +32,8 @@ def plan(
     path = measured / MEASUREMENTS if measured.is_dir() else measured
     measurements = Measurements.load(path)
     decision = decide(measurements, objective, **limits)
-    console = make_console(as_json)
     folder = make_run_folder(out, f"{measurements.job.name}-{objective.name}")
-    with keeping(console, folder):
+    with keeping(folder, as_json):
         measurements.save(folder / MEASUREMENTS)
-        return finish(console, folder, decision, as_json)
+        console = make_console(as_json)
+        return finish(console, folder, decision.plan, decision.choice, as_json)

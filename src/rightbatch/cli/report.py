@@ -13,7 +13,7 @@ from rightbatch.cli.options import PATH
 @click.command()
 @click.argument("run", type=PATH)
 def report(run: Path) -> int:
-    """Write the report of a RUN folder again, from what it holds."""
+    """Write the page of a RUN folder again, from what it holds."""
     from rightbatch.measure.record import Measurements
     from rightbatch.plan.decide import decide
     from rightbatch.plan.objectives import objective_named

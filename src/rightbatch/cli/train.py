@@ -14,13 +14,14 @@ from rightbatch.cli.console import (
     announce,
     keep_origin,
     keeping,
+    load_quietly,
     print_document,
-    quiet_load,
 )
 from rightbatch.cli.options import DURATION, JOB, JSON, OUT, PATH, THREADS
 from rightbatch.cli.ranks import end_together, first_speaks
 from rightbatch.core.errors import SettingError
 from rightbatch.job.address import look_up
+from rightbatch.job.loading import load_job
 from rightbatch.training.run_folder import PLAN, make_run_folder
 
 
@@ -81,7 +82,9 @@ def train(
     as_json: bool,
     **settings: Any,
 ) -> int:
-    """Train JOB by a plan, a schedule or a batch size, to its target or for so long.
+    """Train JOB by a plan, a schedule or a batch size.
+
+    To its target, or for as many examples as are asked for.
 
     On several processes: torchrun --nproc-per-node N -m rightbatch train JOB …
     """
@@ -114,7 +117,7 @@ def train(
     from rightbatch.training.train import train as run_training
 
     plan = Plan.load(plan_path) if plan_path is not None else None
-    loaded = quiet_load(job, as_json)
+    loaded = load_quietly(load_job, job, as_json)
     joined = join()
     if not keep_threads and not joined:
         planned = plan.threads if plan is not None else None
@@ -138,7 +141,7 @@ def train(
         lambda: make_run_folder(None, f"train-{spec.stem}"), first
     )
     with (
-        keeping(console, folder),
+        keeping(folder, as_json),
         TrainingLine(console, loaded, quiet=not first) as line,
     ):
         run = run_training(

@@ -15,11 +15,12 @@ from rightbatch.cli.console import (
     command_line,
     finish,
     keeping,
-    quiet_load,
+    load_quietly,
 )
 from rightbatch.cli.options import BUDGET, JOB, JSON, OUT, THREADS, deciding
 from rightbatch.cli.ranks import end_together, first_speaks
 from rightbatch.job.address import look_up
+from rightbatch.job.loading import load_job
 from rightbatch.plan.objectives import Objective
 from rightbatch.training.run_folder import MEASUREMENTS, make_run_folder
 
@@ -42,22 +43,21 @@ def tune(
     out: Path | None,
     as_json: bool,
 ) -> int:
-    """Measure JOB here, decide its batch size and rate, race it, and explain.
+    """Measure JOB here, decide its batch and rate, race, and explain.
 
     On several processes: torchrun --nproc-per-node N -m rightbatch tune JOB …
     """
     first = first_speaks()
-    spec = look_up(job)
-    folder = make_run_folder(out, spec.stem) if first else None
-    console = announce(spec, as_json and first)
-    with nullcontext() if folder is None else keeping(console, folder):
-        from rightbatch.plan.decide import Decision
+    address = look_up(job)
+    folder = make_run_folder(out, address.stem) if first else None
+    with nullcontext() if folder is None else keeping(folder, as_json):
+        console = announce(address, as_json and first)
         from rightbatch.report.terminal import TerminalProgress
         from rightbatch.training.ranks import join
         from rightbatch.tuning.record import Record
         from rightbatch.tuning.tune import tune as find_plan
 
-        loaded = quiet_load(job, as_json)
+        loaded = load_quietly(load_job, job, as_json)
         joined = join()
         path = None if folder is None else folder / MEASUREMENTS
         tuning = find_plan(
@@ -66,12 +66,11 @@ def tune(
             budget_s=budget,
             with_race=with_race,
             threads="present" if keep_threads else "auto",
-            record=Record(path, spec=spec.text, command=command_line()),
+            record=Record(path, spec=address.text, command=command_line()),
             progress=TerminalProgress(console, phases=4 if with_race else 3),
             **limits,
         )
         status = DECIDED if tuning.plan.decided else UNDECIDED
         if folder is not None:
-            decision = Decision(plan=tuning.plan, choice=tuning.choice)
-            status = finish(console, folder, decision, as_json)
+            finish(console, folder, tuning.plan, tuning.choice, as_json)
     return end_together(status, joined)

@@ -80,7 +80,7 @@ def _optimum(laws: Laws) -> Reason:
 
 def _learning_rate(choice: Choice) -> Reason:
     scaling, job = choice.scaling, choice.measurements.job
-    text = f"lr {job.lr:.3g}, as today: the batch is the same."
+    text = f"{job.lr:.3g}, as today: the batch is the same."
     if scaling.batch_from != scaling.batch_to:
         more = ""
         if job.betas is not None and scaling.beta2 != 1.0 and len(job.betas) > 1:
@@ -90,8 +90,8 @@ def _learning_rate(choice: Choice) -> Reason:
         if job.weight_decay and scaling.weight_decay != 1.0:
             more += f", weight decay x {scaling.weight_decay:.3g}"
         text = (
-            f"{scaling.rule} rule ({scaling.reason}): {job.lr:.3g} x "
-            f"{scaling.lr:.3g}{more}."
+            f"{job.lr * scaling.lr:.3g} by the {scaling.rule} rule "
+            f"({scaling.reason}): {job.lr:.3g} x {scaling.lr:.3g}{more}."
         )
     return Reason(
         topic="lr",

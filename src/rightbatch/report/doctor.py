@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import textwrap
 import time
 from typing import Any
 
@@ -93,4 +94,12 @@ def lines(facts: dict[str, Any]) -> str:
         ("energy", facts["energy"]),
         *(("optional", text) for text in extras),
     ]
-    return "\n".join(f"{label:<13}{text}" for label, text in rows)
+    return "\n".join(
+        textwrap.fill(
+            f"{label:<13}{text}",
+            80,
+            subsequent_indent=" " * 13,
+            break_on_hyphens=False,
+        )
+        for label, text in rows
+    )

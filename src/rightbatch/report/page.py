@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import vl_convert
@@ -20,9 +20,6 @@ from rightbatch.plan.choice import Choice
 from rightbatch.report.charts import all_charts
 from rightbatch.training.plan import Plan
 from rightbatch.training.trace import TraceRow
-
-if TYPE_CHECKING:
-    from rightbatch.training.loop import TraceRow
 
 MOST_BYTES = 2_000_000
 

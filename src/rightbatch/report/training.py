@@ -15,9 +15,9 @@ from rightbatch.job.job import Job
 from rightbatch.report.answer import files_lines
 from rightbatch.report.terminal import PLAIN_EVERY_S, WIDTH, print_plain, wrapped
 from rightbatch.training.run_folder import TRACE
+from rightbatch.training.trace import TraceRow
 
 if TYPE_CHECKING:
-    from rightbatch.training.loop import TraceRow
     from rightbatch.training.train import Run
 
 

@@ -1,4 +1,4 @@
-"""The command `train`: schedules, going on, several processes, and bad input."""
+"""The command `train`: schedules, going on, several processes, Ctrl-C, bad input."""
 
 import json
 import os
@@ -15,12 +15,14 @@ import torch
 from rightbatch.data.loading.ledger import Ledger
 from rightbatch.training.checkpoint import Checkpoints
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]  # where the jobs are
 JOB = f"{HERE / 'resumed_job.py'}:plain"
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    paths = [str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    path = os.pathsep.join(filter(None, paths))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
 def train(*arguments: str, ranks: int = 1, restarts: int = 0) -> Any:
@@ -133,3 +135,28 @@ def test_a_killed_rank_is_survived_by_a_restart(tmp_path: Path) -> None:
     assert found[1]["examples"] >= 40 * 512
     audit = Ledger(out / "ledger").audit()
     assert (audit.lost, audit.repeated) == (0, 0)
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_training_saves_a_whole_step(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "rightbatch", "train", "stdlib_gpt"),
+            *("--epochs", "50", "--out", "r"),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment(),
+    )
+    trace = tmp_path / "r" / "trace.jsonl"
+    for _ in range(300):
+        time.sleep(0.1)
+        if trace.exists() and trace.read_text().count("\n") >= 2:
+            break
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Interrupted" in out
+    saved = list((tmp_path / "r" / "checkpoints").glob("step-*.json"))
+    assert saved

@@ -1,0 +1,44 @@
+"""The command `report`, and the page it writes."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import rightbatch as rb
+from cases import rightbatch
+from rightbatch.report.page import MOST_BYTES
+
+
+def test_train_follows_the_plan_and_report_tells_of_it(tuned: tuple[Path, str]) -> None:
+    folder, _ = tuned
+    cwd = folder.parent
+    done = rightbatch("train", "digits", "--plan", "run", "--out", "trained", cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    assert "Target 0.12 reached" in done.stdout
+    names = {p.name for p in (cwd / "trained").iterdir()}
+    origin = {"measurements.json", "plan.json"}
+    assert names == {"run.json", "trace.jsonl", "checkpoints", *origin}
+    told = rightbatch("report", "trained", cwd=cwd)
+    assert told.returncode == 0, told.stderr
+    assert "The training run" in (cwd / "trained" / "report.html").read_text()
+    page = folder / "report.html"
+    before = page.read_text()
+    page.unlink()
+    again = rightbatch("report", "run", cwd=cwd)
+    assert again.returncode == 0, again.stderr
+    assert page.read_text() == before
+
+
+def test_the_page_is_one_offline_file(tuned: tuple[Path, str]) -> None:
+    text = (tuned[0] / "report.html").read_text()
+    assert len(text.encode()) < MOST_BYTES
+    markup = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert "Every batch considered" in markup
+    assert not re.findall(r"src=|href=|@import|url\(", markup)
+    assert not re.findall(r"<script[^>]+src=", text)
+    data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
+    assert data is not None
+    held = json.loads(data.group(1), parse_constant=pytest.fail)
+    assert held["plan"]["batch_size"] == rb.Plan.load(tuned[0] / "plan.json").batch_size
