@@ -33,7 +33,7 @@ from rightbatch.data.audit.rules import (
     same_order,
 )
 from rightbatch.data.loading.stream import BatchStream
-from rightbatch.data.loading.stream_base import Cutter
+from rightbatch.data.loading.stream_base import StreamBase
 from rightbatch.data.order.composition import Cursor
 
 HEAD = 4096  # examples by which two epochs are compared [assumed]
@@ -227,7 +227,7 @@ def audit(
 
 def is_loader(found: Any) -> bool:
     """Whether `audit` can look at it."""
-    return isinstance(found, (DataLoader, Cutter))
+    return isinstance(found, (DataLoader, StreamBase))
 
 
 def _ranks(loader: Any) -> tuple[list[Any], int]:
@@ -266,12 +266,12 @@ def _ranks(loader: Any) -> tuple[list[Any], int]:
     return found, length
 
 
-def _cutter(loader: Any) -> Cutter | None:
+def _cutter(loader: Any) -> StreamBase | None:
     """The stream or sampler of ours behind a loader, if it is one."""
     sampler = getattr(loader, "batch_sampler", None)
-    if isinstance(loader, Cutter):
+    if isinstance(loader, StreamBase):
         return loader
-    return sampler if isinstance(sampler, Cutter) else None
+    return sampler if isinstance(sampler, StreamBase) else None
 
 
 def _copied(sampler: Any, made: dict[int, Any] | None = None) -> Any:
@@ -312,7 +312,7 @@ class _Single:
 class _OfCutter:
     """What a rank of a stream will get in the epoch it stands in."""
 
-    def __init__(self, cutter: Cutter, rank: int) -> None:
+    def __init__(self, cutter: StreamBase, rank: int) -> None:
         self._planner = copy.copy(cutter._planner)
         self._planner.rank, self._size = rank, cutter.batch_size
         # A whole epoch: the one it stands in, from its start.
