@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rightbatch.core.errors import JobError, SettingError
-from rightbatch.data.order.composition import whole
+from rightbatch.data.order.order import whole
 
 CHUNK = 1 << 24  # bytes read at once while lines are counted [assumed]
 

@@ -17,7 +17,7 @@ from rightbatch.data.loading.split_ranks import Part, deal
 from rightbatch.data.loading.state import alike, gathered
 from rightbatch.data.loading.stream import MicroBatch
 from rightbatch.data.loading.stream_base import place_of
-from rightbatch.data.order.composition import whole
+from rightbatch.data.order.order import whole
 
 VERSION = 1
 MANY = 100_000  # examples read again of which we say so [assumed]

@@ -25,7 +25,7 @@ from rightbatch.data.loading.prefetch import Lookahead
 from rightbatch.data.loading.prefetch_plan import Guesses
 from rightbatch.data.loading.step_plan import MicroPlan, StepPlan
 from rightbatch.data.loading.stream_base import Cutter
-from rightbatch.data.order.composition import Composition, Cursor, whole
+from rightbatch.data.order.order import Cursor, Order, whole
 
 FIELDS = 16  # tensors of a batch that is not a list of its examples [assumed]
 
@@ -163,7 +163,7 @@ class BatchStream(Sealed, Cutter):
         *,
         seed: int = 0,
         micro_batch: int | None = None,
-        order: str | Composition = "shuffled",
+        order: str | Order = "shuffled",
         tail: str | None = None,
         rank: int | None = None,
         world_size: int | None = None,
