@@ -308,7 +308,7 @@ def tokens() -> None:
 
 def orders() -> None:
     """Would a stored permutation be faster? Nanoseconds for each index of an epoch."""
-    from rightbatch.data.order.epochs import Walk
+    from rightbatch.data.order.epochs import ShuffledEpochs
 
     for length in (10**4, 10**5, 10**6, 10**7):
         times: dict[str, list[float]] = {"computed": [], "numpy": [], "torch": []}
@@ -319,7 +319,7 @@ def orders() -> None:
                 for repeat in range(repeats):
                     seed = number * repeats + repeat
                     if name == "computed":
-                        walk = Walk(length, seed)
+                        walk = ShuffledEpochs(length, seed)
                         for start in range(0, length, 256):
                             walk(start, min(start + 256, length))
                         continue

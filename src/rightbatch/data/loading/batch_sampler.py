@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, Sampler
 from rightbatch.core.errors import SettingError
 from rightbatch.data.loading.arguments import fingerprint_of
 from rightbatch.data.loading.stream_base import StreamBase
-from rightbatch.data.order.composition import Composition, Cursor
 from rightbatch.data.order.draws import Shuffled
 from rightbatch.data.order.epochs import Blocks
+from rightbatch.data.order.order import Cursor, Order
 
 
 class BatchSampler(StreamBase, Sampler[list[int]]):
@@ -52,7 +52,7 @@ class BatchSampler(StreamBase, Sampler[list[int]]):
         batch_size: int,
         *,
         seed: int = 0,
-        order: str | Composition = "shuffled",
+        order: str | Order = "shuffled",
         tail: str | None = None,
         rank: int | None = None,
         world_size: int | None = None,
@@ -104,7 +104,7 @@ class BatchSampler(StreamBase, Sampler[list[int]]):
     def _plain(self) -> Callable[[Cursor], tuple[list[int], Cursor]]:
         """Steps that are nothing but the next indices: three times as fast."""
         assert isinstance(self.composition, Shuffled)
-        planner, order = self._planner, self.composition.order(self.seed)
+        planner, order = self._planner, self.composition.examples(self.seed)
         listed = Blocks(lambda a, b: order(a, b).tolist(), ends=self.length)
 
         def step(cursor: Cursor) -> tuple[list[int], Cursor]:
@@ -122,8 +122,7 @@ class BatchSampler(StreamBase, Sampler[list[int]]):
             raise SettingError(
                 "a sampler hands out one batch per step",
                 seen=f"{len(plan.micro)} in a step: {self.composition.name}",
-                fix="BatchStream and its steps(); or Tokens(..., count='runs') and a "
-                "batch_size of as many runs as there are ranks",
+                fix="BatchStream and its steps()",
             )
         (micro,) = plan.micro
         self._warn_of_short_step(plan)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from rightbatch.data.loading.fetch import Piece
 from rightbatch.data.loading.step_plan import Planner, StepPlan
-from rightbatch.data.order.composition import Cursor
+from rightbatch.data.order.order import Cursor
 
 
 class PlannedSteps:

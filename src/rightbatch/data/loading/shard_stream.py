@@ -25,7 +25,7 @@ from rightbatch.data.loading.steps import (
     step_left_open,
 )
 from rightbatch.data.loading.stream_base import place_of
-from rightbatch.data.order.composition import whole
+from rightbatch.data.order.order import whole
 
 VERSION = 2
 

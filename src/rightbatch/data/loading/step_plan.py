@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int64
 from rightbatch.core.errors import SettingError
 from rightbatch.data.loading.fetch import Piece
 from rightbatch.data.loading.split_ranks import Part, split_across_ranks
-from rightbatch.data.order.composition import Composition, Cursor, Cut
+from rightbatch.data.order.order import Cursor, Cut, Order
 
 TAILS = ("keep", "drop", "carry", "pad")
 
@@ -73,7 +73,7 @@ class Planner:
         micro_batch: Most examples in one micro-batch; None: all of the rank's.
     """
 
-    composition: Composition
+    composition: Order
     seed: int
     tail: str
     rank: int
@@ -164,7 +164,7 @@ class Planner:
         )
 
 
-def check_tail(tail: str | None, composition: Composition) -> str:
+def check_tail(tail: str | None, composition: Order) -> str:
     """The tail rule in force.
 
     Raises:

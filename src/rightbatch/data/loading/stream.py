@@ -28,7 +28,7 @@ from rightbatch.data.loading.steps import (
     step_left_open,
 )
 from rightbatch.data.loading.stream_base import StreamBase
-from rightbatch.data.order.composition import Composition, Cursor, whole
+from rightbatch.data.order.order import Cursor, Order, whole
 
 
 class BatchStream(PlainLoop, StreamBase):
@@ -100,7 +100,7 @@ class BatchStream(PlainLoop, StreamBase):
         *,
         seed: int = 0,
         micro_batch: int | None = None,
-        order: str | Composition = "shuffled",
+        order: str | Order = "shuffled",
         tail: str | None = None,
         rank: int | None = None,
         world_size: int | None = None,

@@ -14,8 +14,8 @@ from rightbatch.core.errors import SettingError
 from rightbatch.data.loading.arguments import subset_of
 from rightbatch.data.loading.state import alike, digest, gathered, restored, state_of
 from rightbatch.data.loading.step_plan import Planner, StepPlan, check_tail
-from rightbatch.data.order.composition import Composition, Cursor, Cut, whole
-from rightbatch.data.order.draws import DRAWS, draw
+from rightbatch.data.order.draws import DRAWS
+from rightbatch.data.order.order import Cursor, Cut, Order, whole
 
 
 class StreamBase:
@@ -32,7 +32,7 @@ class StreamBase:
         batch_size: int,
         *,
         seed: int,
-        order: str | Composition,
+        order: str | Order,
         tail: str | None,
         rank: int | None,
         world_size: int | None,
@@ -93,7 +93,7 @@ class StreamBase:
         return self._planner.world_size
 
     @property
-    def composition(self) -> Composition:
+    def composition(self) -> Order:
         """What its batches are made of."""
         return self._planner.composition
 
@@ -171,7 +171,7 @@ class StreamBase:
 
     def alike(self, batch: int, most: int) -> int:
         """Into how many runs of equal composition a batch of it can be cut."""
-        return self.composition.alike(batch, self._cursor, most)
+        return self.composition.equal_groups(batch, self._cursor, most)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch, unless the stream is in it already.
@@ -301,15 +301,15 @@ def place_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
     return rank, world_size
 
 
-def _composition(order: str | Composition, length: int) -> Composition:
+def _composition(order: str | Order, length: int) -> Order:
     """What batches are made of.
 
     Raises:
         SettingError: No such order, or it is of another number of examples.
     """
     if isinstance(order, str) and order in DRAWS:
-        return draw(order, length)
-    if not isinstance(order, Composition):
+        return DRAWS[order](length)
+    if not isinstance(order, Order):
         raise SettingError(
             f"order must be one of {', '.join(DRAWS)}, or a composition",
             seen=f"order={order!r:.60}",

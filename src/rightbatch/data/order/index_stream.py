@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from rightbatch.data.order.epochs import Walk
+from rightbatch.data.order.epochs import ShuffledEpochs
 
 
 class IndexStream:
@@ -44,7 +44,7 @@ class IndexStream:
             raise ValueError(f"length {length} must be >= 1, position {position} >= 0")
         self.length, self.seed, self.position = length, seed, position
         self.only = only
-        self._walk = Walk(length, seed)
+        self._walk = ShuffledEpochs(length, seed)
 
     def take(self, count: int) -> Int64[Tensor, " count"]:
         """The next ``count`` example indices; the stream moves on by as many."""
