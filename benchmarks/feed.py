@@ -338,7 +338,7 @@ def tokens() -> dict[str, Any]:
 
 def orders() -> dict[str, Any]:
     """Would a stored permutation be faster? Nanoseconds for each index of an epoch."""
-    from rightbatch.data.order.epochs import Walk
+    from rightbatch.data.order.epochs import ShuffledEpochs
 
     table: dict[str, Any] = {}
     for length in (10**4, 10**5, 10**6, 10**7):
@@ -350,7 +350,7 @@ def orders() -> dict[str, Any]:
                 for repeat in range(repeats):
                     seed = number * repeats + repeat
                     if name == "computed":
-                        walk = Walk(length, seed)
+                        walk = ShuffledEpochs(length, seed)
                         for start in range(0, length, 256):
                             walk(start, min(start + 256, length))
                         continue

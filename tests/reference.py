@@ -132,27 +132,22 @@ def permuted(position: int, length: int, seed: int, epoch: int) -> int:
         rounds = 12 if length < 64 else 8 if length < 1024 else 6
         for number in range(rounds if length < 65536 else 4):
             if number % 2:
-                right = (right + _hashed(left, key, number, length, columns)) % columns
+                right = (right + _hashed(left, key, number, columns)) % columns
             else:
-                left = (left + _hashed(right, key, number, length, rows)) % rows
+                left = (left + _hashed(right, key, number, rows)) % rows
         found = left * columns + right
         if found < length:
             return found
 
 
-def _hashed(half: int, key: int, number: int, length: int, size: int) -> int:
+def _hashed(half: int, key: int, number: int, size: int) -> int:
     """A number below ``size``, from half a position and a round's two words."""
-    own = [_mixed((key + j * 0x9E3779B97F4A7C15) % 2**64)
-           for j in (2 * number + 1, 2 * number + 2)]  # fmt: skip
-    wide = length > 2**32
-    bits, first, second = (64, 30, 27) if wide else (32, 16, 15)
-    by, then = (
-        (0xBF58476D1CE4E5B9, 0x94D049BB133111EB) if wide else (0x7FEB352D, 0x846CA68B)
-    )
-    word = (half ^ own[0]) % 2**bits
-    word = (word ^ word >> first) * by % 2**bits
-    word = ((word ^ word >> second) + own[1]) * then % 2**bits
-    return word * size >> bits
+    words = [_mixed((key + j * 0x9E3779B97F4A7C15) % 2**64)
+             for j in (2 * number + 1, 2 * number + 2)]  # fmt: skip
+    word = (half ^ words[0]) % 2**32
+    word = (word ^ word >> 16) * 0x7FEB352D % 2**32
+    word = ((word ^ word >> 15) + words[1]) * 0x846CA68B % 2**32
+    return word * size >> 32
 
 
 def epochs(length: int, seed: int, count: int) -> list[int]:

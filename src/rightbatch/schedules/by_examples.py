@@ -23,11 +23,11 @@ class ByExamples:
         SettingError: It cannot be stepped, or the batch is none.
 
     Example:
-        >>> import torch
+        >>> import torch, rightbatch as rb
         >>> weight = torch.nn.Parameter(torch.zeros(()))
         >>> sgd = torch.optim.SGD([weight], lr=1.0)
         >>> halving = torch.optim.lr_scheduler.StepLR(sgd, step_size=10, gamma=0.5)
-        >>> by_examples = ByExamples(halving, batch_size=64)
+        >>> by_examples = rb.schedules.ByExamples(halving, batch_size=64)
         >>> sgd.step(); by_examples.step(examples=640)
         10
         >>> sgd.param_groups[0]["lr"]

@@ -1,8 +1,7 @@
-"""All schedules: from JSON, and checked against a run before it begins."""
+"""Schedules from JSON, and checked against a run before it begins."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from rightbatch.core.errors import RunFolderError, SettingError
@@ -65,19 +64,17 @@ def check_schedule(
         SettingError: It exceeds the data set, or memory.
     """
     # Beyond a live one's first batch, the controller keeps within the limits.
-    biggest = schedule.start if schedule.live else schedule.largest(examples)
-    if biggest > length:
+    most = schedule.start if schedule.live else schedule.largest(examples)
+    if most > length:
         raise SettingError(
             f"the schedule exceeds the data set of {length:,} examples",
-            seen=f"{schedule}: batch {biggest:,}",
+            seen=f"{schedule}: batch {most:,}",
             why="a batch would hold the same example twice",
             fix=f"batches of {length:,} or less (--batch-size, or the job's own)",
         )
-    if largest is not None and biggest > largest:
+    if largest is not None and most > largest:
         raise SettingError(
             f"the schedule exceeds the largest batch set, {largest:,}",
-            seen=f"{schedule}: batch {biggest:,}",
+            seen=f"{schedule}: batch {most:,}",
             fix="a smaller schedule, or a larger limit",
         )
-    if not math.isfinite(biggest) or biggest < 1:
-        raise SettingError("the schedule has no batch", seen=str(schedule))

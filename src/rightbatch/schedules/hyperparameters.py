@@ -42,14 +42,18 @@ class Hyperparameters:
         SettingError: There is no such rule, or it lacks a number.
 
     Example:
+        >>> import torch, rightbatch as rb
         >>> weight = torch.nn.Parameter(torch.zeros(3))
         >>> adam = torch.optim.Adam([weight], lr=1e-3, betas=(0.9, 0.98))
-        >>> numbers = Hyperparameters(adam, 64)
+        >>> numbers = rb.schedules.Hyperparameters(adam, 64)
         >>> numbers.move(256).lr, adam.param_groups[0]["lr"]
         (2.0, 0.002)
         >>> numbers.undo()
         >>> adam.param_groups[0]["lr"], adam.param_groups[0]["betas"]
         (0.001, (0.9, 0.98))
+
+    References:
+        ``rightbatch.schedules.scaling.SOURCES``, rule by rule.
     """
 
     def __init__(
@@ -93,8 +97,8 @@ class Hyperparameters:
         before = {**self.state_dict(), "now": self._now()}
         base = self._caught_up()
         new = [scaled_group(group, scaling) for group in base]
-        for one in new:
-            one.update({key: one[key] * rate for key in RATES if key in one})
+        for group in new:
+            group.update({key: group[key] * rate for key in RATES if key in group})
         if batch_size != self.batch_size:
             self._notice_scheduler()
         assign(self.optimizer, new)
@@ -117,8 +121,8 @@ class Hyperparameters:
             "batch_size": self.batch_size,
             "rate": self.rate,
             "base_lrs": list(self._base_lrs),
-            "base": [dict(one) for one in self._base],
-            "set": [dict(one) for one in self._set],
+            "base": [dict(group) for group in self._base],
+            "set": [dict(group) for group in self._set],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -129,8 +133,8 @@ class Hyperparameters:
     def _restore(self, state: dict[str, Any]) -> None:
         self.batch_size, self.rate = state["batch_size"], state["rate"]
         self._base_lrs = list(state["base_lrs"]) if self._base_lrs else []
-        self._base = [_tupled(one) for one in state["base"]]
-        self._set = [_tupled(one) for one in state["set"]]
+        self._base = [_tupled(group) for group in state["base"]]
+        self._set = [_tupled(group) for group in state["set"]]
         self.scaling = self._scaling(self.batch_size)
         self._move_scheduler()
 
@@ -158,15 +162,15 @@ class Hyperparameters:
                 why="the numbers of a new group at the reference batch are not known",
                 fix="add param groups before the numbers are first moved",
             )
-        found = [dict(base) for base in self._base]
-        for base, was, one in zip(found, self._set, now, strict=True):
+        groups = [dict(base) for base in self._base]
+        for base, old, new in zip(groups, self._set, now, strict=True):
             for key in _OTHERS:
-                if key in one and key in was and bool(one[key] != was[key]):
-                    known = bool(was[key] != 0)
-                    base[key] = base[key] * one[key] / was[key] if known else one[key]
-            if "betas" in was and one["betas"][0] != was["betas"][0]:  # OneCycleLR
-                base["betas"] = (one["betas"][0], *base["betas"][1:])
-        return found
+                if key in new and key in old and bool(new[key] != old[key]):
+                    known = bool(old[key] != 0)
+                    base[key] = base[key] * new[key] / old[key] if known else new[key]
+            if "betas" in old and new["betas"][0] != old["betas"][0]:  # OneCycleLR
+                base["betas"] = (new["betas"][0], *base["betas"][1:])
+        return groups
 
     def _move_scheduler(self) -> None:
         if self._base_lrs:

@@ -41,10 +41,14 @@ class InsteadOfDecay(Schedule):
         SettingError: A batch is no batch, or ``most`` is below the first.
 
     Example:
-        >>> decay = Rate.steps({0: 1.0, 1000: 0.5, 2000: 0.125})
-        >>> smith = InsteadOfDecay(64, decay, most=256)
+        >>> import rightbatch as rb
+        >>> decay = rb.schedules.Rate.steps({0: 1.0, 1000: 0.5, 2000: 0.125})
+        >>> smith = rb.schedules.InsteadOfDecay(64, decay, most=256)
         >>> [(smith.aim(n).batch, smith.aim(n).rate) for n in (0, 1000, 2000)]
         [(64, 1.0), (128, 1.0), (256, 0.5)]
+
+    References:
+        Smith et al. 2018, arXiv:1711.00489; Meterez et al. 2025, arXiv:2510.14717.
     """
 
     rule: ClassVar[str | None] = "none"
@@ -86,19 +90,13 @@ class InsteadOfDecay(Schedule):
             batch = max(1, round(grown))
             reason = f"the rate would be at {decay:.3g} x"
         # From the batch as it is, so that rounding changes nothing in the exchange.
-        return Aim(
-            batch=batch,
-            low=batch,
-            high=batch,
-            rate=factor * (batch / self.batch) ** self.power,
-            reason=reason,
-        )
+        return Aim.exact(batch, reason, factor * (batch / self.batch) ** self.power)
 
     def largest(self, examples: float = math.inf) -> int:
         """The largest batch that is reached."""
         places = [i for i in self.rate.examples if i < examples]
         last = int(min(examples, self.rate.examples[-1]))
-        return max(round(_batch(self, i)) for i in (*places, last))
+        return max(map(self.batch_size, (*places, last)))
 
     def __str__(self) -> str:
         held = "lr / B" if self.form == "smith" else "lr / sqrt(B)"
@@ -127,11 +125,16 @@ class AlongRate(Schedule):
         SettingError: The batch would shrink below ``least`` of 1.
 
     Example:
-        >>> decay = Rate.steps({0: 1.0, 1000: 0.5})
-        >>> [AlongRate(64, decay).batch_size(n) for n in (0, 1000)]
+        >>> import rightbatch as rb
+        >>> decay = rb.schedules.Rate.steps({0: 1.0, 1000: 0.5})
+        >>> [rb.schedules.AlongRate(64, decay).batch_size(n) for n in (0, 1000)]
         [64, 32]
-        >>> AlongRate(64, decay, keep="update-variance").batch_size(1000)
+        >>> along = rb.schedules.AlongRate(64, decay, keep="update-variance")
+        >>> along.batch_size(1000)
         16
+
+    References:
+        Smith et al. 2018, arXiv:1711.00489 (lr / B as the temperature).
     """
 
     rule: ClassVar[str | None] = "none"
@@ -172,13 +175,7 @@ class AlongRate(Schedule):
         factor = self.rate(examples)
         share = (factor / max(self.rate.factors)) ** _KEPT[self.keep]
         batch = max(self.least, round(self.batch * share), 1)
-        return Aim(
-            batch=batch,
-            low=batch,
-            high=batch,
-            rate=factor,
-            reason=f"{self.keep} kept at rate {factor:.3g} x",
-        )
+        return Aim.exact(batch, f"{self.keep} kept at rate {factor:.3g} x", factor)
 
     def largest(self, examples: float = math.inf) -> int:
         """The first batch, which belongs to the largest rate."""
@@ -187,9 +184,3 @@ class AlongRate(Schedule):
     def __str__(self) -> str:
         held = "lr / B" if self.keep == "temperature" else "lr^2 / B"
         return f"batch {self.batch:,} x so that {held} is constant; {self.rate}"
-
-
-def _batch(schedule: Schedule, examples: int) -> float:
-    aim = schedule.aim(examples)
-    assert aim is not None
-    return aim.batch

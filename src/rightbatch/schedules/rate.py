@@ -33,11 +33,15 @@ class Rate:
         SettingError: The points are no such table.
 
     Example:
-        >>> rate = Rate.cosine(1000, floor=0.1)
+        >>> import rightbatch as rb
+        >>> rate = rb.schedules.Rate.cosine(1000, floor=0.1)
         >>> rate(0), round(rate(500), 3), rate(5000)
         (1.0, 0.55, 0.1)
-        >>> Rate.steps({0: 1.0, 600: 0.1})(700)
+        >>> rb.schedules.Rate.steps({0: 1.0, 600: 0.1})(700)
         0.1
+
+    References:
+        Loshchilov and Hutter 2017, arXiv:1608.03983 (cosine).
     """
 
     examples: tuple[int, ...]
@@ -64,7 +68,7 @@ class Rate:
                 seen=f"factor {bad[0]}",
                 fix="factors such as 1.0, 0.5, 0.1",
             )
-        if factors[0] <= 0 and max(factors) <= 0:
+        if max(factors) <= 0:
             raise SettingError("a rate that is always zero trains nothing")
 
     def __call__(self, examples: float) -> float:
@@ -79,12 +83,10 @@ class Rate:
         return y0 + (y1 - y0) * (examples - x0) / (x1 - x0)
 
     def __str__(self) -> str:
+        first, last, end = self.factors[0], self.factors[-1], self.examples[-1]
         way = "in steps" if self.form == "steps" else "over"
-        return (
-            f"rate {self.factors[0]:.3g} -> {self(self.examples[-1] / 4):.3g} -> "
-            f"{self.factors[-1]:.3g} {way} "
-            f"{self.examples[-1]:,} examples"
-        )
+        factors = f"{first:.3g} -> {self(end / 4):.3g} -> {last:.3g}"
+        return f"rate {factors} {way} {end:,} examples"
 
     @classmethod
     def steps(cls, factors: Mapping[int, float]) -> Rate:
@@ -101,10 +103,7 @@ class Rate:
 
     @classmethod
     def cosine(cls, examples: int, *, floor: float = 0.0, warmup: int = 0) -> Rate:
-        """Half a cosine from 1 to ``floor``, after a straight warm-up from near 0.
-
-        Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts.
-        """
+        """Half a cosine from 1 to ``floor``, after a straight warm-up from near 0."""
         whole_number(examples, "examples")
         _check_floor(floor)
 
@@ -156,10 +155,10 @@ class Rate:
             SettingError: It gives no finite rate, or none but zero.
 
         Example:
-            >>> import torch
+            >>> import torch, rightbatch as rb
             >>> def make(optimizer):
             ...     return torch.optim.lr_scheduler.StepLR(optimizer, 10, gamma=0.5)
-            >>> rate = Rate.from_scheduler(make, steps=30, batch_size=64)
+            >>> rate = rb.schedules.Rate.from_scheduler(make, steps=30, batch_size=64)
             >>> rate(0), rate(640), rate(1280)
             (1.0, 0.5, 0.25)
         """

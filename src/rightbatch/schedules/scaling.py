@@ -114,23 +114,23 @@ def scaling_for(
         SettingError: Unknown rule, a batch below 1, or a rule outside its domain.
 
     Example:
-        >>> scaling_for("sgd", 64, 256).lr
-        4.0
-        >>> scaling_for("adam", 64, 256).lr
-        2.0
+        >>> scaling_for("sgd", 64, 256).lr, scaling_for("adam", 64, 256).lr
+        (4.0, 2.0)
+
+    References:
+        ``SOURCES``, rule by rule.
     """
     whole_number(batch_from, "batch_from")
     whole_number(batch_to, "batch_to")
-    ratio = batch_to / batch_from
+    known = noise_scale is not None and 0 < noise_scale < math.inf
     name, reason = rule, "chosen by name"
     if rule == "auto":
-        name, reason = _auto(family, noise_scale)
+        name, reason = _auto(family, known)
     if name not in SOURCES:
         raise SettingError(
             f"there is no scaling rule {name!r}",
             fix=f"one of auto, {', '.join(SOURCES)}",
         )
-    known = noise_scale is not None and 0 < noise_scale < math.inf
     if "noise-aware" in name and not known:
         raise SettingError(
             f"the rule {name} needs a noise scale",
@@ -144,28 +144,21 @@ def scaling_for(
             fix="rule='exponent', exponent=0.7: measured by the best rates at two or "
             "more batches",
         )
+    ratio, noise = batch_to / batch_from, noise_scale or 0.0
     root = math.sqrt(ratio)
-    lr, beta1, beta2, eps = 1.0, 1.0, 1.0, 1.0
-    if name == "linear":
-        lr = ratio
-    elif name == "sqrt":
-        lr = root
-    elif name == "exponent":
-        assert exponent is not None
-        lr = ratio**exponent
-        if family == "adam":  # its moments' memory in examples, as in adam-sqrt
-            beta2, eps = ratio, 1 / root
-    elif name == "noise-aware":
-        assert noise_scale is not None
-        lr = (1 + noise_scale / batch_from) / (1 + noise_scale / batch_to)
-    elif name.startswith("adam-"):
-        lr, beta2, eps = root, ratio, 1 / root
-        if name == "adam-noise-aware":
-            assert noise_scale is not None
-            lr = math.sqrt(
-                (1 + noise_scale / batch_from) / (1 + noise_scale / batch_to)
-            )
-        beta1 = ratio if name == "adam-sde" else 1.0
+    saturating = (1 + noise / batch_from) / (1 + noise / batch_to)
+    lr = {
+        "none": 1.0,
+        "linear": ratio,
+        "sqrt": root,
+        "noise-aware": saturating,
+        "adam-noise-aware": math.sqrt(saturating),
+        "adam-sqrt": root,
+        "adam-sde": root,
+        "exponent": ratio ** (exponent or 0.0),
+    }[name]
+    # The memory of Adam's moments, in examples.
+    moments = name.startswith("adam-") or (name == "exponent" and family == "adam")
     return Scaling(
         rule=name,
         source=SOURCES[name],
@@ -173,9 +166,9 @@ def scaling_for(
         batch_from=batch_from,
         batch_to=batch_to,
         lr=lr,
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
+        beta1=ratio if name == "adam-sde" else 1.0,
+        beta2=ratio if moments else 1.0,
+        eps=1 / root if moments else 1.0,
         # AdamW's decay per example is lr * weight_decay / B (Wang & Aitchison 2024,
         # arXiv:2405.13698).
         weight_decay=ratio / lr if decoupled_decay and name != "none" else 1.0,
@@ -183,18 +176,18 @@ def scaling_for(
     )
 
 
-def _auto(family: Family, noise_scale: float | None) -> tuple[str, str]:
-    known = noise_scale is not None and 0 < noise_scale < math.inf
+def _auto(family: Family, known: bool) -> tuple[str, str]:
+    """The rule for a family of optimizers, and why; ``known``: the noise scale is."""
+    if family == "sgd" and known:
+        return "noise-aware", "linear below the noise scale, flat above it"
     if family == "sgd":
-        if known:
-            return "noise-aware", "linear below the noise scale, flat above it"
         return "linear", "no noise scale known"
-    whose = "the optimizer divides by the gradient's size"
+    why = "the optimizer divides by the gradient's size"
     if family == "other":
-        whose = "assumed: the optimizer is not known to the rules"
+        why = "assumed: the optimizer is not known to the rules"
     if known:
-        return "adam-noise-aware", f"root below the noise scale, flat above; {whose}"
-    return "adam-sqrt", whose
+        return "adam-noise-aware", f"root below the noise scale, flat above; {why}"
+    return "adam-sqrt", why
 
 
 def scaled_beta2(beta2: float, scaling: Scaling) -> float:
@@ -301,24 +294,29 @@ def scale_hyperparameters(
         optimizer: Changed in place, every param group by the same factors.
         batch_from: The batch its present numbers were chosen for, in examples.
         batch_to: The batch to change to, in examples.
-        rule: See `scaling_for`.
-        noise_scale: Noise scale in examples, for the noise-aware rule.
+        rule: How they follow; ``"auto"``: by the optimizer, and the noise scale where
+            it is known, see `rightbatch.schedules.scaling.scaling_for`.
+        noise_scale: Noise scale in examples, for the noise-aware rules.
         exponent: For the rule ``"exponent"``.
 
     Returns:
         What was done, with the rule's name and source.
 
     Raises:
-        SettingError: See `scaling_for` and `apply_scaling`.
+        SettingError: Unknown rule, a batch below 1, or a rule outside its domain: then
+            nothing has changed.
 
     Example:
-        >>> import torch
+        >>> import torch, rightbatch as rb
         >>> weight = torch.nn.Parameter(torch.zeros(3))
         >>> sgd = torch.optim.SGD([weight], lr=0.1)
-        >>> scale_hyperparameters(sgd, batch_from=64, batch_to=128).rule
+        >>> rb.scale_hyperparameters(sgd, batch_from=64, batch_to=128).rule
         'linear'
         >>> sgd.param_groups[0]["lr"]
         0.2
+
+    References:
+        ``rightbatch.schedules.scaling.SOURCES``, rule by rule.
     """
     scaling = scaling_for(
         optimizer_family(optimizer),

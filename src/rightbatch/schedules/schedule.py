@@ -47,6 +47,11 @@ class Aim:
     reason: str
     rate: float = 1.0
 
+    @classmethod
+    def exact(cls, batch: int, reason: str, rate: float = 1.0) -> Aim:
+        """An aim that follows from the examples seen alone."""
+        return cls(batch=batch, low=batch, high=batch, rate=rate, reason=reason)
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -66,7 +71,7 @@ class Schedule:
 
     @property
     def power(self) -> float:
-        """None, if it only says the batch."""
+        """The rate does not follow, if it only says the batch."""
         return 0.0
 
     def aim(self, examples: int, reading: Reading | None = None) -> Aim | None:
@@ -114,16 +119,16 @@ class Schedule:
         return {"kind": type(self).__name__, **to_plain(self)}
 
 
-def _exact(batch: float, reason: str, rate: float = 1.0) -> Aim:
-    return Aim(batch=batch, low=batch, high=batch, rate=rate, reason=reason)
-
-
 @dataclass(frozen=True, slots=True)
 class Constant(Schedule):
     """One batch for the whole run.
 
+    Raises:
+        SettingError: The batch is no whole number of examples.
+
     Example:
-        >>> Constant(64).batch_size(10_000)
+        >>> import rightbatch as rb
+        >>> rb.schedules.Constant(64).batch_size(10_000)
         64
     """
 
@@ -136,7 +141,7 @@ class Constant(Schedule):
 
     def aim(self, examples: int, reading: Reading | None = None) -> Aim:
         """The one batch."""
-        return _exact(self.batch, "constant")
+        return Aim.exact(self.batch, "constant")
 
     def largest(self, examples: float = math.inf) -> int:
         """The one batch."""
@@ -153,8 +158,12 @@ class Stages(Schedule):
     Args:
         stages: ``((0, 64), (50_000, 128))``, increasing from 0.
 
+    Raises:
+        SettingError: They do not begin at 0, do not increase, or are no pairs.
+
     Example:
-        >>> stages = Stages(((0, 64), (50_000, 128)))
+        >>> import rightbatch as rb
+        >>> stages = rb.schedules.Stages(((0, 64), (50_000, 128)))
         >>> stages.batch_size(49_999), stages.batch_size(50_000)
         (64, 128)
     """
@@ -165,7 +174,6 @@ class Stages(Schedule):
 
     def __post_init__(self) -> None:
         try:
-            # Lists, as JSON and people write them, are as good.
             pairs = tuple((start, batch) for start, batch in self.stages)
         except (TypeError, ValueError):
             raise SettingError(
@@ -189,7 +197,7 @@ class Stages(Schedule):
         """The batch of the stage that so many examples lie in."""
         number = max(i for i, (at, _) in enumerate(self.stages) if at <= examples)
         reason = f"stage {number + 1} of {len(self.stages)}"
-        return _exact(self.stages[number][1], reason)
+        return Aim.exact(self.stages[number][1], reason)
 
     def largest(self, examples: float = math.inf) -> int:
         """The largest stage that is reached."""
@@ -200,13 +208,68 @@ class Stages(Schedule):
 
 
 @dataclass(frozen=True, slots=True)
-class Ramp(Schedule):
+class _Transition(Schedule):
     """From one batch to another over so many examples, then constant.
 
-    The usual warm-up of large-batch runs (Brown et al. 2020, arXiv:2005.14165; Merrill
-    et al. 2025, arXiv:2505.23971: early in training a small batch is enough). The
-    learning rate follows the batch by the run's own rule. The batch moves in steps of
-    10 %, not at every step.
+    On a grid of 10 % from the first batch, so that it does not move at every step.
+    """
+
+    forms: ClassVar[tuple[str, ...]]
+    name: ClassVar[str]
+
+    first: int
+    last: int
+    examples: int
+    form: str
+
+    def __post_init__(self) -> None:
+        for field in ("first", "last", "examples"):
+            whole_number(getattr(self, field), field)
+        if self.examples < self.first:
+            raise SettingError(
+                "the schedule ends within its first step",
+                seen=f"examples={self.examples}, first batch {self.first}",
+                fix=f"examples of many batches, such as {100 * self.first}",
+            )
+        if self.form not in self.forms:
+            raise SettingError(
+                f"form must be one of {', '.join(self.forms)}",
+                seen=f"form={self.form!r}",
+            )
+
+    def factor(self, share: float) -> float:
+        """The batch relative to the first one, at this share of the examples."""
+        raise NotImplementedError
+
+    def aim(self, examples: int, reading: Reading | None = None) -> Aim:
+        """The batch at this place."""
+        share = min(1.0, examples / self.examples)
+        if share >= 1:
+            return Aim.exact(self.last, f"the {self.name} is over")
+        places = round(math.log(self.factor(share)) / math.log(STEP))
+        low, high = min(self.first, self.last), max(self.first, self.last)
+        batch = max(1, round(min(max(self.first * STEP**places, low), high)))
+        return Aim.exact(batch, f"{share:.0%} of the {self.name}")
+
+    def largest(self, examples: float = math.inf) -> int:
+        """The larger end that is reached."""
+        return max(self.first, self.batch_size(int(min(examples, self.examples))))
+
+    def __str__(self) -> str:
+        kept = ", rate kept" if self.rule == "none" else ""
+        return (
+            f"batch {self.first:,} -> {self.last:,} ({self.form}) over "
+            f"{self.examples:,} examples{kept}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ramp(_Transition):
+    """From one batch to another over so many examples, then constant.
+
+    The usual warm-up of large-batch runs: early in training a small batch is enough.
+    The learning rate follows the batch by the run's own rule. The batch moves in steps
+    of 10 %, not at every step.
 
     Args:
         first: The batch to begin with.
@@ -214,44 +277,38 @@ class Ramp(Schedule):
         examples: How many examples it takes.
         form: ``"linear"`` in examples, or ``"geometric"``.
 
+    Raises:
+        SettingError: A batch is no batch, or there is no such form.
+
     Example:
-        >>> ramp = Ramp(32, 256, 100_000)
+        >>> import rightbatch as rb
+        >>> ramp = rb.schedules.Ramp(32, 256, 100_000)
         >>> [ramp.batch_size(n) for n in (0, 50_000, 100_000)]
         [32, 147, 256]
+
+    References:
+        Brown et al. 2020, arXiv:2005.14165; Merrill et al. 2025, arXiv:2505.23971.
     """
 
-    first: int
-    last: int
-    examples: int
+    forms: ClassVar[tuple[str, ...]] = ("linear", "geometric")
+    name: ClassVar[str] = "ramp"
+
     form: Literal["linear", "geometric"] = "linear"
 
-    def __post_init__(self) -> None:
-        _check_ends(self.first, self.last, self.examples)
-        _check_form(self.form, ("linear", "geometric"))
-
-    def aim(self, examples: int, reading: Reading | None = None) -> Aim:
-        """The batch at this place of the ramp."""
-        share = min(1.0, examples / self.examples)
+    def factor(self, share: float) -> float:
+        """The batch relative to the first one, at this share of the examples."""
         ratio = self.last / self.first
-        factor = 1 + (ratio - 1) * share if self.form == "linear" else ratio**share
-        return _gliding(self.first, self.last, factor, share, "ramp")
-
-    def largest(self, examples: float = math.inf) -> int:
-        """The larger end that is reached."""
-        return max(self.first, self.batch_size(int(min(examples, self.examples))))
-
-    def __str__(self) -> str:
-        return _ends(self.first, self.last, self.form, self.examples)
+        return 1 + (ratio - 1) * share if self.form == "linear" else ratio**share
 
 
 @dataclass(frozen=True, slots=True)
-class Anneal(Schedule):
+class Anneal(_Transition):
     """Cool down by a growing batch at a constant learning rate.
 
     The noise temperature is proportional to lr / B, so the batch takes the place of a
     decaying rate. ``"geometric"`` is the practical form. ``"logarithmic"`` is the one
-    that simulated annealing proves something for, ``T = c / log(k + k0)`` (Geman &
-    Geman 1984; Hajek 1988), with k0 such that both ends are met; its guarantee is slow.
+    that simulated annealing proves something for, ``T = c / log(k + k0)``, with k0 such
+    that both ends are met; its guarantee is slow.
 
     Args:
         first: The batch to begin with.
@@ -259,23 +316,31 @@ class Anneal(Schedule):
         examples: How many examples it takes.
         form: ``"geometric"`` or ``"logarithmic"``.
 
+    Raises:
+        SettingError: A batch is no batch, or there is no such form.
+
     Example:
-        >>> Anneal(32, 512, 100_000).batch_size(50_000)
+        >>> import rightbatch as rb
+        >>> rb.schedules.Anneal(32, 512, 100_000).batch_size(50_000)
         134
-        >>> Anneal(32, 512, 100_000, form="logarithmic").batch_size(50_000)
+        >>> slow = rb.schedules.Anneal(32, 512, 100_000, form="logarithmic")
+        >>> slow.batch_size(50_000)
         461
+
+    References:
+        Smith et al. 2018, arXiv:1711.00489; Geman and Geman 1984, "Stochastic
+        relaxation, Gibbs distributions"; Hajek 1988, "Cooling schedules for optimal
+        annealing".
     """
 
     rule: ClassVar[str | None] = "none"
+    forms: ClassVar[tuple[str, ...]] = ("geometric", "logarithmic")
+    name: ClassVar[str] = "annealing"
 
-    first: int
-    last: int
-    examples: int
     form: Literal["geometric", "logarithmic"] = "geometric"
 
     def __post_init__(self) -> None:
-        _check_ends(self.first, self.last, self.examples)
-        _check_form(self.form, ("geometric", "logarithmic"))
+        _Transition.__post_init__(self)
         if self.form == "logarithmic" and self.last <= self.first:
             raise SettingError(
                 "a logarithmic schedule cools: its batch must grow",
@@ -283,16 +348,12 @@ class Anneal(Schedule):
                 fix="last larger than first, or form='geometric'",
             )
 
-    def aim(self, examples: int, reading: Reading | None = None) -> Aim:
-        """The batch at this place."""
-        share = min(1.0, examples / self.examples)
-        ratio = self.last / self.first
+    def factor(self, share: float) -> float:
+        """The batch relative to the first one, at this share of the examples."""
         if self.form == "geometric":
-            factor = ratio**share
-        else:
-            steps, offset = self.examples / self.first, self.offset
-            factor = math.log(offset + share * steps) / math.log(offset)
-        return _gliding(self.first, self.last, factor, share, "annealing")
+            return (self.last / self.first) ** share
+        steps = self.examples / self.first
+        return math.log(self.offset + share * steps) / math.log(self.offset)
 
     @property
     def offset(self) -> float:
@@ -308,42 +369,3 @@ class Anneal(Schedule):
             value = 1 + math.log1p(steps * math.exp(-middle)) / middle
             low, high = (middle, high) if value > ratio else (low, middle)
         return math.exp(low)
-
-    def largest(self, examples: float = math.inf) -> int:
-        """The larger end that is reached."""
-        return max(self.first, self.batch_size(int(min(examples, self.examples))))
-
-    def __str__(self) -> str:
-        return _ends(self.first, self.last, self.form, self.examples) + ", rate kept"
-
-
-def _ends(first: int, last: int, form: str, examples: int) -> str:
-    return f"batch {first:,} -> {last:,} ({form}) over {examples:,} examples"
-
-
-def _check_ends(first: int, last: int, examples: int) -> None:
-    whole_number(first, "first")
-    whole_number(last, "last")
-    whole_number(examples, "examples")
-    if examples < first:
-        raise SettingError(
-            "the schedule ends within its first step",
-            seen=f"examples={examples}, first batch {first}",
-            fix=f"examples of many batches, such as {100 * first}",
-        )
-
-
-def _check_form(form: str, forms: tuple[str, ...]) -> None:
-    if form not in forms:
-        raise SettingError(
-            f"form must be one of {', '.join(forms)}", seen=f"form={form!r}"
-        )
-
-
-def _gliding(first: int, last: int, factor: float, share: float, what: str) -> Aim:
-    """On a grid of 10 % from the first batch, so that it does not move every step."""
-    if share >= 1:
-        return _exact(last, f"the {what} is over")
-    places = round(math.log(factor) / math.log(STEP))
-    batch = min(max(first * STEP**places, min(first, last)), max(first, last))
-    return _exact(max(1, round(batch)), f"{share:.0%} of the {what}")

@@ -25,7 +25,7 @@ from rightbatch.core.trees import (
     slice_batch,
 )
 from rightbatch.core.user_code import user_code
-from rightbatch.data.loading.stream import Step
+from rightbatch.data.loading.steps import Step
 from rightbatch.job.loss import PRECISIONS, Loss
 from rightbatch.training.equality import Equality, compare
 from rightbatch.training.gradient import (

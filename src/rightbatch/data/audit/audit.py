@@ -1,47 +1,32 @@
-"""What a loader really does: mixing, coverage, composition, padding, ranks, time."""
+"""What a loader really does: mixing, coverage, composition, padding."""
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from random import Random
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int64
-from torch.utils.data import (
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    Sampler,
-)
+from torch.utils.data import DataLoader
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.estimate import Estimate
-from rightbatch.core.guards import preserved_rng
-from rightbatch.data.audit.lengths import token_audit
-from rightbatch.data.audit.mixing import Batches, by_label, ratio_of, waves
-from rightbatch.data.audit.rules import (
-    Concern,
-    bias,
-    coverage,
-    index_cost,
-    mixing,
-    same_order,
+from rightbatch.core.findings import Finding
+from rightbatch.data.audit import rules
+from rightbatch.data.audit.mixing import (
+    Batches,
+    label_noise,
+    length_noise,
+    shuffle_noise,
 )
-from rightbatch.data.loading.stream import BatchStream
-from rightbatch.data.loading.stream_base import Cutter
-from rightbatch.data.order.composition import Cursor
+from rightbatch.data.audit.read_indices import Draws, read_indices, stream_of
+from rightbatch.data.order.tokens import Tokens
 
-HEAD = 4096  # examples by which two epochs are compared [assumed]
 EXAMPLES = 2_000_000  # that an audit looks at, unless told otherwise [assumed: 1 s]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeedAudit:
+class LoaderAudit:
     """What an audit found.
 
     Attributes:
@@ -51,44 +36,34 @@ class FeedAudit:
             if the data set lies sorted by what the gradient depends on.
         label_noise: The same of the labels' frequencies: the factor for this data set,
             whatever its order on disk. None without labels.
+        length_noise: The same of the logarithm of lengths. None without lengths.
         batches: Batches looked at.
         sizes: Smallest and largest batch, in examples.
         examples: Examples in the data set.
         whole_epoch: Whether a whole epoch was looked at.
         lost: Examples that the epoch does not hold.
         repeated: Draws of an example that the epoch already held.
-        length_noise: The same of the logarithm of lengths. None without lengths.
-        rank_balance: Fewest and most examples of a rank in the epoch.
-        token_balance: By how much the rank with most tokens has more than the mean,
-            over the steps' average. None without lengths, 0 on one rank.
         composition: Share of each label in batches relative to the data set.
         padding: Share of tokens that are padding. None without lengths.
-        index_time_s: Seconds to make one batch of indices, its part of what making
-            the epoch's order takes included.
-        step_share: ``index_time_s`` relative to the step time given.
-        concerns: What should be mended, and notes: what may be meant.
+        findings: Warnings: what should be mended; and notes: what may be meant.
     """
 
     shuffle_noise: Estimate
     label_noise: Estimate | None
+    length_noise: Estimate | None
     batches: int
     sizes: tuple[int, int]
     examples: int
     whole_epoch: bool
     lost: int
     repeated: int
-    length_noise: Estimate | None
-    rank_balance: tuple[int, int]
-    token_balance: float | None
     composition: dict[str, float]
     padding: float | None
-    index_time_s: float
-    step_share: float | None
-    concerns: tuple[Concern, ...]
+    findings: tuple[Finding, ...]
 
     def __bool__(self) -> bool:
         """Whether nothing is to be mended; notes do not count."""
-        return all(concern.note for concern in self.concerns)
+        return all(finding.severity == "note" for finding in self.findings)
 
     def __str__(self) -> str:
         size = " to ".join(str(s) for s in sorted(set(self.sizes)))
@@ -103,26 +78,14 @@ class FeedAudit:
             lines.append(f"length noise   {self.length_noise} x random")
         if self.whole_epoch:
             lines.append(f"coverage       {self.lost} lost, {self.repeated} repeated")
-        if self.rank_balance[0] != self.rank_balance[1]:
-            few, many = self.rank_balance
-            lines.append(f"ranks          {few} to {many} examples")
-        if self.token_balance:
-            lines.append(f"rank balance   the fullest {self.token_balance:.1%} above")
         if self.padding is not None:
             lines.append(f"padding        {self.padding:.1%} of tokens")
-        share = "" if self.step_share is None else f", {self.step_share:.1%} of a step"
-        lines.append(f"index time     {self.index_time_s * 1e6:.0f} us a batch{share}")
-        return "\n".join(lines + [f"\n{concern}" for concern in self.concerns])
+        return "\n".join(lines + [f"\n{finding}" for finding in self.findings])
 
 
 def audit(
-    loader: Any,
-    *,
-    labels: Any = None,
-    lengths: Any = None,
-    step_time_s: float | None = None,
-    examples: int = EXAMPLES,
-) -> FeedAudit:
+    loader: Any, *, labels: Any = None, lengths: Any = None, examples: int = EXAMPLES
+) -> LoaderAudit:
     """Look at what a loader feeds, by its indices alone: no data is read.
 
     Args:
@@ -130,9 +93,8 @@ def audit(
             ranks, if it is distributed by a ``DistributedSampler`` or a stream. Its
             samplers and their generators are not moved.
         labels: Label of each example: adds composition and the noise in labels.
-        lengths: Tokens of each example: adds padding and the ranks' tokens. Default:
+        lengths: Tokens of each example: adds padding and the noise in lengths. Default:
             those of `Tokens`.
-        step_time_s: Seconds of a training step, to compare the time for indices with.
         examples: Look at no more than so many.
 
     Raises:
@@ -142,240 +104,86 @@ def audit(
     Example:
         >>> import torch, rightbatch as rb
         >>> data = torch.utils.data.TensorDataset(torch.arange(4096))
-        >>> found = rb.audit(torch.utils.data.DataLoader(data, batch_size=64))
-        >>> round(found.shuffle_noise.value)  # sequential: no mixing at all
+        >>> in_order = rb.audit(torch.utils.data.DataLoader(data, batch_size=64))
+        >>> round(in_order.shuffle_noise.value)  # no mixing at all
         65
         >>> bool(rb.audit(rb.BatchStream(data, batch_size=64)))
         True
+
+    References:
+        Meng et al. 2017, arXiv:1709.10432 (what insufficient shuffling costs).
     """
-    own = _cutter(loader)
-    if lengths is None and own is not None:
-        lengths = getattr(own.composition, "lengths", None)
-    with preserved_rng():
-        ranks, length = _ranks(loader)
-        for name, given in (("labels", labels), ("lengths", lengths)):
-            if given is not None and len(given) != length:
-                raise SettingError(
-                    f"there must be one of the {name} for each example",
-                    seen=f"{len(given)} {name}, {length} examples",
-                )
-        drawn, spent, whole = _drawn(ranks, examples)
-        # What is asked of a stream is no mistake, and its epochs move on.
-        concerns = [] if own is not None else same_order(drawn[0], *_again(ranks))
-    steps = [np.concatenate(parts) for parts in zip(*drawn, strict=False)]
-    if not steps:
-        raise SettingError(
-            "the loader makes no batch",
-            seen=f"{length} examples",
-            fix="a smaller batch_size, or drop_last=False",
-        )
-    held = [sum(map(len, batches)) for batches in drawn]
-    index = np.concatenate([b for batches in drawn for b in batches])
-    if index.max() >= length or index.min() < 0:
-        bad = index[(index >= length) | (index < 0)]
-        raise SettingError(
-            "the loader asks for examples that are not there",
-            seen=f"example {bad[0]} of {length}, {len(bad)} times in all",
-            fix="a sampler made for this data set",
-        )
-    times = np.unique(index, return_counts=True)[1]
-    noise = ratio_of(steps, waves(length))
-    found = None
-    composition: dict[str, float] = {}
-    # What a composition was asked for is no mistake.
-    asked = own is not None and not own.composition.covers
-    concerns += [] if asked else mixing(noise, steps, own is not None)
+    stream = stream_of(loader)
+    order = None if stream is None else stream.composition
+    tokens = order if isinstance(order, Tokens) else None
+    lengths = tokens.lengths if lengths is None and tokens is not None else lengths
+    draws = read_indices(loader, examples)
+    length, steps = draws.length, draws.steps
+    for name, values in (("labels", labels), ("lengths", lengths)):
+        if values is not None and len(values) != length:
+            raise SettingError(
+                f"there must be one of the {name} for each example",
+                seen=f"{len(values)} {name}, {length} examples",
+            )
+    drawn = np.concatenate(steps)
+    different = len(np.unique(drawn))
+    repeated, lost = len(drawn) - different, length - different if draws.whole else 0
+    largest = max(map(len, steps))
+    of_places = shuffle_noise(steps, length)
+    of_labels = of_lengths = padding = None
+    shares: dict[str, float] = {}
+    findings: list[Finding | None] = []
+    # What is asked of a stream of ours is no mistake, nor what its order is made for.
+    if order is None:
+        findings.append(rules.same_order(draws.same_head, draws.epoch))
+    if order is None or order.covers:
+        findings.append(rules.mixing(of_places, largest, order is not None))
     if labels is not None:
-        names, inverse = np.unique(np.asarray(labels), return_inverse=True)
-        found, composition = by_label(steps, names, inverse, length)
-        concerns += [] if asked else bias(steps, names, inverse)
-    parts = [
-        r.parts if isinstance(r, _OfCutter) else d
-        for r, d in zip(ranks, drawn, strict=True)
-    ]
-    tokens = None
+        names, label = np.unique(np.asarray(labels), return_inverse=True)
+        of_labels, shares = label_noise(steps, label), _shares(steps, names, label)
+        if order is None or order.covers:
+            findings.append(rules.composition(steps, names, label))
     if lengths is not None:
-        packed = own is not None and getattr(own.composition, "packed", False)
-        tokens = token_audit(steps, drawn, parts, np.asarray(lengths), packed)
-        concerns += tokens.concerns(own is not None and own.composition.counts_tokens)
-    index_time = _amortised(spent, length / max(sum(held), 1) * len(drawn[0]))
-    repeated = int((times - 1).sum())
-    lost = length - len(times) if whole else 0
-    if own is None:
-        concerns += coverage(lost, repeated, length, held, max(map(len, steps)), whole)
-    concerns += index_cost(index_time, step_time_s)
-    sizes = [len(s) for s in steps]
-    return FeedAudit(
-        shuffle_noise=noise,
-        label_noise=found,
+        of_lengths = length_noise(steps, np.asarray(lengths))
+        packed = tokens is not None and tokens.packed
+        padding = 0.0 if packed else _padding(draws, np.asarray(lengths))
+        findings += [
+            rules.length_mixing(of_lengths, largest, tokens is not None),
+            rules.padding(padding, tokens is not None),
+        ]
+    if order is None and draws.whole:
+        findings.append(rules.coverage(lost, repeated, length, largest))
+    return LoaderAudit(
+        shuffle_noise=of_places,
+        label_noise=of_labels,
+        length_noise=of_lengths,
         batches=len(steps),
-        sizes=(min(sizes), max(sizes)),
+        sizes=(min(map(len, steps)), largest),
         examples=length,
-        whole_epoch=whole,
+        whole_epoch=draws.whole,
         lost=lost,
         repeated=repeated,
-        length_noise=None if tokens is None else tokens.noise,
-        rank_balance=(min(held), max(held)),
-        token_balance=None if tokens is None else tokens.balance,
-        composition=composition,
-        padding=None if tokens is None else tokens.padding,
-        index_time_s=index_time,
-        step_share=None if not step_time_s else index_time / step_time_s,
-        concerns=tuple(concerns),
+        composition=shares,
+        padding=padding,
+        findings=tuple(finding for finding in findings if finding is not None),
     )
 
 
-def is_loader(found: Any) -> bool:
+def is_loader(value: Any) -> bool:
     """Whether `audit` can look at it."""
-    return isinstance(found, (DataLoader, Cutter))
+    return isinstance(value, DataLoader) or stream_of(value) is not None
 
 
-def _ranks(loader: Any) -> tuple[list[Any], int]:
-    """One iterable of index lists per rank, and the number of examples."""
-    if (own := _cutter(loader)) is not None:
-        world = own._planner.world_size
-        return [_OfCutter(own, rank) for rank in range(world)], own.length
-    if not isinstance(loader, DataLoader):
-        raise SettingError(
-            "an audit needs a DataLoader or a BatchStream",
-            seen=f"a {type(loader).__name__}, which tells no indices",
-            fix="for what can only be iterated: mixing_of, in rightbatch.data.audit."
-            "mixing, of a number of each example in every batch",
-        )
-    if isinstance(loader.dataset, IterableDataset):
-        raise SettingError(
-            "an iterable data set has no indices to look at",
-            seen=f"{type(loader.dataset).__name__}",
-            why="which example came when is known to the data set alone",
-            fix="test its resume (rightbatch.data.loading.resume_check), "
-            "and its mixing by mixing_of(values of the examples in batches)",
-        )
-    length = len(loader.dataset)  # pyrefly: ignore[bad-argument-type]
-    if loader.batch_sampler is None:
-        outer: Any = _Single(_copied(loader.sampler))
-    else:
-        outer = _copied(loader.batch_sampler)
-    inner = getattr(outer, "sampler", None)
-    if not isinstance(inner, DistributedSampler):
-        return [outer], length
-    found = []
-    for rank in range(inner.num_replicas):
-        own_inner, own_outer = copy.copy(inner), copy.copy(outer)
-        own_inner.rank, own_outer.sampler = rank, own_inner
-        found.append(own_outer)
-    return found, length
+def _shares(steps: Batches, names: np.ndarray, label: np.ndarray) -> dict[str, float]:
+    """Share of each label in batches, relative to its share of the data set."""
+    drawn = label[np.concatenate(steps)]
+    relative = np.bincount(drawn, minlength=len(names)) / len(drawn)
+    relative /= np.bincount(label) / len(label)
+    return dict(zip(map(str, names.tolist()), relative.tolist(), strict=True))
 
 
-def _cutter(loader: Any) -> Cutter | None:
-    """The stream or sampler of ours behind a loader, if it is one."""
-    sampler = getattr(loader, "batch_sampler", None)
-    if isinstance(loader, Cutter):
-        return loader
-    return sampler if isinstance(sampler, Cutter) else None
-
-
-def _copied(sampler: Any, made: dict[int, Any] | None = None) -> Any:
-    """A sampler that draws as this one will, without moving it; data is not copied.
-
-    Args:
-        sampler: And whatever it draws from.
-        made: Copies by the identity of what they are of: shared ones stay shared.
-    """
-    made = {} if made is None else made
-    copied = made[id(sampler)] = copy.copy(sampler)
-    for name, value in getattr(sampler, "__dict__", {}).items():
-        if id(value) not in made:
-            if isinstance(value, torch.Generator):
-                made[id(value)] = value.clone_state()
-            elif isinstance(
-                value, (np.random.Generator, np.random.RandomState, Random)
-            ):
-                made[id(value)] = copy.deepcopy(value)
-            elif isinstance(value, Sampler) or name == "sampler":
-                made[id(value)] = _copied(value, made)
-        if id(value) in made:
-            setattr(copied, name, made[id(value)])
-    return copied
-
-
-class _Single:
-    """A sampler of single indices, every one a batch, or of whole batches."""
-
-    def __init__(self, sampler: Any) -> None:
-        self.sampler = sampler
-
-    def __iter__(self) -> Iterator[Any]:
-        for index in self.sampler:
-            yield np.atleast_1d(np.asarray(index, dtype=np.int64))
-
-
-class _OfCutter:
-    """What a rank of a stream will get in the epoch it stands in."""
-
-    def __init__(self, cutter: Cutter, rank: int) -> None:
-        self._planner = copy.copy(cutter._planner)
-        self._planner.rank, self._size = rank, cutter.batch_size
-        # A whole epoch: the one it stands in, from its start.
-        extra = cutter.composition.saved(cutter._cursor.extra)
-        self._cursor = Cursor(cutter.epoch * cutter.length, extra=extra)
-        # A sampler hands out fillers too: nobody there can weigh them.
-        self._fillers = not isinstance(cutter, BatchStream)
-        self.parts: Batches = []
-
-    def __iter__(self) -> Iterator[Int64[np.ndarray, " batch"]]:
-        length = self._planner.composition.length
-        cursor = self._planner.settle(self._cursor, self._size)
-        epoch = cursor.position // length
-        while cursor.position // length == epoch:
-            plan = self._planner.plan(cursor, self._size)
-            wanted = (m for m in plan.micro if self._fillers or not m.part.filler)
-            parts = [m.piece.indices for m in wanted]
-            self.parts += parts
-            yield np.concatenate([np.empty(0, dtype=np.int64), *parts])
-            cursor = plan.after
-
-
-def _again(ranks: list[Any]) -> tuple[Batches, Batches | None, int | None]:
-    """The head of another epoch of the first rank; the same after ``set_epoch``.
-
-    And the epoch that its sampler stands in. None where it has no such thing.
-    """
-    second = _drawn(ranks[:1], HEAD)[0][0]
-    inner = getattr(ranks[0], "sampler", None)
-    if not callable(getattr(inner, "set_epoch", None)):
-        return second, None, None
-    moved = _copied(ranks[0])
-    epoch = int(getattr(inner, "epoch", 0) or 0)
-    moved.sampler.set_epoch(epoch + 1)
-    return second, _drawn([moved], HEAD)[0][0], epoch
-
-
-def _drawn(
-    ranks: list[Any], examples: int
-) -> tuple[list[Batches], list[list[float]], bool]:
-    """The head of every rank's epoch, and the seconds for each of its batches."""
-    drawn: list[Batches] = []
-    spent: list[list[float]] = []
-    whole = True
-    for rank in ranks:
-        batches: Batches = []
-        times: list[float] = []
-        held, since = 0, time.perf_counter()
-        for indices in rank:
-            times.append(time.perf_counter() - since)
-            batches.append(np.asarray(indices, dtype=np.int64))
-            held += len(batches[-1])
-            if held * len(ranks) > examples:
-                whole = False
-                break
-            since = time.perf_counter()
-        drawn.append(batches)
-        spent.append(times)
-    return drawn, spent, whole
-
-
-def _amortised(spent: list[list[float]], batches: float) -> float:
-    """Seconds a batch: the median, and what the first took longer over an epoch."""
-    median = float(np.median([t for times in spent for t in times]))
-    first = float(np.median([times[0] for times in spent if times]))
-    return median + max(first - median, 0.0) / max(batches, 1.0)
+def _padding(draws: Draws, lengths: Int64[np.ndarray, " examples"]) -> float:
+    """Share of padding, where a micro-batch is as long as its longest example."""
+    parts = [lengths[part] for rank in draws.ranks for step in rank for part in step]
+    padded = sum(len(part) * int(part.max(initial=0)) for part in parts)
+    return 1 - sum(int(part.sum()) for part in parts) / padded if padded else 0.0

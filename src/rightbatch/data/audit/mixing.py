@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,40 +14,34 @@ from rightbatch.core.estimate import Estimate
 
 WAVES = 8  # slow waves over the data set that a batch should average out [assumed]
 Batches = list[Int64[np.ndarray, " batch"]]
+Features = Callable[[Any], Float64[np.ndarray, "examples features"]]
 
 
-def waves(length: int) -> Any:
-    """Functions of an example's place: cosines, slow over the data set."""
+def noise_ratio(steps: list[Any], features: Features) -> Estimate:
+    """Mean of B (batch mean)^2 / variance, over batches and features.
 
-    def values(index: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, "n waves"]:
-        place = (index + 0.5) / length
-        waves = np.arange(1, min(WAVES, length - 1) + 1)
-        return np.cos(np.pi * place[:, None] * waves)
-
-    return values
-
-
-def ratio_of(steps: Batches, values: Any) -> Estimate:
-    """Mean of B (batch mean)^2 / variance, over batches and functions.
-
-    Relative to the same draws dealt to batches at random: then a batch of B out of M
+    Relative to the same draws split into batches at random: then a batch of B out of M
     draws has a mean of variance v / B (M - B) / (M - 1), whatever was drawn. So another
     composition than the data set's (weights, a subset) is no lack of mixing. The
     interval is that of a chi-squared mean.
+
+    Args:
+        steps: The examples of each batch.
+        features: From examples to numbers of each, shape ``(examples, features)``.
     """
     means, sums, squares, count = [], 0.0, 0.0, 0
     for step in steps:
-        found = values(step)
-        means.append(found.mean(0))
-        sums, squares = sums + found.sum(0), squares + np.square(found).sum(0)
+        values = features(step)
+        means.append(values.mean(0))
+        sums, squares = sums + values.sum(0), squares + np.square(values).sum(0)
         count += len(step)
     mean = np.asarray(sums) / max(count, 1)
     variance = np.asarray(squares) / max(count, 1) - mean**2
-    kept = variance > 1e-9 * (1 + mean**2)  # the others are constant
+    varying = variance > 1e-9 * (1 + mean**2)
     ratios = np.array([
-        len(step) * (own[kept] - mean[kept]) ** 2 / variance[kept]
+        len(step) * (batch_mean - mean)[varying] ** 2 / variance[varying]
         * (count - 1) / (count - len(step))
-        for step, own in zip(steps, means, strict=True)
+        for step, batch_mean in zip(steps, means, strict=True)
         if len(step) < count
     ])  # fmt: skip
     if not ratios.size:
@@ -60,6 +55,30 @@ def ratio_of(steps: Batches, values: Any) -> Estimate:
         n=len(ratios),
         method="variance of batch means over that of random batches",
     )
+
+
+def shuffle_noise(steps: Batches, length: int) -> Estimate:
+    """That of an example's place: cosines, slow over the data set."""
+    numbers = np.arange(1, min(WAVES, length - 1) + 1)
+
+    def waves(indices: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, "n waves"]:
+        return np.cos(np.pi * ((indices + 0.5) / length)[:, None] * numbers)
+
+    return noise_ratio(steps, waves)
+
+
+def label_noise(steps: Batches, label: Int64[np.ndarray, " examples"]) -> Estimate:
+    """That of the frequencies of the most frequent labels; ``label``: their numbers."""
+    frequency = np.bincount(label[np.concatenate(steps)])
+    most_frequent = np.argsort(-frequency, kind="stable")[:WAVES]
+    return noise_ratio(
+        steps, lambda i: (label[i][:, None] == most_frequent).astype(np.float64)
+    )
+
+
+def length_noise(steps: Batches, lengths: Int64[np.ndarray, " examples"]) -> Estimate:
+    """That of the logarithm of the examples' lengths."""
+    return noise_ratio(steps, lambda i: np.log(np.maximum(lengths[i], 1))[:, None])
 
 
 def mixing_of(batches: list[Any]) -> Estimate:
@@ -93,23 +112,4 @@ def mixing_of(batches: list[Any]) -> Estimate:
             seen=f"{sum(map(len, values))} examples",
             why="its mean is the same in every batch, however mixed",
         )
-    return ratio_of(values, lambda v: v[:, None])
-
-
-def by_label(
-    steps: Batches, names: np.ndarray, inverse: np.ndarray, length: int
-) -> tuple[Estimate, dict[str, float]]:
-    """Mixing of the labels, and each one's share relative to the data set's."""
-    share = np.bincount(inverse) / length
-    in_batches = np.bincount(inverse[np.concatenate(steps)], minlength=len(names))
-    relative = in_batches / in_batches.sum() / share
-    composition = {
-        str(n): float(r) for n, r in zip(names.tolist(), relative, strict=True)
-    }
-    # The most frequent ones tell enough.
-    kept = np.argsort(-in_batches, kind="stable")[:WAVES]
-
-    def values(index: np.ndarray) -> np.ndarray:
-        return (inverse[index][:, None] == kept).astype(np.float64)
-
-    return ratio_of(steps, values), composition
+    return noise_ratio(values, lambda v: v[:, None])

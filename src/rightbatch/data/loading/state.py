@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from rightbatch.core.errors import SettingError
 from rightbatch.data.loading.step_plan import Planner
-from rightbatch.data.order.composition import Cursor
+from rightbatch.data.order.order import Cursor
 
 VERSION = 1
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from rightbatch.core.errors import SettingError
 from rightbatch.data.loading.fetch import Piece
-from rightbatch.data.loading.split_ranks import Part, deal
-from rightbatch.data.order.composition import Composition, Cursor, Cut
+from rightbatch.data.loading.split_ranks import Part, split_across_ranks
+from rightbatch.data.order.order import Cursor, Cut, Order
 
 TAILS = ("keep", "drop", "carry", "pad")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class MicroPlan:
+class MicroPlan(NamedTuple):
     """One micro-batch of this rank.
 
     Attributes:
         part: Where it lies in the step.
-        piece: What the workers fetch.
+        piece: Its examples: what is read.
         share: Its weight in the mean over the step, times the number of ranks.
         token_share: The same where the loss is a mean over tokens.
         weights: Importance weights of its examples, or None.
@@ -36,13 +36,13 @@ class MicroPlan:
     groups: Int64[np.ndarray, " examples"] | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StepPlan:
+class StepPlan(NamedTuple):
     """One optimizer step.
 
     Attributes:
         before: Where the stream stands before it.
         after: And behind it.
+        position: Of its first example, over all epochs.
         batch_size: What was asked for.
         version: Of the composition, when it was made.
         cut: Its examples, over all ranks.
@@ -52,6 +52,7 @@ class StepPlan:
 
     before: Cursor
     after: Cursor
+    position: int
     batch_size: int
     version: int
     cut: Cut
@@ -72,7 +73,7 @@ class Planner:
         micro_batch: Most examples in one micro-batch; None: all of the rank's.
     """
 
-    composition: Composition
+    composition: Order
     seed: int
     tail: str
     rank: int
@@ -80,28 +81,33 @@ class Planner:
     micro_batch: int | None
 
     def plan(self, cursor: Cursor, batch_size: int) -> StepPlan:
-        """The step that begins at ``cursor``, already settled."""
-        stop = self.stop(cursor)
-        cut, after = self.composition.cut(self.seed, cursor, batch_size, stop)
+        """The step that begins at ``cursor``, or behind the tail that is dropped."""
+        start = self.settle(cursor, batch_size)
+        stop = self.stop(start)
+        cut, after = self.composition.cut(self.seed, start, batch_size, stop)
         if self.tail == "pad":
-            cut = self._padded(cut, cursor, batch_size)
-        hands = deal(
+            cut = self._padded(cut, start, batch_size)
+        ranks = split_across_ranks(
             len(cut.indices),
             self.world_size,
             self.micro_batch,
             unit=cut.unit,
             fences=cut.fences,
             tokens=cut.tokens,
-            turn=cursor.step,
+            turn=start.step,
         )
+        uneven = False
+        if self.world_size > 1:
+            uneven = len({sum(part.size for part in parts) for parts in ranks}) > 1
         return StepPlan(
             before=cursor,
-            after=self.settle(self.entering(after, cursor), batch_size),
+            after=self.settle(self.entering(after, start), batch_size),
+            position=start.position,
             batch_size=batch_size,
             version=self.composition.version,
             cut=cut,
-            micro=tuple(self._micro(cut, part) for part in hands[self.rank]),
-            uneven=self.world_size > 1 and _uneven(hands),
+            micro=tuple(self._micro(cut, part) for part in ranks[self.rank]),
+            uneven=uneven,
         )
 
     def stop(self, cursor: Cursor) -> int:
@@ -112,13 +118,14 @@ class Planner:
         return (cursor.position // length + 1) * length
 
     def settle(self, cursor: Cursor, batch_size: int) -> Cursor:
-        """Never at an epoch's end: a tail that is dropped is behind us already."""
+        """Where the next step begins: not in a tail that is to be dropped."""
+        if self.tail != "drop":
+            return cursor
         length = self.composition.length
         left = length - cursor.position % length
-        if self.tail == "drop" and left < batch_size:
-            after = replace(cursor, position=cursor.position + left)
-            return self.entering(after, cursor)
-        return cursor
+        if left >= batch_size:
+            return cursor
+        return self.entering(replace(cursor, position=cursor.position + left), cursor)
 
     def entering(self, after: Cursor, before: Cursor) -> Cursor:
         """``after``, which remembers the first step of an epoch that it enters."""
@@ -143,33 +150,25 @@ class Planner:
 
     def _micro(self, cut: Cut, part: Part) -> MicroPlan:
         here = slice(part.start, part.stop)
-        size = 0 if part.filler else part.stop - part.start
-        share = cut.factor * self.world_size * size / len(cut.indices)
-        tokens = None
+        token_share = None
         if cut.tokens is not None:
-            tokens = self.world_size * float(cut.tokens[here].sum() / cut.tokens.sum())
-            tokens = 0.0 if part.filler else tokens
+            tokens = 0 if part.filler else cut.tokens[here].sum()
+            token_share = self.world_size * float(tokens / cut.tokens.sum())
         return MicroPlan(
             part=part,
             piece=Piece(cut.indices[here], cut.seeds[here]),
-            share=share,
-            token_share=tokens,
+            share=cut.factor * self.world_size * part.size / len(cut.indices),
+            token_share=token_share,
             weights=None if cut.weights is None else cut.weights[here],
             groups=None if cut.groups is None else cut.groups[here],
         )
 
 
-def _uneven(hands: tuple[tuple[Part, ...], ...]) -> bool:
-    """Whether the ranks' examples differ in number."""
-    sizes = {sum(0 if p.filler else p.stop - p.start for p in hand) for hand in hands}
-    return len(sizes) > 1
-
-
-def check_tail(tail: str | None, composition: Composition) -> str:
+def check_tail(tail: str | None, composition: Order) -> str:
     """The tail rule in force.
 
     Raises:
-        SettingError: It is none, or has no effect.
+        SettingError: There is no such rule, or it has no effect.
     """
     if tail is None:
         return "keep" if composition.covers else "carry"

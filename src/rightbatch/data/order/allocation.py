@@ -10,10 +10,10 @@ from jaxtyping import Float64, Int64
 from rightbatch.core.errors import SettingError
 
 Counts = Int64[np.ndarray, " strata"]
-MOST_LINES = 20
+MOST_LINES = 20  # of a table [assumed]
 
 
-def allot(
+def allocate(
     wanted: Float64[np.ndarray, " strata"],
     batch_size: int,
     sizes: Counts,
@@ -27,7 +27,7 @@ def allot(
 
     Args:
         wanted: Relative shares, any scale, none negative.
-        batch_size: What to hand out.
+        batch_size: Examples to allocate.
         sizes: Examples in each stratum.
         multiple: Counts are multiples of this, where sizes and batch allow it.
         least: Of each stratum, where sizes and batch allow it.
@@ -37,21 +37,21 @@ def allot(
             examples in all strata than in the batch.
 
     Example:
-        >>> allot(np.array([1.0, 999.0]), 256, np.array([1000, 999_000])).tolist()
+        >>> allocate(np.array([1.0, 999.0]), 256, np.array([1000, 999_000])).tolist()
         [1, 255]
     """
     if multiple > 1:
         units, rest = sizes // multiple, batch_size % multiple
         fits = len(sizes) <= batch_size // multiple <= int(units.sum())
         if fits and not rest and (units > 0).all():
-            return allot(wanted, batch_size // multiple, units) * multiple
+            return allocate(wanted, batch_size // multiple, units) * multiple
     if batch_size < len(sizes):
         raise SettingError(
             f"a batch of {batch_size} cannot hold one of each of {len(sizes)} strata",
             seen=f"batch_size={batch_size}, {len(sizes)} strata",
             why="a stratum that a batch leaves out makes its gradient biased",
-            fix=f"batch_size={len(sizes)} or more, or fewer strata: "
-            "Strata.by_quantiles, if the labels are measured numbers",
+            fix=f"batch_size={len(sizes)} or more, or fewer strata; measured numbers: "
+            "np.digitize(y, np.quantile(y, [0.25, 0.5, 0.75]))",
         )
     if batch_size > int(sizes.sum()):
         raise SettingError(
@@ -61,7 +61,7 @@ def allot(
         )
     low = np.minimum(least, sizes)
     low = low if int(low.sum()) <= batch_size else np.ones_like(sizes)
-    exact = _filled(np.asarray(wanted, dtype=np.float64), batch_size, low, sizes)
+    exact = _bounded_shares(wanted, batch_size, low, sizes)
     counts = np.floor(exact).astype(np.int64)
     # By largest remainder; one at its size or its least has none and comes last.
     while (short := batch_size - int(counts.sum())) != 0:
@@ -72,14 +72,13 @@ def allot(
     return counts
 
 
-def _filled(
-    wanted: np.ndarray, batch_size: int, least: Counts, sizes: Counts
+def _bounded_shares(
+    wanted: np.ndarray, batch_size: int, low: Counts, high: Counts
 ) -> np.ndarray:
-    """Shares in proportion to ``wanted``, between the least and the stratum's size."""
-    low, high = least.astype(np.float64), sizes.astype(np.float64)
-    # A stratum that nothing is wanted of gets its one, and what others cannot take.
+    """Shares in proportion to ``wanted`` that sum to the batch, within the limits."""
+    # A stratum that nothing is wanted of gets its least, and what others cannot take.
     wanted = np.maximum(wanted / max(wanted.max(), 1e-300), 1e-9)
-    # shares(scale) = clip(scale * wanted) grows with scale: bisect for the sum.
+    # clip(scale * wanted) grows with scale: bisect for the sum.
     bottom, top = 0.0, float((high / wanted).max())
     for _ in range(200):
         middle = (bottom + top) / 2
@@ -109,26 +108,19 @@ def batch_variance(
     return float((shares**2 * stds**2 / counts).sum())
 
 
-def composition_table(
+def allocation_table(
     labels: list[Any], sizes: Counts, counts: Counts, *, weighted: bool
 ) -> str:
-    """A line for each stratum, or for the `MOST_LINES` that come around most often."""
+    """A line for each stratum, or for those that come around most often."""
     weights = importance_weights(sizes, counts) if weighted else np.ones(len(sizes))
     # An epoch is as many draws as there are examples.
     seen = counts / counts.sum() * sizes.sum() / sizes
-    often = np.sort(np.argsort(-seen, kind="stable")[:MOST_LINES])
-    rows = [("stratum", "examples", "in a batch", "weight", "seen in an epoch")]
-    rows += [
-        (
-            str(labels[s]),
-            f"{sizes[s]:,}",
-            f"{counts[s]:,}",
-            f"{weights[s]:.3g}",
-            f"{seen[s]:,.3g} times" if seen[s] < 100 else f"{seen[s]:,.0f} times",
-        )
-        for s in often
+    shown = np.sort(np.argsort(-seen, kind="stable")[:MOST_LINES])
+    lines = ["     stratum    examples  in a batch    weight  seen in an epoch"]
+    lines += [
+        f"{str(labels[s])[:12]:>12}{sizes[s]:>12,}{counts[s]:>12,}{weights[s]:>10.3g}"
+        f"{seen[s]:>12,.3g} times"
+        for s in shown
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
-    left = len(sizes) - len(often)
-    return "\n".join(lines) + (f"\nand {left:,} seen no more often" if left else "")
+    left = len(sizes) - len(shown)
+    return "\n".join(lines + [f"and {left:,} seen no more often"] * (left > 0))

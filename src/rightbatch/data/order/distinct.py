@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
 from rightbatch.core.errors import SettingError
-from rightbatch.data.order.composition import Composition, Cursor, Cut, unique
 from rightbatch.data.order.draws import augment
-from rightbatch.data.order.permutation import Permutation, keys_at
+from rightbatch.data.order.epochs import ShuffledEpochs
+from rightbatch.data.order.order import Cursor, Cut, Order, digest_of, unique
+from rightbatch.data.order.permutation import keys_at
 
 AHEAD = 8  # batches to look through where several keys hinder each other [assumed]
 
 
-class Distinct(Composition):
+class Distinct(Order):
     """No two examples of a batch share a key, on whatever ranks they are.
 
     For losses that take the other examples of a batch as negatives: with the same
@@ -36,9 +36,8 @@ class Distinct(Composition):
 
     Example:
         >>> import torch, rightbatch as rb
-        >>> from rightbatch.data.order.distinct import Distinct
         >>> questions = torch.arange(100) // 4  # each four times
-        >>> order = Distinct(questions)
+        >>> order = rb.data.Distinct(questions)
         >>> stream = rb.BatchStream((questions,), batch_size=16, order=order)
         >>> all(len(q.unique()) == 16 for (q,) in stream)
         True
@@ -51,30 +50,30 @@ class Distinct(Composition):
 
     def __init__(self, keys: Any) -> None:
         try:
-            found = np.asarray(keys)
+            values = np.asarray(keys)
         except ValueError as error:
             raise SettingError(
                 "every example must have as many keys", seen=str(error)
             ) from error
-        if found.ndim not in (1, 2) or not found.size:
+        if values.ndim not in (1, 2) or not values.size:
             raise SettingError(
                 "keys must have an axis of examples, and at most one of keys",
-                seen=f"shape {found.shape}",
+                seen=f"shape {values.shape}",
             )
-        self.length = len(found)
-        _, inverse, _ = unique(found, "keys")
+        self.length = len(values)
+        _, inverse, _ = unique(values, "keys")
         self._keys = inverse.reshape(self.length, -1).astype(np.int64)
         # Twice in one example is no conflict: count examples, not places.
         each = np.sort(self._keys, axis=1)
         new = np.ones(each.shape, dtype=bool)
         new[:, 1:] = each[:, 1:] != each[:, :-1]
-        counts = np.bincount(each[new])
-        self._common = int(counts.max())
-        self._largest = self.length // self._common
+        self._most_frequent = int(np.bincount(each[new]).max())
+        self.largest = self.length // self._most_frequent
         self.steady = self._keys.shape[1] == 1
+        self._order: ShuffledEpochs | None = None
 
     def accepts(self, extra: tuple[int, ...]) -> bool:
-        """Places of the order that wait."""
+        """Positions of the order that wait."""
         return extra == tuple(sorted(set(extra)))
 
     def check(self, batch_size: int) -> None:
@@ -83,12 +82,12 @@ class Distinct(Composition):
         Raises:
             SettingError: It would.
         """
-        if batch_size > self._largest:
+        if batch_size > self.largest:
             raise SettingError(
                 f"a batch of {batch_size} cannot be without repeated keys",
-                seen=f"one key is in {self._common} of {self.length} examples",
+                seen=f"one key is in {self._most_frequent} of {self.length} examples",
                 why="a batch holds it once, so ever more of them would have to wait",
-                fix=f"batch_size={self._largest} or less, or leave out some of its "
+                fix=f"batch_size={self.largest} or less, or leave out some of its "
                 "examples",
             )
 
@@ -96,32 +95,20 @@ class Distinct(Composition):
         self, seed: int, cursor: Cursor, batch_size: int, stop: int
     ) -> tuple[Cut, Cursor]:
         """Those that wait and the next of the order, as far as they fit together."""
-        waiting = np.array(cursor.extra, dtype=np.int64)
-        drawn = cursor.position + len(waiting)  # so many were looked at
+        if self._order is None or self._order.seed != seed:
+            self._order = ShuffledEpochs(self.length, seed)
         # With one key an epoch always holds a whole batch (`check`), and two epochs'
         # length a whole epoch. With several those chosen may stand in everybody's way:
         # then a step is short.
-        most = 2 * self.length
+        ahead = 2 * self.length
         if self._keys.shape[1] > 1:
             room = AHEAD * batch_size
-            most = min(most, room) if len(waiting) < room else 0
-        reach = min(batch_size, most)
-        while True:
-            places = np.concatenate([waiting, np.arange(drawn, drawn + reach)])
-            indices = self._examples(seed, places)
-            taken = np.flatnonzero(compatible(self._keys[indices]))[:batch_size]
-            if len(taken) == batch_size or reach == most:
-                break
-            reach = min(2 * reach + len(waiting), most)
-        left = np.ones(len(places), dtype=bool)
-        left[taken] = False
-        left[max(len(waiting), int(taken[-1]) + 1) :] = False  # not looked at
-        cut = Cut(
-            indices=indices[taken],
-            seeds=keys_at(augment(seed), places[taken]),
+            ahead = min(ahead, room) if len(cursor.extra) < room else 0
+        indices, positions, waiting = take_distinct(
+            self._order, self._keys, cursor.position, cursor.extra, batch_size, ahead
         )
-        extra = tuple(places[left].tolist())
-        return cut, cursor.behind(cursor.position + len(taken), extra)
+        cut = Cut(indices=indices, seeds=keys_at(augment(seed), positions))
+        return cut, cursor.behind(cursor.position + len(indices), waiting)
 
     def moved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
         """Nobody waits: what is left behind by a jump is left out."""
@@ -129,19 +116,44 @@ class Distinct(Composition):
 
     def fingerprint(self) -> dict[str, Any]:
         """A digest of the keys."""
-        digest = hashlib.blake2b(self._keys.tobytes(), digest_size=8)
-        return {"keys": digest.hexdigest()}
+        return {"keys": digest_of(*self._keys.T)}
 
-    def _examples(
-        self, seed: int, places: Int64[np.ndarray, " n"]
-    ) -> Int64[np.ndarray, " n"]:
-        """The examples at places of the shuffled order, over all epochs."""
-        found = np.empty(len(places), dtype=np.int64)
-        epochs, offsets = np.divmod(places, self.length)
-        for epoch in np.unique(epochs).tolist():
-            here = epochs == epoch
-            found[here] = Permutation(self.length, seed, epoch)(offsets[here])
-        return found
+
+def take_distinct(
+    order: ShuffledEpochs,
+    keys: Int64[np.ndarray, "items keys"],
+    taken_before: int,
+    waiting: tuple[int, ...],
+    count: int,
+    ahead: int,
+) -> tuple[Int64[np.ndarray, " taken"], Int64[np.ndarray, " taken"], tuple[int, ...]]:
+    """The next items of an endless order that share no key; the others wait.
+
+    Args:
+        order: Of the items.
+        keys: Of each item.
+        taken_before: Items taken since the start of the order.
+        waiting: Positions that were passed over, ascending; they come first.
+        count: How many to take.
+        ahead: Positions to look through at most, beside those that wait.
+
+    Returns:
+        The items, their positions, and the positions that wait now.
+    """
+    held = np.array(waiting, dtype=np.int64)
+    first = taken_before + len(held)  # so many were looked at
+    reach = min(count, ahead)
+    while True:
+        positions = np.concatenate([held, np.arange(first, first + reach)])
+        items = np.concatenate([order.at(held), order(first, first + reach)])
+        taken = np.flatnonzero(compatible(keys[items]))[:count]
+        if len(taken) == count or reach == ahead:
+            break
+        reach = min(2 * reach + len(held), ahead)
+    passed = np.ones(len(positions), dtype=bool)
+    passed[taken] = False
+    passed[max(len(held), int(taken[-1]) + 1) :] = False  # not looked at
+    return items[taken], positions[taken], tuple(positions[passed].tolist())
 
 
 def compatible(keys: Int64[np.ndarray, "n keys"]) -> Bool[np.ndarray, " n"]:
@@ -155,8 +167,8 @@ def compatible(keys: Int64[np.ndarray, "n keys"]) -> Bool[np.ndarray, " n"]:
     taken = np.logical_not(shared)
     used: set[int] = set()
     for row in np.flatnonzero(shared).tolist():
-        own = keys[row].tolist()
-        if used.isdisjoint(own):
-            used.update(own)
+        row_keys = keys[row].tolist()
+        if used.isdisjoint(row_keys):
+            used.update(row_keys)
             taken[row] = True
     return taken

@@ -1,4 +1,4 @@
-"""Batches without structure: shuffled epochs, in order, with replacement, Poisson."""
+"""Orders known by name: shuffled epochs, in order, with replacement, Poisson."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from rightbatch.data.order.composition import (
-    Composition,
-    Cursor,
-    Cut,
-    check_index_count,
+from rightbatch.core.errors import SettingError
+from rightbatch.data.order.epochs import Blocks, ShuffledEpochs
+from rightbatch.data.order.order import Cursor, Cut, Order
+from rightbatch.data.order.permutation import (
+    Permutation,
+    check_length,
+    key_of,
+    keys_at,
+    uniform,
 )
-from rightbatch.data.order.epochs import Blocks, Walk
-from rightbatch.data.order.permutation import Permutation, below, key_of, keys_at
 
 
-class Shuffled(Composition):
+class Shuffled(Order):
     """Every epoch visits every example once, in an order of its own.
+
+    Raises:
+        SettingError: There are no examples, or more than 2**32.
 
     Example:
         >>> cut, after = Shuffled(5).cut(0, Cursor(), 3, stop=5)
@@ -30,9 +35,10 @@ class Shuffled(Composition):
     name, covers = "shuffled", True
 
     def __init__(self, length: int) -> None:
+        check_length(length)
         self.length = length
         self._seed = -1
-        self._order: Callable[[int, int], Any] = np.arange
+        self._examples: Callable[[int, int], Any] = np.arange
         self._seeds: Callable[[int, int], Any] = np.arange
 
     def cut(
@@ -41,15 +47,15 @@ class Shuffled(Composition):
         """The next examples of the order."""
         if self._seed != seed:
             self._seed, key = seed, augment(seed)
-            self._order = self.order(seed)
+            self._examples = self.examples(seed)
             self._seeds = Blocks(lambda a, b: keys_at(key, np.arange(a, b)))
         start, end = cursor.position, min(cursor.position + batch_size, stop)
-        cut = Cut(indices=self._order(start, end), seeds=self._seeds(start, end))
+        cut = Cut(indices=self._examples(start, end), seeds=self._seeds(start, end))
         return cut, cursor.behind(end)
 
-    def order(self, seed: int) -> Callable[[int, int], Int64[np.ndarray, " n"]]:
+    def examples(self, seed: int) -> Callable[[int, int], Int64[np.ndarray, " n"]]:
         """The examples from one position to before another."""
-        return Walk(self.length, seed)
+        return ShuffledEpochs(self.length, seed)
 
 
 class Sequential(Shuffled):
@@ -57,7 +63,7 @@ class Sequential(Shuffled):
 
     name = "sequential"
 
-    def order(self, seed: int) -> Callable[[int, int], Int64[np.ndarray, " n"]]:
+    def examples(self, seed: int) -> Callable[[int, int], Int64[np.ndarray, " n"]]:
         """Positions themselves."""
         return Blocks(lambda start, stop: np.arange(start, stop) % self.length)
 
@@ -70,18 +76,18 @@ class Replacement(Shuffled):
 
     name, covers = "replacement", False
 
-    def order(self, seed: int) -> Callable[[int, int], Int64[np.ndarray, " n"]]:
+    def examples(self, seed: int) -> Callable[[int, int], Int64[np.ndarray, " n"]]:
         """A number below the length for each position."""
-        key, length = key_of("replacement", seed), np.uint64(self.length)
+        key = key_of("replacement", seed)
 
         def drawn(start: int, stop: int) -> Int64[np.ndarray, " n"]:
             words = keys_at(key, np.arange(start, stop))
-            return below(words, length).astype(np.int64)
+            return (uniform(words) * self.length).astype(np.int64)
 
         return Blocks(drawn)
 
 
-class Poisson(Composition):
+class Poisson(Order):
     """Every example joins a step with probability B / N, independently.
 
     The number of examples of a step is random with mean B; each weighs 1 / B, so the
@@ -89,12 +95,14 @@ class Poisson(Composition):
     example is drawn again, and the factor makes up for that.
 
     References:
-        Zhu and Wang 2019; the sampling that differential privacy's accounts assume.
+        Zhu and Wang 2019, "Poission subsampled Renyi differential privacy", ICML: the
+        sampling that differential privacy's accounts assume.
     """
 
     name, covers = "poisson", False
 
     def __init__(self, length: int) -> None:
+        check_length(length)
         self.length = length
 
     def check(self, batch_size: int) -> None:
@@ -103,7 +111,13 @@ class Poisson(Composition):
         Raises:
             SettingError: It is more.
         """
-        check_index_count(batch_size, self.length, "examples")
+        if batch_size > self.length:
+            raise SettingError(
+                f"batch_size {batch_size} is more than the {self.length} examples",
+                seen=f"batch_size={batch_size}, {self.length} examples",
+                why="every example would have to join with a probability above 1",
+                fix=f"batch_size={self.length} or less",
+            )
 
     def cut(
         self, seed: int, cursor: Cursor, batch_size: int, stop: int
@@ -134,8 +148,3 @@ def augment(seed: int) -> int:
 DRAWS: dict[str, type[Shuffled] | type[Poisson]] = {
     kind.name: kind for kind in (Shuffled, Sequential, Replacement, Poisson)
 }
-
-
-def draw(name: str, length: int) -> Composition:
-    """The composition of that name."""
-    return DRAWS[name](length)

@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from rightbatch.data.order.draws import Shuffled
-from rightbatch.data.order.epochs import Walk
+from rightbatch.data.order.epochs import ShuffledEpochs
 
 MOST = 512  # examples [assumed]
 SHARE = 20  # one in so many [assumed]
@@ -45,9 +45,9 @@ class Without(Shuffled):
         super().__init__(length)
         self.kept = kept.numpy()
 
-    def order(self, seed: int) -> Callable[[int, int], Any]:
+    def examples(self, seed: int) -> Callable[[int, int], Any]:
         """The kept examples, pass after pass."""
-        walk = Walk(len(self.kept), seed)
+        walk = ShuffledEpochs(len(self.kept), seed)
 
         def taken(start: int, stop: int) -> Int64[np.ndarray, " n"]:
             return self.kept[walk(start, stop)]

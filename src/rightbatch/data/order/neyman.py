@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,16 +13,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from rightbatch.core.errors import SettingError
-from rightbatch.core.torch_private import has_no_graph
 from rightbatch.data.order.strata import Strata
 
 MEMORY = 0.9  # weight of what was measured before, per measurement [assumed]
 FIRST = 3  # call that is measured first: the steps before it warm up [assumed]
-PATIENCE = 3  # turns of all strata before one that gives nothing is named [assumed]
 LEAST = 2  # examples in a stratum, to differ from each other [derived]
-# Measurements of each stratum, and of all, before the overhead counts; they are made up
-# for afterwards. [assumed]
-ROUNDS, LOAN = 2, 32
+# Measurements of each stratum, and of all, that are made at once, whatever they cost:
+# counts should not stay a guess for long. [assumed]
+ROUNDS, MOST_AT_ONCE = 2, 32
 
 
 class StratumMeter:
@@ -38,7 +35,8 @@ class StratumMeter:
     Args:
         parameters: The model, or the parameters that are trained.
         strata: ``Strata(labels, counts="neyman")``.
-        overhead: Share of the training time that measuring may take.
+        overhead: Share of the training time that measuring may take, after the first
+            two rounds.
         clock: Seconds; what the overhead is measured with.
 
     Raises:
@@ -46,11 +44,10 @@ class StratumMeter:
 
     Example:
         >>> import math, torch, rightbatch as rb
-        >>> from rightbatch.data.order.neyman import StratumMeter
         >>> x, y = torch.randn(1000, 2), (torch.arange(1000) % 100 == 0).float()
         >>> model = torch.nn.Linear(2, 1)
         >>> strata = rb.data.Strata(y, counts="neyman", multiple=2)
-        >>> meter = StratumMeter(model, strata, overhead=math.inf)
+        >>> meter = rb.data.StratumMeter(model, strata, overhead=math.inf)
         >>> stream = rb.BatchStream((x, y), batch_size=64, order=strata)
         >>> for step in stream.steps():
         ...     for micro in step:
@@ -61,6 +58,10 @@ class StratumMeter:
         ...         (micro.weights * losses).mean().backward()
         >>> len(meter.stds)
         2
+
+    References:
+        Zhao and Zhang 2014, arXiv:1405.3080; Neyman 1934, "On the two different
+        aspects of the representative method".
     """
 
     def __init__(
@@ -90,12 +91,11 @@ class StratumMeter:
             parameters = parameters.parameters()
         self._parameters = [p for p in parameters if p.requires_grad]
         self._strata, self._overhead, self._clock = strata, overhead, clock
-        strata.metered = True
         count = len(strata.sizes)
         self._sums, self._weights = [0.0] * count, [0.0] * count
-        self._calls, self._last, self._next, self._turn = 0, 0, FIRST, 0
-        self._since, self._tried, self._debt = clock(), 0, 0.0
-        self.measured = 0
+        self._calls, self._next = 0, FIRST
+        self._attempts = self.measured = 0
+        self._last_call, self._last_end = 0, clock()  # of a measurement
 
     @property
     def stds(self) -> list[float | None]:
@@ -103,8 +103,8 @@ class StratumMeter:
 
         The root of the trace of the covariance.
         """
-        pairs = zip(self._sums, self._weights, strict=True)
-        return [(max(s, 0.0) / w) ** 0.5 if w else None for s, w in pairs]
+        sums = zip(self._sums, self._weights, strict=True)
+        return [(max(s, 0.0) / w) ** 0.5 if w else None for s, w in sums]
 
     def __call__(
         self, losses: Float[Tensor, " batch"], groups: Int64[Tensor, " batch"]
@@ -131,42 +131,28 @@ class StratumMeter:
         if self._calls < self._next:
             return
         began = self._clock()
-        passed, stratum = began - self._since, self._turn
-        self._turn = (self._turn + 1) % len(self._sums)
+        stratum = self._attempts % len(self._sums)
         members = (groups.to(losses.device) == stratum).nonzero()[:, 0]
         trace = self._trace(losses, members) if len(members) >= LEAST else math.nan
-        known = math.isfinite(trace)
-        cost = self._clock() - began
-        total, ranks, cost, passed = _summed(
-            [trace if known else 0.0, float(known), cost, passed]
-        )
+        finite = math.isfinite(trace)
+        total, ranks, cost, plain = _summed([
+            trace if finite else 0.0,
+            float(finite),
+            self._clock() - began,
+            (began - self._last_end) / (self._calls - self._last_call),
+        ])  # fmt: skip
         if ranks:
             self._sums[stratum] = MEMORY * self._sums[stratum] + total / ranks
             self._weights[stratum] = MEMORY * self._weights[stratum] + 1
             self.measured += 1
-            self._tell()
-        self._tried += 1
-        if self._tried == PATIENCE * len(self._sums) and not all(self._weights):
-            missing = [n for n, w in enumerate(self._weights) if not w]
-            names = ", ".join(str(self._strata.labels[n]) for n in missing[:5])
-            warnings.warn(
-                f"strata {names} never have two examples in a micro-batch of one rank: "
-                "their noise is not known, so counts stay proportional; choose "
-                "Strata(..., multiple=2 * ranks * micro-batches per step)",
-                stacklevel=2,
-            )
-        # A measurement every so many calls costs the share of time that was asked for.
-        # The first come at once, on loan: counts should not stay a guess for long.
-        self._debt += cost
-        if self._tried < min(ROUNDS * len(self._sums), LOAN):
-            self._last, self._next, self._since = self._calls, 0, self._clock()
-            return
-        cost, self._debt = self._debt, 0.0
-        calls = max(1, self._calls - self._last)
-        self._last = self._calls
-        plain = max(passed / calls, 1e-12)
-        self._next = self._calls + max(1, math.ceil(cost / plain / self._overhead))
-        self._since = self._clock()
+            self._tell_strata()
+        self._attempts += 1
+        pause = 1
+        if self._attempts >= min(ROUNDS * len(self._sums), MOST_AT_ONCE):
+            # A measurement every so many calls costs the share of time asked for.
+            pause = max(1, math.ceil(cost / max(plain, 1e-12) / self._overhead))
+        self._next = self._calls + pause
+        self._last_call, self._last_end = self._calls, self._clock()
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured, as plain numbers."""
@@ -178,15 +164,15 @@ class StratumMeter:
         Raises:
             SettingError: It is of other strata.
         """
-        if len(state.get("sums", [])) != len(self._sums):
+        if len(state["sums"]) != len(self._sums):
             raise SettingError(
                 "the state is of other strata",
-                seen=f"{len(state.get('sums', []))} saved, {len(self._sums)} here",
+                seen=f"{len(state['sums'])} saved, {len(self._sums)} here",
                 fix="what meter.state_dict() gave",
             )
         self._sums, self._weights = list(state["sums"]), list(state["weights"])
 
-    def _tell(self) -> None:
+    def _tell_strata(self) -> None:
         known = [s for s in self.stds if s is not None]
         if len(known) == len(self._sums) and any(known):
             self._strata.observe(known)
@@ -208,9 +194,9 @@ class StratumMeter:
             return torch.autograd.grad(
                 loss, self._parameters, retain_graph=True, allow_unused=True
             )
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            if not has_no_graph(error):
-                raise
             raise SettingError(
                 "the losses have no graph to measure by",
                 seen=str(error).splitlines()[0],

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Int64
 
 from rightbatch.core.errors import SettingError
-from rightbatch.data.order.composition import Composition, Cursor, Cut, whole
+from rightbatch.data.order.distinct import take_distinct
 from rightbatch.data.order.draws import augment
-from rightbatch.data.order.epochs import Walk
+from rightbatch.data.order.epochs import ShuffledEpochs
 from rightbatch.data.order.labels import members
+from rightbatch.data.order.order import Cursor, Cut, Order, digest_of, whole
 from rightbatch.data.order.permutation import key_of, keys_at, permute
 
 
-class Pairs(Composition):
+class Pairs(Order):
     """Every batch holds P different classes with K different examples of each.
 
     P is ``batch_size / each``. With ``each=2`` every example has one positive in its
     batch, and all others are negatives. Classes come around equally often: each once
     in a lap, in a new order every lap; a class's own examples come in the order of a
     permutation, all of them before any comes again but for filling the last K. No
-    example and no class is twice in a batch. Ranks and micro-batches get whole classes:
-    a ``micro_batch`` below K is taken for K.
+    example and no class is twice in a batch: a class that is in it already waits for
+    the next. Ranks and micro-batches get whole classes: a ``micro_batch`` below K is
+    taken for K.
 
     Args:
         labels: Class of each example, shape ``(examples,)``.
@@ -68,8 +68,7 @@ class Pairs(Composition):
             raise SettingError(
                 "small must be 'leave out' or 'repeat'", seen=f"small={small!r}"
             )
-        self.labels, self._members, sizes = members(labels)
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        _, self._members, sizes = members(labels)
         kept = sizes >= each if small == "leave out" else sizes >= 1
         if not kept.any():
             raise SettingError(
@@ -85,24 +84,26 @@ class Pairs(Composition):
                 "small='repeat' keeps them",
                 stacklevel=2,
             )
-        self.sizes, self._starts, self._all = sizes[kept], starts[kept], sizes
-        self._order: Walk | None = None  # of classes, an epoch of it for each lap
         self.each, self.length = each, int(sizes.sum())
-        self._numbers = np.flatnonzero(kept)
         self.name = f"pairs (K = {each}, small classes: {small})"
+        self._all_sizes = sizes
+        # Of the classes that take part: number, examples, first place in `_members`.
+        self._numbers, self._sizes = np.flatnonzero(kept), sizes[kept]
+        self._starts = (np.cumsum(sizes) - sizes)[kept]
+        self._order: ShuffledEpochs | None = None  # of classes, an epoch for each lap
 
     @property
     def classes(self) -> int:
         """Classes that take part."""
-        return len(self.sizes)
-
-    def start(self) -> tuple[int, ...]:
-        """Lap, place in its order, and the classes a batch took from it in advance."""
-        return (0, 0)
+        return len(self._sizes)
 
     def accepts(self, extra: tuple[int, ...]) -> bool:
-        """A lap, a place in it, and some classes."""
-        return len(extra) >= 2 and all(e < self.classes for e in extra[1:])
+        """Positions in the order of the classes that wait."""
+        return extra == tuple(sorted(set(extra)))
+
+    def moved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
+        """No class waits after a jump."""
+        return ()
 
     def check(self, batch_size: int) -> None:
         """A batch is a whole number of classes, all different.
@@ -128,76 +129,40 @@ class Pairs(Composition):
         self, seed: int, cursor: Cursor, batch_size: int, stop: int
     ) -> tuple[Cut, Cursor]:
         """The next P classes, with the next K examples of each."""
-        chosen, laps, extra = self._classes(seed, cursor.extra, batch_size // self.each)
-        chosen, laps = np.repeat(chosen, self.each), np.repeat(laps, self.each)
-        sizes = self.sizes[chosen]
+        key = key_of("classes", seed)
+        if self._order is None or self._order.seed != key:
+            self._order = ShuffledEpochs(self.classes, key)
+        chosen, positions, waiting = take_distinct(
+            self._order,
+            np.arange(self.classes)[:, None],
+            cursor.position // self.each,
+            cursor.extra,
+            batch_size // self.each,
+            2 * self.classes,
+        )
+        laps = np.repeat(positions // self.classes, self.each)
+        chosen = np.repeat(chosen, self.each)
+        sizes = self._sizes[chosen]
         visits = -(-sizes // self.each)  # that it takes to see all of a class
         round_, visit = np.divmod(laps, visits)
         slot = np.tile(np.arange(self.each), batch_size // self.each)
         place = (visit * self.each + slot) % sizes
-        with np.errstate(over="ignore"):
-            own = keys_at(key_of("pairs", seed), chosen)
-            place = permute(place, sizes, keys_at(own, round_))
-        indices = self._members[self._starts[chosen] + place]
+        keys = keys_at(keys_at(key_of("pairs", seed), chosen), round_)
+        indices = self._members[self._starts[chosen] + permute(place, sizes, keys)]
         cut = Cut(
             indices=indices,
             seeds=keys_at(keys_at(keys_at(augment(seed), indices), laps), slot),
             groups=self._numbers[chosen],
             unit=self.each,
         )
-        return cut, cursor.behind(cursor.position + batch_size, extra)
+        return cut, cursor.behind(cursor.position + batch_size, waiting)
 
-    def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
-        """Runs of whole classes."""
+    def equal_groups(self, batch_size: int, cursor: Cursor, most: int) -> int:
+        """Groups of whole classes."""
         classes = batch_size // self.each
         return max(d for d in range(1, most + 1) if classes % d == 0)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Members of the classes."""
-        digest = hashlib.blake2b(self._members.tobytes(), digest_size=8).hexdigest()
-        return {
-            "members": digest,
-            "sizes": hashlib.blake2b(self._all.tobytes(), digest_size=8).hexdigest(),
-            "classes": self.classes,
-        }
-
-    def _classes(
-        self, seed: int, extra: tuple[int, ...], wanted: int
-    ) -> tuple[Int64[np.ndarray, " p"], Int64[np.ndarray, " p"], tuple[int, ...]]:
-        """So many different classes, the lap of each, and the state behind them."""
-        lap, at, *early = extra
-        key = key_of("classes", seed)
-        if self._order is None or self._order.seed != key:
-            self._order = Walk(self.classes, key)
-        ahead = np.array(early, dtype=np.int64)
-        chosen = laps = np.empty(0, dtype=np.int64)
-        while len(chosen) < wanted:
-            # Those that the batch has, or took in advance, are passed over.
-            stop = min(self.classes, at + wanted + len(ahead))
-            order = self._order(lap * self.classes + at, lap * self.classes + stop)
-            free = np.flatnonzero(~np.isin(order, np.concatenate([chosen, ahead])))
-            free = free[: wanted - len(chosen)]
-            chosen = np.concatenate([chosen, order[free]])
-            laps = np.concatenate([laps, np.full(len(free), lap)])
-            at = at + int(free[-1]) + 1 if len(chosen) == wanted else stop
-            if at < self.classes:
-                continue
-            lap, at = lap + 1, 0
-            # The batch is filled up with the first of the next lap.
-            ahead = self._early(lap, chosen, wanted - len(chosen))
-            chosen = np.concatenate([chosen, ahead])
-            laps = np.concatenate([laps, np.full(len(ahead), lap)])
-        return chosen, laps, (lap, at, *ahead.tolist())
-
-    def _early(
-        self, lap: int, present: Int64[np.ndarray, " p"], wanted: int
-    ) -> Int64[np.ndarray, " q"]:
-        """The first classes of a lap that are not in the batch yet: they fill it up.
-
-        They will be passed over when the lap itself comes to them.
-        """
-        assert self._order is not None
-        start = lap * self.classes
-        stop = start + min(self.classes, wanted + len(present))
-        order = self._order(start, stop)
-        return order[~np.isin(order, present)][:wanted]
+        """A digest of which examples are in which class."""
+        digest = digest_of(self._members, self._all_sizes)
+        return {"members": digest, "classes": self.classes}

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rightbatch.core.errors import SettingError
-from rightbatch.data.order.composition import Composition, Cursor, Cut
 from rightbatch.data.order.draws import augment
-from rightbatch.data.order.labels import finite
-from rightbatch.data.order.permutation import key_of, keys_at
+from rightbatch.data.order.labels import check_shares
+from rightbatch.data.order.order import Cursor, Cut, Order, digest_of
+from rightbatch.data.order.permutation import key_of, keys_at, uniform
 
 
-class Weighted(Composition):
+class Weighted(Order):
     """Independent draws with probability p_i in proportion to a weight.
 
     Like ``WeightedRandomSampler``, but of any length (it stops at 2**24), the same on
@@ -33,31 +32,39 @@ class Weighted(Composition):
 
     Example:
         >>> import torch, rightbatch as rb
-        >>> from rightbatch.data.order.weighted import Weighted
-        >>> order = Weighted([1.0, 2.0, 3.0, 4.0])
+        >>> order = rb.data.Weighted([1.0, 2.0, 3.0, 4.0])
         >>> stream = rb.BatchStream((torch.arange(4),), batch_size=2, order=order)
         >>> (indices,), weights = next(iter(stream))
+        >>> bool((weights == 10 / 4 / (indices + 1)).all())
+        True
+
+    References:
+        Zhao and Zhang 2015, arXiv:1401.2753 (importance sampling).
     """
 
     covers = False
 
-    def __init__(self, weights: Any, objective: str = "unweighted") -> None:
+    def __init__(
+        self,
+        weights: Any,
+        objective: Literal["unweighted", "weighted"] = "unweighted",
+    ) -> None:
         weights = np.asarray(weights)
-        found = finite(weights, weights.size, "weights")
+        shares = check_shares(weights, weights.size, "weights")
         if objective not in ("unweighted", "weighted"):
             raise SettingError(
                 "objective must be 'unweighted' or 'weighted'",
                 seen=f"objective={objective!r}",
             )
-        if objective == "unweighted" and not found.all():
+        if objective == "unweighted" and not shares.all():
             raise SettingError(
-                f"{int((found == 0).sum())} examples have weight 0",
+                f"{int((shares == 0).sum())} examples have weight 0",
                 why="they are never drawn, so no weight can make up for them",
                 fix="a small positive weight, or objective='weighted'",
             )
-        self.length, self.objective = len(found), objective
-        self._upto = np.cumsum(found)
-        self._weights = found / self._upto[-1]
+        self.length, self.objective = len(shares), objective
+        self._cumulative = np.cumsum(shares)
+        self._probabilities = shares / self._cumulative[-1]
         self.name = f"weighted (of the {objective} mean)"
 
     def cut(
@@ -66,21 +73,18 @@ class Weighted(Composition):
         """The next draws."""
         after = cursor.position + batch_size
         positions = np.arange(cursor.position, after)
-        words = keys_at(key_of("weighted", seed), positions)
-        uniform = (words >> np.uint64(11)) * 2.0**-53 * self._upto[-1]
-        indices = np.searchsorted(self._upto, uniform, side="right")
+        drawn = uniform(keys_at(key_of("weighted", seed), positions))
+        places = drawn * self._cumulative[-1]
+        indices = np.searchsorted(self._cumulative, places, side="right")
         indices = np.minimum(indices, self.length - 1)
-        weights = 1 / (self.length * self._weights[indices])
-        cut = Cut(
-            indices=indices,
-            seeds=keys_at(augment(seed), positions),
-            weights=weights.astype(np.float32)
-            if self.objective == "unweighted"
-            else None,
-        )
+        weights = None
+        if self.objective == "unweighted":
+            weights = 1 / (self.length * self._probabilities[indices])
+            weights = weights.astype(np.float32)
+        seeds = keys_at(augment(seed), positions)
+        cut = Cut(indices=indices, seeds=seeds, weights=weights)
         return cut, cursor.behind(after)
 
     def fingerprint(self) -> dict[str, Any]:
-        """A digest of the weights."""
-        digest = hashlib.blake2b(self._weights.tobytes(), digest_size=8)
-        return {"weights": digest.hexdigest()}
+        """A digest of the probabilities."""
+        return {"weights": digest_of(self._probabilities)}

@@ -1,7 +1,8 @@
-"""What a batch is made of: the shape that every way of drawing examples has."""
+"""What an order of examples is: a pure function that each kind of order fills in."""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ class Cursor:
         position: Examples taken since the start of epoch 0.
         step: Optimizer steps made.
         first_step: Steps made before this epoch began.
-        extra: Integers of the composition itself.
+        extra: Integers that the order itself keeps.
     """
 
     position: int = 0
@@ -44,7 +45,7 @@ class Cut:
         weights: Importance weights, mean 1 in expectation; None: all are 1.
         groups: The stratum or class of each example; None: there are none.
         tokens: Tokens of each example; None: not known.
-        fences: Where a micro-batch must end, ascending, without 0 and the batch's end.
+        fences: Where micro-batches end, ascending; none: anywhere.
         unit: Neighbours that must stay on one rank and in one micro-batch.
         factor: Weight of this step's mean, beside 1 only where the number of examples
             is random (Poisson sampling).
@@ -69,45 +70,41 @@ class Cut:
 
         For orders that cover an epoch: they have no weights and no groups.
         """
-        assert self.weights is None
-        assert self.groups is None
-        own = len(self.indices)
+        size = len(self.indices)
         tokens = None
         if self.tokens is not None and more.tokens is not None:
             tokens = np.concatenate([self.tokens, more.tokens])
-        fences = (*self.fences, own, *(own + fence for fence in more.fences))
+        fences = (*self.fences, size, *(size + fence for fence in more.fences))
         return replace(
             self,
             indices=np.concatenate([self.indices, more.indices]),
             # Another randomness than that of the first time.
-            seeds=np.concatenate([self.seeds, mix(more.seeds + np.uint64(own))]),
+            seeds=np.concatenate([self.seeds, mix(more.seeds + np.uint64(size))]),
             tokens=tokens,
             fences=fences if self.fences else (),
             repeats=self.repeats + len(more.indices),
         )
 
 
-class Composition:
+class Order:
     """A pure function from (seed, cursor, batch size) to the examples of one step.
 
-    What most have in common is here: they take any batch size, are told nothing, and
-    keep no integers of their own.
+    What most orders have in common is here: they take any batch size, measure nothing,
+    and keep no integers of their own.
 
     Attributes:
         name: For people and for the saved state.
         length: Examples in the data set.
         covers: Whether an epoch holds every example exactly once.
-        counts: What ``batch_size`` counts: ``"examples"``, ``"tokens"`` or ``"runs"``.
-        counts_tokens: Whether it knows the examples' lengths.
+        counts: What ``batch_size`` counts: ``"examples"`` or ``"tokens"``.
         steady: Whether every step has as many examples as asked for, but for tails.
-        version: Another number whenever it begins to compose differently.
+        version: Another number whenever the same cursor begins to give another step.
     """
 
     name: str
     length: int
     covers: bool
     counts: str = "examples"
-    counts_tokens: bool = False
     steady: bool = True
     version: int = 0
 
@@ -124,7 +121,7 @@ class Composition:
         return extra
 
     def check(self, batch_size: int) -> None:
-        """Refuse a batch size that cannot be composed.
+        """Refuse a batch size that it cannot fill.
 
         Raises:
             SettingError: It cannot.
@@ -141,40 +138,36 @@ class Composition:
             batch_size: How much to take.
             stop: Position that it must not reach over.
         """
-        raise NotImplementedError  # the one thing that every composition has of its own
+        raise NotImplementedError  # the one method that every kind of order writes
 
-    def alike(self, batch_size: int, cursor: Cursor, most: int) -> int:
-        """Into how many runs of equal composition a batch can be cut; 1: into none.
+    def equal_groups(self, batch_size: int, cursor: Cursor, most: int) -> int:
+        """Into how many groups of equal composition a batch can be cut; 1: into none.
 
-        What measures noise by comparing groups must compare such runs.
+        What measures noise by comparing groups must compare such groups.
         """
         return most
 
     def saved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
-        """Its integers to be saved, with what it has been told since the last step."""
+        """Its integers to be saved, with what was observed since the last step."""
         return extra
 
     def loaded(self) -> None:
-        """A saved state is in force: what it was told before no longer holds."""
+        """A saved state is in force: what was observed before no longer holds."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """Plain values that tell another data set, or another composition."""
+        """Plain values that differ for another data set, or other settings."""
         return {}
 
 
-def check_index_count(batch_size: int, length: int, what: str) -> None:
-    """Refuse a batch larger than the data it is drawn from without replacement.
-
-    Raises:
-        SettingError: It is larger.
-    """
-    if batch_size > length:
-        raise SettingError(
-            f"batch_size {batch_size} is more than the {length} {what}",
-            seen=f"batch_size={batch_size}, {length} {what}",
-            why="a batch would hold the same example twice",
-            fix=f"batch_size={length} or less",
-        )
+def digest_of(*arrays: np.ndarray) -> str:
+    """A short hash of numbers; memory-mapped arrays are read piece by piece."""
+    digest = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        kind = np.float64 if array.dtype.kind == "f" else np.int64
+        for start in range(0, len(array), 1 << 20):
+            piece = array[start : start + (1 << 20)]
+            digest.update(np.ascontiguousarray(piece, kind).tobytes())
+    return digest.hexdigest()
 
 
 def unique(values: np.ndarray, what: str) -> tuple[Any, Any, Any]:
@@ -194,7 +187,7 @@ def unique(values: np.ndarray, what: str) -> tuple[Any, Any, Any]:
 
 
 def whole(value: object, name: str, least: int = 1) -> int:
-    """An integer setting.
+    """A setting that must be a whole number.
 
     Raises:
         SettingError: It is none, or too small.
