@@ -1,6 +1,5 @@
-"""The job is never changed; a step is exactly the large-batch step."""
+"""A run in progress: exact steps, snapshots, and nothing left behind."""
 
-import collections
 import random
 from typing import Any
 
@@ -14,40 +13,7 @@ from torch import Tensor, nn
 import rightbatch as rb
 from cases import regression_job
 from reference import whole_batch_gradient
-from rightbatch.data.order.index_stream import IndexStream
 from rightbatch.training.run_state import RunState
-
-
-@settings(deadline=None)
-@given(
-    st.integers(1, 50),
-    st.integers(0, 5),
-    st.lists(st.integers(1, 60), min_size=1, max_size=12),
-)
-def test_a_batch_is_only_a_cut(length: int, seed: int, sizes: list[int]) -> None:
-    """Any cutting gives the same examples; every epoch holds each exactly once."""
-    cut = IndexStream(length, seed=seed)
-    pieces = torch.cat([cut.take(n) for n in sizes])
-    whole = IndexStream(length, seed=seed).take(sum(sizes))
-    assert torch.equal(pieces, whole)
-    for epoch in range(sum(sizes) // length):
-        part = whole[epoch * length : (epoch + 1) * length]
-        assert sorted(part.tolist()) == list(range(length))
-    resumed = IndexStream(length, seed=seed, position=sum(sizes[:1]))
-    assert torch.equal(resumed.take(sum(sizes[1:])), whole[sizes[0] :])
-
-
-def test_seeds_and_epochs_do_not_repeat_each_other() -> None:
-    late = IndexStream(1000, seed=5, position=1000).take(1000)
-    assert not torch.equal(late, IndexStream(1000, seed=6).take(1000))
-
-
-def test_the_order_is_uniform() -> None:
-    # Chi-square of position 0 over 4,000 seeds and 10 examples; 99.9 % point 27.9.
-    counts = collections.Counter(
-        int(IndexStream(10, seed=s).take(1)) for s in range(4000)
-    )
-    assert sum((counts[i] - 400) ** 2 / 400 for i in range(10)) < 27.9
 
 
 def masked_job(examples: int) -> rb.Job:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 import rightbatch as rb
 from cases import regression_job
 from resumed_job import plain as plain_job
+from resumed_runs import poisoned, same, state_of, stop_after
 from rightbatch.training.accumulator import NotFiniteError
 from rightbatch.training.checkpoint import Checkpoints
-from test_resume import poisoned, same, state_of, stop_after
 
 
 def mean_loss(model: nn.Module, batch: Any) -> Tensor:

@@ -23,49 +23,14 @@ from accumulation_ranks import Faults
 from cases import regression_job
 from resumed_job import job as resumed_job
 from resumed_job import plain as plain_job
+from resumed_runs import poisoned, same, state_of, stop_after
 from rightbatch.data.loading.ledger import Ledger
 from rightbatch.training.checkpoint import Checkpoints, load_checkpoint
 from rightbatch.training.interrupt import Interrupt
 from rightbatch.training.trace import read_trace
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 SCHEDULE = rb.schedules.Ramp(16, 48, 3000)
-
-
-def state_of(folder: Path) -> dict[str, Any]:
-    found = Checkpoints(folder / "checkpoints").newest()
-    assert found is not None
-    state = found[1]
-    for key in ("time_s", "process_time_s"):
-        state.pop(key)
-    state["stream"].pop("segment")
-    return state
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-class Stop(Exception):
-    pass
-
-
-def stop_after(rows: int) -> Any:
-    count = 0
-
-    def watch(row: Any) -> None:
-        nonlocal count
-        count += 1
-        if count == rows:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return watch
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -225,17 +190,6 @@ def test_memory_that_runs_out_anywhere_changes_nothing(tmp_path: Path) -> None:
             clean.model.parameters(), faulty.model.parameters(), strict=True
         ):
             assert (p - q).norm() <= 1e-6 * p.norm()
-
-
-def poisoned(at: int) -> rb.Job:
-    calls = {"n": 0}
-
-    def loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
-        calls["n"] += 1
-        value = (model(batch[0]) - batch[1]).square().mean()
-        return value * float("nan") if calls["n"] == at else value
-
-    return replace(regression_job(), loss=loss)
 
 
 def test_a_loss_that_is_not_finite_leaves_the_state_before_it(tmp_path: Path) -> None:
