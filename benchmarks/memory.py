@@ -568,11 +568,9 @@ def boundary(names: list[str]) -> None:
                 for k, v in row.items()
             )
             print(f"  {tool:12} {share:6.1%}  {told}", flush=True)
-    malloc = os.environ.get("MALLOC_MMAP_THRESHOLD_")
-    write_json(
-        f"memory-boundary-{'-'.join(names)}",
-        {"malloc_mmap_threshold": malloc, "models": tables},
-    )
+    threshold = os.environ.get("MALLOC_MMAP_THRESHOLD_", "")
+    name = "-".join(["memory-boundary", *names, *(["mmap"] if threshold else [])])
+    write_json(name, {"malloc_mmap_threshold": threshold, "models": tables})
 
 
 def main() -> None:
