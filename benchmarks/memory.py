@@ -13,6 +13,7 @@ binsearch) and accelerate's find_executable_batch_size.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,10 +192,24 @@ def real_peak(step: Step, size: int) -> int:
         step.run(model, optimizer, batches, size)
 
     run(2)
-    return allocator_peak(model, optimizer, lambda: run(size))
+    with silent():
+        return allocator_peak(model, optimizer, lambda: run(size))
 
 
-Errors = dict[str, list[float]]  # relative, in the order of the sizes
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Without what torch's profiler writes to standard error."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+Errors = dict[str, list[float]]  # batch sizes, and relative errors at them
 
 
 def compared(job: rb.Job, sizes: list[int], accumulation: int = 1) -> Errors:
@@ -211,11 +226,12 @@ def compared(job: rb.Job, sizes: list[int], accumulation: int = 1) -> Errors:
         better.append(scaled.peak(size) / real - 1)
     row = " ".join(f"{100 * e:+7.3f}" for e in plain)
     print(f"{job.name:34} {seconds:5.2f} s  {row}", flush=True)
+    errors = {"batch_sizes": [float(size) for size in sizes], "predicted": plain}
     if max(map(abs, plain)) <= 5e-4:
-        return {"predicted": plain}
+        return errors
     row = " ".join(f"{100 * e:+7.3f}" for e in better)
     print(f"{'  after one real step of 64':34}          {row}", flush=True)
-    return {"predicted": plain, "after one real step": better}
+    return {**errors, "after one real step": better}
 
 
 def peaks() -> None:
@@ -247,7 +263,7 @@ def peaks() -> None:
         compare(f"{name}, AdamW, 4 pieces", usual[:-1], 4)
     compare("gpt, checkpointing", sizes, model=lambda: GPT(saved=False))
     compare("gpt, clipped gradient", sizes, optimizer=Clipping)
-    write_json("memory-peaks", {"batch_sizes": sizes, "errors": errors})
+    write_json("memory-peaks", errors)
 
 
 class Clipping(torch.optim.AdamW):
@@ -320,7 +336,7 @@ def architectures() -> None:
             errors[name] = compared(job, sizes)
         except Exception as error:
             print(f"{name}: {type(error).__name__}: {str(error)[:300]}", flush=True)
-    write_json("memory-architectures", {"batch_sizes": sizes, "errors": errors})
+    write_json("memory-architectures", errors)
 
 
 def large() -> None:
@@ -552,11 +568,9 @@ def boundary(names: list[str]) -> None:
                 for k, v in row.items()
             )
             print(f"  {tool:12} {share:6.1%}  {told}", flush=True)
-    malloc = os.environ.get("MALLOC_MMAP_THRESHOLD_")
-    write_json(
-        f"memory-boundary-{'-'.join(names)}",
-        {"malloc_mmap_threshold": malloc, "models": tables},
-    )
+    threshold = os.environ.get("MALLOC_MMAP_THRESHOLD_", "")
+    name = "-".join(["memory-boundary", *names, *(["mmap"] if threshold else [])])
+    write_json(name, {"malloc_mmap_threshold": threshold, "models": tables})
 
 
 def main() -> None:

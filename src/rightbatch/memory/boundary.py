@@ -74,11 +74,11 @@ class Search:
         """
         if self.best is not None:
             return self.best.micro_batch
-        return min(self.envelope.largest(self.limit), self.most, self._smallest_failed)
+        return min(self.envelope.largest(self.limit), self.most, self._not_ruled_out)
 
     @property
-    def _smallest_failed(self) -> int:
-        """One example less than the smallest step that did not come to its end."""
+    def _not_ruled_out(self) -> int:
+        """The largest size below all that did not come to their end."""
         failed = [t.micro_batch for t in self.trials if not t.fits]
         return min(failed, default=self.most + 1) - 1
 
@@ -137,7 +137,7 @@ class Search:
             rise = (taken - taken_before) / max(peak - peak_before, 1.0)
             slope = max(rise, 1.0)
         room = self.envelope.largest(peak + (self.limit - taken) / slope)
-        return min(int(BELOW * room), self.most, self._smallest_failed)
+        return min(int(BELOW * room), self.most, self._not_ruled_out)
 
     def _smaller(self, size: int) -> int:
         """The next size after one that did not fit."""

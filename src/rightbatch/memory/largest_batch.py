@@ -110,7 +110,7 @@ def largest_batch(
     child process under that limit, so that nothing happens to this one.
 
     Under torch.distributed every process calls it alike, and all return the smallest
-    answer.
+    answer, each with its own certificate.
 
     Args:
         job: What is trained.
