@@ -113,7 +113,9 @@ class Runner:
         live = schedule.live
         monitor = None
         if live:
-            monitor = NoiseMonitor(model, optimizer, OVERHEAD, stream=stream, loan=LOAN)
+            monitor = NoiseMonitor(
+                model, optimizer, OVERHEAD, stream=stream, upfront=LOAN
+            )
         controller = Controller(
             schedule,
             optimizer,
