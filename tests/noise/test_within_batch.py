@@ -235,7 +235,7 @@ def test_what_cannot_be_seen_is_told() -> None:
     train(model, optimizer, draws(regression_job(), 16), 4)
     found = monitor.read()
     assert "no parameter enters" in found.verdict
-    assert found.zero == 0
+    assert found.skipped == 0
     half = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(5, 8)))
     half.append(nn.Linear(8, 1))
     monitor = watch(half, optimizer := still(half))
@@ -299,3 +299,30 @@ def test_batch_norm_statistics_are_those_of_the_whole_batch() -> None:
         assert monitor is None or monitor.read().steps == 0
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, msg=name)
+
+
+def test_a_vector_seen_as_a_matrix_is_a_view() -> None:
+    """A scale of one axis, unsqueezed, has no transpose."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.scale = nn.Linear(5, 4), nn.Parameter(torch.rand(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x) * self.scale.unsqueeze(0)
+
+    torch.manual_seed(0)
+    model, x = Scaled(), torch.randn(8, 5)
+    parts = []
+    for b in range(8):
+        loss = model(x[b : b + 1]).square().mean() / 8
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        parts.append(torch.cat([g.flatten() for g in grads]).double())
+    signal, noise = noise_by_pairs(parts, [1] * 8)
+    monitor = watch(model, optimizer := still(model))
+    train(model, optimizer, [(x, torch.zeros(8, 4))], 1)
+    found = monitor.read()
+    assert found.coverage.parameters == 1.0
+    assert found.grad_norm_sq.value == pytest.approx(signal, rel=1e-4)
+    assert found.trace.value == pytest.approx(noise, rel=1e-4)

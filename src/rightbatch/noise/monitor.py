@@ -72,9 +72,8 @@ class Counts:
     Attributes:
         examples: Examples, over all ranks.
         measured: Steps that gave a sample.
-        skipped: Steps left out because the gradient was not finite.
-        zero: Steps left out because every gradient was zero.
-        dropped: Steps left out because no update followed.
+        skipped: Steps left out because their gradient was not finite or zero, or no
+            update followed.
         batch_size: Examples in the last measured step.
         gain_batch: Examples behind the last gain of a sign step.
     """
@@ -82,8 +81,6 @@ class Counts:
     examples: int = 0
     measured: int = 0
     skipped: int = 0
-    zero: int = 0
-    dropped: int = 0
     batch_size: int = 0
     gain_batch: int = 0
 
@@ -224,9 +221,7 @@ class NoiseMonitor:
             age=round(counts.examples - middle) if blocks else 0,
             examples=counts.examples,
             skipped=counts.skipped,
-            zero=counts.zero,
-            dropped=counts.dropped,
-            problem=source.problem or self._problem,
+            problem=self._problem,
             cost=self._budget.cost,
             population=self._population,
         )
@@ -333,12 +328,12 @@ class NoiseMonitor:
         if self.optimizer is None and not self._updates_model(optimizer):
             return
         if any(callable(a) for a in (*args[1:], *kwargs.values())):
+            self._drop_step()
             self._warn(
                 "closure",
                 "the optimizer computes gradients itself, at several weights in one "
                 "step (closure): nothing is measured",
             )
-            self._drop_step()
             return
         if not self._batches:
             self._updates_alone += 1
@@ -373,7 +368,7 @@ class NoiseMonitor:
         """The gradients were cleared and no update was made: that was no step."""
         if self._kind:
             self._source.cancel()
-            self.counts.dropped += 1
+            self._skip("no update followed on the gradients")
         self.counts.examples -= sum(self._batches) * self._world_size
         self._kind, self._batches = "", []
 
@@ -410,16 +405,22 @@ class NoiseMonitor:
         if source is self._ranks:
             interval = max(1, round(source.agreed_interval))
             self._next_measured = self._budget.steps + interval
-        if sample is not None and not sample.finite:
-            self.counts.skipped += 1
-        elif sample is not None and sample.zero:
-            self.counts.zero += 1
-        elif sample is not None:
+        if sample is None:
+            self._problem = source.problem
+        elif not sample.finite:
+            self._skip("the gradient was not finite")
+        elif sample.zero:
+            self._skip("all gradients were zero")
+        else:
             self._record(sample)
         self._warn_of_dependence()
 
+    def _skip(self, why: str) -> None:
+        self.counts.skipped += 1
+        self._problem = why
+
     def _record(self, sample: Sample) -> None:
-        counts = self.counts
+        counts, self._problem = self.counts, ""
         counts.measured += 1
         counts.batch_size = sample.batch
         counts.gain_batch = sample.gain_batch or counts.gain_batch

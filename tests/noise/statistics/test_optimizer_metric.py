@@ -41,7 +41,7 @@ def observed(
 
 def pairs_of(metrics: OptimizerMetrics) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     nothing = np.zeros(1)
-    sample = Sample(sum(metrics.sizes), nothing, nothing, nothing)
+    sample = Sample(sum(metrics.sizes), nothing, nothing)
     return with_metrics(sample, metrics, metrics.rows()).metrics
 
 

@@ -78,6 +78,9 @@ def test_no_gradient_at_all_is_told() -> None:
         (model(torch.randn(8, 5)) * 0).sum().backward()
         optimizer.step()
     found = monitor.read()
-    assert found.zero == 4
-    assert found.verdict == "nothing measured yet (4 steps with all gradients zero)"
+    assert found.skipped == 4
+    assert (
+        found.verdict
+        == "nothing measured yet (4 steps left out; all gradients were zero)"
+    )
     assert found.noise_scale.value == math.inf

@@ -123,13 +123,6 @@ class Groups:
         size, rest = divmod(self.batch, self.count)
         return 0 if rest else size
 
-    @property
-    def concentration(self) -> float:
-        """Sum of the squared shares of the groups; 1 / count if they are equal."""
-        small, larger = divmod(self.batch, self.count)
-        squares = larger * (small + 1) ** 2 + (self.count - larger) * small**2
-        return squares / self.batch**2
-
     def strided_order(self, device: torch.device) -> Tensor:
         """The order in which neighbours come into different groups, (batch,)."""
         every = torch.arange(self.batch, device=device)

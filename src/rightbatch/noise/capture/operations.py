@@ -14,8 +14,17 @@ from rightbatch.noise.capture import gradient_formulas as formulas
 from rightbatch.noise.capture.group_norms import ParameterKey
 from rightbatch.noise.capture.layout import Layout, possible_layouts
 
-CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
-NORMS = {"layer_norm", "rms_norm", "group_norm", "instance_norm"}
+# The method of `Operations` that understands a torch function, by the function's name.
+KNOWN = {
+    "linear": "_linear",
+    "addmm": "_addmm",
+    "embedding": "_embedding",
+    **dict.fromkeys(("matmul", "mm"), "_matmul"),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), "_convolution"),
+    **dict.fromkeys(("layer_norm", "rms_norm", "group_norm", "instance_norm"), "_norm"),
+    **dict.fromkeys(("add", "sub", "subtract", "mul", "multiply"), "_sum"),
+    **dict.fromkeys(("expand", "expand_as", "repeat"), "_expand"),
+}
 NO_PLACE = "it is used on something without a place for each example"
 VIEW = -1  # in a key's part: a parameter seen through a view of it
 
@@ -166,11 +175,10 @@ class Operations:
 
     def understand(self, name: str, func: Any, args: Any, kwargs: Any) -> Call | None:
         """How parameters enter a call; None for an operation that is not known."""
-        method = getattr(self, f"_{_family(name)}", None)
-        if method is None:
+        if name not in KNOWN:
             return None
         try:
-            return method(name, func, *args, **kwargs)
+            return getattr(self, KNOWN[name])(name, func, *args, **kwargs)
         except (TypeError, ValueError, IndexError, RuntimeError):
             return None  # a call of a form we do not know: it is left alone
 
@@ -219,10 +227,9 @@ class Operations:
         biases = self._bias(bias, out, input, -1)
         if layout is None or weight.dim() != 2:
             return None
-        uses = (
-            [] if source is None else [_matrix_use(source, layout, input, x_at_w=False)]
-        )
-        return Call(uses + biases)
+        if source is None:
+            return Call(biases)
+        return Call([_matrix_use(source, layout, input, x_at_w=False), *biases])
 
     def _matmul(
         self, name: str, func: Any, input: Tensor, other: Tensor
@@ -408,26 +415,10 @@ def _matrix_use(
     return ParameterUse(source, formula, x, transposed)
 
 
-def _family(name: str) -> str:
-    if name in CONVOLUTIONS:
-        return "convolution"
-    if name in NORMS:
-        return "norm"
-    if name in ("add", "sub", "subtract", "mul", "multiply"):
-        return "sum"
-    if name in ("expand", "expand_as", "repeat"):
-        return "expand"
-    if name in ("matmul", "mm"):
-        return "matmul"
-    return name if name in ("linear", "addmm", "embedding") else "none"
-
-
 def _each(value: Any, axes: int) -> tuple[int, ...]:
-    return (
-        tuple(value) * (axes // len(value))
-        if isinstance(value, (list, tuple))
-        else (value,) * axes
-    )
+    """One number for each axis."""
+    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return values * (axes // len(values))
 
 
 def _identity(tensor: Tensor) -> Tensor:

@@ -111,13 +111,7 @@ def jackknife_moments(
     without = both(trace - squares, whole - 2 * crosses + squares, groups - 1)
     spread = without - without.mean(axis=0)
     covariance = (groups - 1) / groups * spread.T @ spread
-    return NoiseMoments(
-        grad_norm_sq=float(signal),
-        trace=float(noise),
-        var_grad_norm_sq=float(covariance[0, 0]),
-        var_trace=float(covariance[1, 1]),
-        covariance=float(covariance[0, 1]),
-    )
+    return _moments(signal, noise, covariance)
 
 
 def sampled_moments(
@@ -131,21 +125,18 @@ def sampled_moments(
     """
     share = weights / weights.sum()
     values = np.stack([signal, noise])
-    mean = values @ share
-    n = len(share)
-    if n < 2:
-        return NoiseMoments(
-            grad_norm_sq=float(mean[0]),
-            trace=float(mean[1]),
-            var_grad_norm_sq=math.inf,
-            var_trace=math.inf,
-            covariance=0.0,
-        )
-    spread = (values - mean[:, None]) * share
-    covariance = spread @ spread.T * n / (n - 1)
+    mean, n = values @ share, len(share)
+    covariance = np.diag([math.inf, math.inf])
+    if n > 1:
+        spread = (values - mean[:, None]) * share
+        covariance = spread @ spread.T * n / (n - 1)
+    return _moments(mean[0], mean[1], covariance)
+
+
+def _moments(signal: float, noise: float, covariance: np.ndarray) -> NoiseMoments:
     return NoiseMoments(
-        grad_norm_sq=float(mean[0]),
-        trace=float(mean[1]),
+        grad_norm_sq=float(signal),
+        trace=float(noise),
         var_grad_norm_sq=float(covariance[0, 0]),
         var_trace=float(covariance[1, 1]),
         covariance=float(covariance[0, 1]),

@@ -28,7 +28,6 @@ class Sample:
         batch: Examples in the step.
         signal: Unbiased |G|^2 of each parameter.
         noise: Unbiased tr Sigma of each parameter.
-        total: Squared norm of the batch's gradient, of each parameter.
         metrics: Signal and noise in other metrics; of the sign, gain and deviation.
         gain_batch: Examples behind the sign.
         grouped_noise: Noise of the parameters whose groups have several examples;
@@ -38,7 +37,6 @@ class Sample:
     batch: int
     signal: np.ndarray
     noise: np.ndarray
-    total: np.ndarray
     metrics: dict[str, Pair] = field(default_factory=dict)
     gain_batch: int = 0
     grouped_noise: float = 0.0
@@ -46,13 +44,12 @@ class Sample:
     @property
     def finite(self) -> bool:
         """Whether no gradient was NaN or infinite."""
-        everything = np.concatenate([self.signal, self.noise, self.total])
-        return bool(np.isfinite(everything).all())
+        return bool(np.isfinite([self.signal, self.noise]).all())
 
     @property
     def zero(self) -> bool:
         """Whether there was no gradient at all."""
-        return not self.total.any()
+        return not (self.signal.any() or self.noise.any())
 
     def unscaled(self, factor: float) -> Sample:
         """What a loss that was multiplied by ``factor`` would have given without."""
@@ -60,7 +57,6 @@ class Sample:
             self.batch,
             self.signal / factor**2,
             self.noise / factor**2,
-            self.total / factor**2,
             {
                 # The sign's gain and deviation are linear in the gradient.
                 name: (a / factor, b / factor)
@@ -76,7 +72,7 @@ def sample_from_norms(
     norms: GroupNorms, parameters: int, population: int | None
 ) -> Sample:
     """Norms taken inside the weight gradients; parameters may be cut differently."""
-    signal, noise, total = (np.zeros(parameters) for _ in range(3))
+    signal, noise = np.zeros(parameters), np.zeros(parameters)
     keys, grouped_noise = list(norms.squares), 0.0
     if keys:
         squares = torch.cat([norms.squares[k] for k in keys])
@@ -85,18 +81,17 @@ def sample_from_norms(
         groups = [norms.groups[k] for k in keys]
         starts = np.cumsum([0, *(g.count for g in groups[:-1])])
         part_sums = np.add.reduceat(values[: len(squares)], starts)
+        q = np.array([concentration(g.sizes) for g in groups])
         total_squares = values[len(squares) :]
-        q = np.array([g.concentration for g in groups])
         signals, noises = unbiased(part_sums, total_squares, q, norms.batch)
         if population is not None:
             signals, noises = finite_population(signals, noises, population)
         index = [k.index for k in keys]
         np.add.at(signal, index, signals)
         np.add.at(noise, index, noises)
-        np.add.at(total, index, total_squares)
         several = [g.count < norms.batch for g in groups]
         grouped_noise = float(noises[several].sum())
-    return Sample(norms.batch, signal, noise, total, grouped_noise=grouped_noise)
+    return Sample(norms.batch, signal, noise, grouped_noise=grouped_noise)
 
 
 def sample_from_groups(
@@ -107,7 +102,7 @@ def sample_from_groups(
     signal, noise = unbiased(values[0], values[1], concentration(sizes), sum(sizes))
     if population is not None:
         signal, noise = finite_population(signal, noise, population)
-    return Sample(sum(sizes), signal, noise, values[1])
+    return Sample(sum(sizes), signal, noise)
 
 
 def with_metrics(

@@ -78,9 +78,8 @@ class NoiseScale:
         window: Examples seen between its first and last measured step.
         age: Examples seen from the middle of the window until now.
         examples: Examples seen in all.
-        skipped: Steps left out because the gradient was not finite.
-        zero: Steps left out because every gradient was zero.
-        dropped: Steps left out because no update followed.
+        skipped: Steps left out because their gradient was not finite or zero, or no
+            update followed.
         problem: Why the last step that was to be measured gave nothing.
         cost: Share of the training time that measuring has taken; None: not known.
         example: What one example is.
@@ -101,8 +100,6 @@ class NoiseScale:
     age: int = 0
     examples: int = 0
     skipped: int = 0
-    zero: int = 0
-    dropped: int = 0
     problem: str = ""
     cost: float | None = None
     example: str = "example"
@@ -136,19 +133,9 @@ class NoiseScale:
             else f"about {show_number(needed)} more measured steps"
         )
         if self.steps == 0:
-            reasons = [
-                f"{count} steps {what}"
-                for count, what in (
-                    (self.zero, "with all gradients zero"),
-                    (self.skipped, "with gradients that are not finite"),
-                    (self.dropped, "without an update"),
-                )
-                if count
-            ]
-            reasons += [self.problem] if self.problem else []
-            return "nothing measured yet" + (
-                f" ({'; '.join(reasons)})" if reasons else ""
-            )
+            skipped = f"{self.skipped} steps left out" if self.skipped else ""
+            reasons = "; ".join(filter(None, [skipped, self.problem]))
+            return "nothing measured yet" + (f" ({reasons})" if reasons else "")
         if 2 * self.age > self.examples > 0:
             more += (
                 f" (measured {self.age:,} of {self.examples:,} examples ago: allow "
