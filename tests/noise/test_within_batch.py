@@ -326,3 +326,21 @@ def test_a_vector_seen_as_a_matrix_is_a_view() -> None:
     assert found.coverage.parameters == 1.0
     assert found.grad_norm_sq.value == pytest.approx(signal, rel=1e-4)
     assert found.trace.value == pytest.approx(noise, rel=1e-4)
+
+
+def test_inputs_with_the_length_first_have_their_own_batch_axis() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(5, 2), torch.randn(3, 8, 5)  # (length, batch, features)
+    parts = []
+    for b in range(8):
+        loss = model(x[:, b]).square().mean() / 8
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        parts.append(torch.cat([g.flatten() for g in grads]).double())
+    signal, noise = noise_by_pairs(parts, [1] * 8)
+    monitor = watch(model, optimizer := still(model), groups="examples", batch_axis=1)
+    train(model, optimizer, [(x, torch.zeros(3, 8, 2))], 1)
+    found = monitor.read()
+    assert found.examples == 8
+    assert found.coverage.verified
+    assert found.grad_norm_sq.value == pytest.approx(signal, rel=1e-4)
+    assert found.trace.value == pytest.approx(noise, rel=1e-4)

@@ -16,6 +16,7 @@ from rightbatch.noise.neighbours import Cut, Neighbours
 from rightbatch.noise.statistics.samples import Sample, sample_from_norms, with_metrics
 
 MOST_LAYOUTS = 3  # refuted layouts of a parameter before it is left out [assumed]
+SECOND = "the step had a second micro-batch: the next step's groups are micro-batches"
 UNEQUAL = (
     "the batch cannot be cut into groups of equal composition: the numbers of examples "
     "of the strata have no common divisor (Strata(..., multiple=8) gives one)"
@@ -64,7 +65,7 @@ class WithinBatch(GroupSource):
 
     def forward_begins(self, batch: int) -> None:
         if self._norms is not None and self._norms.started:
-            self.problem = "a second micro-batch began"
+            self.problem = SECOND
             return
         if self._norms is None or self._norms.batch != batch:
             count = self._group_count(batch)
@@ -135,7 +136,7 @@ class WithinBatch(GroupSource):
         if norms.order is None:
             self._note_missing(norms)
         if not norms.squares:
-            self.problem = "no parameter enters an operation that can be seen into"
+            self.problem = "no parameter enters an operation that is known"
             return None
         sample = sample_from_norms(norms, len(self.parameters), self.population)
         if sample.finite:
@@ -149,13 +150,17 @@ class WithinBatch(GroupSource):
         if self.coupled:
             return "BatchNorm mixes the examples of a batch"
         if norms.differentiated:
-            return "the loss has gradients in it"
+            return (
+                "the loss contains gradients (a penalty): examples cannot be told apart"
+            )
         if norms.newly_shared or norms.conflicts:
-            return "parameters used more than once were found"
+            return "parameters were found that are used more than once"
         if any(key.index in self._forward.layouts.excluded for key in norms.squares):
-            return "a parameter that cannot be seen was found"
+            return (
+                "a parameter was found whose gradient cannot be told apart by example"
+            )
         if not self.problem and len(batches) != 1:
-            return "a second micro-batch began"
+            return SECOND
         return self.problem
 
     def _note_missing(self, norms: GroupNorms) -> None:
@@ -163,7 +168,7 @@ class WithinBatch(GroupSource):
         layouts = self._forward.layouts
         why = layouts.refuted | layouts.excluded
         self.missing = {
-            i: why.get(i, "enters no operation we know")
+            i: why.get(i, "it enters no operation that is known")
             for i, p in enumerate(self.parameters)
             if i not in seen and p.requires_grad and p.grad is not None
         }

@@ -68,31 +68,28 @@ class ParameterUse:
     """A parameter's entry into one operation.
 
     Attributes:
-        tracked: The parameter.
+        tracked: The parameter, as the operation is given it.
         formula: How its gradient is made.
         saved: What the formula needs of the forward pass.
-        transposed: The gradient is made for the parameter that was transposed.
+        key: What the gradient belongs to.
+        target: The tensor whose gradient is made.
     """
 
     tracked: TrackedTensor
     formula: formulas.GradientFormula
     saved: Tensor
-    transposed: bool = False
+    key: ParameterKey
+    target: Tensor
 
-    @property
-    def key(self) -> ParameterKey:
-        """What the gradient belongs to."""
-        key = self.tracked.key
-        if self.tracked.transpose_of is None or self.transposed:
-            return key
-        return ParameterKey(key.index, (*key.part, VIEW))
-
-    @property
-    def target(self) -> Tensor:
-        """Whose gradient is made."""
-        parameter = self.tracked.transpose_of
-        transposed = parameter is not None and self.transposed
-        return parameter if transposed else self.tracked.tensor
+    @classmethod
+    def of(
+        cls, tracked: TrackedTensor, formula: formulas.GradientFormula, saved: Tensor
+    ) -> ParameterUse:
+        """A use whose gradient is made for the tensor that the operation is given."""
+        key = tracked.key
+        if tracked.transpose_of is not None:
+            key = ParameterKey(key.index, (*key.part, VIEW))
+        return cls(tracked, formula, saved, key, tracked.tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +213,7 @@ class Operations:
         aligned = [1] * len(out)
         aligned[axis] = len(bias)
         formula = formulas.Broadcast(layout, tuple(aligned), bias.shape)
-        return [ParameterUse(source, formula, x.new_empty(0))]
+        return [ParameterUse.of(source, formula, x.new_empty(0))]
 
     def _linear(
         self, name: str, func: Any, input: Tensor, weight: Tensor, bias: Any = None
@@ -280,7 +277,7 @@ class Operations:
         formula = formulas.Convolution(
             layout, weight.shape, stride, padding, dilation, groups
         )
-        uses = [] if source is None else [ParameterUse(source, formula, input)]
+        uses = [] if source is None else [ParameterUse.of(source, formula, input)]
         shape = [input.shape[0], weight.shape[0], *[1] * axes]
         return Call(uses + self._bias(bias, shape, input, 1))
 
@@ -304,7 +301,7 @@ class Operations:
         layout = self._layout(input, source, features=False)
         if layout is not None:
             formula = formulas.EmbeddingLookup(layout, rows, padding)
-            return Call([ParameterUse(source, formula, input)])
+            return Call([ParameterUse.of(source, formula, input)])
         out = func(input, weight, padding_idx, max_norm, norm_type)
         refuted = possible_layouts(
             input, self.batch, length_first=self.length_first, features=False
@@ -350,7 +347,7 @@ class Operations:
             )
             if formula is not None:
                 saved = input if scale else input.new_empty(0)
-                uses.append(ParameterUse(source, formula, saved))
+                uses.append(ParameterUse.of(source, formula, saved))
         return Call(uses) if uses else None
 
     def _sum(self, name: str, func: Any, input: Any, other: Any) -> Call | None:
@@ -387,7 +384,7 @@ class Operations:
                 broadcast, table.ids, table.rows, table.padding
             )
         saved = data if product else data.new_empty(0)
-        return Call([ParameterUse(source, formula, saved)])
+        return Call([ParameterUse.of(source, formula, saved)])
 
     def _expand(
         self, name: str, func: Any, input: Tensor, *sizes: Any, **kwargs: Any
@@ -403,16 +400,18 @@ class Operations:
         formula = formulas.Broadcast.fit(layout, out.shape, input.shape, input.shape)
         if formula is None:
             return None
-        return Call([ParameterUse(source, formula, input.new_empty(0))], out)
+        return Call([ParameterUse.of(source, formula, input.new_empty(0))], out)
 
 
 def _matrix_use(
     source: TrackedTensor, layout: Layout, x: Tensor, *, x_at_w: bool
 ) -> ParameterUse:
     """The use of a matrix as ``x @ w``, or as ``x @ w.T``."""
-    transposed = source.transpose_of is not None
-    formula = formulas.MatrixProduct(layout, x_at_w != transposed)
-    return ParameterUse(source, formula, x, transposed)
+    if source.transpose_of is None:
+        return ParameterUse.of(source, formulas.MatrixProduct(layout, x_at_w), x)
+    # The gradient is made for the parameter that was transposed.
+    formula = formulas.MatrixProduct(layout, not x_at_w)
+    return ParameterUse(source, formula, x, source.key, source.transpose_of)
 
 
 def _each(value: Any, axes: int) -> tuple[int, ...]:
