@@ -9,7 +9,7 @@ transformer reads bytes of Python's own library.
 2. While training, with SGD and Adam: the monitor as it comes and with every step
    measured, beside two forms in use elsewhere, which mix steps or keep the bias.
 
-    python benchmarks/noise_accuracy.py --out noise_accuracy.json      # some 20 minutes
+    python benchmarks/noise_accuracy.py      # some 20 minutes
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from __future__ import annotations
 import argparse
 import collections
 import copy
-import json
 import math
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from torch.nn import functional as F
 
 import rightbatch as rb
 from noise_models import Transformer
+from results import write_json
 from rightbatch.job.built_in.stdlib_gpt import read_library
 from rightbatch.noise.monitor import WINDOW
 
@@ -204,7 +203,7 @@ def training(name: str, steps: int, every: int) -> dict[str, Any]:
         gradient = torch.cat([g.flatten() for g in parts])
         follower.step()
         several.see(gradient)
-        block = forms["monitor, every step"]._ledger.blocks[-1:]
+        block = forms["monitor, every step"].history.blocks[-1:]
         if block:
             noise = float(block[0].noise.sum() / block[0].weight)
             raw.see(noise, float(gradient @ gradient))
@@ -251,7 +250,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--training", type=int, default=1500)
     parser.add_argument("--every", type=int, default=100)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     report: dict[str, Any] = {"training": []}
@@ -269,8 +267,7 @@ def main() -> None:
         report["fixed"] = fixed_weights(options.runs, options.steps)
         for key, value in report["fixed"].items():
             print(f"  {key}: {value:.3g}")
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_json("noise-accuracy", report)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import random
 import resource
@@ -25,7 +24,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +32,7 @@ from torch.func import functional_call, grad, vmap
 
 import rightbatch as rb
 from noise_models import Case, cases
+from results import write_json
 
 ACCUMULATION = 4
 Step = Callable[[], Any]
@@ -66,7 +65,7 @@ def plain(case: Case, model: nn.Module, accumulation: int = 1) -> Step:
 def ours(case: Case, model: nn.Module, groups: Any, accumulation: int = 1) -> Step:
     """The same with a monitor that measures every step."""
     step = plain(case, model, accumulation)
-    monitor = rb.NoiseMonitor(model, overhead=math.inf, groups=groups, metrics=False)
+    monitor = rb.NoiseMonitor(model, overhead=math.inf, groups=groups)
 
     def watched() -> Any:
         step()
@@ -243,7 +242,7 @@ def amortised(case: Case, steps: int) -> dict[str, float]:
     return {
         "ratio": spent[1] / spent[0],
         "own account": 1 + (read.cost or 0.0),
-        "measured": monitor._measured,
+        "measured": monitor.counts.measured,
         "steps": steps,
     }
 
@@ -306,7 +305,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--only", nargs="*")
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--memory", nargs=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -340,8 +338,7 @@ def main() -> None:
             )
         )
         print(f"  our norms against the loop: {report[name]['error']:.1e}", flush=True)
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_json("-".join(["noise-cost", *(options.only or [])]), report)
     return None
 
 

@@ -1,4 +1,4 @@
-"""Run under torchrun by test_noise_distributed.py: ranks against direct computation."""
+"""Run under torchrun by test_rank_gradients.py: ranks against direct computation."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def main(kind: str, out: Path) -> None:
         else:
             (model(x) - y).square().mean().backward()
         optimizer.step()
-        measured.append(monitor._measured)
+        measured.append(monitor.counts.measured)
     found = monitor.read(window=10**6)
     signal, noise = truth(make_model(), world)
     everyone: list[Any] = [None] * world
@@ -106,8 +106,8 @@ def main(kind: str, out: Path) -> None:
             "layers": list(found.by_layer),
             "metrics": sorted(found.metrics),
             "everyone": everyone,
-            "trouble": found.trouble,
-            "examples": monitor._examples,
+            "problem": found.problem,
+            "examples": found.examples,
         }
         out.write_text(json.dumps(report))
     dist.barrier()

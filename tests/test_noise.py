@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 import rightbatch as rb
@@ -22,65 +20,9 @@ from rightbatch.measure.standstill import has_stalled
 from rightbatch.measure.trajectory import MOST_POINTS, measure_trajectory
 from rightbatch.noise.statistics.moments import (
     NoiseMoments,
-    jackknife_moments,
-    ratio,
-    unbiased,
 )
 from rightbatch.noise.statistics.optimizer_metric import optimizer_metric
 from rightbatch.training.run_state import RunState
-
-
-def of_rows(rows: np.ndarray, size: int) -> NoiseMoments:
-    gram = rows @ rows.T
-    return jackknife_moments(np.diag(gram), gram.sum(1), size)
-
-
-@given(st.integers(3, 8), st.integers(1, 9), st.integers(0, 1000))
-def test_moments_equal_their_definition(groups: int, size: int, seed: int) -> None:
-    rows = np.random.default_rng(seed).normal(size=(groups, 4)) + 1.0
-    found = of_rows(rows, size)
-    got = found.grad_norm_sq, found.trace
-    np.testing.assert_allclose(got, pairwise_moments(rows, size), rtol=1e-9, atol=1e-12)
-
-
-def test_moments_are_unbiased() -> None:
-    # 20,000 draws of 6 groups of 5 in 3 dimensions. Known truth: |G|^2 = 0.3,
-    # tr Sigma = 6. Tolerance: 4 standard errors of the mean over draws.
-    random = np.random.default_rng(0)
-    mean = np.array([0.5, 0.2, 0.1])
-    rows = mean + random.normal(size=(20_000, 6, 5, 3)) * np.sqrt(2.0)
-    grads = rows.mean(axis=2)
-    parts = (grads / 6) ** 2
-    totals = grads.mean(axis=1) ** 2
-    found = np.stack(unbiased(parts.sum((1, 2)), totals.sum(1), 1 / 6, 30), axis=1)
-    for column, truth in ((0, float(mean @ mean)), (1, 6.0)):
-        error = found[:, column].std() / math.sqrt(len(found))
-        assert abs(found[:, column].mean() - truth) < 4 * error
-
-
-@pytest.mark.slow
-def test_intervals_cover_the_truth() -> None:
-    # 1,500 draws of 32 groups, 20 dimensions, noise scale 40 at groups of 16: the
-    # Fieller interval holds the truth in 95 %; accepted 92 to 98 (4 s.e. is 2.2 %).
-    random = np.random.default_rng(1)
-    mean = np.full(20, math.sqrt(1 / 20))
-    truth, held = 40.0, 0
-    scale = math.sqrt(truth / 20 / 16)
-    for _ in range(1500):
-        g = mean + random.normal(size=(32, 20)) * scale
-        e = ratio(of_rows(g, 16), samples=32, n=512, method="")
-        held += e.low <= truth <= e.high
-    assert 0.92 <= held / 1500 <= 0.98
-
-
-def test_no_signal_has_no_upper_bound() -> None:
-    random = np.random.default_rng(2)
-    g = random.normal(size=(16, 50))
-    g -= g.mean(0)  # no mean at all: the signal's estimate is negative
-    e = ratio(of_rows(g, 4), samples=16, n=64, method="")
-    assert e.value == math.inf
-    assert e.high == math.inf
-    assert e.low > 0
 
 
 def test_gradients_made_twice_say_what_kept_ones_say() -> None:
@@ -101,11 +43,6 @@ def test_gradients_made_twice_say_what_kept_ones_say() -> None:
         kept, again = (getattr(one, name) for one in found)
         np.testing.assert_allclose(kept, again, rtol=1e-6)
     assert found[0].losses == found[1].losses
-
-
-def test_too_few_groups_are_refused() -> None:
-    with pytest.raises(ValueError, match="3 groups"):
-        of_rows(np.eye(2), 1)
 
 
 def test_measured_noise_is_the_noise_of_the_data() -> None:

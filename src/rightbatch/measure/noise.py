@@ -17,7 +17,7 @@ from torch import Tensor
 from rightbatch.core.errors import JobError
 from rightbatch.core.guards import preserved_rng
 from rightbatch.measure.record import NoisePoint
-from rightbatch.noise.micro_batches import inner
+from rightbatch.noise.norms import inner_product
 from rightbatch.noise.statistics.moments import NoiseMoments, jackknife_moments, ratio
 from rightbatch.noise.statistics.optimizer_metric import optimizer_metric
 from rightbatch.training.run_state import RunState
@@ -218,12 +218,12 @@ def _against(
                 row.append(zero)
             continue
         one = one.float()
-        rows[0].append(inner(one, one))
-        rows[1].append(inner(one, whole))
+        rows[0].append(inner_product(one, one))
+        rows[1].append(inner_product(one, whole))
         if metric is not None:
             own = one * metric[k].float()
-            rows[2].append(inner(own, one))
-            rows[3].append(inner(own, whole))
+            rows[2].append(inner_product(own, one))
+            rows[3].append(inner_product(own, whole))
     used = rows if metric is not None else [rows[0], rows[1], rows[0], rows[0]]
     return torch.stack([torch.stack(row) for row in used]).double().tolist()
 

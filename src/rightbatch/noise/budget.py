@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 REMEMBERED = 31  # steps whose times are kept, of each kind [assumed]
-LOAN = 4  # measured steps that are made at once, to learn what they cost [assumed]
+UPFRONT = 4  # measured steps made at once, to learn what they cost [assumed]
 LONGEST = 1000.0  # steps between two measured ones at most [assumed]
 # Part of the share that is spent on measuring; the rest is for what no clock here sees:
 # hooks that find nothing to do, caches left cold [measured: benchmarks/noise_cost.py].
@@ -21,76 +21,73 @@ PLAIN_FIRST = 2  # plain steps before the first measured one [assumed]
 
 @dataclass
 class Budget:
-    """A purse: every step pays in a share of its time, measured steps take out.
+    """Every step earns a share of its time, measured steps spend it.
 
     A step's time is what passes between one update and the next, so that on an
     accelerator, which runs behind, it is still the time of a step. Medians of recent
-    steps are compared: one stall neither buys nor costs a measurement.
+    steps are compared: one stall neither buys nor costs a measurement. Steps have a
+    kind, by what is measured in them; "" for a plain one.
 
     Attributes:
         share: Time that measuring may take, over the time of training without.
         clock: Seconds, only differences count.
-        loan: Measured steps to begin with, every other one; paid back out of the share.
+        upfront: Measured steps to begin with, every other one, before anything was
+            earned; they are spent all the same.
+        steps: Steps so far.
+        measured: Measured ones among them.
+        spent_s: What measured steps took more than plain ones.
+        earned_s: What they may take.
+        plain_s: Time of training without measuring.
     """
 
     share: float
     clock: Callable[[], float]
-    loan: int = LOAN
+    upfront: int = UPFRONT
     steps: int = 0
     measured: int = 0
     spent_s: float = 0.0
     earned_s: float = 0.0
     plain_s: float = 0.0
-    by_kind: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     _times: dict[str, deque[float]] = field(
         default_factory=lambda: defaultdict(lambda: deque(maxlen=REMEMBERED))
     )
     _medians: dict[str, float] = field(default_factory=dict)
     _last: float | None = None
 
-    def extra(self, kind: str) -> float | None:
+    def affords(self, kind: str) -> bool:
+        """Whether the next step may be measured in this way."""
+        if math.isinf(self.share):
+            return True
+        if self.steps < PLAIN_FIRST:
+            return False
+        if self.measured < self.upfront:
+            return self.steps % 2 == 0  # by turns with plain steps, to compare
+        return self.spent_s + self._expected_extra(kind) <= self.earned_s
+
+    def _extra(self, kind: str) -> float | None:
         """Median seconds a step of this kind takes more than a plain one."""
         if kind not in self._medians or "" not in self._medians:
             return None
         return max(self._medians[kind] - self._medians[""], 0.0)
 
-    def affords(self, kind: str, part: float = 1.0) -> bool:
-        """Whether the next step may be measured in this way.
-
-        Args:
-            kind: In which way.
-            part: How much of all that may be spent this way may take.
-        """
-        if self.share == float("inf"):
-            return True
-        if self.steps < PLAIN_FIRST:
-            return False
-        if self.measured < self.loan:
-            return self.steps % 2 == 0  # by turns with plain steps, to compare
-        cheap = part < 1 and self.extra(kind) is None  # tried once, to know its cost
-        extra = 0.0 if cheap else self._guess(kind)
-        if self.by_kind[kind] + extra > part * self.earned_s:
-            return False
-        return self.spent_s + extra <= self.earned_s
-
-    def _guess(self, kind: str) -> float:
+    def _expected_extra(self, kind: str) -> float:
         """What a step of this kind takes more; twice another kind's, if unknown."""
-        known = self.extra(kind)
-        others = [self.extra(other) or 0.0 for other in self._medians if other]
+        known = self._extra(kind)
+        others = [self._extra(other) or 0.0 for other in self._medians if other]
         return known if known is not None else 2 * max(others, default=0.0)
 
     def interval(self, kind: str) -> float:
         """Steps from one measured step to the next that keep to the share."""
         plain = self._medians.get("")
-        if self.share == float("inf"):
+        if math.isinf(self.share):
             return 1.0
-        if plain is None or self.measured < self.loan:
+        if plain is None or self.measured < self.upfront:
             return 2.0
-        wanted = self._guess(kind) / max(AIM * self.share * plain, 1e-12)
+        wanted = self._expected_extra(kind) / max(AIM * self.share * plain, 1e-12)
         return min(max(1.0, wanted), LONGEST)
 
     def step(self, kind: str) -> None:
-        """A step has ended: plain (``""``), or measured in some way."""
+        """A step of this kind has ended."""
         now = self.clock()
         seconds, self._last = None if self._last is None else now - self._last, now
         self.steps += 1
@@ -107,16 +104,8 @@ class Budget:
         if kind:
             # What it took, not the median: some measured steps take more than others.
             # But a stall of the machine is not paid for.
-            usual = self.extra(kind) or 0.0
-            extra = min(max(seconds - plain, 0.0), STALL * usual)
-            self.spent_s += extra
-            self.by_kind[kind] += extra
-
-    def once(self, seconds: float) -> None:
-        """Something that is done once, such as a check, has taken so long."""
-        self.spent_s += seconds
-        if self._last is not None:
-            self._last += seconds  # it is not the step's own time
+            usual = self._extra(kind) or 0.0
+            self.spent_s += min(max(seconds - plain, 0.0), STALL * usual)
 
     @property
     def cost(self) -> float | None:
@@ -125,7 +114,3 @@ class Budget:
         None while there is no plain step to compare with.
         """
         return self.spent_s / self.plain_s if "" in self._medians else None
-
-    def state(self) -> dict[str, Any]:
-        """Counts for a checkpoint; times are measured anew on whatever runs next."""
-        return {"steps": self.steps, "measured": self.measured}

@@ -3,80 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rightbatch.noise.capture.group_norms import Key, Observer
-from rightbatch.noise.capture.rules import square, wide
+from rightbatch.noise.capture.group_norms import ParameterKey
+from rightbatch.noise.group_source import GroupSource, MetricsFor
+from rightbatch.noise.norms import inner_product, squared_norm
+from rightbatch.noise.statistics.samples import (
+    Sample,
+    sample_from_groups,
+    with_metrics,
+)
 
 
-def inner(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product, summed in single precision at least."""
-    kind = wide(a)
-    if a.dtype == b.dtype == kind and a.is_contiguous() and b.is_contiguous():
-        return torch.dot(a.view(-1), b.view(-1))
-    return (a.to(kind) * b.to(kind)).sum()
-
-
-@dataclass
-class MicroBatches:
+class MicroBatches(GroupSource):
     """Reads every micro-batch's gradient just before it is added to ``.grad``.
 
     What has been accumulated is the sum of the micro-batches before, so the norm of the
     whole follows from norms and inner products as they come, whatever clips, unscales
     or clears the gradients later. Nothing is copied.
-
-    Attributes:
-        parameters: The tracked parameters.
-        observer: Shown every micro-batch's gradient, if there is one.
-        parts: Sum of the micro-batches' squared norms, by parameter.
-        totals: Squared norm of their sum.
-        counts: Micro-batches that reached the parameter.
-        skipped: Parameters with sparse gradients, which are not read.
     """
 
-    parameters: Sequence[Tensor]
-    observer: Observer | None = None
-    parts: dict[int, Tensor] = field(default_factory=dict)
-    totals: dict[int, Tensor] = field(default_factory=dict)
-    counts: dict[int, int] = field(default_factory=dict)
-    skipped: set[int] = field(default_factory=set)
-    _hooks: list[Any] = field(default_factory=list)
+    name = "micro-batches of the accumulated step"
+    why = "the step is accumulated: its micro-batches are groups already"
 
-    def open(self) -> None:
-        """Begin to listen."""
+    def __init__(self, parameters: Sequence[Tensor], population: int | None) -> None:
+        super().__init__(parameters, population)
+        self._parts: dict[int, Tensor] = {}  # sum of the micro-batches' squared norms
+        self._totals: dict[int, Tensor] = {}  # squared norm of their sum
+        self._arrived: dict[int, int] = {}  # micro-batches that reached the parameter
+        self._expected: tuple[int, ...] = ()
+        self._hooks: list[Any] = []
+
+    def begin(self, metrics_for: MetricsFor, last_batches: tuple[int, ...]) -> None:
+        self.metrics, self.problem = metrics_for(last_batches), ""
+        self._expected, self.missing = last_batches, {}
+        self._parts, self._totals, self._arrived = {}, {}, {}
         for index, parameter in enumerate(self.parameters):
             if parameter.requires_grad:
-                hook = partial(self._arrived, index, parameter)
+                hook = partial(self._gradient_arrived, index, parameter)
                 self._hooks.append(parameter.register_hook(hook))
 
-    def close(self) -> None:
-        """Stop listening; what was read stays until the next `open`."""
+    def _gradient_arrived(
+        self, index: int, parameter: Tensor, gradient: Tensor
+    ) -> None:
+        if gradient.is_sparse:
+            self.missing[index] = "its gradient is sparse"
+            return
+        gradient, before = gradient.detach(), parameter.grad
+        arrived = 0 if before is None else self._arrived.get(index, 0)
+        square = squared_norm(gradient)
+        if not arrived or before is None:
+            self._parts[index], self._totals[index] = square, square
+            if before is not None:  # zeros, or what somebody left in .grad
+                self._totals[index] = square + 2 * inner_product(before, gradient)
+                self._totals[index] += squared_norm(before)
+        else:
+            self._parts[index] = self._parts[index] + square
+            cross = inner_product(before, gradient)
+            self._totals[index] = self._totals[index] + square + 2 * cross
+        if self.metrics is not None:
+            earlier = before.detach() if arrived and before is not None else None
+            key = ParameterKey(index)
+            self.metrics.observe(key, earlier, gradient, arrived)
+        self._arrived[index] = arrived + 1
+
+    def finish(self, batches: Sequence[int]) -> Sample | None:
+        self.cancel()
+        if len(batches) < 2:
+            self.problem = "the step had one micro-batch only"
+            return None
+        if not self._parts:
+            self.problem = "no gradient arrived"
+            return None
+        zero = torch.zeros((), device=self.parameters[0].device)
+        parts, totals = (
+            torch.stack([squares.get(i, zero) for i in range(len(self.parameters))])
+            for squares in (self._parts, self._totals)
+        )
+        sample = sample_from_groups(parts, totals, batches, self.population)
+        if self.metrics is None or tuple(batches) != self._expected:
+            return sample
+        return with_metrics(sample, self.metrics, self.metrics.rows())
+
+    def cancel(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-
-    def _arrived(self, index: int, parameter: Tensor, gradient: Tensor) -> None:
-        if gradient.is_sparse:
-            self.skipped.add(index)
-            return
-        gradient, before = gradient.detach(), parameter.grad
-        norm = square(gradient)
-        if before is None or index not in self.counts:
-            self.parts[index], self.totals[index] = norm, norm
-            self.counts[index] = 0
-            if before is not None:  # zeros, or what somebody left in .grad
-                self.totals[index] = norm + 2 * inner(before, gradient)
-                self.totals[index] += square(before)
-        else:
-            self.parts[index] = self.parts[index] + norm
-            self.totals[index] = self.totals[index] + norm + 2 * inner(before, gradient)
-        if self.observer is not None:
-            first = self.counts[index] == 0
-            before = None if first or before is None else before.detach()
-            self.observer.see(Key(index), before, gradient, self.counts[index])
-        self.counts[index] += 1

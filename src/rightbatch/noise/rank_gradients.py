@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,11 +12,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.torch_private import reduce_scatter_class
-from rightbatch.noise.capture.group_norms import Key, Observer
-from rightbatch.noise.capture.rules import square
+from rightbatch.noise.capture.group_norms import ParameterKey
+from rightbatch.noise.group_source import GroupSource, MetricsFor
+from rightbatch.noise.norms import squared_norm
+from rightbatch.noise.statistics.samples import (
+    Sample,
+    sample_from_groups,
+    with_metrics,
+)
 
 
-def world(model: nn.Module) -> int:
+def world_size_of(model: nn.Module) -> int:
     """Ranks that average their gradients for this model; 1 if none do."""
     if not (dist.is_available() and dist.is_initialized()):
         return 1
@@ -32,150 +37,180 @@ def sharded_modules(model: nn.Module) -> list[tuple[str, Any]]:
     return [(n, m) for n, m in model.named_modules() if isinstance(m, FSDPModule)]
 
 
-@dataclass
-class Ranks:
+class RankGradients(GroupSource):
     """Norms of this rank's gradient, and of the mean over all ranks.
 
+    They are kept by unit: a parameter, or with FSDP a wrapped module.
+
     Attributes:
-        count: Units: parameters, or with FSDP the wrapped modules.
-        active: Whether this step is measured; otherwise the exchange only passes.
-        observer: Shown the other ranks' sum and this rank's part.
-        local: Squared norm of this rank's part of the mean, by unit.
-        mean: Squared norm of the mean; with FSDP of this rank's shard of it.
-        twice: A unit was exchanged more than once in a step.
+        units: Names of the wrapped modules; None without FSDP.
+        interval: Steps until the next measured one, as this rank wishes.
+        agreed_interval: The mean over the ranks, known after `finish`.
+
+    Raises:
+        SettingError: The gradients cannot be read on their way.
     """
 
-    count: int
-    active: bool = False
-    observer: Observer | None = None
-    sharded: bool = False
-    local: dict[int, Tensor] = field(default_factory=dict)
-    mean: dict[int, Tensor] = field(default_factory=dict)
-    twice: bool = False
+    name = "ranks"
+    why = "the ranks' gradients are groups already, read on their way"
 
-    def clear(self) -> None:
-        """Forget the last step."""
-        self.local, self.mean, self.twice = {}, {}, False
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Sequence[Tensor],
+        population: int | None,
+        world_size: int,
+    ) -> None:
+        super().__init__(parameters, population)
+        self.world_size = world_size
+        self.units: list[str] | None = None
+        self.interval = self.agreed_interval = 0.0
+        self._active = False  # otherwise the exchange only passes
+        self._local: dict[int, Tensor] = {}  # squared norm of this rank's part
+        self._mean: dict[int, Tensor] = {}  # of the mean; with FSDP of a shard of it
+        self._repeated = False  # a unit was exchanged more than once in the step
+        if isinstance(model, DistributedDataParallel):
+            self._read_ddp(model)
+        else:
+            self.units = self._read_fsdp(model)
 
-    def add(self, unit: int, local: Tensor, mean: Tensor) -> None:
-        """One unit's norms."""
-        if unit in self.local:
-            self.twice = True
-        self.local[unit], self.mean[unit] = local, mean
+    def begin(self, metrics_for: MetricsFor, last_batches: tuple[int, ...]) -> None:
+        self._active, self.problem = True, ""
+        self._local, self._mean, self._repeated = {}, {}, False
+        sizes = (sum(last_batches),) * self.world_size
+        self.metrics = metrics_for(sizes) if self.units is None else None
 
-    def gathered(
-        self, extra: Sequence[float], device: torch.device
+    def finish(self, batches: Sequence[int]) -> Sample | None:
+        self._active = False
+        rows = {} if self.metrics is None else self.metrics.rows()
+        flat = [t for row in rows.values() for t in row]
+        numbers = [float(sum(batches)), self.interval, float(self._repeated)]
+        numbers += torch.cat(flat).double().tolist() if flat else []
+        parts, totals, summed = self._sum_over_ranks(numbers)
+        self.agreed_interval = float(summed[1]) / self.world_size
+        if float(summed[2]):
+            self.problem = "gradients were exchanged more than once in the step"
+            return None
+        sizes = [round(float(summed[0]) / self.world_size)] * self.world_size
+        sample = sample_from_groups(parts, totals, sizes, self.population)
+        if self.metrics is None:
+            return sample
+        means = summed[3:].view(len(rows), 2, -1) / self.world_size
+        for name, (first, second) in zip(rows, means, strict=True):
+            # Every rank saw its own part, and all the same total.
+            parts = first if name == "sign" else first * self.world_size
+            rows[name] = parts, second
+        return with_metrics(sample, self.metrics, rows)
+
+    def cancel(self) -> None:
+        self._active = False
+
+    def _add(self, unit: int, local: Tensor, mean: Tensor) -> None:
+        """One unit's squared norms."""
+        self._repeated |= unit in self._local
+        self._local[unit], self._mean[unit] = local, mean
+
+    def _sum_over_ranks(
+        self, numbers: Sequence[float]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sum over the ranks of parts and of totals, and of some more numbers.
+        """Squared norms of parts and of totals, and the sum of some more numbers.
 
         A collective call: every rank makes it at the end of a measured step.
         """
+        device = self.parameters[0].device
+        count = len(self.parameters if self.units is None else self.units)
         zero = torch.zeros((), device=device)
-        local = [self.local.get(i, zero).double() for i in range(self.count)]
-        mean = [self.mean.get(i, zero).double() for i in range(self.count)]
-        more = torch.tensor(list(extra), dtype=torch.float64, device=device)
+        local = [self._local.get(i, zero).double() for i in range(count)]
+        mean = [self._mean.get(i, zero).double() for i in range(count)]
+        more = torch.tensor(list(numbers), dtype=torch.float64, device=device)
         everything = torch.cat([torch.stack(local), torch.stack(mean), more])
         dist.all_reduce(everything)
-        parts, totals = everything[: self.count], everything[self.count :][: self.count]
-        if not self.sharded:
+        parts, totals = everything[:count], everything[count : 2 * count]
+        if self.units is None:
             totals = totals / dist.get_world_size()  # every rank has the whole mean
-        return parts, totals, everything[2 * self.count :]
+        return parts, totals, everything[2 * count :]
 
+    def _read_ddp(self, model: DistributedDataParallel) -> None:
+        """Register a communication hook that averages as DDP does, and reads."""
+        indices = {id(p): i for i, p in enumerate(self.parameters)}
 
-def listen_to_ddp(
-    model: DistributedDataParallel, parameters: Sequence[Tensor]
-) -> Ranks:
-    """Register a communication hook that averages as DDP does, and reads both ends.
+        def average(source: RankGradients, bucket: Any) -> Any:
+            buffer, n = bucket.buffer(), dist.get_world_size(model.process_group)
+            buffer.div_(n)
+            gradients, owners = bucket.gradients(), bucket.parameters()
+            local = [squared_norm(g) for g in gradients] if source._active else []
+            copies = None
+            if source._active and source.metrics is not None:
+                copies = [g.clone() for g in gradients]  # of one bucket, for a moment
+            work = dist.all_reduce(buffer, group=model.process_group, async_op=True)
 
-    Raises:
-        SettingError: The model has a communication hook already.
-    """
-    ranks = Ranks(count=len(parameters))
-    places = {id(p): i for i, p in enumerate(parameters)}
+            def read(future: Any) -> Tensor:
+                reduced = future.value()[0]
+                for k, part in enumerate(local):
+                    index = indices.get(id(owners[k]))
+                    if index is None:
+                        continue
+                    source._add(index, part, squared_norm(gradients[k]))
+                    if source.metrics is not None and copies is not None:
+                        others = gradients[k] - copies[k]
+                        key = ParameterKey(index)
+                        source.metrics.observe(key, others, copies[k], n - 1)
+                return reduced
 
-    def average(state: Ranks, bucket: Any) -> Any:
-        buffer, n = bucket.buffer(), dist.get_world_size(model.process_group)
-        buffer.div_(n)
-        gradients, owners = bucket.gradients(), bucket.parameters()
-        local = [square(g) for g in gradients] if state.active else []
-        before = None
-        if state.active and state.observer is not None:
-            before = [g.clone() for g in gradients]  # of one bucket, for a moment
-        work = dist.all_reduce(buffer, group=model.process_group, async_op=True)
+            return work.get_future().then(read)
 
-        def read(future: Any) -> Tensor:
-            reduced = future.value()[0]
-            for k, part in enumerate(local):
-                index = places.get(id(owners[k]))
-                if index is None:
-                    continue
-                state.add(index, part, square(gradients[k]))
-                if state.observer is not None and before is not None:
-                    rest = gradients[k] - before[k]
-                    state.observer.see(Key(index), rest, before[k], n - 1)
-            return reduced
-
-        return work.get_future().then(read)
-
-    # DDP reads a hook's annotations, and takes none that are text.
-    average.__annotations__.clear()
-    try:
-        model.register_comm_hook(ranks, average)
-    except RuntimeError as error:
-        raise SettingError(
-            "the model's gradients cannot be read on their way between ranks",
-            seen=str(error).splitlines()[0],
-            why="DDP takes one communication hook, before the first backward pass",
-            fix="make the monitor before training, and leave out other hooks",
-        ) from error
-    return ranks
-
-
-def listen_to_fsdp(model: nn.Module) -> tuple[Ranks, list[str]]:
-    """Put a reader in front of FSDP2's reduce-scatter, module by module.
-
-    Returns:
-        What it reads, and the modules' names. Parameters of one module are one unit.
-
-    Raises:
-        SettingError: A module's parameters are on several meshes.
-    """
-    modules = sharded_modules(model)
-    ranks = Ranks(count=len(modules), sharded=True)
-
-    base: Any = reduce_scatter_class()
-
-    class Reader(base):
-        def __init__(self, unit: int) -> None:
-            self.unit = unit
-
-        def __call__(
-            self,
-            output_tensor: Tensor,
-            input_tensor: Tensor,
-            group: dist.ProcessGroup,
-            op: Any,
-            async_op: bool = False,
-        ) -> Any:
-            # The mean's part is the gradient over the ranks, if it is averaged here.
-            n = group.size()
-            share = 1 / n if op == dist.ReduceOp.AVG else 1.0
-            local = square(input_tensor) * share**2 if ranks.active else None
-            work = super().__call__(output_tensor, input_tensor, group, op, async_op)
-            if local is not None:
-                if work is not None:
-                    work.wait()
-                ranks.add(self.unit, local, square(output_tensor))
-            return work
-
-    for unit, (_, module) in enumerate(modules):
+        # DDP reads a hook's annotations, and takes none that are text.
+        average.__annotations__.clear()
         try:
-            module.set_custom_reduce_scatter(Reader(unit))
-        except ValueError as error:
+            model.register_comm_hook(self, average)
+        except RuntimeError as error:
             raise SettingError(
                 "the model's gradients cannot be read on their way between ranks",
-                seen=str(error),
-                why="FSDP takes a reduce-scatter of ours only on one mesh",
-                fix="shard each module on one mesh",
+                seen=str(error).splitlines()[0],
+                why="DDP takes one communication hook, before the first backward pass",
+                fix="make the monitor before training, and leave out other hooks",
             ) from error
-    return ranks, [name or "(root)" for name, _ in modules]
+
+    def _read_fsdp(self, model: nn.Module) -> list[str]:
+        """Put a reader in front of FSDP2's reduce-scatter, module by module."""
+        source = self
+        base: Any = reduce_scatter_class()
+
+        class Reader(base):
+            def __init__(self, unit: int) -> None:
+                self.unit = unit
+
+            def __call__(
+                self,
+                output_tensor: Tensor,
+                input_tensor: Tensor,
+                group: dist.ProcessGroup,
+                op: Any,
+                async_op: bool = False,
+            ) -> Any:
+                # The mean's part is the gradient over the ranks, if averaged here.
+                share = 1 / group.size() if op == dist.ReduceOp.AVG else 1.0
+                local = None
+                if source._active:
+                    local = squared_norm(input_tensor) * share**2
+                work = super().__call__(
+                    output_tensor, input_tensor, group, op, async_op
+                )
+                if local is not None:
+                    if work is not None:
+                        work.wait()
+                    source._add(self.unit, local, squared_norm(output_tensor))
+                return work
+
+        modules = sharded_modules(model)
+        for unit, (_, module) in enumerate(modules):
+            try:
+                module.set_custom_reduce_scatter(Reader(unit))
+            except ValueError as error:
+                raise SettingError(
+                    "the model's gradients cannot be read on their way between ranks",
+                    seen=str(error),
+                    why="FSDP takes a reduce-scatter of ours only on one mesh",
+                    fix="shard each module on one mesh",
+                ) from error
+        return [name or "(root)" for name, _ in modules]

@@ -1,16 +1,14 @@
-"""What a monitor is told, checked; and which parameters it watches."""
+"""A monitor's arguments, checked; and which parameters it watches."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rightbatch.core.errors import SettingError
-from rightbatch.noise.statistics.reading import Names
 
 
 def check_settings(
@@ -19,41 +17,40 @@ def check_settings(
     """Refuse what cannot work."""
     if not isinstance(model, nn.Module):
         raise SettingError(
-            "the first argument is no model",
+            "the first argument is not a model",
             seen=f"a {type(model).__name__}",
             fix="NoiseMonitor(model, optimizer), the model as the loop calls it",
         )
     if optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         raise SettingError(
-            "the second argument is no optimizer",
+            "the second argument is not an optimizer",
             seen=f"a {type(optimizer).__name__}",
             fix="one torch optimizer; leave it out where the model has several",
         )
     if isinstance(overhead, bool) or not isinstance(overhead, (int, float)):
         raise SettingError(
-            f"overhead={overhead!r} is no number",
+            f"overhead={overhead!r} is not a number",
             fix="a share of the time: 0.02 for 2 %, math.inf for every step",
         )
     if not overhead > 0 or math.isnan(overhead):
         raise SettingError(
             f"overhead={overhead} leaves no time to measure",
-            seen=f"overhead = {overhead}",
             fix="a positive share such as 0.02, or math.inf for every step",
         )
     if groups != "examples" and (not isinstance(groups, int) or groups < 2):
         raise SettingError(
-            f"groups={groups!r} cannot be compared",
-            seen=f"groups = {groups!r}",
+            f"groups={groups!r} is not a number of groups that can be compared",
             why="noise is the difference between groups of the same batch",
             fix='2 or more, such as 8, or "examples"',
         )
     if population is not None and population < 2:
         raise SettingError(
-            f"population={population} is no data set", fix="its number of examples"
+            f"population={population} is too small for a data set",
+            fix="the number of examples in the data set: 2 or more",
         )
 
 
-def tracked(
+def watched_parameters(
     model: nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> list[tuple[str, Tensor]]:
     """The trainable parameters, by name, that the optimizer holds."""
@@ -69,8 +66,8 @@ def tracked(
     if optimizer is None:
         return named
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    mine = [(n, p) for n, p in named if id(p) in held]
-    if not mine:
+    watched = [(n, p) for n, p in named if id(p) in held]
+    if not watched:
         raise SettingError(
             "the optimizer does not hold the model's parameters",
             seen=f"{len(named)} trainable parameters, none of them among the "
@@ -78,33 +75,4 @@ def tracked(
             why="its steps would say nothing of this model's gradient",
             fix="make the optimizer from model.parameters(), after wrapping or moving",
         )
-    return mine
-
-
-def names(
-    tracked: list[tuple[str, Tensor]],
-    optimizer: torch.optim.Optimizer | None,
-    units: list[str] | None,
-) -> Names:
-    """What the numbers of a sample are called."""
-    if units is not None:  # FSDP: what is told apart is a wrapped module
-        return Names(tuple(units), (-1,) * len(units))
-    groups = {
-        id(p): i
-        for i, group in enumerate(optimizer.param_groups if optimizer else [])
-        for p in group["params"]
-    }
-    names, parameters = zip(*tracked, strict=True)
-    return Names(tuple(names), tuple(groups.get(id(p), -1) for p in parameters))
-
-
-def norm_parameters(model: nn.Module, parameters: Sequence[Tensor]) -> list[int]:
-    """Indices of the parameters of normalisation layers, by the layers' names."""
-    found = {
-        id(p)
-        for module in model.modules()
-        if "norm" in type(module).__name__.lower()
-        and "Batch" not in type(module).__name__
-        for p in module.parameters(recurse=False)
-    }
-    return [i for i, p in enumerate(parameters) if id(p) in found]
+    return watched

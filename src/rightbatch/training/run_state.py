@@ -181,7 +181,7 @@ class RunState:
         job, micro = self.job, settings.micro_batch
         if settings.schedule.live:
             self.monitor = NoiseMonitor(
-                self.model, self.optimizer, OVERHEAD, stream=self.stream, loan=LOAN
+                self.model, self.optimizer, OVERHEAD, stream=self.stream, upfront=LOAN
             )
         self.controller = Controller(
             settings.schedule,

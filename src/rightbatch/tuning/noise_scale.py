@@ -17,14 +17,14 @@ from rightbatch.job.job import Job
 from rightbatch.lint.linter import check
 from rightbatch.measure.noise import Comparison, compare, group_count
 from rightbatch.noise.capture.per_example import PerExample
-from rightbatch.noise.capture.rules import square
+from rightbatch.noise.norms import squared_norm
 from rightbatch.noise.statistics.moments import (
     NoiseMoments,
-    around,
     jackknife_moments,
+    mean_estimate,
     ratio,
 )
-from rightbatch.noise.statistics.reading import USES, Names
+from rightbatch.noise.statistics.reading import USES, by_layer
 from rightbatch.noise.statistics.scale import LayerNoise, MetricNoise, NoiseScale
 from rightbatch.training.run_state import RunState
 
@@ -132,7 +132,7 @@ def _told(run: RunState, found: Comparison, size: int) -> NoiseScale:
     owners = [names.get(id(p), "?") for p in run.parameters]
     groups = len(found.losses)
     plain = found.plain(size)
-    layers = Names(tuple(owners), ()).layers()
+    layers = by_layer(owners)
 
     def of(indices: list[int]) -> NoiseMoments:
         squares, crosses = found.squares[:, indices], found.crosses[:, indices]
@@ -141,8 +141,10 @@ def _told(run: RunState, found: Comparison, size: int) -> NoiseScale:
     own = found.own(size)
     return NoiseScale(
         noise_scale=_ratio(plain, groups, size),
-        trace=around(plain.trace, plain.var_trace, samples=groups, method="jackknife"),
-        grad_norm_sq=around(
+        trace=mean_estimate(
+            plain.trace, plain.var_trace, samples=groups, method="jackknife"
+        ),
+        grad_norm_sq=mean_estimate(
             plain.grad_norm_sq,
             plain.var_grad_norm_sq,
             samples=groups,
@@ -179,8 +181,10 @@ def _layer(
 ) -> LayerNoise:
     return LayerNoise(
         noise_scale=_ratio(found, groups, size),
-        trace=around(found.trace, found.var_trace, samples=groups, method="jackknife"),
-        grad_norm_sq=around(
+        trace=mean_estimate(
+            found.trace, found.var_trace, samples=groups, method="jackknife"
+        ),
+        grad_norm_sq=mean_estimate(
             found.grad_norm_sq, found.var_grad_norm_sq, samples=groups, method=""
         ),
         share=found.trace / whole.trace if whole.trace > 0 else 0.0,
@@ -209,12 +213,12 @@ def _exact(
         tick(min(1.0, float(part[-1] + 1) / job.length))
     zero = torch.zeros(())
     whole = torch.stack(
-        [zero if p.grad is None else square(p.grad.double()) for p in parameters]
+        [zero if p.grad is None else squared_norm(p.grad.double()) for p in parameters]
     ).double()
     signal = whole / job.length**2
     noise = squares / job.length - signal
     names = {id(p): n for n, p in model.named_parameters()}
-    layers = Names(tuple(names.get(id(p), "?") for p in parameters), ()).layers()
+    layers = by_layer([names.get(id(p), "?") for p in parameters])
     trace, norm = float(noise.sum()), float(signal.sum())
     return NoiseScale(
         noise_scale=_known(trace, norm),

@@ -216,7 +216,7 @@ def test_the_monitor_refuses_what_it_cannot_compare() -> None:
         optimizer.zero_grad()
     found = monitor.read()
     assert found.steps == 0
-    assert "equal composition" in found.trouble
+    assert "equal composition" in found.problem
 
 
 def test_a_state_of_other_strata_is_refused() -> None:

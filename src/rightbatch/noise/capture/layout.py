@@ -33,24 +33,24 @@ class Layout:
     def split(self, tensor: Tensor) -> Tensor:
         """View as ``(batch, entries, *rest)``, an example's entries side by side."""
         if self.axis == "second":
-            found = tensor.transpose(0, 1)
+            examples = tensor.transpose(0, 1)
         elif self.axis == "interleaved":
-            found = tensor.unflatten(0, (-1, self.batch)).transpose(0, 1)
+            examples = tensor.unflatten(0, (-1, self.batch)).transpose(0, 1)
         else:
-            found = tensor.reshape(self.batch, -1, *tensor.shape[1:])
-        return found if self.order is None else found[self.order]
+            examples = tensor.reshape(self.batch, -1, *tensor.shape[1:])
+        return examples if self.order is None else examples[self.order]
 
     @property
-    def index(self) -> int:
+    def batch_axis(self) -> int:
         """Which of the tensor's axes has the examples."""
         return int(self.axis == "second")
 
 
-def layouts(
+def possible_layouts(
     tensor: Tensor,
     batch: int,
     *,
-    inside: bool = False,
+    length_first: bool = False,
     features: bool = True,
     order: Tensor | None = None,
 ) -> tuple[Layout, ...]:
@@ -59,20 +59,20 @@ def layouts(
     Args:
         tensor: Input or output of an operation.
         batch: Examples in the batch.
-        inside: Whether it is inside an operation that has the length first.
+        length_first: Whether it is inside an operation that has the length first.
         features: Whether the last axis has features, not examples.
         order: In which order to take the examples.
     """
-    found: list[Axis] = []
+    axes: list[Axis] = []
     shape = tensor.shape
-    whole = tensor.dim() > 0 and shape[0] % batch == 0 and shape[0] > 0
-    if whole and not inside:
-        found.append("first")
+    divisible = tensor.dim() > 0 and shape[0] % batch == 0 and shape[0] > 0
+    if divisible and not length_first:
+        axes.append("first")
     if tensor.dim() > 1 + features and shape[1] == batch:
-        found.append("second")
-    if whole and shape[0] > batch:
-        found.append("interleaved")
-    return tuple(Layout(batch, axis, order) for axis in found)
+        axes.append("second")
+    if divisible and shape[0] > batch:
+        axes.append("interleaved")
+    return tuple(Layout(batch, axis, order) for axis in axes)
 
 
 @functools.cache
@@ -108,37 +108,30 @@ class Groups:
         return _bounds(self.batch, self.count)
 
     @property
+    def slices(self) -> tuple[tuple[int, int], ...]:
+        """Each group's first example, and the one after its last."""
+        return tuple(itertools.pairwise(self.bounds))
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Examples in each group."""
         return tuple(b - a for a, b in self.slices)
 
     @property
-    def slices(self) -> tuple[tuple[int, int], ...]:
-        """First and last-but-one example of each group."""
-        return tuple(itertools.pairwise(self.bounds))
+    def equal_size(self) -> int:
+        """The common size of all groups, or 0 where sizes differ."""
+        size, rest = divmod(self.batch, self.count)
+        return 0 if rest else size
 
-    @property
-    def concentration(self) -> float:
-        """Sum of the squared shares of the groups; 1 / count if they are equal."""
-        small, larger = divmod(self.batch, self.count)
-        squares = larger * (small + 1) ** 2 + (self.count - larger) * small**2
-        return squares / self.batch**2
-
-    def strided(self, device: torch.device) -> Tensor:
+    def strided_order(self, device: torch.device) -> Tensor:
         """The order in which neighbours come into different groups, (batch,)."""
         every = torch.arange(self.batch, device=device)
         return torch.cat([every[j :: self.count] for j in range(self.count)])
-
-    @property
-    def equal(self) -> int:
-        """The common size, or 0 where sizes differ."""
-        size, rest = divmod(self.batch, self.count)
-        return 0 if rest else size
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum ``(batch, ...)`` over the examples of each group: ``(groups, ...)``."""
         if self.count == self.batch:
             return tensor
-        if self.equal:
-            return tensor.unflatten(0, (self.count, self.equal)).sum(1)
+        if self.equal_size:
+            return tensor.unflatten(0, (self.count, self.equal_size)).sum(1)
         return torch.stack([tensor[a:b].sum(0) for a, b in self.slices])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 BLOCKS = 512  # samples are merged in pairs beyond so many [assumed]
 
 
-@dataclass
+@dataclass(frozen=True, slots=True)
 class Block:
     """The weighted sum of a few neighbouring samples.
 
@@ -44,7 +45,7 @@ class Block:
 
 
 @dataclass
-class Ledger:
+class History:
     """Keeps numerators and denominators apart, weighted by examples, bounded in size.
 
     Attributes:
@@ -64,43 +65,30 @@ class Ledger:
             pairs = zip(self.blocks[0:even:2], self.blocks[1:even:2], strict=True)
             self.blocks = [a.join(b) for a, b in pairs] + self.blocks[even:]
 
-    @property
-    def count(self) -> int:
-        """Samples in all."""
-        return sum(b.count for b in self.blocks)
-
     def since(self, clock: float, at_least: int = 0) -> list[Block]:
         """The blocks of samples from ``clock`` on, but no fewer than ``at_least``."""
-        found = [b for b in self.blocks if b.last >= clock]
-        return found if len(found) >= at_least else self.blocks[-at_least:]
+        recent = [b for b in self.blocks if b.last >= clock]
+        return recent if len(recent) >= at_least else self.blocks[-at_least:]
 
     def state(self) -> list[dict[str, Any]]:
         """Plain numbers, for a checkpoint."""
         return [
-            {
-                "first": b.first,
-                "last": b.last,
-                "weight": b.weight,
-                "count": b.count,
-                "signal": b.signal.tolist(),
-                "noise": b.noise.tolist(),
-            }
+            dataclasses.asdict(b)
+            | {"signal": b.signal.tolist(), "noise": b.noise.tolist()}
             for b in self.blocks
         ]
 
     @classmethod
-    def from_state(cls, state: Sequence[dict[str, Any]]) -> Ledger:
+    def from_state(cls, state: Sequence[dict[str, Any]]) -> History:
         """What `state` gave."""
+        blocks = [Block(**saved) for saved in state]
         return cls(
             [
-                Block(
-                    first=one["first"],
-                    last=one["last"],
-                    weight=one["weight"],
-                    count=one["count"],
-                    signal=np.asarray(one["signal"], float),
-                    noise=np.asarray(one["noise"], float),
+                dataclasses.replace(
+                    b,
+                    signal=np.asarray(b.signal, float),
+                    noise=np.asarray(b.noise, float),
                 )
-                for one in state
+                for b in blocks
             ]
         )

@@ -111,13 +111,7 @@ def jackknife_moments(
     without = both(trace - squares, whole - 2 * crosses + squares, groups - 1)
     spread = without - without.mean(axis=0)
     covariance = (groups - 1) / groups * spread.T @ spread
-    return NoiseMoments(
-        grad_norm_sq=float(signal),
-        trace=float(noise),
-        var_grad_norm_sq=float(covariance[0, 0]),
-        var_trace=float(covariance[1, 1]),
-        covariance=float(covariance[0, 1]),
-    )
+    return _moments(signal, noise, covariance)
 
 
 def sampled_moments(
@@ -131,21 +125,18 @@ def sampled_moments(
     """
     share = weights / weights.sum()
     values = np.stack([signal, noise])
-    mean = values @ share
-    n = len(share)
-    if n < 2:
-        return NoiseMoments(
-            grad_norm_sq=float(mean[0]),
-            trace=float(mean[1]),
-            var_grad_norm_sq=math.inf,
-            var_trace=math.inf,
-            covariance=0.0,
-        )
-    spread = (values - mean[:, None]) * share
-    covariance = spread @ spread.T * n / (n - 1)
+    mean, n = values @ share, len(share)
+    covariance = np.diag([math.inf, math.inf])
+    if n > 1:
+        spread = (values - mean[:, None]) * share
+        covariance = spread @ spread.T * n / (n - 1)
+    return _moments(mean[0], mean[1], covariance)
+
+
+def _moments(signal: float, noise: float, covariance: np.ndarray) -> NoiseMoments:
     return NoiseMoments(
-        grad_norm_sq=float(mean[0]),
-        trace=float(mean[1]),
+        grad_norm_sq=float(signal),
+        trace=float(noise),
         var_grad_norm_sq=float(covariance[0, 0]),
         var_trace=float(covariance[1, 1]),
         covariance=float(covariance[0, 1]),
@@ -157,7 +148,9 @@ def quantile(samples: int) -> float:
     return float(stats.t.ppf(0.975, max(samples - 1, 1)))
 
 
-def around(value: float, variance: float, *, samples: int, method: str) -> Estimate:
+def mean_estimate(
+    value: float, variance: float, *, samples: int, method: str
+) -> Estimate:
     """A mean with Student's 95 % interval."""
     half = quantile(samples) * math.sqrt(variance)
     low, high = (-math.inf, math.inf) if samples < 2 else (value - half, value + half)
@@ -165,7 +158,7 @@ def around(value: float, variance: float, *, samples: int, method: str) -> Estim
 
 
 def ratio(
-    found: NoiseMoments, *, samples: int, n: int, method: str, unit: str = "examples"
+    moments: NoiseMoments, *, samples: int, n: int, method: str, unit: str = "examples"
 ) -> Estimate:
     """The ratio trace / |G|^2 with Fieller's 95 % interval (Fieller 1954).
 
@@ -174,13 +167,13 @@ def ratio(
     estimate is not even positive, the value is infinite too.
 
     Args:
-        found: Both moments.
+        moments: Of signal and noise.
         samples: Independent samples behind their variances (sets Student's t).
         n: Observations to state in the answer.
         method: How they were obtained.
         unit: Unit of the ratio.
     """
-    a, g = found.trace, found.grad_norm_sq
+    a, g = moments.trace, moments.grad_norm_sq
     value = max(a, 0.0) / g if g > 0 else math.inf
     if samples < 2:
         return Estimate(
@@ -188,16 +181,16 @@ def ratio(
         )
     t_sq = quantile(samples) ** 2
     # {r : (a - r g)^2 <= t^2 Var(a - r g)} is a quadratic in r.
-    square = g * g - t_sq * found.var_grad_norm_sq
-    half = a * g - t_sq * found.covariance
-    constant = a * a - t_sq * found.var_trace
+    square = g * g - t_sq * moments.var_grad_norm_sq
+    half = a * g - t_sq * moments.covariance
+    constant = a * a - t_sq * moments.var_trace
     root = math.sqrt(max(half * half - square * constant, 0.0))
     if g > 0 and square > 0:
         low, high = (half - root) / square, (half + root) / square
     else:
         t = math.sqrt(t_sq)
-        most = max(g, 0.0) + t * math.sqrt(found.var_grad_norm_sq)
-        low = (a - t * math.sqrt(found.var_trace)) / most if most > 0 else 0.0
+        most = max(g, 0.0) + t * math.sqrt(moments.var_grad_norm_sq)
+        low = (a - t * math.sqrt(moments.var_trace)) / most if most > 0 else 0.0
         high = math.inf
     return Estimate(
         value=value,

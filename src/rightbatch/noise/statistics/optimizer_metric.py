@@ -25,7 +25,7 @@ import torch
 from scipy import optimize, special
 from torch import Tensor, nn
 
-from rightbatch.noise.capture.group_norms import Key
+from rightbatch.noise.capture.group_norms import ParameterKey
 
 ADAM_METRICS = ("adam", "adam_robust", "adam_curvature")
 FLOOR = 0.1  # least root second moment, over its tensor's median [assumed]
@@ -43,15 +43,17 @@ def root_moments(
         By the parameter's ``id``: the running second moment, its bias correction and
         epsilon. Empty before the first update.
     """
-    found = {}
-    for group in [] if optimizer is None else optimizer.param_groups:
+    moments: dict[int, tuple[Tensor, float, float]] = {}
+    if optimizer is None:
+        return moments
+    for group in optimizer.param_groups:
         for parameter in group["params"]:
-            state = optimizer.state.get(parameter, {}) if optimizer else {}
+            state = optimizer.state.get(parameter, {})
             if "exp_avg_sq" in state and "betas" in group:
                 correction = 1 - group["betas"][1] ** float(state["step"])
                 moment = state["exp_avg_sq"]
-                found[id(parameter)] = moment, correction, float(group["eps"])
-    return found
+                moments[id(parameter)] = moment, correction, float(group["eps"])
+    return moments
 
 
 def optimizer_metric(
@@ -69,20 +71,20 @@ def _root(moment: Tensor, correction: float, epsilon: float) -> Tensor:
 
 
 @dataclass
-class Lens:
-    r"""Looks at each group's gradient in the optimizer's metrics.
+class OptimizerMetrics:
+    r"""Norms of each group's gradient in the optimizer's metrics.
 
     Fed group by group with the sum of the groups before: nothing has to be kept but
     a few numbers for each parameter.
 
     Attributes:
-        parameters: What `Key.index` counts.
-        moments: From `root_moments`; empty: only the sign is looked at.
+        parameters: What `ParameterKey.index` counts.
+        moments: From `root_moments`; empty: only the sign is measured.
         sizes: Examples in each group.
         parts: Sum of the groups' squared norms, by metric and parameter.
         totals: Squared norm of their sum.
         deviation: Estimate of $\|\sigma\|_1$, by parameter.
-        gain: $\sum_i \mathrm{sign}(a_i)\\,b_i$ of independent gradients $a$, $b$.
+        gain: $\sum_i \mathrm{sign}(a_i)\,b_i$ of independent gradients $a$, $b$.
     """
 
     parameters: Sequence[Tensor]
@@ -93,11 +95,11 @@ class Lens:
     deviation: dict[int, Tensor] = field(default_factory=dict)
     gain: dict[int, Tensor] = field(default_factory=dict)
 
-    def read(self) -> dict[str, tuple[Tensor, Tensor]]:
+    def rows(self) -> dict[str, tuple[Tensor, Tensor]]:
         r"""By metric, one number for each parameter: parts and totals.
 
         For ``"sign"`` they are the gain and $\|\sigma\|_1$. Zeros where a parameter
-        was not looked at.
+        was not seen.
         """
         count, zero = len(self.parameters), torch.zeros(())
         device = self.parameters[0].device
@@ -105,34 +107,35 @@ class Lens:
         def row(values: dict[int, Tensor]) -> Tensor:
             return torch.stack([values.get(i, zero).to(device) for i in range(count)])
 
-        found = {"sign": (row(self.gain), row(self.deviation))}
+        rows = {"sign": (row(self.gain), row(self.deviation))}
         for name in ADAM_METRICS if self.moments else ():
-            stores = (self.parts, self.totals)
             parts, totals = (
-                row({i: v for (m, i), v in store.items() if m == name})
-                for store in stores
+                row({i: v for (metric, i), v in store.items() if metric == name})
+                for store in (self.parts, self.totals)
             )
-            found[name] = parts, totals
-        return found
+            rows[name] = parts, totals
+        return rows
 
     @property
     def gain_batch(self) -> int:
         """Examples behind the sign whose gain is measured."""
         return sum(self.sizes[:-1])
 
-    def see(self, key: Key, before: Tensor | None, part: Tensor, seen: int) -> None:
-        """One group's part of the gradient, and the sum of the parts before it."""
+    def observe(
+        self, key: ParameterKey, before: Tensor | None, gradient: Tensor, group: int
+    ) -> None:
+        """One group's part of the gradient, and the sum of the groups' before it."""
         parameter = self.parameters[key.index]
-        if key.part or part.shape != parameter.shape:
+        if key.part or gradient.shape != parameter.shape:
             return  # part of a parameter: its place among the moments is not known
-        part = part.float()
-        total = part if before is None else before.float() + part
-        last = seen == len(self.sizes) - 1
-        self._see_adam(key.index, parameter, part, total if last else None)
+        gradient = gradient.float()
+        total = gradient if before is None else before.float() + gradient
+        last = group == len(self.sizes) - 1
+        self._add_adam(key.index, parameter, gradient, total if last else None)
         if last and before is not None:
-            self._see_sign(key.index, before.float(), part)
+            self._add_sign(key.index, before.float(), gradient)
 
-    def _see_adam(
+    def _add_adam(
         self, index: int, parameter: Tensor, part: Tensor, total: Tensor | None
     ) -> None:
         if id(parameter) not in self.moments:
@@ -143,23 +146,23 @@ class Lens:
         for store, gradient in ((self.parts, part), (self.totals, total)):
             if gradient is None:
                 continue
-            over = gradient / root
-            found = (
-                over.square().sum(),
+            update = gradient / root
+            norms = (
+                update.square().sum(),
                 (gradient / root.clamp(min=floor)).square().sum(),
-                (over * gradient).sum(),
+                (update * gradient).sum(),
             )
-            for name, value in zip(ADAM_METRICS, found, strict=True):
+            for name, value in zip(ADAM_METRICS, norms, strict=True):
                 before = store.get((name, index))
                 store[name, index] = value if before is None else before + value
 
-    def _see_sign(self, index: int, before: Tensor, part: Tensor) -> None:
+    def _add_sign(self, index: int, before: Tensor, part: Tensor) -> None:
         batch, rest = sum(self.sizes), self.gain_batch
-        other = before * (batch / rest)
-        mine = part * (batch / self.sizes[-1])
+        mean = before * (batch / rest)
+        last = part * (batch / self.sizes[-1])
         spread = math.sqrt(1 / rest + 1 / self.sizes[-1])
-        self.deviation[index] = (mine - other).abs().sum() * (DEVIATION / spread)
-        self.gain[index] = (torch.sign(other) * mine).sum()
+        self.deviation[index] = (last - mean).abs().sum() * (DEVIATION / spread)
+        self.gain[index] = (torch.sign(mean) * last).sum()
 
 
 def sign_scale(gain: float, deviation: float, batch: float) -> float:
@@ -193,5 +196,5 @@ def sign_scale(gain: float, deviation: float, batch: float) -> float:
         s = math.exp(log_s)
         return math.log(s * special.erf(s * math.sqrt(batch / 2))) - math.log(level)
 
-    found = optimize.brentq(excess, math.log(level) - 30, 60)
-    return math.exp(-2 * float(cast(float, found)))
+    log_s = optimize.brentq(excess, math.log(level) - 30, 60)
+    return math.exp(-2 * float(cast(float, log_s)))

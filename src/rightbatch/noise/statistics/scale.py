@@ -1,4 +1,4 @@
-"""The noise scale as it is told: estimates, verdict, layers, and where it is from."""
+"""The noise scale as it is reported: estimates, verdict, layers, and their source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PRECISION = 0.2  # a noise scale known within so much is called decided [assumed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerNoise:
-    """One layer's or parameter group's part.
+    """One layer's part.
 
     Attributes:
         noise_scale: Its own ratio, in examples.
@@ -49,15 +49,12 @@ class Coverage:
 
     Attributes:
         parameters: Share of the trainable parameters.
-        gradient: Share of the batch gradient's squared norm: where noise dominates,
-            the share of the noise.
         missing: Parameters that are not seen, and why.
         verified: Whether it was tested on this model that each example's gradient is
             seen where it belongs; None where there is nothing to test.
     """
 
     parameters: float
-    gradient: float
     missing: dict[str, str] = field(default_factory=dict)
     verified: bool | None = None
 
@@ -72,7 +69,6 @@ class NoiseScale:
         trace: tr Sigma, of one example's gradient.
         grad_norm_sq: |G|^2; its interval may reach below zero.
         by_layer: The same for each module that has parameters of its own.
-        by_group: The same for each of the optimizer's parameter groups.
         metrics: In the optimizer's metrics, by name.
         source: Where the groups come from.
         why: Why from there.
@@ -82,10 +78,9 @@ class NoiseScale:
         window: Examples seen between its first and last measured step.
         age: Examples seen from the middle of the window until now.
         examples: Examples seen in all.
-        skipped: Steps left out because the gradient was not finite.
-        zero: Steps left out because every gradient was zero.
-        dropped: Steps left out because no update followed.
-        trouble: Why the last step that was to be measured gave nothing.
+        skipped: Steps left out because their gradient was not finite or zero, or no
+            update followed.
+        problem: Why the last step that was to be measured gave nothing.
         cost: Share of the training time that measuring has taken; None: not known.
         example: What one example is.
         population: Size of the data set, if batches repeat nothing within an epoch.
@@ -95,20 +90,17 @@ class NoiseScale:
     trace: Estimate
     grad_norm_sq: Estimate
     by_layer: dict[str, LayerNoise] = field(default_factory=dict)
-    by_group: dict[str, LayerNoise] = field(default_factory=dict)
     metrics: dict[str, MetricNoise] = field(default_factory=dict)
     source: str = ""
     why: str = ""
-    coverage: Coverage = Coverage(parameters=1.0, gradient=1.0)
+    coverage: Coverage = Coverage(parameters=1.0)
     batch_size: int = 0
     steps: int = 0
     window: int = 0
     age: int = 0
     examples: int = 0
     skipped: int = 0
-    zero: int = 0
-    dropped: int = 0
-    trouble: str = ""
+    problem: str = ""
     cost: float | None = None
     example: str = "example"
     population: int | None = None
@@ -124,13 +116,11 @@ class NoiseScale:
         The interval's half width falls with the root of their number; infinite while
         the signal is not told from zero at all.
         """
-        value, half = self.grad_norm_sq.value, 0.0
+        half = 0.0
         for part in (self.grad_norm_sq, self.trace):
             if part.value <= 0 or not part.bounded:
                 return math.inf
             half += part.relative**2
-        if value <= 0:
-            return math.inf
         return max(1.0, math.ceil(self.steps * (half / precision**2 - 1)))
 
     @property
@@ -143,29 +133,24 @@ class NoiseScale:
             else f"about {show_number(needed)} more measured steps"
         )
         if self.steps == 0:
-            lost = [
-                (self.zero, "all gradients zero"),
-                (self.skipped, "not finite"),
-                (self.dropped, "without an update"),
-            ]
-            told = [f"{n} steps {what}" for n, what in lost if n]
-            seen = "; ".join([*told, *([self.trouble] if self.trouble else [])])
-            return "nothing measured yet" + (f" ({seen})" if seen else "")
+            skipped = f"{self.skipped} steps left out" if self.skipped else ""
+            reasons = "; ".join(filter(None, [skipped, self.problem]))
+            return "nothing measured yet" + (f" ({reasons})" if reasons else "")
         if 2 * self.age > self.examples > 0:
-            more += f" (measured {self.age:,} of {self.examples:,} examples ago: allow "
-            more += "more overhead)"
+            more += (
+                f" (measured {self.age:,} of {self.examples:,} examples ago: allow "
+                "more overhead)"
+            )
         share = self.coverage.parameters
-        of = (
-            "noise scale"
-            if share > 0.99
-            else f"noise scale of {share:.0%} of the model"
-        )
+        what = "noise scale"
+        if share <= 0.99:
+            what += f" of {share:.0%} of the model"
         if not known.bounded:
             if known.low <= 0:
-                return f"{of} not known yet: {more} for ± 20 %"
+                return f"{what} not known yet: {more} for ± 20 %"
             low = show_number(known.low)
-            return f"{of} at least {low} {known.unit}; {more} for ± 20 %"
-        return f"{of} {known}" if self.decided else f"{of} {known}; {more} for ± 20 %"
+            return f"{what} at least {low} {known.unit}; {more} for ± 20 %"
+        return f"{what} {known}" + ("" if self.decided else f"; {more} for ± 20 %")
 
     def gradient_noise(self, batch_size: int) -> Estimate:
         """Variance of a batch's gradient around the full one, tr Cov(g_B).
@@ -178,13 +163,14 @@ class NoiseScale:
         """
         n = self.population
         if batch_size < 1 or (n is not None and batch_size > n):
-            raise ValueError(f"no batch of {batch_size} examples from {n}")
+            largest = "" if n is None else f" and at most the data set's {n}"
+            raise ValueError(f"batch_size={batch_size} is not at least 1{largest}")
         factor = 1.0 if n is None or n == 1 else (n - batch_size) / (n - 1)
         return self.trace.scale(factor / batch_size)
 
     def log(self, prefix: str = "noise/") -> dict[str, float]:
         """Plain numbers, as any logger takes them; what is unknown is left out."""
-        found = {
+        numbers = {
             "scale": self.noise_scale.value,
             "scale_low": self.noise_scale.low,
             "scale_high": self.noise_scale.high,
@@ -196,10 +182,10 @@ class NoiseScale:
             "coverage": self.coverage.parameters,
         }
         if self.cost is not None:
-            found["cost"] = self.cost
+            numbers["cost"] = self.cost
         for name, metric in self.metrics.items():
-            found[f"scale_{name}"] = metric.noise_scale.value
-        return {prefix + k: v for k, v in found.items() if math.isfinite(v)}
+            numbers[f"scale_{name}"] = metric.noise_scale.value
+        return {prefix + k: v for k, v in numbers.items() if math.isfinite(v)}
 
     def __str__(self) -> str:
         return self.verdict

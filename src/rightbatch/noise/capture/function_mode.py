@@ -1,14 +1,15 @@
-"""Listening to a model's operations while its forward pass runs.
+"""A torch function mode that sees where parameters enter operations.
 
-A torch function mode sees every call that torch's Python functions make. Where a
-parameter is an argument and another one carries the batch, the call is made with the
-parameter detached, and a tap on its output takes over the parameter's gradient: the
-same gradient, with the norms of its parts noted. Module code, classes and names stay as
-they are.
+While a measured step's forward pass runs, it sees every call that torch's Python
+functions make. Where a parameter is an argument and another one carries the batch, the
+call is made with the parameter detached, and a hook on its output takes over the
+parameter's gradient: the same gradient, with the norms of its parts noted. Module
+code, classes and names stay as they are.
 """
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rightbatch.core.torch_private import as_no_view, without_override_check
-from rightbatch.noise.capture.autograd_hooks import GroupTap, Tap
-from rightbatch.noise.capture.group_norms import Key, Tally
+from rightbatch.noise.capture.autograd_hooks import GradientHook, GroupCopy
+from rightbatch.noise.capture.group_norms import GroupNorms, ParameterKey
 from rightbatch.noise.capture.layout import Groups
-from rightbatch.noise.capture.plans import Planner, Sites, Source, Use
+from rightbatch.noise.capture.operations import (
+    LayoutKnowledge,
+    Operations,
+    ParameterUse,
+    TrackedTensor,
+)
 
 # Operations whose result is the parameter itself in another shape or precision.
 VIEWS = {
@@ -35,7 +41,7 @@ RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
 CELLS = {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 TRANSPOSED = torch.Tensor.T.__get__  # type: ignore[attr-defined]
 # Operations that may be run group by group: an example's part of the result is its own.
-SPLIT = {
+BY_GROUP = {
     *RECURRENT,
     *CELLS,
     *("einsum", "tensordot", "bilinear", "prelu", "embedding_bag"),
@@ -43,36 +49,38 @@ SPLIT = {
     *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
     *("div", "true_divide", "maximum", "minimum", "batch_norm"),
 }
-COUPLED = {"batch_norm"}  # an example's output depends on the others: no groups
 
 
-class TapMode(TorchFunctionMode):
-    """Taps every operation a tracked parameter enters while it is active.
+class CaptureMode(TorchFunctionMode):
+    """Hooks every operation a tracked parameter enters while it is active.
 
     Args:
         parameters: The tracked ones.
-        tally: What the taps report to.
-        sites: What is known of the parameters' layouts; added to.
-        only: Indices of the parameters to tap; default all.
+        group_norms: Where the hooks note norms.
+        layouts: What is known of the parameters' layouts; added to.
+
+    Attributes:
+        coupled: Whether BatchNorm mixes the examples of the batch: there are no groups.
+        skipped: Whether something was left alone because ``allowed`` said so.
+        allowed: Whether operations may be hooked now.
     """
 
     def __init__(
         self,
         parameters: Sequence[Tensor],
-        tally: Tally,
-        sites: Sites,
-        only: frozenset[int] | None = None,
+        group_norms: GroupNorms,
+        layouts: LayoutKnowledge,
     ) -> None:
         super().__init__()
-        self.parameters, self.tally = parameters, tally
-        self.coupled = False  # an operation mixes the examples of a batch
-        self.skipped = False  # something was left alone because `allowed` said so
+        self.parameters, self.group_norms = parameters, group_norms
+        self.coupled = self.skipped = False
         self.allowed: Callable[[], bool] = lambda: True
-        self._planner = Planner(tally.batch, sites, order=tally.order)
+        self._operations = Operations(group_norms.batch, layouts, group_norms.order)
         for i, parameter in enumerate(parameters):
-            if i not in sites.excluded and (only is None or i in only):
-                self._planner.sources[id(parameter)] = Source(Key(i), parameter)
-        self._copies: dict[tuple[Key, int], Tensor] = {}
+            if i not in layouts.excluded:
+                tracked = TrackedTensor(ParameterKey(i), parameter)
+                self._operations.tracked[id(parameter)] = tracked
+        self._copies: dict[tuple[ParameterKey, int], Tensor] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -81,68 +89,69 @@ class TapMode(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__get__" and func != TRANSPOSED:
             return func(*args, **kwargs)
-        if name in COUPLED and (args[5:6] or [kwargs.get("training")])[0]:
+        if name == "batch_norm" and (args[5:6] or [kwargs.get("training")])[0]:
             self.coupled = True
             return func(*args, **kwargs)
         if name == "multi_head_attention_forward" and torch.is_grad_enabled():
-            return self._inside(func, args, kwargs)
-        source = self._planner.source
-        given = [s for a in _flat((args, kwargs)) if (s := source(a)) is not None]
+            return self._attention(func, args, kwargs)
+        find = self._operations.find
+        given = [t for a in _flat((args, kwargs)) if (t := find(a)) is not None]
         if not given:
             return func(*args, **kwargs)
         if not (torch.is_grad_enabled() and self.allowed()):
             # Checkpointing of the older kind has no gradients the first time.
             self.skipped = True
             return func(*args, **kwargs)
-        out = self._tapped(name, func, args, kwargs, given)
+        out = self._captured(name, func, args, kwargs, given)
         return func(*args, **kwargs) if out is None else out
 
-    def _tapped(
-        self, name: str, func: Any, args: Any, kwargs: Any, given: list[Source]
+    def _captured(
+        self, name: str, func: Any, args: Any, kwargs: Any, given: list[TrackedTensor]
     ) -> Any:
-        """The call's result with its parameters tapped, or None to leave it alone."""
+        """The call's result with its parameters hooked, or None to leave it alone."""
         if name in DERIVING:
             return self._derived(name, func, args, kwargs, given)
-        if any(type(s.tensor) not in (Tensor, nn.Parameter) for s in given):
+        if any(type(t.tensor) not in (Tensor, nn.Parameter) for t in given):
             return None  # a distributed or quantised tensor
-        plan = self._planner.plan(name, func, args, kwargs)
-        if plan is None:
+        call = self._operations.understand(name, func, args, kwargs)
+        if call is None:
             return self._by_group(name, func, args, kwargs, given)
-        out = plan.out
+        out = call.out
         if out is None:
-            plain = {id(u.source.tensor): u.source.tensor.detach() for u in plan.uses}
-            out = func(*_swap(args, plain), **_swap(kwargs, plain))
-        return self._tap(out, plan.uses) if plan.uses else out
+            detached = {
+                id(u.tracked.tensor): u.tracked.tensor.detach() for u in call.uses
+            }
+            out = func(*_swap(args, detached), **_swap(kwargs, detached))
+        return self._hook(out, call.uses) if call.uses else out
 
-    def _tap(self, out: Tensor, uses: list[Use]) -> Tensor:
-        # torch's products of more than two axes end in a view; a tap on a view costs
+    def _hook(self, out: Tensor, uses: list[ParameterUse]) -> Tensor:
+        # torch's products of more than two axes end in a view; a hook on a view costs
         # copies. Nothing else refers to what this is a view of.
         out = as_no_view(out)
         for use in uses:
-            self.tally.expect(use.key, use.rule, use.saved)
-        pairs = [(u.key, u.rule) for u in uses]
-        return Tap.apply(
-            out, self.tally, pairs, *[u.saved for u in uses], *[u.taken for u in uses]
-        )
+            self.group_norms.expect(use.key, use.formula, use.saved)
+        pairs = [(u.key, u.formula) for u in uses]
+        saved, targets = [u.saved for u in uses], [u.target for u in uses]
+        return GradientHook.apply(out, self.group_norms, pairs, *saved, *targets)
 
     def _derived(
-        self, name: str, func: Any, args: Any, kwargs: Any, given: list[Source]
+        self, name: str, func: Any, args: Any, kwargs: Any, given: list[TrackedTensor]
     ) -> Any:
         """Views of parameters are parameters: their gradient has the same norm."""
         if len(given) != 1 or (name == "__getitem__" and not _basic(args[1])):
             return None
         source, out = given[0], func(*args, **kwargs)
         if name in PARTS:
-            for i, one in enumerate(out):
-                if source.table is None:
-                    self._planner.derive(source, one, i)
+            for i, part in enumerate(out):
+                if source.table_rows is None:
+                    self._operations.track_part(source, part, i)
         elif isinstance(out, Tensor) and out.requires_grad:
-            self._planner.derive_view(source, out)
+            self._operations.track_view(source, out)
         return out
 
-    def _inside(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _attention(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Torch's attention, whose tensors are (length, batch, features) inside."""
-        before, self._planner.inside = self._planner.inside, True
+        before, self._operations.length_first = self._operations.length_first, True
         try:
             query = args[0] if args else kwargs["query"]
             batched = query.dim() == 3
@@ -150,24 +159,22 @@ class TapMode(TorchFunctionMode):
                 body = without_override_check(func) if batched else None
                 return (body or func)(*args, **kwargs)
         finally:
-            self._planner.inside = before
+            self._operations.length_first = before
 
     def _by_group(
-        self, name: str, func: Any, args: Any, kwargs: Any, given: list[Source]
+        self, name: str, func: Any, args: Any, kwargs: Any, given: list[TrackedTensor]
     ) -> Any:
         """Some other operations: run once per group, with a copy of the parameters."""
-        if name not in SPLIT or any(s.table is not None for s in given):
+        if name not in BY_GROUP or any(t.table_rows is not None for t in given):
             return None
-        axes = _batch_axes(name, args, kwargs, self.tally.batch)
-        if axes is None:
+        norms = self.group_norms
+        axes = _batch_axes(name, args, kwargs, norms.batch)
+        if axes is None or self._operations.length_first:
             return None
-        if self._planner.inside:
-            return None
-        order = self.tally.order
-        groups = Groups.of(self.tally.batch, self.tally.count)
+        order, groups = norms.order, Groups.of(norms.batch, norms.count)
         outs = []
         for j, (a, b) in enumerate(groups.slices):
-            swap = {id(s.tensor): self._copy(s, j, groups) for s in given}
+            swap = {id(t.tensor): self._copy(t, j, groups) for t in given}
             cut = {
                 id(t): (
                     t.narrow(axis, a, b - a)
@@ -181,27 +188,25 @@ class TapMode(TorchFunctionMode):
                 cut = {k: v.contiguous() for k, v in cut.items()}
             outs.append(func(*_swap(args, swap | cut), **_swap(kwargs, swap | cut)))
 
-        def whole(parts: Sequence[Tensor], axis: int) -> Tensor:
+        first, axis = next(_flat(outs[0])), axes.outputs[0]
+        if first.dim() <= axis or first.shape[axis] != groups.sizes[0]:
+            return None  # the examples are summed over, or lie elsewhere
+
+        def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
             out = torch.cat(list(parts), axis)
             return out if order is None else out.index_select(axis, order.argsort())
 
-        first = next(_flat(outs[0]))
-        if (
-            first.dim() <= axes.outputs[0]
-            or first.shape[axes.outputs[0]] != (groups.sizes[0])
-        ):
-            return None  # the examples are summed over, or lie elsewhere
         if isinstance(outs[0], Tensor):
-            return whole(outs, axes.outputs[0])
-        joined = zip(zip(*outs, strict=True), axes.outputs, strict=True)
-        return tuple(whole(parts, axis) for parts, axis in joined)
+            return joined(outs, axis)
+        by_output = zip(zip(*outs, strict=True), axes.outputs, strict=True)
+        return tuple(joined(parts, axis) for parts, axis in by_output)
 
-    def _copy(self, source: Source, group: int, groups: Groups) -> Tensor:
+    def _copy(self, source: TrackedTensor, group: int, groups: Groups) -> Tensor:
         """The group's copy of a parameter: one for all its uses, so that they add."""
         place = source.key, group
         if place not in self._copies:
-            self._copies[place] = GroupTap.apply(
-                source.tensor, self.tally, source.key, group, groups
+            self._copies[place] = GroupCopy.apply(
+                source.tensor, self.group_norms, source.key, group, groups
             )
         return self._copies[place]
 
@@ -224,16 +229,14 @@ def _batch_axes(name: str, args: Any, kwargs: Any, batch: int) -> _Axes | None:
             return None
         inputs = [(args[0], first), *((s, 1) for s in states)]
         return _Axes(inputs, [first, *[1] * len(states)])
-    tensors = [
-        t
+    inputs = [
+        (t, 0)
         for t in _flat((args, kwargs))
-        if isinstance(t, Tensor) and t.dim() and t.shape[0] == batch
+        if isinstance(t, Tensor) and not isinstance(t, nn.Parameter)
+        if t.dim() and t.shape[0] == batch
     ]
-    tensors = [t for t in tensors if not isinstance(t, nn.Parameter)]
-    if not tensors:
-        return None
     outputs = [0, 0] if name == "lstm_cell" else [0]
-    return _Axes([(t, 0) for t in tensors], outputs)
+    return _Axes(inputs, outputs) if inputs else None
 
 
 def _flat(values: Any) -> Iterator[Any]:
@@ -258,5 +261,9 @@ def _swap(values: Any, by: dict[int, Tensor]) -> Any:
 
 
 def _basic(index: Any) -> bool:
+    """Whether it takes a view: no tensors, no lists."""
     parts = index if isinstance(index, tuple) else (index,)
     return all(isinstance(p, int | slice | None | types.EllipsisType) for p in parts)
+
+
+@functools.cache

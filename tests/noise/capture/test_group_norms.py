@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference import group_gradients
-from rightbatch.noise.capture.group_norms import Tally
-from rightbatch.noise.capture.layout import Groups, Layout, layouts
-from rightbatch.noise.capture.mode import TapMode
-from rightbatch.noise.capture.plans import Sites
-from rightbatch.noise.capture.rules import gram_norms
+from rightbatch.noise.capture.function_mode import CaptureMode
+from rightbatch.noise.capture.gradient_formulas import gram_norms
+from rightbatch.noise.capture.group_norms import GroupNorms, SharedParameters
+from rightbatch.noise.capture.layout import Groups
+from rightbatch.noise.capture.operations import LayoutKnowledge
 
 Case = tuple[nn.Module, list[Tensor]]
 
@@ -47,25 +47,26 @@ def run(
     count: int,
     axis: int = 0,
     strided: bool = False,
-) -> tuple[Tally, list[Tensor | None]]:
+) -> tuple[GroupNorms, list[Tensor | None]]:
     """One watched pass; shared parameters are learned in the first, as in training."""
     batch, loss = len(inputs[0]), summed(axis)
-    shared = untied = frozenset()
+    shared = SharedParameters()
     parameters = list(model.parameters())
-    order = Groups.of(batch, count).strided(torch.device("cpu")) if strided else None
+    order = (
+        Groups.of(batch, count).strided_order(torch.device("cpu")) if strided else None
+    )
     for _ in range(3):
         for p in parameters:
             p.grad = None
-        tally = Tally(batch, count, shared, untied, order=order)
-        with TapMode(parameters, tally, Sites()):
+        group_norms = GroupNorms(batch, count, shared, order=order)
+        with CaptureMode(parameters, group_norms, LayoutKnowledge()):
             value = loss(model, inputs)
         value.backward()
-        tally.close()
-        if not tally.surprises:
+        group_norms.close()
+        if not group_norms.newly_shared:
             break
-        untied |= tally.surprises & shared
-        shared |= tally.surprises
-    return tally, [p.grad for p in parameters]
+        shared.learn(group_norms.newly_shared)
+    return group_norms, [p.grad for p in parameters]
 
 
 def agrees(
@@ -81,14 +82,14 @@ def agrees(
     batch = len(inputs[0])
     plain = summed(axis)(model, inputs)
     truth = torch.autograd.grad(plain, list(model.parameters()), allow_unused=True)
-    tally, grads = run(model, inputs, count, axis, strided)
-    assert not tally.conflicts
+    group_norms, grads = run(model, inputs, count, axis, strided)
+    assert not group_norms.conflicts
     by_count = {}
     for k in {count, batch, max(2, count // 2)}:
         groups = Groups.of(batch, k)
         moved = inputs
         if strided and k < batch:
-            order = Groups.of(batch, count).strided(torch.device("cpu"))
+            order = Groups.of(batch, count).strided_order(torch.device("cpu"))
             moved = [x[order] for x in inputs]
         parts = group_gradients(model, summed(axis), moved, list(groups.bounds))
         by_count[groups.count] = parts
@@ -99,17 +100,17 @@ def agrees(
             continue
         assert got is not None
         torch.testing.assert_close(got, whole, rtol=1e-6, atol=1e-12 * scale)
-        keys = [k for k in tally.squares if k.index == index]
+        keys = [k for k in group_norms.squares if k.index == index]
         assert keys, f"{name} was not seen"
-        squares = sum(tally.squares[k] for k in keys)
+        squares = sum(group_norms.squares[k] for k in keys)
         assert isinstance(squares, Tensor)
-        parts = by_count[tally.groups[keys[0]].count]
+        parts = by_count[group_norms.groups[keys[0]].count]
         norms = torch.stack([part[index].square().sum() for part in parts])
         zero = 1e-14 * scale**2  # below, a gradient that is zero but for rounding
-        if strided and tally.groups[keys[0]].count == batch:
+        if strided and group_norms.groups[keys[0]].count == batch:
             norms, squares = norms.sort()[0], squares.sort()[0]
         torch.testing.assert_close(squares, norms, rtol=1e-6, atol=zero, msg=name)
-        total = sum(tally.totals[k] for k in keys)
+        total = sum(group_norms.totals[k] for k in keys)
         torch.testing.assert_close(
             total, whole.square().sum(), rtol=1e-6, atol=zero, msg=name
         )
@@ -312,29 +313,8 @@ def test_the_gram_form_is_the_sum_written_out() -> None:
     torch.testing.assert_close(gram_norms(x, g), truth.sqrt())
 
 
-@given(st.integers(1, 50), st.integers(1, 50))
-def test_groups_hold_every_example_once(batch: int, count: int) -> None:
-    groups = Groups.of(batch, count)
-    assert sum(groups.sizes) == batch
-    assert max(groups.sizes) - min(groups.sizes) <= 1
-    assert sorted(groups.strided(torch.device("cpu")).tolist()) == list(range(batch))
-    per_example = torch.randn(batch, 2)
-    sums = torch.stack([per_example[a:b].sum(0) for a, b in groups.slices])
-    torch.testing.assert_close(groups.sum(per_example), sums)
-
-
-def test_layouts_put_examples_side_by_side() -> None:
-    rows = torch.arange(6)[:, None].expand(6, 4).reshape(24, 1)
-    assert (Layout(6, "first").split(rows)[2] == 2).all()
-    turned = torch.arange(6)[None, :].expand(4, 6)
-    assert (Layout(6, "second").split(turned)[2] == 2).all()
-    assert (Layout(6, "interleaved").split(turned.reshape(24, 1))[2] == 2).all()
-    assert [one.axis for one in layouts(torch.zeros(6, 6, 3), 6)] == ["first", "second"]
-    assert layouts(torch.zeros(5, 3), 4) == ()
-
-
-def test_taps_leave_double_backward_alone() -> None:
-    # A gradient penalty differentiates through the tap.
+def test_hooks_leave_double_backward_alone() -> None:
+    # A gradient penalty differentiates through the hook.
     model, x = nn.Linear(3, 1).double(), torch.randn(5, 3).double()
 
     def penalty() -> Tensor:
@@ -343,12 +323,12 @@ def test_taps_leave_double_backward_alone() -> None:
         return slope.square().sum()
 
     (truth,) = torch.autograd.grad(penalty(), [model.weight])
-    tally = Tally(5, 5)
-    with TapMode(list(model.parameters()), tally, Sites()):
+    group_norms = GroupNorms(5, 5)
+    with CaptureMode(list(model.parameters()), group_norms, LayoutKnowledge()):
         value = penalty()
     (found,) = torch.autograd.grad(value, [model.weight])
     torch.testing.assert_close(found, truth)
-    assert tally.differentiated  # and so nothing is concluded from it
+    assert group_norms.differentiated  # and so nothing is concluded from it
 
 
 def test_half_precision_norms_are_taken_in_single() -> None:
@@ -356,21 +336,21 @@ def test_half_precision_norms_are_taken_in_single() -> None:
     torch.manual_seed(0)
     model = nn.Linear(40, 30)
     x = torch.randn(16, 40) * 20
-    tally = Tally(16, 4)
+    group_norms = GroupNorms(16, 4)
     with (
         torch.autocast("cpu", torch.bfloat16),
-        TapMode(list(model.parameters()), tally, Sites()),
+        CaptureMode(list(model.parameters()), group_norms, LayoutKnowledge()),
     ):
         out = model(x)
     assert out.dtype == torch.bfloat16
     (out.float() * 20).square().sum().backward()
-    tally.close()
+    group_norms.close()
     assert model.weight.grad is not None
     assert model.weight.grad.dtype == torch.float32
-    for squares in tally.squares.values():
+    for squares in group_norms.squares.values():
         assert squares.dtype == torch.float32
         assert squares.isfinite().all()
-    whole = math.sqrt(sum(float(t) for t in tally.totals.values()))
+    whole = math.sqrt(sum(float(t) for t in group_norms.totals.values()))
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     truth = math.sqrt(sum(float(g.square().sum()) for g in grads))
     assert whole == pytest.approx(truth, rel=1e-2)
@@ -392,9 +372,9 @@ def test_frozen_and_conflicting_parameters() -> None:
     model, x = Half(), torch.randn(6, 4)
     loss = summed(0)
     truth = torch.autograd.grad(loss(model, [x]), [model.whole, model.rest.weight])
-    tally, grads = run(model, [x], 3)
+    group_norms, grads = run(model, [x], 3)
     torch.testing.assert_close(grads[0], truth[0])
     torch.testing.assert_close(grads[1], truth[1])
-    assert set(tally.conflicts) == {0}  # two different views of one parameter
-    assert {key.index for key in tally.squares} - {0} == {1}
+    assert set(group_norms.conflicts) == {0}  # two different views of one parameter
+    assert {key.index for key in group_norms.squares} - {0} == {1}
     assert model.rest.bias.grad is None

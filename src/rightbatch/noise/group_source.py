@@ -1,0 +1,62 @@
+"""What every place has in common where a training step has groups of examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from rightbatch.noise.statistics.optimizer_metric import OptimizerMetrics
+from rightbatch.noise.statistics.samples import Sample
+
+# From the groups' sizes: what is to see every group's gradient in this step, if it is
+# measured in the optimizer's metrics too.
+MetricsFor = Callable[[tuple[int, ...]], OptimizerMetrics | None]
+
+
+class GroupSource:
+    """Where groups come from. One measured step at a time goes through it.
+
+    Attributes:
+        name: For people.
+        why: Why this one was chosen.
+        missing: Parameters that are not seen, by index, and why.
+        verified: Whether it was tested that examples are seen where they belong.
+        problem: Why the last step gave nothing.
+        metrics: Norms in the optimizer's metrics in this step, if they are measured.
+    """
+
+    name = ""
+    why = ""
+
+    def __init__(self, parameters: Sequence[Tensor], population: int | None) -> None:
+        self.parameters, self.population = parameters, population
+        self.missing: dict[int, str] = {}
+        self.verified: bool | None = None
+        self.problem = ""
+        self.metrics: OptimizerMetrics | None = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the model was called, and no gradient has come back yet."""
+        return False
+
+    def begin(self, metrics_for: MetricsFor, last_batches: tuple[int, ...]) -> None:
+        """A measured step begins; the last one had micro-batches of these sizes."""
+
+    def forward_begins(self, batch: int) -> None:
+        """The model is called with so many examples."""
+
+    def forward_ends(self, output: object) -> None:
+        """The model has returned."""
+
+    def finish(self, batches: Sequence[int]) -> Sample | None:
+        """All gradients of the step's micro-batches, of these sizes, are there.
+
+        Returns:
+            The sample, or None, with the reason in ``problem``.
+        """
+        raise NotImplementedError
+
+    def cancel(self) -> None:
+        """The step came to nothing: take every hook away."""
