@@ -9,7 +9,6 @@ code, classes and names stay as they are.
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -264,6 +263,3 @@ def _basic(index: Any) -> bool:
     """Whether it takes a view: no tensors, no lists."""
     parts = index if isinstance(index, tuple) else (index,)
     return all(isinstance(p, int | slice | None | types.EllipsisType) for p in parts)
-
-
-@functools.cache
