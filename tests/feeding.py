@@ -11,12 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 import rightbatch as rb
-from rightbatch.data.loading.stream import MicroBatch
+from rightbatch.data.loading.steps import MicroBatch
 
 # torch tells of a worker's death by an error wherever Python is: also where errors are
 # ignored, such as in what hypothesis does at each garbage collection.
@@ -132,18 +131,21 @@ class Numbers:
         return index, torch.rand(())
 
 
-OWN = random.Random(7)  # a generator that a module keeps
+GENERATOR = random.Random(7)  # that a module keeps
 
 
 class Whispers(Numbers):
-    """The same with generators of its own; a spawned worker can import it."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__(length)
-        self.generators = [random.Random(3), np.random.default_rng(3)]
+    """The same with a generator of its own; a spawned worker can import it."""
 
     def __getitem__(self, index: int) -> tuple[int, Any]:
-        return index, sum(g.random() for g in self.generators) + random.random()
+        return index, GENERATOR.random() + random.random()
+
+
+class Whispering:
+    """Seeds it."""
+
+    def __call__(self, seed: int) -> None:
+        GENERATOR.seed(seed)
 
 
 def main(folder: Path, steps: int, workers: int, size: int) -> None:

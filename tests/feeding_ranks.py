@@ -1,4 +1,4 @@
-"""Run under torchrun by test_sources.py: ranks, DDP, a changing batch, a ledger."""
+"""Run under torchrun by test_stream_ranks.py: DDP, a changing batch, a ledger."""
 
 from __future__ import annotations
 

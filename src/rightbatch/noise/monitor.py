@@ -157,7 +157,7 @@ class NoiseMonitor:
         self._quiet, self._warned = 0, set[str]()
         self._trouble = ""
         self._world = world(model)
-        if stream is not None and population is None and stream.composition.covers:
+        if stream is not None and population is None and stream.order.covers:
             self._population = population = stream.length
         count = None if groups == "examples" else groups
         self._inside = Inside(model, self._parameters, population, count, verify)

@@ -19,7 +19,7 @@ from rightbatch.core.errors import (
 )
 from rightbatch.core.torch_private import out_of_memory
 from rightbatch.core.user_code import blaming
-from rightbatch.data.loading.stream import Step
+from rightbatch.data.loading.steps import Step
 from rightbatch.job.job import (
     PRECISIONS,
     Loss,

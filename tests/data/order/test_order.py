@@ -32,7 +32,7 @@ def test_every_draw_has_a_randomness_of_its_own(name: str) -> None:
         while stream.step < 40:
             for step in stream.steps():
                 list(step)
-                seeds += step._plan.cut.seeds.tolist()
+                seeds += stream._planner.plan(stream._cursor, 12).cut.seeds.tolist()
         assert len(set(seeds)) == len(seeds)
         drawn.append(seeds)
     assert drawn[0] == drawn[1]

@@ -17,31 +17,25 @@ class LedgerAudit:
     """What a ledger proves.
 
     Attributes:
-        steps: Steps in the run, those rolled back by a resume left out.
+        steps: Steps in the run, those rolled back by a resume not counted.
         examples: Examples handed out in them.
         epochs: Whole epochs behind the run.
-        dropped: Examples left out at epochs' ends because ``tail="drop"`` asked for it.
-        skipped: Examples left out because ``skip`` or ``set_epoch`` asked for it.
+        left_out: Examples left out because ``tail="drop"``, ``skip`` or ``set_epoch``
+            asked for it.
         padded: Examples that came once more because ``tail="pad"`` asked for it.
         lost: Other examples that are missing before where the run stands.
         repeated: Examples that came more than once in an epoch, every extra one.
-        segments: Files of it per rank: a resume begins one, and one that begins at the
-            same state as an earlier one replaces it.
-        rolled_back: Steps in those files that a resume made again.
-        earlier: Runs in this folder before, which were begun anew and set aside.
+        rolled_back: Steps written down that a resume has made again.
     """
 
     steps: int
     examples: int
     epochs: int
-    dropped: int
-    skipped: int
+    left_out: int
     padded: int
     lost: int
     repeated: int
-    segments: int
     rolled_back: int
-    earlier: int
 
     @property
     def exact(self) -> bool:
@@ -53,10 +47,8 @@ class LedgerAudit:
         return (
             f"{self.examples} examples in {self.steps} steps, {self.epochs} whole "
             f"epochs: {verdict}\n"
-            f"{self.lost} lost, {self.repeated} repeated; as asked: {self.dropped} "
-            f"dropped, {self.skipped} skipped, {self.padded} padded;\n"
-            f"{self.segments} segments, {self.rolled_back} steps rolled back"
-            + (f", {self.earlier} earlier runs begun anew" if self.earlier else "")
+            f"{self.lost} lost, {self.repeated} repeated; as asked: {self.left_out} "
+            f"left out, {self.padded} padded; {self.rolled_back} steps rolled back"
         )
 
 
@@ -68,75 +60,68 @@ def audit_of(folder: Path, length: int | None = None) -> LedgerAudit:
         length: Examples in the data set; default what the ledger says.
 
     Raises:
-        RunFolderError: There is no ledger, or it is damaged.
+        RunFolderError: There is no ledger.
     """
-    rows, rolled_back, segments = _rows(folder)
-    size = length or max(row.get("length", 0) for row in rows)
-    if not size:
-        raise RunFolderError(
-            f"the ledger {folder} is damaged", seen="no row has a length"
-        )
-    index = np.asarray([i for r in rows for i in r["indices"]], dtype=np.int64)
-    spans = [np.arange(*span) for r in rows for span in r["positions"]]
-    at = np.concatenate([np.empty(0, dtype=np.int64), *spans])
-    # Every rank says the same of what is left out.
-    left_out = {
-        (r["start"], r["after"]): (r.get("dropped", 0), r.get("skipped", 0))
-        for r in rows
-    }
-    dropped, skipped = (sum(counts) for counts in zip(*left_out.values(), strict=True))
-    end = max(r["after"] for r in rows)
-    lost = repeated = 0
+    rows, rolled_back = _rows(folder)
+    size = length or rows[0]["length"]
+    end = max(row["after"] for row in rows)
+    # Every rank says the same of these.
+    steps = {(row["step"], row["start"]): row for row in rows}.values()
+    left_out = sum(row["after"] - row["start"] - row["examples"] for row in steps)
+    examples = lost = repeated = 0
     for epoch in range(end // size + 1):
-        seen = np.bincount(index[at // size == epoch], minlength=size)
+        indices = [i for row in rows for i in row["epochs"].get(str(epoch), [])]
+        seen = np.bincount(np.asarray(indices, dtype=np.int64), minlength=size)
+        examples += len(indices)
         repeated += int(np.maximum(seen - 1, 0).sum())
         # Of an epoch that is not over, as many as lie behind.
         lost += min(size, end - epoch * size) - int((seen > 0).sum())
     return LedgerAudit(
-        steps=len({r["step"] for r in rows if r["positions"]}),
-        examples=len(index),
+        steps=sum(row["examples"] > 0 for row in steps),
+        examples=examples,
         epochs=end // size,
-        dropped=dropped,
-        skipped=skipped,
-        padded=sum({r["step"]: r.get("padded", 0) for r in rows}.values()),
-        lost=lost - dropped - skipped,
+        left_out=left_out,
+        padded=sum(row["padded"] for row in steps),
+        lost=lost - left_out,
         repeated=repeated,
-        segments=segments,
         rolled_back=rolled_back,
-        earlier=len(list(folder.glob("earlier-*"))),
     )
 
 
-def _rows(folder: Path) -> tuple[list[dict[str, Any]], int, int]:
-    """The rows that count; how many steps were made void; number of segments."""
+def _rows(folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines that count, and how many steps a resume has made void."""
     segments: dict[int, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("segment-*-rank-*.jsonl")):
-        number = int(path.stem.split("-")[1])
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            # A killed process may leave half a line, of a step not handed out.
-            if line.endswith("\n"):
-                segments.setdefault(number, []).append(_row(line, path))
-    if not segments:
-        raise RunFolderError("there is no ledger here", seen=str(folder))
+        segments.setdefault(int(path.stem.split("-")[1]), []).extend(_lines(path))
     kept: list[dict[str, Any]] = []
     void: set[tuple[int, int]] = set()
-    for number in sorted(segments):
-        first = min(_place(row) for row in segments[number])
-        void |= {(number, r["step"]) for r in kept if _place(r) >= first}
-        kept = [r for r in kept if _place(r) < first]
-        kept += segments[number]
-    return kept, len(void), len(segments)
+    for number, rows in sorted(segments.items()):
+        first = min(map(_place, rows), default=(0, 0))
+        void |= {(number, row["step"]) for row in kept if _place(row) >= first}
+        kept = [row for row in kept if _place(row) < first] + rows
+    if not kept:
+        raise RunFolderError("there is no ledger here", seen=str(folder))
+    return kept, len(void)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file, each step's last one.
+
+    A line that was broken off, by a kill or a full disk, is none: its step came again,
+    or its examples are lost.
+    """
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        while rows and _place(rows[-1]) >= _place(row):
+            rows.pop()
+        rows.append(row)
+    return rows
 
 
 def _place(row: dict[str, Any]) -> tuple[int, int]:
     """Where it stands; what was left out just before a step has that step's number."""
     return row["step"], row["start"]
-
-
-def _row(line: str, path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(line))
-    except ValueError as error:
-        raise RunFolderError(
-            f"the ledger {path} is damaged", seen=f"{line.strip()[:60]}..."
-        ) from error

@@ -17,7 +17,7 @@ from rightbatch.core.errors import SettingError
 from rightbatch.core.guards import preserved_rng
 from rightbatch.data.audit.mixing import Batches
 from rightbatch.data.loading.stream import BatchStream
-from rightbatch.data.loading.stream_base import Cutter
+from rightbatch.data.loading.stream_base import StreamBase
 from rightbatch.data.order.order import Cursor
 
 HEAD = 4096  # examples by which two epochs are compared [assumed]
@@ -45,10 +45,10 @@ class Draws:
     epoch: int | None
 
 
-def stream_of(loader: Any) -> Cutter | None:
+def stream_of(loader: Any) -> StreamBase | None:
     """The `BatchStream` or `BatchSampler` that a loader is or has, if any."""
     sampler = getattr(loader, "batch_sampler", None)
-    return next((x for x in (loader, sampler) if isinstance(x, Cutter)), None)
+    return next((x for x in (loader, sampler) if isinstance(x, StreamBase)), None)
 
 
 def read_indices(loader: Any, most: int) -> Draws:
@@ -104,11 +104,11 @@ def read_indices(loader: Any, most: int) -> Draws:
     return draws
 
 
-def _stream_steps(stream: Cutter, rank: int) -> Iterator[Batches]:
+def _stream_steps(stream: StreamBase, rank: int) -> Iterator[Batches]:
     """The micro-batches of each step of the epoch that a stream stands in."""
     planner, size = copy.copy(stream._planner), stream.batch_size
     planner.rank = rank
-    extra = stream.composition.saved(stream._cursor.extra)
+    extra = stream.order.saved(stream._cursor.extra)
     cursor = planner.settle(Cursor(stream.epoch * stream.length, extra=extra), size)
     epoch = cursor.position // stream.length
     # A sampler hands out fillers too: nobody there can weigh them.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -20,7 +19,6 @@ from torch.utils.data import (
 
 from rightbatch.core.errors import SettingError
 
-ROWS = 32  # looked at to tell data sets apart [assumed]
 # A DataLoader's arguments that a stream has by another name.
 _INSTEAD = {
     "shuffle": 'order="shuffled", the default, or order="sequential"',
@@ -33,34 +31,6 @@ _INSTEAD = {
     "pin_memory_device": "pin_memory=True",
     "in_order": "leave it out: batches come in order",
 }
-
-
-class Sealed:
-    """Once made, of its own settings nothing but ``batch_size`` may be assigned.
-
-    What a subclass adds, or others hang on it, is theirs.
-    """
-
-    _settings: frozenset[str] = frozenset()
-
-    def _seal(self) -> None:
-        given = inspect.signature(self.__class__.__init__).parameters
-        found = {*given, *vars(self)}
-        for kind in type(self).__mro__:
-            if kind.__module__.startswith("rightbatch."):
-                found |= {n for n, v in vars(kind).items() if isinstance(v, property)}
-        self._settings = frozenset(n for n in found if not n.startswith("_"))
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._settings and name != "batch_size":
-            raise SettingError(
-                f"a stream's {name} cannot be assigned",
-                seen=f"{name} = {value!r:.60}",
-                why="batch_size alone changes while it runs",
-                fix=f"a new stream with {name}=..., and load_state_dict(the old one's "
-                "state_dict()); or set_epoch, skip",
-            )
-        super().__setattr__(name, value)
 
 
 def fingerprint_of(dataset: Any) -> str:
@@ -77,7 +47,7 @@ def fingerprint_of(dataset: Any) -> str:
     if isinstance(form, dict) and form.get("type") == "custom":
         # Hugging Face's with a transform: its own fingerprint is of the transform too,
         # another one in each process if that holds a random generator or a lock.
-        return _fingerprint_of_rows(dataset)
+        return ""
     return str(getattr(dataset, "_fingerprint", ""))
 
 
@@ -101,18 +71,6 @@ def _chosen_by(subset: Any) -> str:
 def subset_of(fingerprint: str) -> str:
     """The part of a fingerprint that `Subset` has added."""
     return "".join(re.findall(r"\[[^\[\]]*\]", fingerprint))
-
-
-def _fingerprint_of_rows(dataset: Any) -> str:
-    """By some rows, as they lie without the transform, and by the order of all."""
-    rows, count = dataset.with_format("arrow"), len(dataset)
-    found = blake2b(digest_size=8)
-    for place in sorted({i * (count - 1) // (ROWS - 1) for i in range(ROWS)}):
-        for batch in rows[place].combine_chunks().to_batches():
-            found.update(batch.serialize().to_pybytes())
-    if (order := getattr(dataset, "_indices", None)) is not None:
-        found.update(order.column(0).to_numpy().tobytes())
-    return found.hexdigest()
 
 
 def refuse(others: Mapping[str, object]) -> None:
@@ -167,7 +125,7 @@ def length_of(dataset: Any) -> int:
             fix=_one_of(dataset)
             if isinstance(dataset, Mapping)
             else "a map-style data set, or a tuple of tensors; for one that can only "
-            "be iterated: rightbatch.data.loading.shard_stream.ShardStream",
+            "be iterated: rb.data.ShardStream",
         )
     else:
         length = len(dataset)
@@ -176,7 +134,7 @@ def length_of(dataset: Any) -> int:
     return length
 
 
-def same_length(dataset: Any, before: int) -> None:
+def check_length(dataset: Any, before: int) -> None:
     """See that it has as many examples as the stream was made for.
 
     Raises:
@@ -197,24 +155,3 @@ def _one_of(parts: Mapping[Any, Any]) -> str:
     if parts and len(sizes) == 1:
         return "torch.utils.data.StackDataset(**parts)"
     return f"one of its parts: data[{next(iter(parts), 'train')!r}]"
-
-
-def several_parts(count: int, seen: str) -> SettingError:
-    """What a plain loop is told of a step that has several micro-batches."""
-    return SettingError(
-        f"a step of this stream has {count} micro-batches",
-        seen=seen,
-        why="one optimizer step needs all of them",
-        fix="for step in stream.steps(): for micro in step: "
-        "(loss(micro.data) * micro.share).backward()",
-    )
-
-
-def left_open(number: int, fix: str = "for micro in step: ...") -> SettingError:
-    """What is said where the next step is asked for before one has ended."""
-    return SettingError(
-        f"step {number} was not gone through to its end",
-        seen="the next step was asked for",
-        why="its examples come next, however often a step is asked for",
-        fix=fix,
-    )

@@ -11,13 +11,13 @@ from torch.utils.data import DataLoader, Sampler
 
 from rightbatch.core.errors import SettingError
 from rightbatch.data.loading.arguments import fingerprint_of
-from rightbatch.data.loading.stream_base import Cutter
+from rightbatch.data.loading.stream_base import StreamBase
 from rightbatch.data.order.draws import Shuffled
 from rightbatch.data.order.epochs import Blocks
 from rightbatch.data.order.order import Cursor, Order
 
 
-class BatchSampler(Cutter, Sampler[list[int]]):
+class BatchSampler(StreamBase, Sampler[list[int]]):
     """Batches of indices from one fixed stream, for ``DataLoader(batch_sampler=…)``.
 
     For loops that must keep their own loader. A `BatchStream` does more: with workers,
@@ -35,11 +35,10 @@ class BatchSampler(Cutter, Sampler[list[int]]):
         SettingError: An argument makes no sense.
 
     Example:
-        >>> import torch
+        >>> import torch, rightbatch as rb
         >>> from torch.utils.data import DataLoader, TensorDataset
-        >>> from rightbatch.data.loading.batch_sampler import BatchSampler
         >>> data = TensorDataset(torch.arange(10))
-        >>> sampler = BatchSampler(data, batch_size=4, seed=0)
+        >>> sampler = rb.data.BatchSampler(data, batch_size=4, seed=0)
         >>> loader = DataLoader(data, batch_sampler=sampler)
         >>> [len(x) for (x,) in sampler.follow(loader)]
         [4, 4, 2]
@@ -59,7 +58,7 @@ class BatchSampler(Cutter, Sampler[list[int]]):
         world_size: int | None = None,
         fingerprint: str = "",
     ) -> None:
-        Cutter.__init__(
+        StreamBase.__init__(
             self,
             _count(length),
             batch_size,
@@ -72,49 +71,40 @@ class BatchSampler(Cutter, Sampler[list[int]]):
             fingerprint=fingerprint or fingerprint_of(length),
         )
         self._ahead: deque[Cursor] | None = None  # while a loader is followed
-        self._left = False  # whether a loop ended before its epoch
+        self._left_at: Cursor | None = None  # where a loop ended before its epoch
 
     def __iter__(self) -> Iterator[list[int]]:
         """What is left of this epoch."""
         ahead = self._ahead
         if ahead is not None:
             ahead.clear()  # a loader begins anew where the last one was left
-        elif self._left:
+        elif self._left_at is self._cursor:
             self._warn(
+                "left",
                 "the last loop over this sampler was left before its epoch's end: if "
                 "the loader has workers, what they had fetched ahead is lost; "
-                "sampler.follow(loader) loses nothing"
+                "sampler.follow(loader) loses nothing",
             )
         cursor = self._settled()
         epoch = cursor.position // self.length
-        self._left = ahead is None
-        plain = isinstance(self.composition, Shuffled) and self._planner.world_size == 1
-        plain = plain and self._planner.tail != "pad"
-        step = self._plain() if plain else self._composed
+        plain = isinstance(self.order, Shuffled) and self.world_size == 1
+        step = self._plain() if plain and self.tail != "pad" else self._composed
         while cursor.position // self.length == epoch:
             batch, cursor = step(cursor)
             if ahead is None:
-                self._cursor = cursor
+                self._cursor = self._left_at = cursor
             else:
                 ahead.append(cursor)
             yield batch
             if ahead is None and self._cursor is not cursor:
                 raise _elsewhere()
             cursor = self._planner.settle(cursor, self.batch_size)
-        self._left = False
-
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of an epoch, unless the sampler is in it already."""
-        super().set_epoch(epoch)
-        self._left = False
-
-    def _moved(self) -> None:
-        self._left = False  # on purpose
+        self._left_at = None
 
     def _plain(self) -> Callable[[Cursor], tuple[list[int], Cursor]]:
         """Steps that are nothing but the next indices: three times as fast."""
-        assert isinstance(self.composition, Shuffled)
-        planner, order = self._planner, self.composition.examples(self.seed)
+        assert isinstance(self.order, Shuffled)
+        planner, order = self._planner, self.order.examples(self.seed)
         listed = Blocks(lambda a, b: order(a, b).tolist(), ends=self.length)
 
         def step(cursor: Cursor) -> tuple[list[int], Cursor]:
@@ -131,21 +121,22 @@ class BatchSampler(Cutter, Sampler[list[int]]):
         if len(plan.micro) > 1:
             raise SettingError(
                 "a sampler hands out one batch per step",
-                seen=f"{len(plan.micro)} in a step: {self.composition.name}",
+                seen=f"{len(plan.micro)} in a step: {self.order.name}",
                 fix="BatchStream and its steps()",
             )
         (micro,) = plan.micro
-        self._tell_short(plan)
+        self._warn_of_short_step(plan)
         if plan.uneven:
             self._warn(
+                "uneven",
                 "ranks have different numbers of examples in some steps, or one of "
                 "another rank where there are fewer than ranks, and a sampler cannot "
-                f"weigh them: {self._even(plan.cut)}, or use a BatchStream"
+                f"weigh them: {self._how_to_even(plan.cut)}, or use a BatchStream",
             )
         if micro.weights is not None:
             raise SettingError(
                 "this order needs importance weights, which a sampler cannot give",
-                seen=f"order {self.composition.name!r}",
+                seen=f"order {self.order.name!r}",
                 why="without them the batches belong to another objective",
                 fix="BatchStream, which yields (batch, weights)",
             )
@@ -158,20 +149,21 @@ class BatchSampler(Cutter, Sampler[list[int]]):
         the last batch that came out here; leaving the loop loses nothing.
 
         Raises:
-            SettingError: The loader has another batch sampler.
+            SettingError: The loader has another batch sampler, or does not hand out its
+                batches in order.
         """
+        if getattr(loader, "batch_sampler", None) is not self:
+            raise SettingError(
+                "the loader does not use this sampler",
+                seen=f"batch_sampler={getattr(loader, 'batch_sampler', None)!r:.60}",
+                fix="DataLoader(data, batch_sampler=sampler)",
+            )
         if not getattr(loader, "in_order", True):
             raise SettingError(
                 "a loader that is followed must hand out its batches in order",
                 seen="in_order=False",
                 why="nobody could tell which batches are behind",
                 fix="leave in_order out",
-            )
-        if getattr(loader, "batch_sampler", None) is not self:
-            raise SettingError(
-                "the loader does not use this sampler",
-                seen=f"batch_sampler={getattr(loader, 'batch_sampler', None)!r:.60}",
-                fix="DataLoader(data, batch_sampler=sampler)",
             )
         ahead = self._ahead = deque()
         try:
@@ -186,22 +178,21 @@ class BatchSampler(Cutter, Sampler[list[int]]):
 
 
 def _count(length: Any) -> int:
-    """Examples of a data set, or as said.
+    """Examples of a data set, or as given.
 
     Raises:
         SettingError: It is a loader, or holds none.
     """
-    if isinstance(length, (DataLoader, Cutter)):
+    if isinstance(length, (DataLoader, StreamBase)):
         raise SettingError(
             "a sampler is made for a data set",
             seen=f"a {type(length).__name__}, whose length is in batches",
             fix="the data set: loader.dataset",
         )
-    if not isinstance(length, (int, np.integer)):
-        length = len(length)
-    if length < 1:
-        raise SettingError("the data set is empty", seen=f"{length} examples")
-    return int(length)
+    count = length if isinstance(length, (int, np.integer)) else len(length)
+    if count < 1:
+        raise SettingError("the data set is empty", seen=f"{count} examples")
+    return int(count)
 
 
 def _elsewhere() -> SettingError:

@@ -1,24 +1,26 @@
-"""What runs in a worker: examples by number, each with a randomness of its own."""
+"""What reads examples, here or in a worker: by number, each with its own seed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt64
 from torch import Tensor
-from torch.utils.data import Subset, TensorDataset, default_collate, get_worker_info
+from torch.utils.data import Subset, TensorDataset, default_collate
 
-from rightbatch.data.loading.randomness import Randomness, States
+from rightbatch.data.loading.randomness import (
+    ExampleSeeds,
+    Seed,
+    loop_generators_kept,
+)
 
 COLLATE = 0x9E3779B97F4A7C15  # sets a collate's numbers apart from its examples'
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Piece:
+class Piece(NamedTuple):
     """The examples of one micro-batch of this rank.
 
     Attributes:
@@ -39,150 +41,121 @@ class Piece:
 
 
 class Fetch:
-    """A data set for a ``DataLoader`` whose batches are pieces of a stream.
+    """Makes the batch of a `Piece`.
 
-    Examples are read as the data set likes best, a batch at a time where it can, as
-    long as reading them draws no random numbers: then their seeds do not matter. The
-    first time that it does they are read once more, one by one, each after seeding what
-    was drawn from, and so are all that follow.
+    Tensors are indexed at once. Other data sets are read as they like best, many
+    examples at a time where they can, as long as that draws no random numbers; then
+    one by one, each after seeding what is drawn from. The first batch that draws is
+    read twice.
 
     Args:
         data: Map-style data set, or a tuple of tensors.
-        collate: Makes a batch of a list of examples.
-        seeded: Whether every example that draws random numbers has its own seed.
-            Tensors draw none, so they are not even watched.
-        current: One shared integer: pieces of an earlier generation are not fetched.
+        collate: Makes a batch of a list of examples; None: torch's.
+        seeded: Whether examples have seeds. Those of tensors have none.
+        seed_fn: Seeds what only the user knows of.
     """
 
     def __init__(
         self,
         data: Any,
         collate: Callable[[list[Any]], Any] | None,
+        *,
         seeded: bool,
-        current: Tensor,
+        seed_fn: Seed | None,
     ) -> None:
-        self.data, self.collate = data, collate or default_collate
-        self._own_collate = self.collate is not default_collate
-        self.seeded = seeded and (self._own_collate or not _plain(data))
-        self.current = current
-        self._at_once = not self._own_collate and _dense(data)
-        self._randomness = Randomness(data)
-        self._fresh, self._singly = True, False
+        self.data, self._collate = data, collate or default_collate
+        self._default_collate = self._collate is default_collate
+        self._tensors = _tensors(data) if self._default_collate else None
+        tensors_only = self._default_collate and type(_whole(data)) is TensorDataset
+        self._seeded = seeded and not tensors_only
+        self._seeds = ExampleSeeds(data, seed_fn)
 
-    def renew(self) -> None:
-        """The data set may have changed."""
-        self._fresh = True
+    def __call__(self, piece: Piece) -> Any:
+        """The collated examples.
 
-    def __getitems__(self, task: tuple[int, int, Piece]) -> tuple[int, Any]:
-        """The batch of a task, with the task's number."""
-        number, generation, piece = task
-        if generation < int(self.current[0]):
-            return number, None  # no longer wanted: the batch size has changed
-        return number, self._batch(piece)
+        Raises:
+            Exception: What the data set or the collate raised, with a note that says
+                for which examples.
+        """
+        if self._tensors is not None:
+            index = torch.from_numpy(piece.indices)
+            rows = [t.index_select(0, index.to(t.device)) for t in self._tensors]
+            return tuple(rows) if isinstance(self.data, tuple) else rows
+        indices = piece.indices.tolist()
+        if not self._seeded:
+            return self._collated(indices, self._read(indices))
+        seeds = piece.seeds.tolist()
+        with loop_generators_kept():
+            examples = self._read_seeded(indices, seeds)
+            if not self._default_collate:
+                self._seeds.begin(seeds[0] ^ COLLATE)
+            return self._collated(indices, examples)
 
-    def _batch(self, piece: Piece) -> Any:
-        index = torch.from_numpy(piece.indices)
-        if isinstance(self.data, tuple):
-            return tuple(t[index.to(t.device)] for t in self.data)
-        if self._at_once:  # what the collate would make of its examples
-            return [t[index.to(t.device)].contiguous() for t in self.data.tensors]
-        wanted = piece.indices.tolist()
-        if not self.seeded:
-            return self._collated(wanted, self._read(wanted))
-        if self._fresh:
-            self._randomness.look()
-        alone = get_worker_info() is not None
-        before = [] if alone else self._randomness.states()  # the training loop's
-        try:
-            examples = self._seeded(wanted, piece.seeds.tolist(), before)
-            if self._own_collate:
-                self._randomness.seed(int(piece.seeds[0]) ^ COLLATE)
-            return self._collated(wanted, examples)
-        finally:
-            self._randomness.restore(before)
-
-    def _seeded(self, wanted: list[int], seeds: list[int], before: States) -> list[Any]:
-        randomness, first = self._randomness, seeds[0]
-        examples: Any
-        if not randomness.draws:
-            randomness.seed(first)  # so that even what is kept of it is no chance
-            examples = self._read(wanted)
-            if self._fresh:  # some data sets make their generators when they are read
-                made = randomness.look()
-                before += [(generator, generator.get()) for generator in made]
-                randomness.add(made)
-                self._fresh = False
-            if not randomness.notice(first) and not randomness.draws:
-                return examples
+    def _read_seeded(self, indices: list[int], seeds: list[int]) -> Any:
+        """Again for each generator that is newly drawn from; three times at most."""
         while True:
-            randomness.seed(first)
-            seed, examples = randomness.seeder(), []
-            for index, value in zip(wanted, seeds, strict=True):
-                seed(value)
-                examples.append(self._one(index))
-            self._fresh = False
-            if not randomness.notice(first):  # from others too: once more
+            self._seeds.begin()
+            seeders = self._seeds.seeders()
+            if seeders:
+                examples = []
+                for index, value in zip(indices, seeds, strict=True):
+                    for seed in seeders:
+                        seed(value)
+                    examples.append(self._example(index))
+            else:
+                examples = self._read(indices)
+            if not self._seeds.newly_drawn_from():
                 return examples
 
-    def _read(self, wanted: list[int]) -> Any:
-        many = None if self._singly else getattr(self.data, "__getitems__", None)
-        if many is None:
-            return [self._one(index) for index in wanted]
+    def _read(self, indices: list[int]) -> Any:
+        """As the data set likes best."""
+        read_many = getattr(self.data, "__getitems__", None)
+        if read_many is None:
+            return [self._example(index) for index in indices]
         try:
-            examples = many(wanted)
+            return read_many(indices)
         except Exception as error:
-            for index in wanted:  # which one it is
-                self._one(index)
-            error.add_note(f"while reading examples {_some(wanted)} of the data set")
-            raise
-        whole = isinstance(examples, (list, tuple)) and len(examples) == len(wanted)
-        if self.seeded and not whole:  # a made batch: it could not be read singly
-            self._singly = True
-            return [self._one(index) for index in wanted]
-        return examples
-
-    def _collated(self, wanted: list[int], examples: Any) -> Any:
-        try:
-            return self.collate(examples)
-        except Exception as error:
-            error.add_note(f"while collating examples {_some(wanted)} of the data set")
-            if not self._own_collate:
-                error.add_note(
-                    "torch's default collate stacks tensors of one shape; for others, "
-                    "such as texts or None: collate_fn=..., which pads or packs them"
-                )
+            for index in indices:  # which one it is
+                self._example(index)
+            error.add_note(f"while reading examples {_some(indices)} of the data set")
             raise
 
-    def _one(self, index: int) -> Any:
+    def _example(self, index: int) -> Any:
         try:
             return self.data[index]
         except Exception as error:
             error.add_note(f"while reading example {index} of the data set")
             raise
 
-    @staticmethod
-    def as_it_is(batch: Any) -> Any:
-        """The loader's collate: the batch is made already."""
-        return batch
+    def _collated(self, indices: list[int], examples: Any) -> Any:
+        try:
+            return self._collate(examples)
+        except Exception as error:
+            error.add_note(f"while collating examples {_some(indices)} of the data set")
+            if self._default_collate:
+                error.add_note(
+                    "torch's default collate stacks tensors of one shape; for others, "
+                    "such as texts or None: collate_fn=..., which pads or packs them"
+                )
+            raise
 
 
 def _some(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
 
 
-def _plain(data: Any) -> bool:
-    """Tensors: they draw no random numbers."""
-    return isinstance(data, tuple) or type(_whole(data)) is TensorDataset
-
-
-def _dense(data: Any) -> bool:
-    """A data set of ordinary tensors, which can be indexed at once."""
-    return type(data) is TensorDataset and all(
-        type(t) is Tensor and t.layout is torch.strided for t in data.tensors
-    )
+def _tensors(data: Any) -> tuple[Tensor, ...] | None:
+    """Tensors that can be indexed at once, if the data set is nothing else."""
+    if isinstance(data, tuple):
+        return data
+    if type(data) is not TensorDataset:
+        return None
+    dense = all(type(t) is Tensor and t.layout is torch.strided for t in data.tensors)
+    return data.tensors if dense else None
 
 
 def _whole(data: Any) -> Any:
+    """The data set that nested subsets are taken from."""
     while type(data) is Subset:
         data = data.dataset
     return data

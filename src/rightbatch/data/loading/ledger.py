@@ -3,145 +3,70 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
 
 from rightbatch.core.errors import RunFolderError
 from rightbatch.data.audit.ledger_proof import LedgerAudit, audit_of
-from rightbatch.data.loading.step_plan import StepPlan
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Writer:
-    """Who writes into a ledger.
-
-    Attributes:
-        segment: Times that a state was loaded.
-        rank: Of this process.
-        world_size: Number of processes.
-        length: Examples in the data set.
-    """
-
-    segment: int
-    rank: int
-    world_size: int
-    length: int
+from rightbatch.data.loading.step_plan import Planner, StepPlan
 
 
 class Ledger:
-    """A folder in which every rank writes down each example as it is handed out.
+    """A folder in which every rank writes down the examples it is handed.
 
-    A file per segment (the time between a start or resume and the next) and rank, a
-    line per step. A resume from an earlier state makes later steps void.
+    A file for each rank and segment (the time between a start or resume and the next),
+    a line of JSON for each step. A resume from an earlier state makes later steps void.
 
     Args:
-        folder: Where; made if missing.
+        folder: Where it lies.
 
     Example:
         >>> import tempfile, torch, rightbatch as rb
-        >>> from rightbatch.data.loading.ledger import Ledger
         >>> folder = tempfile.mkdtemp()
         >>> stream = rb.BatchStream((torch.arange(10),), 4, ledger=folder)
         >>> for batch in stream:
         ...     pass
-        >>> print(Ledger(folder).audit())
+        >>> print(rb.data.Ledger(folder).audit())
         10 examples in 3 steps, 1 whole epochs: each exactly once
-        0 lost, 0 repeated; as asked: 0 dropped, 0 skipped, 0 padded;
-        1 segments, 0 steps rolled back
+        0 lost, 0 repeated; as asked: 0 left out, 0 padded; 0 steps rolled back
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._file: Path | None = None
 
-    def write(self, plan: StepPlan, at: Writer) -> None:
-        """Write down a step that has been handed out: it outlives this process."""
-        start, fresh = plan.before.position, len(plan.cut.indices) - plan.cut.repeats
-        # Padding is no example of the epoch: it was asked for, and is left out here.
-        places = plan.cut.positions
-        places = np.arange(start, start + fresh) if places is None else places
-        mine = [m for m in plan.micro if not m.part.filler]
-        own = np.concatenate([places[m.part.start : m.part.stop] for m in mine] or [[]])
-        index = np.concatenate(
-            [m.piece.indices[: max(0, fresh - m.part.start)] for m in mine] or [[]]
-        )
-        turn = np.argsort(own)
-        self._append(
-            at,
-            {
-                "step": plan.before.step,
-                "start": start,
-                "after": plan.after.position,
-                "dropped": plan.after.position - start - fresh,
-                "padded": plan.cut.repeats,
-                "positions": _spans(own[turn]),
-                "indices": index[turn].astype(int).tolist(),
-            },
-        )
-
-    def leave_out(
-        self, step: int, start: int, after: int, kind: str, at: Writer
-    ) -> None:
-        """Write down that positions from one to before another are left out.
+    def audit(self, length: int | None = None) -> LedgerAudit:
+        """Count what every epoch has seen.
 
         Args:
-            step: Number of the step that would have had them, or that comes next.
-            start: First position, over all epochs.
-            after: One behind the last.
-            kind: ``"dropped"`` or ``"skipped"``.
-            at: Who writes.
-        """
-        if after > start:
-            row = {"step": step, "start": start, "after": after, kind: after - start}
-            self._append(at, row | {"positions": [], "indices": []})
-
-    def _append(self, at: Writer, row: dict[str, Any]) -> None:
-        try:
-            if self._file is None:
-                self._file = self._opened(at.segment, at.rank, at.world_size)
-            if not (whole := self._file.stat().st_size):
-                row = {"length": at.length, "ranks": at.world_size} | row
-            line = (json.dumps(row) + "\n").encode()
-            try:
-                with self._file.open("ab", buffering=0) as file:
-                    while line:
-                        line = line[file.write(line) :]
-            except BaseException:  # a full disk, Ctrl-C: no half of a line
-                self.back_to(whole)
-                raise
-        except OSError as error:
-            raise RunFolderError(
-                f"cannot write the ledger in {self.folder}",
-                seen=error.strerror or str(error),
-                why="the step is not counted, and comes again",
-                fix="make room and go on; if its files were removed: "
-                "stream.load_state_dict(stream.state_dict()) begins new ones",
-            ) from error
-
-    def mark(self) -> int:
-        """Where this process's file ends: bytes, 0 before its first row."""
-        file = self._file
-        return 0 if file is None or not file.exists() else file.stat().st_size
-
-    def back_to(self, mark: int) -> None:
-        """Take back what was written since: its step was not handed out."""
-        if self._file is not None:
-            with suppress(OSError):  # the error that led here is the one to tell
-                os.truncate(self._file, mark)
-
-    def prepare(self) -> None:
-        """See that it can be written.
+            length: Examples in the data set; default what the ledger says.
 
         Raises:
-            RunFolderError: It cannot.
+            RunFolderError: There is no ledger.
         """
+        return audit_of(self.folder, length)
+
+
+class LedgerWriter:
+    """Writes what one rank of a stream is handed.
+
+    A line is written before the stream moves on. Where it cannot be, or a Ctrl-C comes
+    in between, the step comes again, and its second line counts.
+
+    Args:
+        folder: Where; made if missing.
+        planner: Of the stream.
+
+    Raises:
+        RunFolderError: The folder cannot be made.
+    """
+
+    def __init__(self, folder: str | Path, planner: Planner) -> None:
+        self.folder, self._planner = Path(folder), planner
+        self._segment = 0
+        self._file: Path | None = None  # made with the first line
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -151,60 +76,82 @@ class Ledger:
                 fix="another folder",
             ) from error
 
-    def restart(self) -> None:
-        """The next step belongs to another segment."""
-        self._file = None
+    def begin(self, segment: int) -> None:
+        """The next line belongs to this segment: a state was loaded."""
+        self._segment, self._file = segment, None
 
-    def audit(self, length: int | None = None) -> LedgerAudit:
-        """Count what every epoch has seen.
+    def step(self, plan: StepPlan) -> None:
+        """Write down a step that has been read."""
+        length = self._planner.order.length
+        # Padding is no example of the epoch: it is counted, not listed.
+        fresh = len(plan.cut.indices) - plan.cut.repeats
+        positions = plan.cut.positions
+        if positions is None:
+            positions = np.arange(plan.position, plan.position + fresh)
+        parts = [m.part for m in plan.micro if not m.part.filler]
+        places = [np.arange(p.start, min(p.stop, fresh)) for p in parts]
+        mine = np.concatenate(places) if places else np.empty(0, dtype=np.int64)
+        epochs = positions[mine] // length
+        self._append(
+            {
+                "step": plan.before.step,
+                "start": plan.before.position,
+                "after": plan.after.position,
+                "examples": fresh,
+                "padded": plan.cut.repeats,
+                "epochs": {
+                    str(epoch): plan.cut.indices[mine[epochs == epoch]].tolist()
+                    for epoch in np.unique(epochs).tolist()
+                },
+            }
+        )
+
+    def left_out(self, step: int, start: int, after: int) -> None:
+        """Write down that the positions from ``start`` to before ``after`` are skipped.
 
         Args:
-            length: Examples in the data set; default what the ledger says.
-
-        Raises:
-            RunFolderError: There is no ledger, or it is damaged.
+            step: Number of the step that would have had them, or that comes next.
+            start: First position, over all epochs.
+            after: One behind the last.
         """
-        return audit_of(self.folder, length)
+        if after > start:
+            row = {"step": step, "start": start, "after": after}
+            self._append(row | {"examples": 0, "padded": 0, "epochs": {}})
 
-    def _opened(self, segment: int, rank: int, world_size: int) -> Path:
-        self.prepare()
-        # Each rank's own files; those of ranks that are no more are the first's.
-        own = []
-        for path in sorted(self.folder.glob("segment-*-rank-*.jsonl")):
-            number, other = int(path.stem.split("-")[1]), int(path.stem.split("-")[3])
-            if other == rank or (not rank and other >= world_size):
-                own.append((path, number, other))
-        if segment == 0 and any(path.stat().st_size for path, _, _ in own):
-            self._set_aside([path for path, _, _ in own], rank)
-            own = []
-        for path, number, other in own:  # what a resume has rolled back
-            if number > segment or (number == segment and other != rank):
+    def _append(self, row: dict[str, Any]) -> None:
+        row["length"] = self._planner.order.length
+        try:
+            if self._file is None:
+                self._file = self._begun()
+            # The line's end comes first: a line that was broken off stands alone.
+            line = ("\n" + json.dumps(row)).encode()
+            with self._file.open("ab", buffering=0) as file:
+                while line:
+                    line = line[file.write(line) :]
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write the ledger in {self.folder}",
+                seen=error.strerror or str(error),
+                why="the step is not counted, and comes again",
+                fix="make room and go on",
+            ) from error
+
+    def _begun(self) -> Path:
+        """The file of this rank and segment; those that it makes void are deleted.
+
+        Files of ranks that are no more are the first rank's to delete.
+        """
+        rank, replaced = self._planner.rank, False
+        for path in self.folder.glob("segment-*-rank-*.jsonl"):
+            segment, other = (int(path.stem.split("-")[place]) for place in (1, 3))
+            gone = rank == 0 and other >= self._planner.world_size
+            if segment >= self._segment and (other == rank or gone):
                 path.unlink(missing_ok=True)
-        path = self.folder / f"segment-{segment:06d}-rank-{rank}.jsonl"
-        path.write_text("", encoding="utf-8")
-        return path
-
-    def _set_aside(self, files: list[Path], rank: int) -> None:
-        """Keep an earlier run's files in a folder of their own."""
-        run = 1
-        while any((aside := self.folder / f"earlier-{run}").glob(f"*-rank-{rank}.*")):
-            run += 1
-        aside.mkdir(exist_ok=True)
-        for path in files:
-            path.rename(aside / path.name)
-        if rank == 0:
+                replaced = True
+        if replaced and not self._segment and not rank:
             warnings.warn(
-                f"{self.folder} has the ledger of an earlier run, and this one begins "
-                f"anew: it is kept in {aside.name} (to go on, load the state first)",
+                f"the ledger of an earlier run in {self.folder} is replaced: this run "
+                "begins anew (to go on with that one, load the state first)",
                 stacklevel=6,
             )
-
-
-def _spans(places: Int64[np.ndarray, " n"]) -> list[list[int]]:
-    """Ascending places as runs of neighbours: first, and one behind the last."""
-    if not len(places):
-        return []
-    ends = np.flatnonzero(np.diff(places) != 1)
-    first = places[np.concatenate([[0], ends + 1])]
-    last = places[np.concatenate([ends, [len(places) - 1]])]
-    return [[int(a), int(b) + 1] for a, b in zip(first, last, strict=True)]
+        return self.folder / f"segment-{self._segment:06d}-rank-{rank}.jsonl"

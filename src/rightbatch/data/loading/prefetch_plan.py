@@ -1,4 +1,4 @@
-"""What comes if the batch size stays: planned ahead, so that workers can fetch it."""
+"""What comes next if the batch size stays: planned ahead, for workers to read."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from rightbatch.data.loading.step_plan import Planner, StepPlan
 from rightbatch.data.order.order import Cursor
 
 
-class Guesses:
-    """The steps planned ahead, and the true one where a guess was wrong.
+class PlannedSteps:
+    """The steps planned ahead, and the true one where the batch size has changed.
 
-    Knows nothing of the stream it works for: a stream that is let go stops its workers
-    at once.
+    It does not know the stream: a stream that is let go stops its workers at once.
 
     Args:
         planner: Makes the plans.
@@ -22,32 +21,32 @@ class Guesses:
 
     def __init__(self, planner: Planner) -> None:
         self._planner, self._batch_size = planner, 1
-        self.ahead: deque[StepPlan] = deque()
+        self._ahead: deque[StepPlan] = deque()
 
-    def plan(self, cursor: Cursor, batch_size: int) -> StepPlan:
-        """The step at ``cursor``: as guessed, or planned anew."""
+    def at(self, cursor: Cursor, batch_size: int) -> StepPlan:
+        """The step at ``cursor``: as planned ahead, or planned anew."""
         self._batch_size = batch_size
-        version = self._planner.composition.version
-        while self.ahead:
-            guess = self.ahead[0]
-            made_for = guess.before, guess.batch_size, guess.version
-            if made_for == (cursor, batch_size, version):
-                return guess
-            if guess.before.position < cursor.position:
-                self.ahead.popleft()
+        wanted = (cursor, batch_size, self._planner.order.version)
+        while self._ahead:
+            plan = self._ahead[0]
+            if (plan.before, plan.batch_size, plan.version) == wanted:
+                return plan
+            if plan.before.position >= cursor.position:
+                self._ahead.clear()
             else:
-                self.ahead.clear()
+                self._ahead.popleft()
         return self._planner.plan(cursor, batch_size)
 
-    def onward(self, plan: StepPlan, first: int) -> Iterator[Piece]:
-        """The pieces of a step from one on, and of the steps guessed behind it."""
-        self.ahead.clear()
+    def pieces(self, plan: StepPlan, first: int) -> Iterator[Piece]:
+        """Those of a step from its micro-batch ``first`` on, and of all steps behind.
+
+        Endless, and at the batch size last asked for.
+        """
+        self._ahead.clear()
         for micro in plan.micro[first:]:
             yield micro.piece
-        cursor = plan.after
         while True:
-            guess = self._planner.plan(cursor, self._batch_size)
-            self.ahead.append(guess)
-            for micro in guess.micro:
+            plan = self._planner.plan(plan.after, self._batch_size)
+            self._ahead.append(plan)
+            for micro in plan.micro:
                 yield micro.piece
-            cursor = guess.after

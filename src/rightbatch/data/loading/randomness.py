@@ -1,227 +1,133 @@
-"""The random numbers that reading an example may draw, and where they come from."""
+"""The random numbers that reading an example may draw: seeded for each example."""
 
 from __future__ import annotations
 
 import random
-import warnings
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import ConcatDataset, StackDataset, Subset
 
-from rightbatch.data.loading.reached import MOST_LOOKED_AT, Reached
-from rightbatch.data.order.permutation import key_of
-
-WORD = 2**64 - 1
-WIDE = 0x9E3779B97F4A7C15F39CC0605CEDC835  # 2^128 over the golden ratio
+Seed = Callable[[int], object]
+LOW_32 = 0xFFFFFFFF  # numpy's legacy seeds have no more bits
+FIRST = 0  # seed from which it is told whether a generator was drawn from
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Generator:
-    """One generator, and what can be done with it.
+class Generator(NamedTuple):
+    """One of this process's generators.
 
     Attributes:
-        source: The object.
-        salt: What tells its numbers from those of others with the same seed.
-        get: Its state.
-        put: Puts a state back.
-        begin: Seeds it with 64 bits.
-        tell: Something that is another after a number has been drawn; may draw.
+        seed: Seeds it by 64 bits.
+        draw: The next number from it.
+        first: That number right behind ``seed(FIRST)``.
     """
 
-    source: Any
-    salt: int
-    get: Callable[[], Any]
-    put: Callable[[Any], object]
-    begin: Callable[[int], object]
-    tell: Callable[[], Any]
-
-    @classmethod
-    def of(cls, found: Any, salt: int = 0) -> Generator | None:
-        """``found`` as one, or None if it is none, or none that can be seeded."""
-        kind = type(found)
-        made = None
-        if issubclass(kind, torch.Generator) and found.device.type == "cpu":
-            made = cls(
-                source=found,
-                salt=salt,
-                get=found.get_state,
-                put=found.set_state,
-                begin=lambda seed: found.manual_seed(seed >> 1),
-                tell=lambda: found.get_state().numpy().tobytes(),
-            )
-        elif issubclass(kind, random.Random):
-            made = cls(
-                source=found,
-                salt=salt,
-                get=found.getstate,
-                put=found.setstate,
-                begin=found.seed,
-                tell=found.random,
-            )
-        elif issubclass(kind, np.random.RandomState):
-            made = cls(
-                source=found,
-                salt=salt,
-                get=lambda: found.get_state(legacy=False),
-                put=found.set_state,
-                begin=lambda seed: _begin_legacy(found, seed),
-                tell=found.random_sample,
-            )
-        elif issubclass(kind, np.random.Generator):
-            bits = found.bit_generator
-            made = cls(
-                source=bits,
-                salt=salt,
-                get=lambda: bits.state,
-                put=lambda state: setattr(bits, "state", state),
-                begin=lambda seed: _begin(bits, seed),
-                tell=found.random,
-            )
-        elif issubclass(kind, np.random.BitGenerator):
-            made = cls(
-                source=found,
-                salt=salt,
-                get=lambda: found.state,
-                put=lambda state: setattr(found, "state", state),
-                begin=lambda seed: _begin(found, seed),
-                tell=found.random_raw,
-            )
-        return made if made is None or _works(made) else None
+    seed: Seed
+    draw: Callable[[], float]
+    first: float
 
 
-def _works(made: Generator) -> bool:
-    """Whether it can be seeded, told and put back; some have no state."""
-    with suppress(Exception):  # whatever a class of somebody's own raises
-        before = made.get()
-        try:
-            made.begin(1)
-            made.tell()
-        finally:
-            made.put(before)
-        return True
-    return False
+def _torch_number(generator: torch.Generator) -> float:
+    # Whatever the default device and dtype are.
+    return torch.rand((), generator=generator, dtype=torch.float64, device="cpu").item()
 
 
-def _begin(bits: Any, seed: int) -> None:
-    if type(bits) in (np.random.PCG64, np.random.PCG64DXSM):  # the default: 5 times
-        wide = seed * WIDE & (WORD << 64 | WORD)  # as fast as by numpy's seeding
-        bits.state = {
-            "bit_generator": type(bits).__name__,
-            "state": {"state": wide, "inc": WIDE},
-            "has_uint32": 0,
-            "uinteger": 0,
-        }
-    else:
-        bits.state = type(bits)(seed).state
+# Each takes other bits: numpy's and torch's are the same Mersenne twister.
+GENERATORS = (
+    Generator(
+        lambda seed: torch.default_generator.manual_seed(seed >> 32),
+        lambda: _torch_number(torch.default_generator),
+        _torch_number(torch.Generator().manual_seed(FIRST)),
+    ),
+    Generator(
+        lambda seed: np.random.seed(seed & LOW_32),
+        np.random.random_sample,
+        np.random.RandomState(FIRST).random_sample(),
+    ),
+    Generator(random.seed, random.random, random.Random(FIRST).random()),
+)
 
 
-def _begin_legacy(found: np.random.RandomState, seed: int) -> None:
-    bits = found._bit_generator
-    if type(bits) is np.random.MT19937:
-        found.seed(seed & 0xFFFFFFFF)
-    else:
-        found.set_state({**found.get_state(legacy=False), "has_gauss": 0})
-        _begin(bits, seed)
-
-
-PROCESS: list[Any] = [  # torch's, numpy's and Python's
-    Generator.of(torch.default_generator),
-    Generator.of(np.random.mtrand._rand),
-    Generator.of(getattr(random.seed, "__self__", None)),
-]
-States = list[tuple[Generator, Any]]
-
-
-class Randomness:
-    """The generators of this process, and those that a data set keeps for itself.
+class ExampleSeeds:
+    """Seeds what reading an example draws from, and notices what that is.
 
     Args:
         data: The data set.
+        seed_fn: Seeds what else there is.
     """
 
-    def __init__(self, data: Any) -> None:
-        self.data = data
-        self.all: list[Generator] = []  # looked for where the data are read
-        self.cut_short = False
-        self._drawn: set[Any] = set()
+    def __init__(self, data: Any, seed_fn: Seed | None) -> None:
+        self._data, self._seed_fn = data, seed_fn
+        self._drawn_from: list[Generator] = []
 
-    @property
-    def own(self) -> list[Generator]:
-        """The data set's."""
-        return self.all[len(PROCESS) :]
-
-    @property
-    def draws(self) -> bool:
-        """Whether any has been seen to be drawn from."""
-        return bool(self._drawn)
-
-    def look(self) -> list[Generator]:
-        """Find the data set's own; those that had not been found before."""
-        known = {id(g.source): g for g in self.all}
-        found = {id(g.source): g for g in PROCESS}
-        reached = Reached(self.data)
-        for way, one in reached:
-            source = one.bit_generator if type(one) is np.random.Generator else one
-            made = known.get(id(source)) or Generator.of(one, key_of("generator", way))
-            if made is not None:
-                found.setdefault(id(made.source), made)
-        self.cut_short = reached.cut_short
-        self.all = list(found.values())
-        return [g for number, g in found.items() if number not in known]
-
-    def states(self) -> States:
-        """Where all of them stand."""
-        return [(generator, generator.get()) for generator in self.all]
+    def seeders(self) -> list[Seed]:
+        """Whatever must be seeded before each example; empty while nothing draws."""
+        seeders = [g.seed for g in self._drawn_from]
+        setters = setters_of(self._data)
+        if self._seed_fn is not None:
+            setters.append(self._seed_fn)
+        for setter in setters:
+            seeders.append(lambda seed, setter=setter: setter(seed & LOW_32))
+        return seeders
 
     @staticmethod
-    def restore(states: States) -> None:
-        """Put them back."""
-        for generator, state in states:
-            generator.put(state)
+    def begin(seed: int = FIRST) -> None:
+        """Seed the process's three generators."""
+        for generator in GENERATORS:
+            generator.seed(seed)
 
-    def seed(self, value: int) -> None:
-        """Begin anew, all of them."""
-        for generator in self.all:
-            generator.begin(value ^ generator.salt)
+    def newly_drawn_from(self) -> bool:
+        """Whether since `begin` a generator was drawn from that never was before."""
+        new = [
+            generator
+            for generator in GENERATORS
+            if generator not in self._drawn_from and generator.draw() != generator.first
+        ]
+        self._drawn_from += new
+        return bool(new)
 
-    def seeder(self) -> Callable[[int], None]:
-        """Seeds those that are known to be drawn from."""
-        chosen = [(g.salt, g.begin) for g in self.all if g in self._drawn]
 
-        def seed(value: int) -> None:
-            for salt, begin in chosen:
-                begin(value ^ salt)
+def setters_of(data: Any) -> list[Seed]:
+    """``set_random_seed`` of a data set and of its transforms, where they have it.
 
-        return seed
+    Looked at are the data set, its ``transform``, ``target_transform`` and
+    ``transforms`` (or each of a list of those); of torch's ``Subset``,
+    ``ConcatDataset`` and ``StackDataset`` their parts.
+    """
+    if isinstance(data, Subset):
+        return setters_of(data.dataset)
+    if isinstance(data, (ConcatDataset, StackDataset)):
+        parts = data.datasets
+        parts = list(parts.values()) if isinstance(parts, dict) else parts
+        return [setter for part in parts for setter in setters_of(part)]
+    holders = [data]
+    for name in ("transform", "target_transform", "transforms"):
+        transform = getattr(data, name, None)
+        several = isinstance(transform, (list, tuple))
+        holders += transform if several else [transform]
+    setters = [getattr(holder, "set_random_seed", None) for holder in holders]
+    return [setter for setter in setters if callable(setter)]
 
-    def notice(self, value: int) -> bool:
-        """Whether any has been drawn from since all were seeded with ``value``.
 
-        Only those that were not known to be; now they are.
-        """
-        moved = set()
-        for generator in self.all:
-            if generator not in self._drawn:
-                here = generator.tell()
-                generator.begin(value ^ generator.salt)
-                if here != generator.tell():
-                    moved.add(generator)
-        self.add(moved)
-        return bool(moved)
+# numpy's bits while examples are read: to copy the state of the loop's takes 70 us.
+_BITS = np.random.MT19937(FIRST)
 
-    def add(self, generators: Iterable[Generator]) -> None:
-        """These are drawn from too."""
-        self._drawn |= set(generators)
-        if self._drawn and self.cut_short:
-            self.cut_short = False  # said once
-            warnings.warn(
-                f"the data set draws random numbers and holds more than "
-                f"{MOST_LOOKED_AT:,} objects: generators of its own among the others "
-                "are not seeded, so what they draw is not the same after a resume; "
-                "keep its transforms in an attribute of the data set",
-                stacklevel=2,
-            )
+
+@contextmanager
+def loop_generators_kept() -> Iterator[None]:
+    """Leave the training loop's generators as they were.
+
+    But for the second of two normal numbers that ``np.random.randn`` keeps.
+    """
+    python, tensors = random.getstate(), torch.default_generator.get_state()
+    bits = np.random.get_bit_generator()
+    np.random.set_bit_generator(_BITS)
+    try:
+        yield
+    finally:
+        np.random.set_bit_generator(bits)
+        torch.default_generator.set_state(tensors)
+        random.setstate(python)

@@ -1,16 +1,15 @@
-"""How the examples of one step are dealt to ranks and cut into micro-batches."""
+"""How the examples of one step are split across ranks and into micro-batches."""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A run of a step's examples that is one micro-batch of one rank.
 
     Attributes:
@@ -24,8 +23,16 @@ class Part:
     stop: int
     filler: bool = False
 
+    @property
+    def size(self) -> int:
+        """Examples that count."""
+        return 0 if self.filler else self.stop - self.start
 
-def deal(
+
+Parts = tuple[Part, ...]  # of one rank
+
+
+def split_across_ranks(
     count: int,
     world_size: int,
     micro_batch: int | None,
@@ -34,12 +41,12 @@ def deal(
     fences: tuple[int, ...] = (),
     tokens: Int64[np.ndarray, " examples"] | None = None,
     turn: int = 0,
-) -> tuple[tuple[Part, ...], ...]:
+) -> tuple[Parts, ...]:
     """The micro-batches of every rank: as many for each, all examples exactly once.
 
-    Full micro-batches are dealt in turn, so that where they lie does not depend on the
-    batch size: a new one finds what the workers have already fetched. What is left is
-    split evenly.
+    Full micro-batches go to the ranks in turn, so that where they lie does not depend
+    on the batch size: a new one finds what the workers have already fetched. What is
+    left is split evenly.
 
     Args:
         count: Examples of the step, over all ranks.
@@ -47,24 +54,27 @@ def deal(
         micro_batch: Most examples of one micro-batch; None: each rank gets one.
         unit: Neighbours that stay together; a divisor of ``count``.
         fences: Where micro-batches must end.
-        tokens: Of each example: runs between fences are dealt so that ranks have like
-            numbers of them.
+        tokens: Of each example: runs between fences are split so that ranks have
+            similar numbers of them.
         turn: Number of the step: the rank that gets one more changes with it.
 
     Example:
-        >>> [[(p.start, p.stop) for p in rank] for rank in deal(10, 2, 4)]
+        >>> ranks = split_across_ranks(10, world_size=2, micro_batch=4)
+        >>> [[(part.start, part.stop) for part in parts] for parts in ranks]
         [[(0, 4), (8, 9)], [(4, 8), (9, 10)]]
     """
     if fences:
-        return _dealt_runs(count, world_size, micro_batch, fences, tokens)
-    groups, most = count // unit, max(1, (micro_batch or count) // unit)
-    row = most * world_size if micro_batch else groups + 1
-    full = groups // row
-    hands: list[list[Part]] = [[] for _ in range(world_size)]
+        return _split_runs(count, world_size, micro_batch, fences, tokens)
+    if world_size == 1 and micro_batch is None:
+        return ((Part(0, count),),)
+    units, most = count // unit, max(1, (micro_batch or count) // unit)
+    row = most * world_size if micro_batch else units + 1
+    full = units // row
+    ranks: list[list[Part]] = [[] for _ in range(world_size)]
     for number in range(full * world_size):
         start = number * most
-        hands[number % world_size].append(Part(start * unit, (start + most) * unit))
-    start, rest = full * row, groups - full * row
+        ranks[number % world_size].append(Part(start * unit, (start + most) * unit))
+    start, rest = full * row, units - full * row
     if rest:
         small, larger = divmod(rest, world_size)
         for number in range(world_size):
@@ -73,51 +83,46 @@ def deal(
                 part = Part(start * unit, stop * unit)
             else:  # every rank must make as many backward passes
                 part = Part(0, unit, filler=True)
-            hands[rank].append(part)
+            ranks[rank].append(part)
             start = stop
-    return tuple(tuple(hand) for hand in hands)
+    return tuple(tuple(parts) for parts in ranks)
 
 
-def _dealt_runs(
+def _split_runs(
     count: int,
     world_size: int,
     micro_batch: int | None,
     fences: tuple[int, ...],
     tokens: Int64[np.ndarray, " examples"] | None,
-) -> tuple[tuple[Part, ...], ...]:
+) -> tuple[Parts, ...]:
     """Runs between fences; large ones halved until all ranks get as many."""
-    loads = np.arange(count + 1)
+    before = np.arange(count + 1)  # tokens, or examples, before each example
     if tokens is not None:
-        loads = np.concatenate([[0], np.cumsum(tokens)])
+        before = np.concatenate([[0], np.cumsum(tokens)])
 
-    def load(run: tuple[int, int]) -> int:
-        return int(loads[run[1]] - loads[run[0]])
+    def load(run: Part) -> int:
+        return int(before[run.stop] - before[run.start])
 
-    edges = sorted({0, *fences, count})
     runs = []
-    for start, stop in itertools.pairwise(edges):
+    for start, stop in itertools.pairwise(sorted({0, *fences, count})):
         most = micro_batch or stop - start
-        runs += [(a, min(a + most, stop)) for a in range(start, stop, most)]
+        runs += [Part(a, min(a + most, stop)) for a in range(start, stop, most)]
     while len(runs) % world_size:
-        large = [j for j, (start, stop) in enumerate(runs) if stop - start > 1]
+        large = [j for j, run in enumerate(runs) if run.size > 1]
         if not large:
             break
         j = max(large, key=lambda j: load(runs[j]))
-        start, stop = runs[j]
-        runs[j : j + 1] = [(start, (start + stop) // 2), ((start + stop) // 2, stop)]
+        start, stop = runs[j].start, runs[j].stop
+        middle = (start + stop) // 2
+        runs[j : j + 1] = [Part(start, middle), Part(middle, stop)]
     each = -(-len(runs) // world_size)
-    hands: list[list[tuple[int, int]]] = [[] for _ in range(world_size)]
+    ranks: list[list[Part]] = [[] for _ in range(world_size)]
     # The heaviest first, each to the rank that has least so far.
-    held = [0] * world_size
+    loads = [0] * world_size
     for run in sorted(runs, key=load, reverse=True):
-        free = (rank for rank in range(world_size) if len(hands[rank]) < each)
-        rank = min(free, key=held.__getitem__)
-        hands[rank].append(run)
-        held[rank] += load(run)
-    return tuple(
-        (
-            *(Part(*run) for run in sorted(hand)),
-            *[Part(0, 1, filler=True)] * (each - len(hand)),
-        )
-        for hand in hands
-    )
+        free = (rank for rank in range(world_size) if len(ranks[rank]) < each)
+        rank = min(free, key=loads.__getitem__)
+        ranks[rank].append(run)
+        loads[rank] += load(run)
+    filler = Part(0, 1, filler=True)
+    return tuple((*sorted(parts), *[filler] * (each - len(parts))) for parts in ranks)

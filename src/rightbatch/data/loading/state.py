@@ -23,13 +23,13 @@ def state_of(
     batch_size: int,
     segment: int,
     fingerprint: str,
-    composition: str,
+    order_digest: str,
 ) -> dict[str, Any]:
     """A few numbers and strings, equal on all ranks."""
     return {
         "version": VERSION,
-        "order": planner.composition.name,
-        "length": planner.composition.length,
+        "order": planner.order.name,
+        "length": planner.order.length,
         "seed": planner.seed,
         "position": cursor.position,
         "step": cursor.step,
@@ -37,13 +37,13 @@ def state_of(
         "extra": list(cursor.extra),
         "batch_size": batch_size,
         "segment": segment,
-        "composition": composition,
+        "order_digest": order_digest,
         "fingerprint": fingerprint,
     }
 
 
 def restored(
-    state: Mapping[str, Any], planner: Planner, fingerprint: str, composition: str
+    state: Mapping[str, Any], planner: Planner, fingerprint: str, order_digest: str
 ) -> Cursor:
     """The cursor of a saved state.
 
@@ -56,7 +56,7 @@ def restored(
         batch_size=0,
         segment=0,
         fingerprint=fingerprint,
-        composition=composition,
+        order_digest=order_digest,
     )
     keys = state if isinstance(state, Mapping) else {}
     missing = [key for key in own if key not in keys]
@@ -65,8 +65,8 @@ def restored(
     if not missing and not wrong:
         extra = state["extra"]
         sound = isinstance(extra, (list, tuple)) and all(map(_natural, extra))
-        if all(own[k] == state[k] for k in ("order", "length", "composition")):
-            sound = sound and planner.composition.accepts(tuple(extra))
+        if all(own[k] == state[k] for k in ("order", "length", "order_digest")):
+            sound = sound and planner.order.accepts(tuple(extra))
         wrong = [] if sound else ["extra"]
     if missing or wrong:
         raise SettingError(
@@ -95,8 +95,8 @@ def restored(
         ("seed", "another seed", "its order of examples is another one"),
         ("order", "another order", "positions in it mean other examples"),
         (
-            "composition",
-            "other labels, lengths or settings of the composition",
+            "order_digest",
+            "other labels, lengths or settings of the order",
             "positions in it mean other examples",
         ),
         (
@@ -158,6 +158,6 @@ def _natural(value: object) -> bool:
 
 
 def digest(values: dict[str, Any]) -> str:
-    """Sixteen letters for a composition's own values."""
+    """Sixteen letters for an order's own values."""
     text = json.dumps(values, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

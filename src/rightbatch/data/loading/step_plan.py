@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from rightbatch.core.errors import SettingError
 from rightbatch.data.loading.fetch import Piece
-from rightbatch.data.loading.split_ranks import Part, deal
+from rightbatch.data.loading.split_ranks import Part, split_across_ranks
 from rightbatch.data.order.order import Cursor, Cut, Order
 
 TAILS = ("keep", "drop", "carry", "pad")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class MicroPlan:
+class MicroPlan(NamedTuple):
     """One micro-batch of this rank.
 
     Attributes:
         part: Where it lies in the step.
-        piece: What the workers fetch.
+        piece: Its examples: what is read.
         share: Its weight in the mean over the step, times the number of ranks.
         token_share: The same where the loss is a mean over tokens.
         weights: Importance weights of its examples, or None.
@@ -36,15 +36,15 @@ class MicroPlan:
     groups: Int64[np.ndarray, " examples"] | None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StepPlan:
+class StepPlan(NamedTuple):
     """One optimizer step.
 
     Attributes:
         before: Where the stream stands before it.
         after: And behind it.
+        position: Of its first example, over all epochs.
         batch_size: What was asked for.
-        version: Of the composition, when it was made.
+        version: Of the order, when it was made.
         cut: Its examples, over all ranks.
         micro: The micro-batches of this rank.
         uneven: Whether some rank has fewer examples, or fillers.
@@ -52,6 +52,7 @@ class StepPlan:
 
     before: Cursor
     after: Cursor
+    position: int
     batch_size: int
     version: int
     cut: Cut
@@ -64,7 +65,7 @@ class Planner:
     """Everything that decides what a step consists of; pure but for caches.
 
     Attributes:
-        composition: Which examples.
+        order: Which examples.
         seed: Of the order.
         tail: What becomes of an epoch's last short batch.
         rank: Of this process.
@@ -72,7 +73,7 @@ class Planner:
         micro_batch: Most examples in one micro-batch; None: all of the rank's.
     """
 
-    composition: Order
+    order: Order
     seed: int
     tail: str
     rank: int
@@ -80,114 +81,112 @@ class Planner:
     micro_batch: int | None
 
     def plan(self, cursor: Cursor, batch_size: int) -> StepPlan:
-        """The step that begins at ``cursor``, already settled."""
-        stop = self.stop(cursor)
-        cut, after = self.composition.cut(self.seed, cursor, batch_size, stop)
+        """The step that begins at ``cursor``, or behind the tail that is dropped."""
+        start = self.settle(cursor, batch_size)
+        stop = self.stop(start)
+        cut, after = self.order.cut(self.seed, start, batch_size, stop)
         if self.tail == "pad":
-            cut = self._padded(cut, cursor, batch_size)
-        hands = deal(
+            cut = self._padded(cut, start, batch_size)
+        ranks = split_across_ranks(
             len(cut.indices),
             self.world_size,
             self.micro_batch,
             unit=cut.unit,
             fences=cut.fences,
             tokens=cut.tokens,
-            turn=cursor.step,
+            turn=start.step,
         )
+        uneven = False
+        if self.world_size > 1:
+            uneven = len({sum(part.size for part in parts) for parts in ranks}) > 1
         return StepPlan(
             before=cursor,
-            after=self.settle(self.entering(after, cursor), batch_size),
+            after=self.settle(self.entering(after, start), batch_size),
+            position=start.position,
             batch_size=batch_size,
-            version=self.composition.version,
+            version=self.order.version,
             cut=cut,
-            micro=tuple(self._micro(cut, part) for part in hands[self.rank]),
-            uneven=self.world_size > 1 and _uneven(hands),
+            micro=tuple(self._micro(cut, part) for part in ranks[self.rank]),
+            uneven=uneven,
         )
 
     def stop(self, cursor: Cursor) -> int:
         """Position that the next step must not reach over."""
         if self.tail in ("carry", "drop"):
             return 1 << 63
-        length = self.composition.length
+        length = self.order.length
         return (cursor.position // length + 1) * length
 
     def settle(self, cursor: Cursor, batch_size: int) -> Cursor:
-        """Never at an epoch's end: a tail that is dropped is behind us already."""
-        length = self.composition.length
+        """Where the next step begins: not in a tail that is to be dropped."""
+        if self.tail != "drop":
+            return cursor
+        length = self.order.length
         left = length - cursor.position % length
-        if self.tail == "drop" and left < batch_size:
-            after = replace(cursor, position=cursor.position + left)
-            return self.entering(after, cursor)
-        return cursor
+        if left >= batch_size:
+            return cursor
+        return self.entering(replace(cursor, position=cursor.position + left), cursor)
 
     def entering(self, after: Cursor, before: Cursor) -> Cursor:
         """``after``, which remembers the first step of an epoch that it enters."""
-        length = self.composition.length
+        length = self.order.length
         same = after.position // length == before.position // length
         return after if same else replace(after, first_step=after.step)
 
     def steps_left(self, position: int, batch_size: int) -> int:
         """Steps that begin in this epoch, from ``position`` on, at this batch."""
-        left = self.composition.length - position % self.composition.length
+        left = self.order.length - position % self.order.length
         return left // batch_size if self.tail == "drop" else -(-left // batch_size)
 
     def _padded(self, cut: Cut, cursor: Cursor, batch_size: int) -> Cut:
         """Filled up to the whole size with the examples that the epoch began with."""
-        length = self.composition.length
+        length = self.order.length
         begin = cursor.position - cursor.position % length
         while (short := batch_size - len(cut.indices)) > 0:
             head = replace(cursor, position=begin)
-            more, _ = self.composition.cut(self.seed, head, short, begin + length)
+            more, _ = self.order.cut(self.seed, head, short, begin + length)
             cut = cut.padded(more)
         return cut
 
     def _micro(self, cut: Cut, part: Part) -> MicroPlan:
         here = slice(part.start, part.stop)
-        size = 0 if part.filler else part.stop - part.start
-        share = cut.factor * self.world_size * size / len(cut.indices)
-        tokens = None
+        token_share = None
         if cut.tokens is not None:
-            tokens = self.world_size * float(cut.tokens[here].sum() / cut.tokens.sum())
-            tokens = 0.0 if part.filler else tokens
+            tokens = 0 if part.filler else cut.tokens[here].sum()
+            token_share = self.world_size * float(tokens / cut.tokens.sum())
         return MicroPlan(
             part=part,
             piece=Piece(cut.indices[here], cut.seeds[here]),
-            share=share,
-            token_share=tokens,
+            share=cut.factor * self.world_size * part.size / len(cut.indices),
+            token_share=token_share,
             weights=None if cut.weights is None else cut.weights[here],
             groups=None if cut.groups is None else cut.groups[here],
         )
 
 
-def _uneven(hands: tuple[tuple[Part, ...], ...]) -> bool:
-    """Whether the ranks' examples differ in number."""
-    sizes = {sum(0 if p.filler else p.stop - p.start for p in hand) for hand in hands}
-    return len(sizes) > 1
-
-
-def check_tail(tail: str | None, composition: Order) -> str:
+def check_tail(tail: str | None, order: Order) -> str:
     """The tail rule in force.
 
     Raises:
-        SettingError: It is none, or has no effect.
+        SettingError: There is no such rule, or it has no effect.
     """
     if tail is None:
-        return "keep" if composition.covers else "carry"
+        return "keep" if order.covers else "carry"
     if tail not in TAILS:
         raise SettingError(
             f"tail must be one of {', '.join(TAILS)}", seen=f"tail={tail!r}"
         )
-    if tail in ("drop", "pad") and composition.counts != "examples":
+    if tail in ("drop", "pad") and order.counts != "examples":
         raise SettingError(
             f"tail={tail!r} needs a batch_size in examples",
-            seen=f"it counts {composition.counts}",
+            seen=f"it counts {order.counts}",
             why="nobody can know how many examples the next step would have had",
             fix="tail='keep' or 'carry'",
         )
-    if not composition.covers and tail != "carry":
+    if not order.covers and tail != "carry":
         raise SettingError(
-            f"tail={tail!r} has no effect with {composition.name} batches",
-            seen=f"order {composition.name!r}",
+            f"tail={tail!r} has no effect with {order.name} batches",
+            seen=f"order {order.name!r}",
             why="their epochs have no last short batch: every step is whole",
             fix="leave tail out",
         )

@@ -1,4 +1,4 @@
-"""Where a stream stands, how it is cut, and its state: whatever carries the data."""
+"""Where a stream stands and how it is cut, whatever carries the data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rightbatch.data.order.draws import DRAWS
 from rightbatch.data.order.order import Cursor, Cut, Order, whole
 
 
-class Cutter:
+class StreamBase:
     """What `BatchStream` and `BatchSampler` share.
 
     Attributes:
@@ -39,14 +39,14 @@ class Cutter:
         micro_batch: int | None,
         fingerprint: str,
     ) -> None:
-        composition = _composition(order, length)
+        order = _order_of(order, length)
         # Given numbers may be of ranks that are no processes of one group.
-        self._together = rank is None
+        self._compare_ranks = rank is None
         rank, world_size = place_of(rank, world_size)
         self._planner = Planner(
-            composition,
+            order,
             whole(seed, "seed", least=0),
-            check_tail(tail, composition),
+            check_tail(tail, order),
             rank,
             world_size,
             None if micro_batch is None else whole(micro_batch, "micro_batch"),
@@ -54,9 +54,9 @@ class Cutter:
         self.length, self.fingerprint = length, fingerprint
         self._warned: set[str] = set()
         self.batch_size = batch_size
-        self._segment = 0
-        self._composition_digest = digest(composition.fingerprint())
-        self._cursor = Cursor(extra=composition.start())
+        self._segment = 0  # how many times a state was loaded on the way here
+        self._order_digest = digest(order.fingerprint())
+        self._cursor = Cursor(extra=order.start())
 
     @property
     def batch_size(self) -> int:
@@ -66,19 +66,19 @@ class Cutter:
     @batch_size.setter
     def batch_size(self, value: int) -> None:
         value = whole(value, "batch_size")
-        self._planner.composition.check(value)
-        if self._planner.tail == "drop" and value > self.length:
+        self.order.check(value)
+        if self.tail == "drop" and value > self.length:
             raise SettingError(
                 "tail='drop' would drop every batch",
                 seen=f"batch_size={value}, {self.length} examples",
                 why="an epoch holds no whole batch, so there would be no step at all",
                 fix=f"batch_size={self.length} or less, tail='keep' or 'carry'",
             )
-        covering = self.composition.covers and self._planner.tail == "carry"
-        if covering and value > self.length:
+        if self.order.covers and self.tail == "carry" and value > self.length:
             self._warn(
+                "repeats",
                 f"batch_size={value} is more than the {self.length} examples: a batch "
-                "holds some of them more than once"
+                "holds some of them more than once",
             )
         self._batch_size = value
 
@@ -93,14 +93,24 @@ class Cutter:
         return self._planner.world_size
 
     @property
-    def composition(self) -> Order:
-        """What its batches are made of."""
-        return self._planner.composition
+    def order(self) -> Order:
+        """Which examples come next."""
+        return self._planner.order
 
     @property
     def seed(self) -> int:
         """Seed of the order."""
         return self._planner.seed
+
+    @property
+    def tail(self) -> str:
+        """What becomes of an epoch's last short batch."""
+        return self._planner.tail
+
+    @property
+    def micro_batch(self) -> int | None:
+        """Most examples in one micro-batch."""
+        return self._planner.micro_batch
 
     @property
     def epoch(self) -> int:
@@ -121,16 +131,16 @@ class Cutter:
     def steps_left(self) -> int:
         """Steps until this epoch's end at today's batch size.
 
-        Where it counts tokens or runs, or steps may be short (`Distinct` with several
+        Where it counts tokens, or steps may be short (`Distinct` with several
         keys), the epoch is gone through to know: a second for some thousand steps.
         """
         cursor = self._settled()
-        if self.composition.steady:
+        if self.order.steady:
             return self._planner.steps_left(cursor.position, self._batch_size)
         epoch, steps = cursor.position // self.length, 0
         while cursor.position // self.length == epoch:
             stop = self._planner.stop(cursor)
-            _, cursor = self.composition.cut(self.seed, cursor, self._batch_size, stop)
+            _, cursor = self.order.cut(self.seed, cursor, self._batch_size, stop)
             steps += 1
         return steps
 
@@ -145,7 +155,7 @@ class Cutter:
             part = f", rank {self.rank} of {self.world_size}"
         return (
             f"{type(self).__name__}({self.length} examples, batch_size="
-            f"{self._batch_size}, order {self.composition.name!r}{part}: epoch "
+            f"{self._batch_size}, order {self.order.name!r}{part}: epoch "
             f"{self.epoch}, {self.position} examples behind)"
         )
 
@@ -157,36 +167,37 @@ class Cutter:
     def composed(self) -> bool:
         """Whether not every part of a batch is composed like every other."""
         batch = self._batch_size
-        return self.composition.equal_groups(batch, self._cursor, batch) < batch
+        return self.alike(batch, batch) < batch
 
     def alike(self, batch: int, most: int) -> int:
-        """Into how many runs of equal composition a batch of it can be cut."""
-        return self.composition.equal_groups(batch, self._cursor, most)
+        """Into how many groups of equal composition a batch of it can be cut."""
+        return self.order.equal_groups(batch, self._cursor, most)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch, unless the stream is in it already.
 
-        For trainers that call it on a sampler before every epoch.
+        For trainers that call it on a sampler before every epoch. Orders that keep
+        counts of their own (`Strata`, `Pairs`) go on from them.
         """
         epoch = whole(epoch, "epoch", least=0)
         if epoch != self.epoch:
             step = self._cursor.step
-            extra = self.composition.moved(self._cursor.extra)
-            self._cursor = Cursor(epoch * self.length, step, step, extra)
+            extra = self.order.moved(self._cursor.extra)
+            self._leave_out(Cursor(epoch * self.length, step, step, extra))
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands: a few numbers, equal on all ranks.
 
         Behind the last step handed out, whatever the workers have fetched ahead.
         """
-        extra = self.composition.saved(self._cursor.extra)
+        extra = self.order.saved(self._cursor.extra)
         return state_of(
             self._planner,
             replace(self._cursor, extra=extra),
             batch_size=self._batch_size,
             segment=self._segment,
             fingerprint=self.fingerprint,
-            composition=self._composition_digest,
+            order_digest=self._order_digest,
         )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -195,22 +206,20 @@ class Cutter:
         The batch size in force is restored with it; assign another one afterwards.
 
         Raises:
-            SettingError: It is the state of another data set, seed or composition.
+            SettingError: It is the state of another data set, seed or order.
         """
-        cursor = restored(
-            state, self._planner, self.fingerprint, self._composition_digest
-        )
+        cursor = restored(state, self._planner, self.fingerprint, self._order_digest)
         self.batch_size = int(state["batch_size"])
         self._cursor, self._segment = cursor, int(state["segment"]) + 1
-        self.composition.loaded()
-        self._moved()
+        self.order.loaded()
 
     def _settled(self) -> Cursor:
         """Where the next step begins: not in a tail that is to be dropped."""
         return self._planner.settle(self._cursor, self._batch_size)
 
-    def _moved(self) -> None:
-        """The cursor was set to somewhere else."""
+    def _leave_out(self, after: Cursor) -> None:
+        """Go to a place, past what nobody will see."""
+        self._cursor = after
 
     def _agree(self) -> None:
         """Once, before the first step: compare the streams of all ranks. Collective.
@@ -218,38 +227,41 @@ class Cutter:
         Raises:
             SettingError: They differ.
         """
-        if self._together and self._planner.world_size > 1:
-            own = self.state_dict() | {"tail": self._planner.tail}
-            own["micro_batch"] = self._planner.micro_batch
+        if self._compare_ranks and self.world_size > 1:
+            settings = self.state_dict() | {"tail": self.tail}
+            settings["micro_batch"] = self.micro_batch
             # Those that data sets make may be random; subsets must not be.
-            own["subset"] = subset_of(own.pop("fingerprint"))
-            alike(gathered(own, self._planner.world_size))
-        self._together = False
+            settings["subset"] = subset_of(settings.pop("fingerprint"))
+            alike(gathered(settings, self.world_size))
+        self._compare_ranks = False
 
-    def _tell_short(self, plan: StepPlan) -> None:
+    def _warn_of_short_step(self, plan: StepPlan) -> None:
         """Say once that a step has fewer examples than were asked for."""
-        found, asked = len(plan.cut.indices), plan.batch_size
-        counted = self.composition.counts == "examples"
-        if not self.composition.steady and counted and found < asked:
+        count, order = len(plan.cut.indices), self.order
+        if order.steady or order.counts != "examples":
+            return
+        if count < plan.batch_size:
             self._warn(
-                f"only {found} examples without a common key were found for a batch of "
-                f"{asked}: some steps are shorter; choose a smaller batch_size"
+                "short",
+                f"only {count} examples without a common key were found for a batch of "
+                f"{plan.batch_size}: some steps are shorter; choose a smaller "
+                "batch_size",
             )
 
-    def _even(self, cut: Cut) -> str:
+    def _how_to_even(self, cut: Cut) -> str:
         """What gives every rank as many examples."""
-        each = cut.unit * self._planner.world_size
+        each = cut.unit * self.world_size
         size = f"choose a batch_size that is a multiple of {each}"
         if cut.tokens is not None:
             return "multiply by micro.token_share for a mean over tokens"
-        if not self.composition.covers:
+        if not self.order.covers:
             return size
         return f"{size} and tail='drop', 'carry' or 'pad'"
 
-    def _warn(self, text: str) -> None:
-        kind = text.split(maxsplit=1)[0].split("=")[0]
-        if kind not in self._warned:
-            self._warned.add(kind)
+    def _warn(self, subject: str, text: str) -> None:
+        """Once for each subject."""
+        if subject not in self._warned:
+            self._warned.add(subject)
             warnings.warn(text, stacklevel=3)
 
 
@@ -287,23 +299,17 @@ def place_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
     return rank, world_size
 
 
-def _composition(order: str | Order, length: int) -> Order:
-    """What batches are made of.
+def _order_of(order: str | Order, length: int) -> Order:
+    """An order, made by its name or given.
 
     Raises:
         SettingError: No such order, or it is of another number of examples.
     """
-    if isinstance(order, str):
-        if order not in DRAWS:
-            raise SettingError(
-                f"order must be one of {', '.join(DRAWS)}, or an Order",
-                seen=f"order={order!r}",
-                fix="order=Strata(labels), Pairs(labels, each=4) or Tokens(lengths)",
-            )
+    if isinstance(order, str) and order in DRAWS:
         return DRAWS[order](length)
     if not isinstance(order, Order):
         raise SettingError(
-            "order is neither a name nor an Order",
+            f"order must be one of {', '.join(DRAWS)}, or an order",
             seen=f"order={order!r:.60}",
             fix="order=Strata(labels), Pairs(labels, each=4) or Tokens(lengths, ...)",
         )
