@@ -194,6 +194,6 @@ def test_a_state_of_other_units_is_refused() -> None:
         (torch.arange(40),), 20, order=rb.data.Tokens(lengths, 9, count="tokens")
     )
     examples = rb.BatchStream((torch.arange(40),), 20, order=rb.data.Tokens(lengths, 9))
-    with pytest.raises(rb.SettingError, match="composition"):
+    with pytest.raises(rb.SettingError, match="settings of the order"):
         examples.load_state_dict(tokens.state_dict())
     assert tokens  # a stream is true, though nobody knows how many steps it has
