@@ -197,7 +197,7 @@ class StreamBase:
             batch_size=self._batch_size,
             segment=self._segment,
             fingerprint=self.fingerprint,
-            order_digest=self._order_digest,
+            order_settings=self._order_digest,
         )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -309,7 +309,7 @@ def _order_of(order: str | Order, length: int) -> Order:
         return DRAWS[order](length)
     if not isinstance(order, Order):
         raise SettingError(
-            f"order must be one of {', '.join(DRAWS)}, or an order",
+            f"order must be one of {', '.join(DRAWS)}, or made from the data set",
             seen=f"order={order!r:.60}",
             fix="order=Strata(labels), Pairs(labels, each=4) or Tokens(lengths, ...)",
         )
