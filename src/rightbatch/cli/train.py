@@ -134,8 +134,8 @@ def train(
             rate=decay,
             half_batch=plan.half_batch if plan is not None else None,
         )
-        # Its own forms take the decay up; one from a file has its own already.
-        taken = hasattr(parsed, "rate") and not schedule.endswith(".json")
+        # Some forms take the decay up.
+        taken = hasattr(parsed, "rate")
         decay = None if taken else decay
     folder = out or share_first(
         lambda: make_run_folder(None, f"train-{spec.stem}"), first

@@ -157,7 +157,7 @@ class NoiseMonitor:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         check_settings(model, optimizer, overhead, groups, population)
-        if stream is not None and population is None and stream.composition.covers:
+        if stream is not None and population is None and stream.order.covers:
             population = stream.length
         self.model, self.optimizer = model, optimizer
         self.history, self.counts = History(), Counts()

@@ -52,7 +52,7 @@ def test_balanced_has_no_weights_and_says_another_objective() -> None:
     stream = rb.BatchStream((y,), 64, order=rb.data.Strata(y, "balanced"))
     (labels,) = next(iter(stream))  # no weights
     assert int(labels.sum()) == 32
-    assert "balanced" in stream.composition.name
+    assert "balanced" in stream.order.name
 
 
 def test_a_small_stratum_is_capped_and_goes_round_without_loss() -> None:

@@ -117,15 +117,18 @@ def test_a_step_of_tokens_is_a_random_batch_and_one_of_a_window_is_not(
     data = (torch.arange(50_000),)
     found: dict[int | None, float] = {}
     told: dict[int | None, str] = {}
+    padding: dict[int | None, float] = {}
     for window in (None, 8192):
         order = rb.data.Tokens(lengths, 4096, packed=packed, window=window)
         stream = rb.BatchStream(data, 256, order=order)
         audit = rb.audit(stream, lengths=lengths)
         assert audit.length_noise is not None
         found[window], told[window] = audit.length_noise.value, str(audit)
+        padding[window] = audit.padding or 0.0
     assert found[None] == pytest.approx(1, abs=0.4)
     assert "lengths are not mixed" not in told[None]
     assert found[8192] > 30
+    assert padding[8192] < 0.03 < padding[None] or packed
     assert "note: lengths are not mixed" in told[8192]
 
 
@@ -191,6 +194,6 @@ def test_a_state_of_other_units_is_refused() -> None:
         (torch.arange(40),), 20, order=rb.data.Tokens(lengths, 9, count="tokens")
     )
     examples = rb.BatchStream((torch.arange(40),), 20, order=rb.data.Tokens(lengths, 9))
-    with pytest.raises(rb.SettingError, match="composition"):
+    with pytest.raises(rb.SettingError, match="settings of the order"):
         examples.load_state_dict(tokens.state_dict())
     assert tokens  # a stream is true, though nobody knows how many steps it has

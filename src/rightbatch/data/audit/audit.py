@@ -114,7 +114,7 @@ def audit(
         Meng et al. 2017, arXiv:1709.10432 (what insufficient shuffling costs).
     """
     stream = stream_of(loader)
-    order = None if stream is None else stream.composition
+    order = None if stream is None else stream.order
     tokens = order if isinstance(order, Tokens) else None
     lengths = tokens.lengths if lengths is None and tokens is not None else lengths
     draws = read_indices(loader, examples)

@@ -108,7 +108,7 @@ def _stream_steps(stream: StreamBase, rank: int) -> Iterator[Batches]:
     """The micro-batches of each step of the epoch that a stream stands in."""
     planner, size = copy.copy(stream._planner), stream.batch_size
     planner.rank = rank
-    extra = stream.composition.saved(stream._cursor.extra)
+    extra = stream.order.saved(stream._cursor.extra)
     cursor = planner.settle(Cursor(stream.epoch * stream.length, extra=extra), size)
     epoch = cursor.position // stream.length
     # A sampler hands out fillers too: nobody there can weigh them.

@@ -87,7 +87,7 @@ class BatchSampler(StreamBase, Sampler[list[int]]):
             )
         cursor = self._settled()
         epoch = cursor.position // self.length
-        plain = isinstance(self.composition, Shuffled) and self.world_size == 1
+        plain = isinstance(self.order, Shuffled) and self.world_size == 1
         step = self._plain() if plain and self.tail != "pad" else self._composed
         while cursor.position // self.length == epoch:
             batch, cursor = step(cursor)
@@ -103,8 +103,8 @@ class BatchSampler(StreamBase, Sampler[list[int]]):
 
     def _plain(self) -> Callable[[Cursor], tuple[list[int], Cursor]]:
         """Steps that are nothing but the next indices: three times as fast."""
-        assert isinstance(self.composition, Shuffled)
-        planner, order = self._planner, self.composition.examples(self.seed)
+        assert isinstance(self.order, Shuffled)
+        planner, order = self._planner, self.order.examples(self.seed)
         listed = Blocks(lambda a, b: order(a, b).tolist(), ends=self.length)
 
         def step(cursor: Cursor) -> tuple[list[int], Cursor]:
@@ -121,7 +121,7 @@ class BatchSampler(StreamBase, Sampler[list[int]]):
         if len(plan.micro) > 1:
             raise SettingError(
                 "a sampler hands out one batch per step",
-                seen=f"{len(plan.micro)} in a step: {self.composition.name}",
+                seen=f"{len(plan.micro)} in a step: {self.order.name}",
                 fix="BatchStream and its steps()",
             )
         (micro,) = plan.micro
@@ -136,7 +136,7 @@ class BatchSampler(StreamBase, Sampler[list[int]]):
         if micro.weights is not None:
             raise SettingError(
                 "this order needs importance weights, which a sampler cannot give",
-                seen=f"order {self.composition.name!r}",
+                seen=f"order {self.order.name!r}",
                 why="without them the batches belong to another objective",
                 fix="BatchStream, which yields (batch, weights)",
             )

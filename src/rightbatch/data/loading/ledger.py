@@ -82,7 +82,7 @@ class LedgerWriter:
 
     def step(self, plan: StepPlan) -> None:
         """Write down a step that has been read."""
-        length = self._planner.composition.length
+        length = self._planner.order.length
         # Padding is no example of the epoch: it is counted, not listed.
         fresh = len(plan.cut.indices) - plan.cut.repeats
         positions = plan.cut.positions
@@ -119,7 +119,7 @@ class LedgerWriter:
             self._append(row | {"examples": 0, "padded": 0, "epochs": {}})
 
     def _append(self, row: dict[str, Any]) -> None:
-        row["length"] = self._planner.composition.length
+        row["length"] = self._planner.order.length
         try:
             if self._file is None:
                 self._file = self._begun()

@@ -26,7 +26,7 @@ class PlannedSteps:
     def at(self, cursor: Cursor, batch_size: int) -> StepPlan:
         """The step at ``cursor``: as planned ahead, or planned anew."""
         self._batch_size = batch_size
-        wanted = (cursor, batch_size, self._planner.composition.version)
+        wanted = (cursor, batch_size, self._planner.order.version)
         while self._ahead:
             plan = self._ahead[0]
             if (plan.before, plan.batch_size, plan.version) == wanted:

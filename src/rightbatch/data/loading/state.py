@@ -13,7 +13,7 @@ from rightbatch.core.errors import SettingError
 from rightbatch.data.loading.step_plan import Planner
 from rightbatch.data.order.order import Cursor
 
-VERSION = 1
+VERSION = 2
 
 
 def state_of(
@@ -23,13 +23,13 @@ def state_of(
     batch_size: int,
     segment: int,
     fingerprint: str,
-    composition: str,
+    order_settings: str,
 ) -> dict[str, Any]:
     """A few numbers and strings, equal on all ranks."""
     return {
         "version": VERSION,
-        "order": planner.composition.name,
-        "length": planner.composition.length,
+        "order": planner.order.name,
+        "length": planner.order.length,
         "seed": planner.seed,
         "position": cursor.position,
         "step": cursor.step,
@@ -37,13 +37,13 @@ def state_of(
         "extra": list(cursor.extra),
         "batch_size": batch_size,
         "segment": segment,
-        "composition": composition,
+        "order_settings": order_settings,
         "fingerprint": fingerprint,
     }
 
 
 def restored(
-    state: Mapping[str, Any], planner: Planner, fingerprint: str, composition: str
+    state: Mapping[str, Any], planner: Planner, fingerprint: str, order_settings: str
 ) -> Cursor:
     """The cursor of a saved state.
 
@@ -56,17 +56,23 @@ def restored(
         batch_size=0,
         segment=0,
         fingerprint=fingerprint,
-        composition=composition,
+        order_settings=order_settings,
     )
     keys = state if isinstance(state, Mapping) else {}
+    if keys.get("version", VERSION) != VERSION:
+        raise SettingError(
+            "the state was saved by another version of rightbatch",
+            seen=f"state version {keys['version']}, this one reads {VERSION}",
+            fix="load it with the version that saved it",
+        )
     missing = [key for key in own if key not in keys]
     numbers = ("position", "step", "first_step", "batch_size", "segment")
     wrong = [k for k in numbers if not missing and not _natural(state[k])]
     if not missing and not wrong:
         extra = state["extra"]
         sound = isinstance(extra, (list, tuple)) and all(map(_natural, extra))
-        if all(own[k] == state[k] for k in ("order", "length", "composition")):
-            sound = sound and planner.composition.accepts(tuple(extra))
+        if all(own[k] == state[k] for k in ("order", "length", "order_settings")):
+            sound = sound and planner.order.accepts(tuple(extra))
         wrong = [] if sound else ["extra"]
     if missing or wrong:
         raise SettingError(
@@ -75,12 +81,6 @@ def restored(
             if missing
             else ", ".join(f"{k} = {state[k]!r}" for k in wrong),
             fix="what stream.state_dict() gave",
-        )
-    if state["version"] != VERSION:
-        raise SettingError(
-            "the state was saved by another version of rightbatch",
-            seen=f"state version {state['version']}, this one reads {VERSION}",
-            fix="load it with the version that saved it",
         )
     if state["length"] != own["length"]:
         raise SettingError(
@@ -95,8 +95,8 @@ def restored(
         ("seed", "another seed", "its order of examples is another one"),
         ("order", "another order", "positions in it mean other examples"),
         (
-            "composition",
-            "other labels, lengths or settings of the composition",
+            "order_settings",
+            "other labels, lengths or settings of the order",
             "positions in it mean other examples",
         ),
         (
@@ -110,7 +110,7 @@ def restored(
                 f"the state was saved with {what}",
                 seen=f"{key} {state[key]!r} then, {own[key]!r} now",
                 why=why,
-                fix=f"the {key} it had"
+                fix=f"the {key.replace('_', ' ')} it had"
                 + (f": {state[key]!r}" if key in ("seed", "order") else "")
                 if key != "fingerprint"
                 else "the data set that it was saved with; if it is the same: "
@@ -158,6 +158,6 @@ def _natural(value: object) -> bool:
 
 
 def digest(values: dict[str, Any]) -> str:
-    """Sixteen letters for a composition's own values."""
+    """Sixteen letters for an order's own values."""
     text = json.dumps(values, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

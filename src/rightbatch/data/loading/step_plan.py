@@ -44,7 +44,7 @@ class StepPlan(NamedTuple):
         after: And behind it.
         position: Of its first example, over all epochs.
         batch_size: What was asked for.
-        version: Of the composition, when it was made.
+        version: Of the order, when it was made.
         cut: Its examples, over all ranks.
         micro: The micro-batches of this rank.
         uneven: Whether some rank has fewer examples, or fillers.
@@ -65,7 +65,7 @@ class Planner:
     """Everything that decides what a step consists of; pure but for caches.
 
     Attributes:
-        composition: Which examples.
+        order: Which examples.
         seed: Of the order.
         tail: What becomes of an epoch's last short batch.
         rank: Of this process.
@@ -73,7 +73,7 @@ class Planner:
         micro_batch: Most examples in one micro-batch; None: all of the rank's.
     """
 
-    composition: Order
+    order: Order
     seed: int
     tail: str
     rank: int
@@ -84,7 +84,7 @@ class Planner:
         """The step that begins at ``cursor``, or behind the tail that is dropped."""
         start = self.settle(cursor, batch_size)
         stop = self.stop(start)
-        cut, after = self.composition.cut(self.seed, start, batch_size, stop)
+        cut, after = self.order.cut(self.seed, start, batch_size, stop)
         if self.tail == "pad":
             cut = self._padded(cut, start, batch_size)
         ranks = split_across_ranks(
@@ -104,7 +104,7 @@ class Planner:
             after=self.settle(self.entering(after, start), batch_size),
             position=start.position,
             batch_size=batch_size,
-            version=self.composition.version,
+            version=self.order.version,
             cut=cut,
             micro=tuple(self._micro(cut, part) for part in ranks[self.rank]),
             uneven=uneven,
@@ -114,14 +114,14 @@ class Planner:
         """Position that the next step must not reach over."""
         if self.tail in ("carry", "drop"):
             return 1 << 63
-        length = self.composition.length
+        length = self.order.length
         return (cursor.position // length + 1) * length
 
     def settle(self, cursor: Cursor, batch_size: int) -> Cursor:
         """Where the next step begins: not in a tail that is to be dropped."""
         if self.tail != "drop":
             return cursor
-        length = self.composition.length
+        length = self.order.length
         left = length - cursor.position % length
         if left >= batch_size:
             return cursor
@@ -129,22 +129,22 @@ class Planner:
 
     def entering(self, after: Cursor, before: Cursor) -> Cursor:
         """``after``, which remembers the first step of an epoch that it enters."""
-        length = self.composition.length
+        length = self.order.length
         same = after.position // length == before.position // length
         return after if same else replace(after, first_step=after.step)
 
     def steps_left(self, position: int, batch_size: int) -> int:
         """Steps that begin in this epoch, from ``position`` on, at this batch."""
-        left = self.composition.length - position % self.composition.length
+        left = self.order.length - position % self.order.length
         return left // batch_size if self.tail == "drop" else -(-left // batch_size)
 
     def _padded(self, cut: Cut, cursor: Cursor, batch_size: int) -> Cut:
         """Filled up to the whole size with the examples that the epoch began with."""
-        length = self.composition.length
+        length = self.order.length
         begin = cursor.position - cursor.position % length
         while (short := batch_size - len(cut.indices)) > 0:
             head = replace(cursor, position=begin)
-            more, _ = self.composition.cut(self.seed, head, short, begin + length)
+            more, _ = self.order.cut(self.seed, head, short, begin + length)
             cut = cut.padded(more)
         return cut
 
@@ -164,29 +164,29 @@ class Planner:
         )
 
 
-def check_tail(tail: str | None, composition: Order) -> str:
+def check_tail(tail: str | None, order: Order) -> str:
     """The tail rule in force.
 
     Raises:
         SettingError: There is no such rule, or it has no effect.
     """
     if tail is None:
-        return "keep" if composition.covers else "carry"
+        return "keep" if order.covers else "carry"
     if tail not in TAILS:
         raise SettingError(
             f"tail must be one of {', '.join(TAILS)}", seen=f"tail={tail!r}"
         )
-    if tail in ("drop", "pad") and composition.counts != "examples":
+    if tail in ("drop", "pad") and order.counts != "examples":
         raise SettingError(
             f"tail={tail!r} needs a batch_size in examples",
-            seen=f"it counts {composition.counts}",
+            seen=f"it counts {order.counts}",
             why="nobody can know how many examples the next step would have had",
             fix="tail='keep' or 'carry'",
         )
-    if not composition.covers and tail != "carry":
+    if not order.covers and tail != "carry":
         raise SettingError(
-            f"tail={tail!r} has no effect with {composition.name} batches",
-            seen=f"order {composition.name!r}",
+            f"tail={tail!r} has no effect with {order.name} batches",
+            seen=f"order {order.name!r}",
             why="their epochs have no last short batch: every step is whole",
             fix="leave tail out",
         )

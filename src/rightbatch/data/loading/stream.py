@@ -54,8 +54,8 @@ class BatchStream(PlainLoop, StreamBase):
         micro_batch: Most examples in one micro-batch, which is what a worker reads,
             the same on all ranks; read such a stream by `steps`. Default: a rank's
             whole part of the batch.
-        order: ``"shuffled"``, ``"sequential"``, ``"replacement"``, ``"poisson"``, or a
-            composition: `Strata`, `Pairs`, `Tokens`, ….
+        order: ``"shuffled"``, ``"sequential"``, ``"replacement"``, ``"poisson"``, or
+            one made for the data set: `Strata`, `Pairs`, `Tokens`, ….
         tail: What becomes of an epoch's last short batch: ``"keep"`` it (default),
             ``"drop"`` it, ``"carry"`` it: fill it up from the next epoch, or ``"pad"``
             it: fill it up with examples that the epoch began with, once more.
@@ -141,10 +141,10 @@ class BatchStream(PlainLoop, StreamBase):
                 seen="seeded=False",
                 fix="leave one of them out",
             )
-        if ledger is not None and not self.composition.covers:
+        if ledger is not None and not self.order.covers:
             raise SettingError(
                 "a ledger has nothing to prove here",
-                seen=f"order {self.composition.name!r}",
+                seen=f"order {self.order.name!r}",
                 why="it counts that an epoch holds every example once, which this "
                 "order does not promise",
                 fix="leave ledger out",
@@ -252,7 +252,7 @@ class BatchStream(PlainLoop, StreamBase):
         The batch size in force is restored with it; assign another one afterwards.
 
         Raises:
-            SettingError: It is the state of another data set, seed or composition.
+            SettingError: It is the state of another data set, seed or order.
         """
         super().load_state_dict(state)
         if self._ledger is not None:

@@ -39,14 +39,14 @@ class StreamBase:
         micro_batch: int | None,
         fingerprint: str,
     ) -> None:
-        composition = _composition(order, length)
+        order = _order_of(order, length)
         # Given numbers may be of ranks that are no processes of one group.
         self._compare_ranks = rank is None
         rank, world_size = place_of(rank, world_size)
         self._planner = Planner(
-            composition,
+            order,
             whole(seed, "seed", least=0),
-            check_tail(tail, composition),
+            check_tail(tail, order),
             rank,
             world_size,
             None if micro_batch is None else whole(micro_batch, "micro_batch"),
@@ -55,8 +55,8 @@ class StreamBase:
         self._warned: set[str] = set()
         self.batch_size = batch_size
         self._segment = 0  # how many times a state was loaded on the way here
-        self._composition_digest = digest(composition.fingerprint())
-        self._cursor = Cursor(extra=composition.start())
+        self._order_digest = digest(order.fingerprint())
+        self._cursor = Cursor(extra=order.start())
 
     @property
     def batch_size(self) -> int:
@@ -66,7 +66,7 @@ class StreamBase:
     @batch_size.setter
     def batch_size(self, value: int) -> None:
         value = whole(value, "batch_size")
-        self.composition.check(value)
+        self.order.check(value)
         if self.tail == "drop" and value > self.length:
             raise SettingError(
                 "tail='drop' would drop every batch",
@@ -74,7 +74,7 @@ class StreamBase:
                 why="an epoch holds no whole batch, so there would be no step at all",
                 fix=f"batch_size={self.length} or less, tail='keep' or 'carry'",
             )
-        if self.composition.covers and self.tail == "carry" and value > self.length:
+        if self.order.covers and self.tail == "carry" and value > self.length:
             self._warn(
                 "repeats",
                 f"batch_size={value} is more than the {self.length} examples: a batch "
@@ -93,9 +93,9 @@ class StreamBase:
         return self._planner.world_size
 
     @property
-    def composition(self) -> Order:
-        """What its batches are made of."""
-        return self._planner.composition
+    def order(self) -> Order:
+        """Which examples come next."""
+        return self._planner.order
 
     @property
     def seed(self) -> int:
@@ -131,16 +131,16 @@ class StreamBase:
     def steps_left(self) -> int:
         """Steps until this epoch's end at today's batch size.
 
-        Where it counts tokens or runs, or steps may be short (`Distinct` with several
+        Where it counts tokens, or steps may be short (`Distinct` with several
         keys), the epoch is gone through to know: a second for some thousand steps.
         """
         cursor = self._settled()
-        if self.composition.steady:
+        if self.order.steady:
             return self._planner.steps_left(cursor.position, self._batch_size)
         epoch, steps = cursor.position // self.length, 0
         while cursor.position // self.length == epoch:
             stop = self._planner.stop(cursor)
-            _, cursor = self.composition.cut(self.seed, cursor, self._batch_size, stop)
+            _, cursor = self.order.cut(self.seed, cursor, self._batch_size, stop)
             steps += 1
         return steps
 
@@ -155,7 +155,7 @@ class StreamBase:
             part = f", rank {self.rank} of {self.world_size}"
         return (
             f"{type(self).__name__}({self.length} examples, batch_size="
-            f"{self._batch_size}, order {self.composition.name!r}{part}: epoch "
+            f"{self._batch_size}, order {self.order.name!r}{part}: epoch "
             f"{self.epoch}, {self.position} examples behind)"
         )
 
@@ -170,8 +170,8 @@ class StreamBase:
         return self.alike(batch, batch) < batch
 
     def alike(self, batch: int, most: int) -> int:
-        """Into how many runs of equal composition a batch of it can be cut."""
-        return self.composition.equal_groups(batch, self._cursor, most)
+        """Into how many groups of equal composition a batch of it can be cut."""
+        return self.order.equal_groups(batch, self._cursor, most)
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of an epoch, unless the stream is in it already.
@@ -182,7 +182,7 @@ class StreamBase:
         epoch = whole(epoch, "epoch", least=0)
         if epoch != self.epoch:
             step = self._cursor.step
-            extra = self.composition.moved(self._cursor.extra)
+            extra = self.order.moved(self._cursor.extra)
             self._leave_out(Cursor(epoch * self.length, step, step, extra))
 
     def state_dict(self) -> dict[str, Any]:
@@ -190,14 +190,14 @@ class StreamBase:
 
         Behind the last step handed out, whatever the workers have fetched ahead.
         """
-        extra = self.composition.saved(self._cursor.extra)
+        extra = self.order.saved(self._cursor.extra)
         return state_of(
             self._planner,
             replace(self._cursor, extra=extra),
             batch_size=self._batch_size,
             segment=self._segment,
             fingerprint=self.fingerprint,
-            composition=self._composition_digest,
+            order_settings=self._order_digest,
         )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -206,14 +206,12 @@ class StreamBase:
         The batch size in force is restored with it; assign another one afterwards.
 
         Raises:
-            SettingError: It is the state of another data set, seed or composition.
+            SettingError: It is the state of another data set, seed or order.
         """
-        cursor = restored(
-            state, self._planner, self.fingerprint, self._composition_digest
-        )
+        cursor = restored(state, self._planner, self.fingerprint, self._order_digest)
         self.batch_size = int(state["batch_size"])
         self._cursor, self._segment = cursor, int(state["segment"]) + 1
-        self.composition.loaded()
+        self.order.loaded()
 
     def _settled(self) -> Cursor:
         """Where the next step begins: not in a tail that is to be dropped."""
@@ -239,8 +237,8 @@ class StreamBase:
 
     def _warn_of_short_step(self, plan: StepPlan) -> None:
         """Say once that a step has fewer examples than were asked for."""
-        count, composition = len(plan.cut.indices), self.composition
-        if composition.steady or composition.counts != "examples":
+        count, order = len(plan.cut.indices), self.order
+        if order.steady or order.counts != "examples":
             return
         if count < plan.batch_size:
             self._warn(
@@ -256,7 +254,7 @@ class StreamBase:
         size = f"choose a batch_size that is a multiple of {each}"
         if cut.tokens is not None:
             return "multiply by micro.token_share for a mean over tokens"
-        if not self.composition.covers:
+        if not self.order.covers:
             return size
         return f"{size} and tail='drop', 'carry' or 'pad'"
 
@@ -301,8 +299,8 @@ def place_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
     return rank, world_size
 
 
-def _composition(order: str | Order, length: int) -> Order:
-    """What batches are made of.
+def _order_of(order: str | Order, length: int) -> Order:
+    """An order, made by its name or given.
 
     Raises:
         SettingError: No such order, or it is of another number of examples.
@@ -311,7 +309,7 @@ def _composition(order: str | Order, length: int) -> Order:
         return DRAWS[order](length)
     if not isinstance(order, Order):
         raise SettingError(
-            f"order must be one of {', '.join(DRAWS)}, or a composition",
+            f"order must be one of {', '.join(DRAWS)}, or made from the data set",
             seen=f"order={order!r:.60}",
             fix="order=Strata(labels), Pairs(labels, each=4) or Tokens(lengths, ...)",
         )

@@ -52,17 +52,14 @@ def check_shares(values: Any, count: int, what: str) -> Float64[np.ndarray, " n"
         SettingError: They cannot.
     """
     shares = np.asarray(values, dtype=np.float64)
-    bad = ""
     if shares.shape != (count,):
-        bad = f"shape {shares.shape}, expected ({count},)"
-    elif not np.isfinite(shares).all():
-        bad = f"{int((~np.isfinite(shares)).sum())} NaN or infinite"
-    elif (shares < 0).any():
-        bad = f"the smallest is {shares.min():.4g}"
-    elif not shares.sum() > 0:
-        bad = "all are zero"
-    if bad:
         raise SettingError(
-            f"the {what} must be finite, not negative, and not all zero", seen=bad
+            f"there must be {count} numbers for the {what}",
+            seen=f"shape {shares.shape}, expected ({count},)",
+        )
+    if not (np.isfinite(shares).all() and shares.min() >= 0 and shares.max() > 0):
+        raise SettingError(
+            f"the {what} must be finite, not negative, and not all zero",
+            seen=f"numbers from {shares.min():.4g} to {shares.max():.4g}",
         )
     return shares

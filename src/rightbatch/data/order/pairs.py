@@ -90,6 +90,7 @@ class Pairs(Order):
         # Of the classes that take part: number, examples, first place in `_members`.
         self._numbers, self._sizes = np.flatnonzero(kept), sizes[kept]
         self._starts = (np.cumsum(sizes) - sizes)[kept]
+        self._keys = np.arange(len(self._sizes))[:, None]  # each class has its own
         self._order: ShuffledEpochs | None = None  # of classes, an epoch for each lap
 
     @property
@@ -134,7 +135,7 @@ class Pairs(Order):
             self._order = ShuffledEpochs(self.classes, key)
         chosen, positions, waiting = take_distinct(
             self._order,
-            np.arange(self.classes)[:, None],
+            self._keys,
             cursor.position // self.each,
             cursor.extra,
             batch_size // self.each,

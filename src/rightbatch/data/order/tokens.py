@@ -10,7 +10,7 @@ from jaxtyping import Int64
 
 from rightbatch.core.errors import SettingError
 from rightbatch.data.order.draws import augment
-from rightbatch.data.order.epochs import Blocks, ShuffledEpochs
+from rightbatch.data.order.epochs import BLOCK, Blocks
 from rightbatch.data.order.order import Cursor, Cut, Order, digest_of, whole
 from rightbatch.data.order.permutation import Permutation, key_of, keys_at, permute
 
@@ -128,17 +128,20 @@ class Tokens(Order):
         if self._order is None or self._seed != seed:
             self._seed, self._order = seed, self._order_of(seed)
         start = cursor.position
-        indices, tokens = self._next(self._order, start, batch_size, stop)
-        runs = self._runs(tokens)
-        places = np.concatenate(runs)
+        rows, tokens = self._next(self._order, start, batch_size, stop)
+        if self.window is None:
+            places, ends = self._runs(tokens)
+        else:  # sorted already, a run's first example marked
+            places = np.arange(len(rows))
+            ends = np.append(np.flatnonzero(rows[1:, 1]) + 1, len(rows))
         cut = Cut(
-            indices=indices[places],
+            indices=rows[places, 0],
             tokens=tokens[places],
             seeds=keys_at(augment(seed), start + places),
-            fences=tuple(np.cumsum([len(run) for run in runs]).tolist()),
+            fences=tuple(ends.tolist()),
             positions=start + places,
         )
-        return cut, cursor.behind(start + len(indices))
+        return cut, cursor.behind(start + len(rows))
 
     def fingerprint(self) -> dict[str, Any]:
         """A digest of the lengths, and the window and budget that order them."""
@@ -155,48 +158,58 @@ class Tokens(Order):
         return 1
 
     def _order_of(self, seed: int) -> Blocks:
-        """The examples of all epochs; in a window those of like length together."""
-        if self.window is None:
-            return ShuffledEpochs(self.length, seed)
+        """The examples of all epochs, shape ``(examples, 1)``.
 
-        def window(start: int, stop: int) -> Int64[np.ndarray, " window"]:
+        With a window those of a run together, and a second column: 1 where one begins.
+        """
+
+        def block(start: int, stop: int) -> Int64[np.ndarray, "block columns"]:
             epoch, first = divmod(start, self.length)
             positions = np.arange(first, first + stop - start)
             indices = Permutation(self.length, seed, epoch)(positions)
-            runs = self._runs(self._tokens(indices))
+            if self.window is None:
+                return indices[:, None]
+            places, ends = self._runs(self._tokens(indices))
             key = key_of("runs", seed, epoch, first)
-            turns = permute(np.arange(len(runs)), len(runs), key)
-            return indices[np.concatenate([runs[turn] for turn in turns.tolist()])]
+            turns = permute(np.arange(len(ends)), len(ends), key)
+            runs = np.split(indices[places], ends[:-1])
+            rows = np.zeros((len(indices), 2), dtype=np.int64)
+            rows[:, 0] = np.concatenate([runs[turn] for turn in turns.tolist()])
+            sizes = np.diff(ends, prepend=0)[turns]
+            rows[np.cumsum(sizes) - sizes, 1] = 1
+            return rows
 
-        return Blocks(window, ends=self.length, size=self.window)
+        return Blocks(block, ends=self.length, size=self.window or BLOCK)
 
     def _next(
         self, order: Blocks, start: int, batch_size: int, stop: int
-    ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-        """Examples from position ``start`` on, as many as asked for, and lengths."""
+    ) -> tuple[Int64[np.ndarray, "n columns"], Int64[np.ndarray, " n"]]:
+        """Rows from position ``start`` on, as many as asked for, and their lengths."""
         reach = batch_size
         if self.counts == "tokens":
             reach = 1 + batch_size // int(self.lengths[:64].mean())
         while True:
             end = min(start + reach, stop)
-            indices = order(start, end)
-            tokens = self._tokens(indices)
+            rows = order(start, end)
+            tokens = self._tokens(rows[:, 0])
             if self.counts == "examples":
-                return indices, tokens
+                return rows, tokens
             fitting = int(np.searchsorted(np.cumsum(tokens), batch_size, side="right"))
             if fitting < len(tokens) or end == stop:
-                return indices[:fitting], tokens[:fitting]
+                return rows[:fitting], tokens[:fitting]
             reach *= 2
 
     def _tokens(self, indices: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         return np.asarray(self.lengths[indices], dtype=np.int64)
 
-    def _runs(self, tokens: Int64[np.ndarray, " n"]) -> list[Int64[np.ndarray, " run"]]:
-        """Places in order of length, cut into runs that fit the budget."""
+    def _runs(
+        self, tokens: Int64[np.ndarray, " n"]
+    ) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " runs"]]:
+        """Places in order of length, and where their runs that fit the budget end."""
         places = np.argsort(tokens, kind="stable")
-        runs_of = packed_runs if self.packed else padded_runs
-        ascending = tokens[places].tolist()
-        return [places[np.array(run)] for run in runs_of(ascending, self.budget)]
+        cut = packed_runs if self.packed else padded_runs
+        runs = cut(tokens[places].tolist(), self.budget)
+        return places[np.concatenate(runs)], np.cumsum([len(run) for run in runs])
 
 
 def padded_runs(lengths: list[int], budget: int) -> list[list[int]]:
