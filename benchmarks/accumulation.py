@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import rightbatch as rb
+from results import write_json
 
 VOCABULARY, WIDTH, LENGTH = 64, 32, 16
 MICRO = 4
@@ -209,17 +210,23 @@ def main() -> None:
     if not rank:
         print(f"{world} rank(s), relative L2 error of the gradient")
         print(f"{'':<26}{'rightbatch':>12}{'accelerate':>12}{'Lightning':>12}")
-    tools: list[Any] = [ours, accelerates, lightnings]
+    tools = {"rightbatch": ours, "accelerate": accelerates, "Lightning": lightnings}
+    errors: dict[str, dict[str, float]] = {}
     for case in CASES:
-        whole, cells = truth(case, world), []
-        for tool in tools:
-            found = tool(case, rank, world)
-            cells.append(float((found - whole).norm() / whole.norm()))
+        whole, errors[case] = truth(case, world), {}
+        for name, tool in tools.items():
+            gradient = tool(case, rank, world)
+            errors[case][name] = float((gradient - whole).norm() / whole.norm())
         if not rank:
-            print(f"{case:<26}" + "".join(f"{c:>12.1e}" for c in cells), flush=True)
+            cells = "".join(f"{error:>12.1e}" for error in errors[case].values())
+            print(f"{case:<26}{cells}", flush=True)
     if world == 1:
-        print(f"a step of ours over a plain loop's: {cost():.3f} x CPU time")
+        price = cost()
+        print(f"a step of ours over a plain loop's: {price:.3f} x CPU time")
+        write_json("accumulation", {"errors": errors, "cpu_over_plain_loop": price})
     else:
+        if not rank:
+            write_json(f"accumulation-{world}-ranks", {"errors": errors})
         dist.barrier()
         dist.destroy_process_group()
 

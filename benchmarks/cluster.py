@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 import rightbatch as rb
-from rightbatch.cluster.devices import Fleet, plan_cluster
+from results import write_json
+from rightbatch.cluster.devices import Fleet, Split, plan_cluster
 from rightbatch.cluster.network import Network
 from rightbatch.fit.critical_batch import NoiseLaw
 from rightbatch.fit.step_time import TimeLaw
@@ -141,10 +142,8 @@ def predicted(
                 reference=entry.batch,
                 steps=steps.predict(entry.batch) * unit,
             )
-            micro = max(entry.batch // entry.devices, 1)
-            seconds = fleet.step_s(entry.devices, micro, 1) * fleet.steps_at(
-                entry.batch
-            )
+            split = Split(entry.devices, max(entry.batch // entry.devices, 1), 1)
+            seconds = fleet.step_s(split) * fleet.steps_at(entry.batch)
             found.append((entry, seconds, fleet))
     return found
 
@@ -156,17 +155,19 @@ def main() -> None:
     parser.add_argument("--round", default="v2.1")
     given = parser.parse_args()
     runs = mlperf(given.data / "mlperf_rcp.csv")
+    written = {}
     for benchmark in PARAMETERS:
         entries = read(given.data / "mlperf_entries.csv", benchmark, given.round)
         points = runs[benchmark]  # in epochs; bert's in samples
         steps = rb.fit_steps([b for b, _ in points], [e / b for b, e in points])
         print(f"\n{benchmark} {given.round}: B_crit {steps.critical_batch}")
         rows = predicted(entries, steps, benchmark, entries)
-        errors = []
+        errors, lines = [], []
         for entry, seconds, fleet in rows:
             p = fleet.time.parameters
             error = seconds / entry.seconds - 1
             errors.append(abs(error))
+            lines.append({"entry": entry, "predicted_s": seconds, "error": error})
             told = steps.predict(entry.batch) * entry.batch
             was = entry.epochs * (entry.examples if benchmark == "bert" else 1)
             print(
@@ -177,6 +178,11 @@ def main() -> None:
             )
         if errors:
             print(f"  median error {statistics.median(errors):.0%} of {len(errors)}")
+        written[benchmark] = {
+            "critical_batch": steps.critical_batch.value,
+            "median_error": statistics.median(errors) if errors else None,
+            "entries": lines,
+        }
         groups = defaultdict(list)
         for entry, _, fleet in rows:
             groups[entry.kind].append(fleet)
@@ -187,6 +193,7 @@ def main() -> None:
                 f"  {kind}: pays up to {best.devices} devices (B = "
                 f"{best.batch_size}, {best.time.value:.0f} s): {cluster.reason}"
             )
+    write_json(f"cluster-{given.round}", written)
 
 
 if __name__ == "__main__":

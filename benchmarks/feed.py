@@ -13,7 +13,7 @@ thread; memory is the growth of the process's high-water mark.
     .venv-peers/bin/python benchmarks/feed.py tokens         # padding against noise
     .venv-peers/bin/python benchmarks/feed.py orders         # a stored permutation?
     .venv-peers/bin/python benchmarks/feed.py change         # a new batch size
-    .venv-peers/bin/python benchmarks/feed.py disk FOLDER    # 20 GB, and a folder
+    .venv-peers/bin/python benchmarks/feed.py disk           # 20 GB of rows
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
 import rightbatch as rb
+from results import write_json
 from rightbatch.data.loading.batch_sampler import BatchSampler as OurSampler
-from rightbatch.data.loading.mapped import MappedFolder, MappedRows
 
 BATCH, MOST = 256, 4_000_000  # indices looked at
 Batches = Iterator[Any]
@@ -168,7 +168,7 @@ def measure(name: str, length: int) -> dict[str, float]:
     }
 
 
-def indices(rounds: int) -> None:
+def indices(rounds: int) -> dict[str, Any]:
     """The table of sources."""
     tasks = [
         (name, length)
@@ -188,10 +188,13 @@ def indices(rounds: int) -> None:
     print()
     keys = ["first batch s", "M indices/s", "M/s with it", "memory MB", "resume s"]
     print(f"{'N':>6} {'source':<20} " + " ".join(f"{k:>13}" for k in keys))
+    table = []
     for (name, length), rows in found.items():
-        middle = [statistics.median(row[key] for row in rows) for key in keys]
-        shown = [f"{m:.2g}" if m < 10 else f"{m:.1f}" for m in middle]
+        middle = {key: statistics.median(row[key] for row in rows) for key in keys}
+        shown = [f"{m:.2g}" if m < 10 else f"{m:.1f}" for m in middle.values()]
         print(f"{length:6.0e} {name:<20} " + " ".join(f"{m:>13}" for m in shown))
+        table.append({"examples": length, "source": name, **middle})
+    return {"rounds": rounds, "medians": table}
 
 
 def in_child(arguments: list[str], limit: float = 600) -> dict[str, float]:
@@ -246,13 +249,16 @@ def one_pairs(name: str) -> dict[str, float]:
     }
 
 
-def pairs(limit: float) -> None:
+def pairs(limit: float) -> dict[str, Any]:
     """P x K at ten million examples of 100,000 classes."""
+    table = {}
     for name in ("rightbatch", "MPerClassSampler"):
-        print(f"{name:<18}", in_child(["one-pairs", name], limit))
+        table[name] = in_child(["one-pairs", name], limit)
+        print(f"{name:<18}", table[name])
+    return table
 
 
-def distinct() -> None:
+def distinct() -> dict[str, Any]:
     """Batches without a repeated question, of 100,000 pairs with 30,000 questions."""
     from datasets import Dataset as Table
     from sentence_transformers.base.sampler import (  # pyrefly: ignore[missing-import]
@@ -270,6 +276,7 @@ def distinct() -> None:
             "answer": [f"answer {a}" for a in answers],
         }
     )
+    table = []
     for batch in (64, 1024, 4096):
         began = time.process_time()
         order = Distinct(np.stack([questions, answers], axis=1))
@@ -287,13 +294,24 @@ def distinct() -> None:
             f"{min(sizes)} to {max(sizes)}; sentence-transformers {spent:.2f} s, "
             f"{len(others)} batches of {min(others)} to {max(others)}"
         )
+        table.append(
+            {
+                "batch": batch,
+                "rightbatch_s": ours,
+                "rightbatch_smallest": min(sizes),
+                "sentence_transformers_s": spent,
+                "sentence_transformers_smallest": min(others),
+            }
+        )
+    return {"epochs": table}
 
 
-def tokens() -> None:
+def tokens() -> dict[str, Any]:
     """What a window saves in padding, and what it costs in noise between steps."""
     generator = np.random.default_rng(0)
     lengths = np.clip(generator.lognormal(5, 1, 200_000), 16, 2048).astype(int)
     print("padding, noise of a step's mean log length over that of a random batch")
+    table = []
     for batch in (64, 256, 1024, 4096):
         for packed in (False, True):
             row = []
@@ -302,15 +320,27 @@ def tokens() -> None:
                 stream = rb.BatchStream(_Nothing(200_000), batch, order=order)
                 found = rb.audit(stream, lengths=lengths)
                 assert found.length_noise is not None
-                row.append(f"{found.padding:6.1%} {found.length_noise.value:6.2f}")
+                noise = found.length_noise.value
+                row.append(f"{found.padding:6.1%} {noise:6.2f}")
+                table.append(
+                    {
+                        "batch": batch,
+                        "packed": packed,
+                        "window": window,
+                        "padding": found.padding,
+                        "length_noise": noise,
+                    }
+                )
             kind = "packed" if packed else "padded"
             print(f"B = {batch:5} {kind}  none, 1024, 8192:  " + " | ".join(row))
+    return {"budget": 16_384, "steps": table}
 
 
-def orders() -> None:
+def orders() -> dict[str, Any]:
     """Would a stored permutation be faster? Nanoseconds for each index of an epoch."""
     from rightbatch.data.order.epochs import Walk
 
+    table: dict[str, Any] = {}
     for length in (10**4, 10**5, 10**6, 10**7):
         times: dict[str, list[float]] = {"computed": [], "numpy": [], "torch": []}
         for number in range(9):
@@ -338,6 +368,8 @@ def orders() -> None:
                 found.append((time.process_time() - began) / repeats / length * 1e9)
         shown = {name: f"{statistics.median(t):.1f}" for name, t in times.items()}
         print(f"N = {length}: {shown}")
+        table[str(length)] = {n: statistics.median(t) for n, t in times.items()}
+    return {"ns_per_index": table}
 
 
 class _Slow(Dataset[int]):
@@ -353,9 +385,10 @@ class _Slow(Dataset[int]):
         return index
 
 
-def change() -> None:
+def change() -> dict[str, Any]:
     """When a batch size assigned in mid-epoch takes effect, and what it costs."""
     warnings.simplefilter("ignore")
+    table: list[dict[str, Any]] = []
     for workers in (0, 2):
         sampler = BatchSampler(RandomSampler(range(100_000)), 32, drop_last=False)
         loader = DataLoader(_Slow(), batch_sampler=sampler, num_workers=workers)
@@ -363,6 +396,7 @@ def change() -> None:
             iter(loader), lambda b, s=sampler: setattr(s, "batch_size", b)
         )
         print(f"DataLoader, {workers} workers: {late(sizes)} steps late")
+        table.append({"loader": "DataLoader", "workers": workers, "late": late(sizes)})
         for micro in (None, 16):
             stream = rb.BatchStream(
                 _Slow(), 32, num_workers=workers, micro_batch=micro, seeded=False
@@ -381,7 +415,18 @@ def change() -> None:
                 f"steps late; the step of the change takes {times[20] / plain:.2f} x, "
                 f"twice the examples {statistics.median(times[30:]) / plain:.2f} x"
             )
+            table.append(
+                {
+                    "loader": "BatchStream",
+                    "workers": workers,
+                    "micro_batch": micro,
+                    "late": late(sizes),
+                    "step_of_the_change": times[20] / plain,
+                    "twice_the_examples": statistics.median(times[30:]) / plain,
+                }
+            )
             stream.close()
+    return {"steps": table}
 
 
 def changing(
@@ -403,76 +448,75 @@ def late(sizes: list[int]) -> int:
     return next((n for n, size in enumerate(sizes[20:]) if size == 64), -1)
 
 
-def own_memory() -> float:
+def private_memory() -> float:
     """Private memory of this process in MB, the page cache left out."""
     text = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(text.split("RssAnon:")[1].split()[0]) / 1000
 
 
-def disk(folder: Path) -> None:
-    """A sparse file of 20 GB, and a real folder, read in random order."""
+class _MappedRows(Dataset[Any]):
+    """Rows of a file that numpy maps into memory."""
+
+    def __init__(self, path: Path, width: int) -> None:
+        self._rows = np.memmap(path, np.float32, "r").reshape(-1, width)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._rows[index]
+
+
+def disk() -> dict[str, Any]:
+    """A sparse file of 20 GB, read in random order."""
     with tempfile.TemporaryDirectory() as place:
         big = Path(place) / "big.bin"
         with big.open("wb") as file:
             file.truncate(20 * 1000**3)
-        sources = {
-            "20 GB of rows": MappedRows(big, np.float32, (25,)),
-            "folder": MappedFolder(folder, "*.py", Path(place) / "names"),
-        }
-        for name, data in sources.items():
-            stream = rb.BatchStream(data, 256, collate_fn=list, seeded=False)
-            marks: list[float] = []
-            began = time.perf_counter()
-            for number, _ in enumerate(stream):
-                if number in (3, 20, 200, 1000):
-                    marks.append(own_memory())
-                if number == 1000:
-                    break
-            spent = time.perf_counter() - began
-            rate = stream.step * 256 / spent
-            shown = ", ".join(f"{m:.0f}" for m in marks)
-            print(
-                f"{name}: {len(data)} examples, private memory {shown} MB along "
-                f"{stream.step} batches, {rate:.0f} examples/s"
-            )
+        data = _MappedRows(big, 25)
+        stream = rb.BatchStream(data, 256, collate_fn=list, seeded=False)
+        marks: dict[str, float] = {}
+        began = time.perf_counter()
+        for number, _ in enumerate(stream):
+            if number in (3, 20, 200, 1000):
+                marks[str(number)] = private_memory()
+            if number == 1000:
+                break
+        rate = stream.step * 256 / (time.perf_counter() - began)
+    shown = ", ".join(f"{m:.0f}" for m in marks.values())
+    print(
+        f"{len(data)} rows, private memory {shown} MB along {stream.step} batches, "
+        f"{rate:.0f} examples/s"
+    )
+    return {"rows": len(data), "private_mb_after_batch": marks, "rows_per_s": rate}
+
+
+WHAT: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "indices": lambda given: indices(given.rounds),
+    "pairs": lambda given: pairs(given.limit),
+    "distinct": lambda given: distinct(),
+    "tokens": lambda given: tokens(),
+    "orders": lambda given: orders(),
+    "change": lambda given: change(),
+    "disk": lambda given: disk(),
+}
 
 
 def main() -> None:
     """Parse and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "what",
-        choices=[
-            "indices",
-            "pairs",
-            "distinct",
-            "tokens",
-            "orders",
-            "change",
-            "disk",
-            "one",
-            "one-pairs",
-        ],
-    )
+    parser.add_argument("what", choices=[*WHAT, "one", "one-pairs"])
     parser.add_argument("more", nargs="*")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--limit", type=float, default=400)
-    chosen = parser.parse_args()
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    if chosen.what == "one":
-        print(json.dumps(measure(chosen.more[0], int(chosen.more[1]))))
-    elif chosen.what == "one-pairs":
-        print(json.dumps(one_pairs(chosen.more[0])))
-    elif chosen.what == "indices":
-        indices(chosen.rounds)
-    elif chosen.what == "pairs":
-        pairs(chosen.limit)
-    elif chosen.what == "disk":
-        disk(Path(chosen.more[0]))
+    if given.what == "one":
+        print(json.dumps(measure(given.more[0], int(given.more[1]))))
+    elif given.what == "one-pairs":
+        print(json.dumps(one_pairs(given.more[0])))
     else:
-        {"distinct": distinct, "tokens": tokens, "orders": orders, "change": change}[
-            chosen.what
-        ]()
+        write_json(f"feed-{given.what}", WHAT[given.what](given))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import rightbatch as rb
+from results import write_json
 
 LENGTH = 1003
 
@@ -85,6 +86,10 @@ def main() -> None:
     if dist.get_rank() == 0:
         version = sys.version.split()[0]
         print(f"Python {version}: {rounds} rounds, the longest {longest:.1f} s")
+        write_json(
+            f"feed-fork-{chosen.loader}",
+            {"python": version, "rounds": rounds, "longest_s": longest},
+        )
     dist.barrier()
     dist.destroy_process_group()
 

@@ -28,6 +28,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import rightbatch as rb
+from results import write_json
 
 BATCH, WARM = 256, 20
 
@@ -198,6 +199,7 @@ def main() -> None:
     parser.add_argument("--only", help="sources whose name has this in it")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    table = []
     for name, make in SOURCES.items():
         if chosen.only and chosen.only not in name:
             continue
@@ -208,6 +210,8 @@ def main() -> None:
                 for loader, build in LOADERS.items():
                     rates[loader].append(rate(build(data, workers)))
             base = rates["DataLoader"]
+            row: dict[str, Any] = {"source": name, "workers": workers}
+            row["DataLoader examples/s"] = statistics.median(base)
             shown = [f"{name}, {workers} workers: {statistics.median(base):,.0f}/s"]
             for loader in list(LOADERS)[1:]:
                 ratios = [a / b for a, b in zip(rates[loader], base, strict=True)]
@@ -215,7 +219,15 @@ def main() -> None:
                 shown.append(
                     f"{loader} {statistics.median(ratios):.2f} ({low:.2f}-{high:.2f})"
                 )
+                row[loader] = {
+                    "ratio": statistics.median(ratios),
+                    "low": low,
+                    "high": high,
+                }
             print("; ".join(shown), flush=True)
+            table.append(row)
+    name = f"feed-loaders-{chosen.only}" if chosen.only else "feed-loaders"
+    write_json(name, {"batch": BATCH, "rounds": chosen.rounds, "sources": table})
 
 
 if __name__ == "__main__":

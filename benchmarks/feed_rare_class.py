@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import rightbatch as rb
+from results import write_json
 from rightbatch.data.order.neyman import StratumMeter
 from rightbatch.data.order.weighted import Weighted
 
@@ -110,12 +111,14 @@ def factor(name: str, y: Tensor, share: float) -> Tensor:
     return torch.where(y > 0, 0.5 / share, 0.5 / (1 - share))
 
 
-def variance(x: Tensor, y: Tensor, weight: Tensor, draws: int) -> None:
+def variance(
+    x: Tensor, y: Tensor, weight: Tensor, draws: int
+) -> dict[str, dict[str, float]]:
     """Bias and variance of each way's gradient at fixed weights."""
     own = (torch.sigmoid(x @ weight) - y)[:, None] * x
     whole, share = own.mean(0), float(y.mean())
     stds = [float(own[y == c].var(0).sum()) ** 0.5 for c in (0, 1)]
-    base = None
+    base, table = None, {}
     for name, make in orders(y).items():
         order = make()
         shown = ""
@@ -145,6 +148,8 @@ def variance(x: Tensor, y: Tensor, weight: Tensor, draws: int) -> None:
             f"  {name:<26} variance {trace / base:9.3g} x   max |z| {z:7.1f}   "
             f"bias {bias:8.2g}{shown}"
         )
+        table[name] = {"variance": trace / base, "max_z": z, "bias": bias}
+    return table
 
 
 def trained(
@@ -178,9 +183,11 @@ def trained(
     return weight.detach(), int(chosen)
 
 
-def training(x: Tensor, y: Tensor, best: Tensor, steps: int) -> None:
+def training(
+    x: Tensor, y: Tensor, best: Tensor, steps: int
+) -> dict[str, dict[str, float]]:
     """Excess risk, calibration and ranking after training, at each way's best rate."""
-    lowest = float(risk(x, y, best))
+    lowest, table = float(risk(x, y, best)), {}
     for name in orders(y):
         if name == "its draws, weighted back":
             continue
@@ -197,6 +204,8 @@ def training(x: Tensor, y: Tensor, best: Tensor, steps: int) -> None:
             f"{over:.2f} x the frequency{more}",
             flush=True,
         )
+        table[name] = {"excess_risk": excess, "rate": rate, "frequency_ratio": over}
+    return table
 
 
 def main() -> None:
@@ -216,11 +225,16 @@ def main() -> None:
         "halfway": halfway(x, y, best),
         "optimum": best,
     }
+    gradients = {}
     for name, weight in points.items():
         print(f"{name}: {chosen.draws} batches")
-        variance(x, y, weight, chosen.draws)
+        gradients[name] = variance(x, y, weight, chosen.draws)
     print(f"trained: {chosen.steps} steps of Adam")
-    training(x, y, best, chosen.steps)
+    trainings = training(x, y, best, chosen.steps)
+    sizes = {"examples": chosen.length, "draws": chosen.draws, "steps": chosen.steps}
+    write_json(
+        "feed-rare-class", {**sizes, "gradient": gradients, "training": trainings}
+    )
 
 
 if __name__ == "__main__":

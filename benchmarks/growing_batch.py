@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import rightbatch as rb
+from results import write_json
 
 EXAMPLES = {"digits": 80_000, "stdlib_gpt": 100_000}
 GROWTH = 8  # largest batch over the first
@@ -42,7 +41,7 @@ def final_loss(job: rb.Job, seed: int, **how: Any) -> dict[str, float]:
     }
 
 
-def decay(job: rb.Job, seeds: int) -> None:
+def decay(job: rb.Job, seeds: int) -> dict[str, Any]:
     """Decay, and what takes its place, interleaved seed by seed."""
     total, first = EXAMPLES[job.name], job.batch_size
     floor = 1 / 64
@@ -62,7 +61,7 @@ def decay(job: rb.Job, seeds: int) -> None:
         for name, how in ways.items():
             found[name].append(final_loss(job, seed, **how))
             print(f"  seed {seed} {name}: {found[name][-1]}", flush=True)
-    usual = found["cosine decay"]
+    usual, table = found["cosine decay"], {}
     print(f"{job.name}: {total:,} examples, first batch {first}, {seeds} seeds")
     print("                        final loss       sd  updates x   time x")
     for name, runs in found.items():
@@ -79,6 +78,13 @@ def decay(job: rb.Job, seeds: int) -> None:
             f"{ratios['steps']:>11.2f}{ratios['seconds']:>9.2f}",
             flush=True,
         )
+        table[name] = {
+            "loss": statistics.mean(losses),
+            "loss_sd": spread,
+            "updates": ratios["steps"],
+            "time": ratios["seconds"],
+        }
+    return {"examples": total, "first_batch": first, "seeds": seeds, "ways": table}
 
 
 def seconds_to_target(job: rb.Job, seed: int, **how: Any) -> tuple[float, Any]:
@@ -90,7 +96,7 @@ def seconds_to_target(job: rb.Job, seed: int, **how: Any) -> tuple[float, Any]:
     return (run.last.process_time_s if run.reached else math.inf), run
 
 
-def follow(job: rb.Job, seeds: int, batches: list[int]) -> None:
+def follow(job: rb.Job, seeds: int, batches: list[int]) -> dict[str, Any]:
     """Fixed batches, the plan's, and the live schedule, interleaved seed by seed."""
     tuning = rb.tune(job, budget_s=60)
     plan = tuning.plan
@@ -124,6 +130,13 @@ def follow(job: rb.Job, seeds: int, batches: list[int]) -> None:
     print(f"{job.name}: CPU seconds to the target, {seeds} seeds")
     for name, median in medians.items():
         print(f"{name:<28}{median:>9.3f} s{median / best:>8.2f} x best fixed")
+    return {
+        "seeds": seeds,
+        "ways": {
+            name: {"cpu_s": median, "over_best_fixed": median / best}
+            for name, median in medians.items()
+        },
+    }
 
 
 def main() -> None:
@@ -133,16 +146,16 @@ def main() -> None:
     parser.add_argument("--job", default="digits")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--batches", default="16,32,64,128,256")
-    parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
     job = rb.load_job(given.job)
     begun = time.monotonic()
     if given.what == "decay":
-        decay(job, given.seeds)
+        result = decay(job, given.seeds)
     else:
-        follow(job, given.seeds, [int(b) for b in given.batches.split(",")])
-    print(json.dumps({"seconds": round(time.monotonic() - begun)}))
+        result = follow(job, given.seeds, [int(b) for b in given.batches.split(",")])
+    result["wall_s"] = round(time.monotonic() - begun)
+    write_json(f"growing-batch-{given.what}-{given.job}", result)
 
 
 if __name__ == "__main__":

@@ -33,13 +33,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import rightbatch as rb
-from rightbatch.memory.boundary import StepMaker
+from results import write_json
 from rightbatch.memory.child_process import data_sizes
-from rightbatch.memory.envelope import Envelope, fit_envelope
+from rightbatch.memory.envelope import fit_envelope
 from rightbatch.memory.peak import allocator_peak
+from rightbatch.memory.step import Step, step_of
 from rightbatch.memory.step_law import trace_law
-from rightbatch.memory.traced_step import probes_of
-from rightbatch.training.training import Training, accumulate
+from rightbatch.memory.traced_step import trace_step
 
 MIB = 2**20
 CPU = torch.device("cpu")
@@ -181,60 +181,73 @@ def job_named(kind: str, **changes: Any) -> rb.Job:
     return dataclasses.replace(job, **changes)
 
 
-def real_peak(job: rb.Job, batch: Callable[[int], Any], size: int, pieces: int) -> int:
+def real_peak(step: Step, size: int) -> int:
     """Most bytes torch's CPU allocator handed out in a step, state already there."""
-    training = Training.start(job)
+    model = step.job.make_model()
+    optimizer = step.job.make_optimizer(model)
 
-    def step(size: int, pieces: int) -> None:
-        parts = (batch(size) for _ in range(pieces))
-        accumulate(job, training.model, training.optimizer, parts, [size] * pieces)
-        training.optimizer.step()
+    def run(size: int) -> None:
+        batches = (step.batch(size) for _ in range(step.accumulation))
+        step.run(model, optimizer, batches, size)
 
-    step(2, 1)
-    return allocator_peak(training, lambda: step(size, pieces))
+    run(2)
+    return allocator_peak(model, optimizer, lambda: run(size))
 
 
-def compared(job: rb.Job, sizes: list[int], pieces: int = 1) -> None:
+Errors = dict[str, list[float]]  # relative, in the order of the sizes
+
+
+def compared(job: rb.Job, sizes: list[int], accumulation: int = 1) -> Errors:
     """Predicted over real, for every size; calibrated by one real step at 64."""
-    step = StepMaker(job, pieces)
+    step = step_of(job, accumulation)
     started = time.perf_counter()
     law = trace_law(step, CPU, CPU, 2**34)
     seconds = time.perf_counter() - started
-    scaled = law.calibrated(64, real_peak(job, step.batch, 64, pieces))
+    scaled = law.calibrated(64, real_peak(step, 64))
     plain, better = [], []
     for size in sizes:
-        real = real_peak(job, step.batch, size, pieces)
+        real = real_peak(step, size)
         plain.append(law.peak(size) / real - 1)
         better.append(scaled.peak(size) / real - 1)
     row = " ".join(f"{100 * e:+7.3f}" for e in plain)
     print(f"{job.name:34} {seconds:5.2f} s  {row}", flush=True)
-    if max(map(abs, plain)) > 5e-4:
-        row = " ".join(f"{100 * e:+7.3f}" for e in better)
-        print(f"{'  after one real step of 64':34}          {row}", flush=True)
+    if max(map(abs, plain)) <= 5e-4:
+        return {"predicted": plain}
+    row = " ".join(f"{100 * e:+7.3f}" for e in better)
+    print(f"{'  after one real step of 64':34}          {row}", flush=True)
+    return {"predicted": plain, "after one real step": better}
 
 
 def peaks() -> None:
     """Our own models."""
     sizes = [1, 2, 8, 32, 64, 256, 1024]
     print(f"{'error in %, at B =':34}          " + " ".join(f"{s:7}" for s in sizes))
-    sgd = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)}
-    foreach = {"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3, foreach=True)}
-    fused = {"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True)}
+    sgd: Any = {"optimizer": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)}
+    foreach: Any = {"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3, foreach=True)}
+    fused: Any = {"optimizer": lambda p: torch.optim.AdamW(p, lr=1e-3, fused=True)}
+    errors: dict[str, Errors] = {}
+
+    def compare(
+        name: str, at: list[int], accumulation: int = 1, **changes: Any
+    ) -> None:
+        job = job_named(name.split(",")[0], name=name, **changes)
+        errors[name] = compared(job, at, accumulation)
+
     for name in ("mlp", "gpt", "cnn"):
         usual = sizes[1:] if name == "cnn" else sizes
-        for variant, changes in (
+        variants: tuple[tuple[str, Any], ...] = (
             ("AdamW", {}),
             ("SGD momentum", sgd),
             ("AdamW foreach", foreach),
             ("AdamW fused", fused),
             ("AdamW bf16 autocast", {"precision": "bfloat16"}),
-        ):
-            compared(job_named(name, name=f"{name}, {variant}", **changes), usual)
-        compared(job_named(name, name=f"{name}, AdamW, 4 pieces"), usual[:-1], 4)
-    saved = job_named("gpt", model=lambda: GPT(saved=False), name="gpt, checkpointing")
-    compared(saved, sizes)
-    clipped = job_named("gpt", optimizer=Clipping, name="gpt, clipped gradient")
-    compared(clipped, sizes)
+        )
+        for variant, changes in variants:
+            compare(f"{name}, {variant}", usual, **changes)
+        compare(f"{name}, AdamW, 4 pieces", usual[:-1], 4)
+    compare("gpt, checkpointing", sizes, model=lambda: GPT(saved=False))
+    compare("gpt, clipped gradient", sizes, optimizer=Clipping)
+    write_json("memory-peaks", {"batch_sizes": sizes, "errors": errors})
 
 
 class Clipping(torch.optim.AdamW):
@@ -279,6 +292,7 @@ def architectures() -> None:
         "ResNet": (tf.ResNetForImageClassification, resnet),
     }
     sizes = [2, 8, 32, 128]
+    errors: dict[str, Errors] = {}
     print(f"{'error in %, at B =':34}          " + " ".join(f"{s:7}" for s in sizes))
     for name, (kind, config) in configs.items():
         ids = torch.ones(1, 32, dtype=torch.long).expand(4096, -1)
@@ -303,13 +317,10 @@ def architectures() -> None:
             name=name,
         )
         try:
-            step = StepMaker(job, 1)
-            law = trace_law(step, CPU, CPU, 2**34)
-            if not law.method.startswith("traced"):
-                print(f"{name}: {law.method}"[:160])
-            compared(job, sizes)
+            errors[name] = compared(job, sizes)
         except Exception as error:
             print(f"{name}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+    write_json("memory-architectures", {"batch_sizes": sizes, "errors": errors})
 
 
 def large() -> None:
@@ -340,15 +351,19 @@ def large() -> None:
         precision="bfloat16",
         name="Llama 7B",
     )
-    step = StepMaker(job, 1)
     started = time.perf_counter()
-    law: Envelope = fit_envelope(probes_of(job, step.batch, (2, 8, 32), cuda=True))
+    law = fit_envelope(trace_step(step_of(job), (2, 8, 32), cuda=True))
     seconds = time.perf_counter() - started
     held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{law.parameters / 4e9:.2f} B parameters: {seconds:.1f} s, {held:.2f} GiB")
-    for gib in (80, 128, 192, 288):
-        print(f"{gib} GiB: largest {law.largest(gib * 2**30)}")
+    largest = {gib: law.largest(gib * 2**30) for gib in (80, 128, 192, 288)}
+    for gib, batch in largest.items():
+        print(f"{gib} GiB: largest {batch}")
     print("2 sequences:", law.peak(2) / 2**30, "GiB,", law.binding(2))
+    write_json(
+        "memory-large",
+        {"seconds": seconds, "held_gib": held, "largest_by_gib": largest},
+    )
 
 
 # The boundary: every trial in a process of its own
@@ -379,12 +394,11 @@ def limited(job: rb.Job, limit: int) -> Callable[[int], None]:
     resource.setrlimit(resource.RLIMIT_DATA, (data, resource.RLIM_INFINITY))
 
     def steps(size: int) -> None:
-        step = StepMaker(job, 1)
-        training = Training.start(job)
+        step = step_of(job)
+        model = job.make_model()
+        optimizer = job.make_optimizer(model)
         for count in (2, size, size):
-            batch = iter([step.batch(count)])
-            accumulate(job, training.model, training.optimizer, batch, [count])
-            training.optimizer.step()
+            step.run(model, optimizer, iter([step.batch(count)]), count)
 
     return steps
 
@@ -521,7 +535,7 @@ def lightning(mode: str, job: rb.Job, limit: int, count: dict[str, int]) -> int:
 def boundary(names: list[str]) -> None:
     """The table."""
     limits = {"mlp": 200, "gpt": 400, "cnn": 200}
-    os.environ.setdefault("RIGHTBATCH_BENCH", "1")
+    tables: dict[str, Any] = {}
     for name in names:
         limit = limits[name] * MIB
         own = ours(name, limit)
@@ -530,6 +544,7 @@ def boundary(names: list[str]) -> None:
         rows = {"rightbatch": own}
         for tool in ("power", "binsearch", "accelerate"):
             rows[tool] = peer(tool, name, limit)
+        tables[name] = {"limit_mib": limits[name], "true": true, "tools": rows}
         for tool, row in rows.items():
             share = row["found"] / true
             told = ", ".join(
@@ -537,6 +552,11 @@ def boundary(names: list[str]) -> None:
                 for k, v in row.items()
             )
             print(f"  {tool:12} {share:6.1%}  {told}", flush=True)
+    malloc = os.environ.get("MALLOC_MMAP_THRESHOLD_")
+    write_json(
+        f"memory-boundary-{'-'.join(names)}",
+        {"malloc_mmap_threshold": malloc, "models": tables},
+    )
 
 
 def main() -> None:

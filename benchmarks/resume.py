@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from results import write_json
 from rightbatch.data.loading.ledger import Ledger
 from rightbatch.training.checkpoint import Checkpoints
 from rightbatch.training.trace import read_trace
@@ -138,9 +139,22 @@ def kills(count: int, workers: int, epochs: int, seed: int, folder: Path) -> Non
     ]
     print(f"workers {workers}: {done} kills in {lives} lives, {writing} in the middle")
     print(f"of a write; {b['steps']} steps, {b['examples']} examples")
+    audit = Ledger(killed / "ledger").audit()
     print(f"  equal bit for bit: {equal}")
     print(f"  trace equal: {rows[0] == rows[1]} ({len(rows[0])} rows)")
-    print(f"  ledger: {Ledger(killed / 'ledger').audit()}")
+    print(f"  ledger: {audit}")
+    write_json(
+        f"resume-kills-{workers}-workers",
+        {
+            "kills": done,
+            "while_writing": writing,
+            "steps": b["steps"],
+            "examples": b["examples"],
+            "equal_bit_for_bit": equal,
+            "trace_equal": rows[0] == rows[1],
+            "ledger": str(audit),
+        },
+    )
 
 
 def ranks(epochs: int, folder: Path) -> None:
@@ -168,8 +182,19 @@ def ranks(epochs: int, folder: Path) -> None:
     shared = sorted(losses[0].keys() & losses[1].keys())
     apart = max(abs(losses[0][s] / losses[1][s] - 1) for s in shared)
     print(f"2 -> 1 -> 4 ranks: {b['steps']} steps, parameters {worst:.1e} apart,")
+    audit = Ledger(changed / "ledger").audit()
     print(f"  loss curve {apart:.1e} apart at {len(shared)} places")
-    print(f"  ledger: {Ledger(changed / 'ledger').audit()}")
+    print(f"  ledger: {audit}")
+    write_json(
+        "resume-ranks",
+        {
+            "ranks": [2, 1, 4],
+            "steps": b["steps"],
+            "parameters_apart": worst,
+            "loss_apart": apart,
+            "ledger": str(audit),
+        },
+    )
 
 
 def main() -> None:

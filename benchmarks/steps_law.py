@@ -14,8 +14,10 @@ import csv
 import statistics
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import rightbatch as rb
+from results import write_json
 
 Runs = list[tuple[float, float]]  # (batch size, examples to the target in its unit)
 # Workloads whose record changed its unit, or shares its name with another one.
@@ -53,9 +55,10 @@ def fit(runs: Runs) -> rb.StepsLaw:
     return rb.fit_steps([b for b, _ in runs], [e / b for b, e in runs])
 
 
-def judge(workloads: dict[str, Runs]) -> None:
+def judge(workloads: dict[str, Runs]) -> dict[str, Any]:
     """Print a line a workload, and the medians over those with 4 batches or more."""
     r_squared, errors, refused, held_refused = [], [], [], []
+    table: dict[str, dict[str, Any]] = {}
     print(
         f"{'workload':<26}{'n':>3}{'B_crit':>11}  {'95 %':<22}{'R2':>6}{'held out':>10}"
     )
@@ -80,6 +83,12 @@ def judge(workloads: dict[str, Runs]) -> None:
                 held_refused.append(name)
                 held = "refused"
         c = law.critical_batch
+        table[name] = {
+            "sizes": sizes,
+            "critical_batch": [c.value, c.low, c.high],
+            "r_squared": law.r_squared,
+            "held_out": held,
+        }
         interval = f"{c.low:.4g} to {c.high:.4g}"
         print(
             f"{name:<26}{sizes:>3}{c.value:>11.4g}  {interval:<22}"
@@ -94,6 +103,14 @@ def judge(workloads: dict[str, Runs]) -> None:
         f"{statistics.median(errors):.1%}; refused: {len(held_refused)}"
     )
     print(f"refused whole: {', '.join(refused)}\n")
+    return {
+        "median_r_squared": statistics.median(r_squared),
+        "median_held_out_error": statistics.median(errors),
+        "held_out": len(errors),
+        "held_out_refused": held_refused,
+        "refused": refused,
+        "workloads": table,
+    }
 
 
 def main() -> None:
@@ -102,9 +119,10 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder with the two CSV files")
     data = parser.parse_args().data
     print("MLPerf reference convergence points")
-    judge(mlperf(data / "mlperf_rcp.csv"))
+    references = judge(mlperf(data / "mlperf_rcp.csv"))
     print("Zhang et al. 2024")
-    judge(zhang(data / "zhang2024_steps.csv"))
+    language = judge(zhang(data / "zhang2024_steps.csv"))
+    write_json("steps-law", {"mlperf": references, "zhang2024": language})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ its own. Beside: today's batch, and the largest batch with its rate scaled by th
 
 Times are CPU seconds of training steps on one thread, evaluations left out.
 
-    python benchmarks/tune_vs_grid.py --out grid.json          # about an hour
+    python benchmarks/tune_vs_grid.py                          # about an hour
     python benchmarks/tune_vs_grid.py --jobs digits --quick    # a minute
 """
 
@@ -21,15 +21,15 @@ import math
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import rightbatch as rb
+from results import FOLDER, write_json
 from rightbatch.schedules.scaling import Scaling, apply_scaling, scaling_for
 from rightbatch.training.loop import train_rows
-from rightbatch.training.run_state import Runner
+from rightbatch.training.run_state import RunState
 from rightbatch.training.settings import Settings
 
 
@@ -78,7 +78,7 @@ def run_to_target(
     settings = Settings(
         schedule=rb.schedules.Constant(batch), end=math.inf, rule="none"
     )
-    run = Runner.start(job, settings)
+    run = RunState.start(job, settings)
     if scaling is not None:
         apply_scaling(run.optimizer, scaling)
     if rate is not None:
@@ -235,26 +235,24 @@ def main() -> None:
     parser.add_argument("--jobs", nargs="+", default=list(GRIDS), choices=list(GRIDS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a smaller grid, 1 seed")
-    parser.add_argument("--out", type=Path)
     parser.add_argument(
         "--reuse",
-        type=Path,
-        help="an earlier --out: take its grid; its best setting is run again anyway",
+        action="store_true",
+        help="take the grid of the earlier result; its best setting is run again",
     )
     given = parser.parse_args()
     torch.set_num_threads(1)
-    result: dict[str, Any] = {}
-    earlier = json.loads(given.reuse.read_text()) if given.reuse else {}
     for name in given.jobs:
         grid, seeds = GRIDS[name], given.seeds
         if given.quick:
-            grid = Grid(
-                grid.batches[1::2], grid.rates[1:-1], grid.todays[:1], 5.0, 10.0
-            )
+            grid = Grid(grid.batches[1:], grid.rates[2:5], grid.todays[:1], 5.0, 10.0)
             seeds = 1
-        result[name] = compare(name, grid, seeds, earlier.get(name, {}).get("grid"))
-        if given.out:
-            given.out.write_text(json.dumps(result, indent=1))
+        title = f"tune-vs-grid-{name}" + ("-quick" if given.quick else "")
+        earlier = None
+        if given.reuse:
+            text = (FOLDER / f"{title}.json").read_text(encoding="utf-8")
+            earlier = json.loads(text)["results"]["grid"]
+        write_json(title, compare(name, grid, seeds, earlier))
 
 
 if __name__ == "__main__":

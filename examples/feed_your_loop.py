@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import rightbatch as rb
-from rightbatch.data.loading.ledger import Ledger
 
 digits = load_digits()
 x = torch.tensor(digits.data, dtype=torch.float32) / 16
@@ -62,5 +61,5 @@ def train(until: int, batch_size: int, micro_batch: int) -> None:
 train(until=5, batch_size=64, micro_batch=16)
 print(f"resume at step {saved['stream']['step']}, with other micro-batches")
 train(until=5, batch_size=32, micro_batch=40)
-print(Ledger(folder).audit())
+print(rb.data.Ledger(folder).audit())
 print(rb.audit(rb.BatchStream(data, 64), labels=y))

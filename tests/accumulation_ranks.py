@@ -183,7 +183,7 @@ def survival(phase: str, rank: int, passes: list[int], kind: str) -> dict[str, A
         values = torch.cat([p.detach().flatten() for p in model.parameters()])
         found["faulty" if faulty else "clean"] = values
         found["retries"], found["heard"] = retries, len(heard)
-        found["micro"] = step.pieces.now
+        found["micro"] = step.micro_batch_size.now
         steps = {int(s["step"]) for s in optimizer.state.values()}
         found["optimizer_steps"] = sorted(steps)
     clean, faulty_values = found.pop("clean"), found.pop("faulty")

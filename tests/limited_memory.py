@@ -1,4 +1,4 @@
-"""Run in a fresh process by test_real_memory.py: a run that meets a real limit.
+"""Run in a fresh process by training/test_real_limit.py: a run that meets a real limit.
 
 The limit is of the data segment, so that torch's own allocator on the CPU fails as it
 does on a machine that is full.

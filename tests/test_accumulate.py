@@ -18,9 +18,8 @@ from torch import Tensor, nn
 import rightbatch as rb
 from accumulation_ranks import Faults, Tagger, loss, make_model
 from reference import whole_gradient
-from rightbatch.core.torch_private import out_of_memory
 from rightbatch.training.accumulator import NotFiniteError, UpdateOutOfMemoryError
-from rightbatch.training.recovery import Pieces
+from rightbatch.training.recovery import MicroBatchSize
 
 
 def masked(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -83,6 +82,30 @@ def test_a_batch_that_cannot_be_cut_is_refused_with_a_way_out() -> None:
     with pytest.raises(rb.JobError, match="cannot be split") as caught:
         step((x, y[:5]))
     assert "split=" in str(caught.value)
+
+
+def test_a_piece_without_targets_adds_nothing() -> None:
+    """Its loss may be a plain zero; a batch without any target is refused."""
+    x, y = torch.randn(16, 3), torch.arange(16) % 2
+    y[4:8] = -1
+
+    def partly(model: nn.Module, batch: Any) -> tuple[Tensor, Any]:
+        keep = batch[1] >= 0
+        if not keep.any():
+            return torch.tensor(0.0), 0
+        kept = F.cross_entropy(model(batch[0][keep]), batch[1][keep], reduction="sum")
+        return kept, keep.sum()
+
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    whole = rb.Accumulator(model, partly, optimizer)((x, y))
+    pieces = rb.Accumulator(model, partly, optimizer, micro_batch=4)((x, y))
+    assert pieces.count == whole.count == 12
+    assert pieces.grad_norm == pytest.approx(whole.grad_norm, rel=1e-5)
+    with pytest.raises(rb.JobError, match="count"):
+        rb.Accumulator(model, partly, optimizer, micro_batch=4)(
+            (x, torch.full_like(y, -1))
+        )
 
 
 def test_clipping_is_of_the_whole() -> None:
@@ -256,7 +279,7 @@ def test_the_same_batch_is_made_again_in_smaller_pieces(phase: str) -> None:
 
 
 def test_it_grows_back_and_waits_longer_after_each_relapse() -> None:
-    pieces = Pieces(most=64, now=64)
+    pieces = MicroBatchSize(most=64, now=64)
     assert pieces.shrink(64) == 32
     waits = []
     for _ in range(3):
@@ -307,68 +330,6 @@ def test_memory_inside_the_update_is_not_tried_again() -> None:
     step = rb.Accumulator(model, mean_loss, Greedy(model.parameters(), lr=0.1), 4)
     with pytest.raises(UpdateOutOfMemoryError, match="inside optimizer"):
         step(batch)
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "cuda"),
-        (RuntimeError("CUDA error: out of memory"), "driver"),
-        (RuntimeError("CUDA driver error: out of memory"), "driver"),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "cublas"),
-        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "cudnn"),
-        (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), "cufft"),
-        (RuntimeError("HIP out of memory. Tried to allocate"), "hip"),
-        (RuntimeError("XPU out of memory. Tried to allocate"), "xpu"),
-        (RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"), "mps"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "cpu"),
-        (
-            RuntimeError(
-                "DefaultCPUAllocator: not enough memory: you tried to allocate"
-            ),
-            "cpu",
-        ),
-        (RuntimeError("std::bad_alloc"), "cpu"),
-        (
-            RuntimeError(
-                "NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'"
-            ),
-            "nccl",
-        ),
-        (RuntimeError("NCCL WARN Cuda failure 'out of memory'"), "nccl"),
-        (RuntimeError("Triton Error [CUDA]: out of memory"), "driver"),
-        (MemoryError(), "python"),
-        (OSError(12, "Cannot allocate memory"), "python"),
-        (RuntimeError("CUDA out of memory", "a second argument"), "cuda"),
-    ],
-)
-def test_every_form_of_out_of_memory_is_known(error: Exception, kind: str) -> None:
-    found = out_of_memory(error)
-    assert found is not None
-    assert found.kind == kind
-    assert found.certain
-    wrapped = ValueError("the user's own")
-    wrapped.__cause__ = error
-    assert out_of_memory(wrapped) is not None
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
-        ValueError("out of memory"),
-        KeyError("memory"),
-        RuntimeError("CUDA error: device-side assert triggered"),
-    ],
-)
-def test_other_errors_are_left_alone(error: Exception) -> None:
-    assert out_of_memory(error) is None
-
-
-def test_a_suspicion_is_tried_and_told_as_it_came() -> None:
-    found = out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"))
-    assert found is not None
-    assert not found.certain
 
 
 # Bad input
@@ -433,7 +394,7 @@ def test_a_loss_without_a_gradient_or_a_count_is_refused() -> None:
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(rb.JobError, match="does not depend"):
         rb.Accumulator(model, lambda m, b: m(b[0]).detach().mean(), sgd)(batch)
-    with pytest.raises(rb.JobError, match="counted nothing"):
+    with pytest.raises(rb.JobError, match="the loss count is 0"):
         rb.Accumulator(model, lambda m, b: (m(b[0]).sum() * 0, 0 * b[0].sum()), sgd)(
             batch
         )

@@ -27,9 +27,15 @@ def torchrun(kind: str, ranks: int, folder: Path) -> list[Any]:
         [*command, kind, str(out)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=60,
         check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join(
+                [str(HERE), os.environ.get("PYTHONPATH", "")]
+            ),
+        },
     )
     assert done.returncode == 0, _reasons(done.stderr)
     return json.loads(out.read_text())

@@ -1,6 +1,7 @@
 """Arrows go one way; the public surface is what it says; help needs no torch."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,23 @@ def _room(path: Path) -> str:
 def test_imports_go_one_way(path: Path) -> None:
     room = _room(path)
     assert _imports(path) <= set(ROOMS[: ROOMS.index(room) + 1])
+
+
+PRIVATE = re.compile(
+    r"\btorch(\.\w+)*\._[a-zA-Z]"
+    r"|\._(version|cdata|is_view|orig_mod|workers|shutdown_workers)\b|kineto"
+)
+
+
+@pytest.mark.parametrize("path", _files(), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_private_torch_is_touched_in_one_file_only(path: Path) -> None:
+    names = {
+        node.module if isinstance(node, ast.ImportFrom) else ast.unparse(node)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Attribute, ast.ImportFrom))
+    }
+    private = {name for name in names if name and PRIVATE.search(name)}
+    assert not private or path.name == "torch_private.py"
 
 
 def test_the_top_level_holds_rooms_only() -> None:

@@ -15,7 +15,7 @@ import rightbatch as rb
 from cases import regression_job
 from reference import whole_batch_gradient
 from rightbatch.data.order.index_stream import IndexStream
-from rightbatch.training.training import Training, accumulate
+from rightbatch.training.run_state import RunState
 
 
 @settings(deadline=None)
@@ -76,44 +76,54 @@ def test_accumulated_gradient_is_the_whole_batch(
 ) -> None:
     """Relative L2 below 1e-6 in float32 for any split, means and ragged sums alike."""
     job = masked_job(40) if ragged else regression_job(examples=40)
-    training = Training.start(job)
+    run = RunState.start(job)
     batch = job.batch(list(range(size)), torch.device("cpu"))
-    expected = whole_batch_gradient(job, training.model, batch)
-    parts = torch.arange(size).split(micro)
-    accumulate(
-        job,
-        training.model,
-        training.optimizer,
-        (job.batch(p, torch.device("cpu")) for p in parts),
-        [len(p) for p in parts],
-    )
-    for p, e in zip(training.model.parameters(), expected, strict=True):
+    expected = whole_batch_gradient(job, run.model, batch)
+    run.accumulator.plan_micro_batch(micro)
+    run.accumulator.differentiate(batch)
+    for p, e in zip(run.model.parameters(), expected, strict=True):
         assert p.grad is not None
         assert (p.grad - e).norm() <= 1e-6 * e.norm() + 1e-9
 
 
 def test_a_step_is_the_same_however_it_is_split() -> None:
     job = regression_job()
-    one, two = Training.start(job), Training.start(job)
+    one, two = RunState.start(job), RunState.start(job)
+    one.split(16)
+    two.split(16, micro_batch=3)
     for _ in range(5):
-        a, b = one.step(16), two.step(16, micro_batch=3)
-        torch.testing.assert_close(a, b)
+        assert one.step().loss == pytest.approx(two.step().loss, rel=1e-5)
     for p, q in zip(one.model.parameters(), two.model.parameters(), strict=True):
         torch.testing.assert_close(p, q)
 
 
-def test_a_fork_goes_its_own_way() -> None:
+def test_a_run_goes_on_from_a_snapshot_as_if_nothing_had_happened() -> None:
     job = regression_job(optimizer=lambda p: torch.optim.Adam(p, lr=0.1))
-    start = Training.start(job)
-    start.step(8)
-    before = [p.clone() for p in start.model.parameters()]
-    fork = start.fork()
-    loss = fork.step(8)
-    for p, q in zip(start.model.parameters(), before, strict=True):
-        assert torch.equal(p, q)
-    assert torch.equal(start.step(8), loss)  # the same stream, the same step
-    held = {id(p) for g in fork.optimizer.param_groups for p in g["params"]}
-    assert held == {id(p) for p in fork.model.parameters()}
+    run = RunState.start(job)
+    run.step()
+    snapshot = run.snapshot()
+    losses = [run.step().loss for _ in range(3)]
+    after = [p.detach().clone() for p in run.model.parameters()]
+    for _ in range(2):  # the snapshot stays as it is
+        run.rewind(snapshot)
+        assert run.steps == 1
+        assert [run.step().loss for _ in range(3)] == losses
+        for p, q in zip(run.model.parameters(), after, strict=True):
+            assert torch.equal(p, q)
+    run.rewind(snapshot, seed=7)
+    assert [run.step().loss for _ in range(3)] != losses  # another stream
+    assert run.stream.step == 3
+
+
+def test_tune_makes_the_model_three_times_at_most() -> None:
+    made = []
+
+    def model() -> nn.Module:
+        made.append(1)
+        return nn.Linear(5, 1)
+
+    rb.tune(regression_job(model=model), budget_s=2.0)
+    assert len(made) <= 3
 
 
 class Probe(nn.Module):
@@ -153,51 +163,6 @@ def test_measuring_leaves_no_trace() -> None:
     assert torch.equal(torch.get_rng_state(), states[1])
 
 
-class Pairs:
-    """A map-style dataset of dictionaries."""
-
-    def __len__(self) -> int:
-        return 30
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"x": torch.full((3,), float(i)), "name": str(i)}
-
-
-def test_datasets_and_collate_functions() -> None:
-    common: dict[str, Any] = {
-        "model": lambda: nn.Linear(3, 1),
-        "loss": lambda model, batch: model(batch["x"]).mean(),
-        "data": Pairs(),
-        "optimizer": lambda params: torch.optim.SGD(params, lr=0.1),
-        "batch_size": 4,
-    }
-    batch = rb.Job(**common).batch([3, 1], torch.device("cpu"))
-    assert batch["x"][:, 0].tolist() == [3.0, 1.0]
-    own = rb.Job(**common, collate=lambda items: {"n": len(items)})
-    assert own.batch([3, 1], torch.device("cpu")) == {"n": 2}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"batch_size": 0}, "at least 1"),
-        ({"batch_size": 2.5}, "integer"),
-        ({"batch_size": True}, "integer"),
-        ({"goal": "up"}, "goal"),
-        ({"precision": "float16"}, "precision"),
-        ({"target": 1.0}, "evaluate"),
-        ({"loss": 3}, "loss must be a function"),
-        ({"data": (torch.zeros(3), torch.zeros(4))}, "differ"),
-        ({"data": ([1, 2],)}, "tuple must hold tensors"),
-        ({"data": iter([1])}, "map-style"),
-        ({"collate": lambda x: x}, "no effect"),
-    ],
-)
-def test_bad_fields_are_refused(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(rb.SettingError, match=message):
-        regression_job(**change)
-
-
 class Clipped(torch.optim.SGD):
     """An optimizer with an attribute of its own, which deepcopy would lose."""
 
@@ -225,12 +190,12 @@ class Keeping(nn.Module):
         return self.kept
 
 
-def test_forks_need_no_deepcopy() -> None:
-    start = Training.start(regression_job(model=Keeping, optimizer=Clipped))
+def test_snapshots_need_no_deepcopy() -> None:
+    run = RunState.start(regression_job(model=Keeping, optimizer=Clipped))
     for _ in range(3):
-        start.step(16)
-    fork = start.fork()
-    assert [int(b) for t in (fork, start) for b in t.model.buffers()] == [3, 3]
-    assert torch.equal(start.step(16), fork.step(16))
-    for p, q in zip(start.model.parameters(), fork.model.parameters(), strict=True):
-        assert torch.equal(p, q)
+        run.step()
+    snapshot = run.snapshot()
+    loss = run.step().loss
+    run.rewind(snapshot)
+    assert [int(b) for b in run.model.buffers()] == [3]
+    assert run.step().loss == loss

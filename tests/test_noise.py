@@ -17,8 +17,11 @@ from reference import pairwise_moments, per_example_gradients, true_noise
 from rightbatch.fit.critical_batch import critical_from_noise
 from rightbatch.measure.noise import compare, measure_noise
 from rightbatch.measure.record import MetricPoint
-from rightbatch.measure.run_progress import points_of_progress, steps_of_progress
-from rightbatch.measure.standstill import has_stalled
+from rightbatch.measure.run_progress import (
+    has_stalled,
+    points_of_progress,
+    steps_of_progress,
+)
 from rightbatch.measure.trajectory import MOST_POINTS, measure_trajectory
 from rightbatch.noise.statistics.moments import (
     NoiseMoments,
@@ -27,7 +30,7 @@ from rightbatch.noise.statistics.moments import (
     unbiased,
 )
 from rightbatch.noise.statistics.optimizer_metric import optimizer_metric
-from rightbatch.training.training import Training
+from rightbatch.training.run_state import RunState
 
 
 def of_rows(rows: np.ndarray, size: int) -> NoiseMoments:
@@ -89,8 +92,9 @@ def test_gradients_made_twice_say_what_kept_ones_say() -> None:
         model=lambda: nn.Sequential(nn.Linear(5, 8), nn.Dropout(), nn.Linear(8, 1)),
         optimizer=lambda p: torch.optim.Adam(p, lr=0.01),
     )
-    training = Training.start(job)
-    training.step(16)
+    training = RunState.start(job)
+    training.split(16)
+    training.step()
     draws = [torch.arange(8) + 8 * j for j in range(6)]
     found = []
     for kept_bytes in (1 << 30, 0):
@@ -111,7 +115,7 @@ def test_measured_noise_is_the_noise_of_the_data() -> None:
     # 60 measurements of 32 groups of 8 at fixed weights; both moments within 4
     # standard errors of the truth over all 256 examples.
     job = regression_job(examples=256)
-    training = Training.start(job)
+    training = RunState.start(job)
     truth = true_noise(job, training.model)
     generator = torch.Generator().manual_seed(0)
     found = [
@@ -133,8 +137,9 @@ class Normed(nn.Module):
 
 
 def test_measuring_noise_changes_nothing() -> None:
-    training = Training.start(regression_job(model=Normed))
-    training.step(16)
+    training = RunState.start(regression_job(model=Normed))
+    training.split(16)
+    training.step()
     state = {k: v.clone() for k, v in training.model.state_dict().items()}
     held = [p.grad for p in training.model.parameters()]
     position = training.stream.position
@@ -149,10 +154,11 @@ def test_measuring_noise_changes_nothing() -> None:
 
 def test_adams_metric_is_the_gradient_in_its_own_scale() -> None:
     job = regression_job(optimizer=lambda p: torch.optim.Adam(p, lr=0.01, eps=1e-3))
-    training = Training.start(job)
+    training = RunState.start(job)
     params = list(training.model.parameters())
     assert optimizer_metric(training.optimizer, params) is None  # before the first step
-    training.step(16)
+    training.split(16)
+    training.step()
     found = measure_noise(
         training,
         group_size=4,
@@ -176,7 +182,7 @@ def test_adams_metric_is_the_gradient_in_its_own_scale() -> None:
 
 
 def test_points_stay_evenly_spaced_from_the_start() -> None:
-    found = measure_trajectory(regression_job(), budget_s=1.0)
+    found = measure_trajectory(RunState.start(regression_job()), budget_s=1.0)
     steps = [p.step for p in found.points]
     gaps = {b - a for a, b in zip([0, *steps], steps, strict=False)}
     assert len(gaps) == 1
@@ -189,7 +195,7 @@ def test_points_stay_evenly_spaced_from_the_start() -> None:
 def test_a_run_that_diverges_is_named() -> None:
     job = regression_job(optimizer=lambda p: torch.optim.SGD(p, lr=1e4))
     with pytest.raises(rb.JobError, match="not finite"):
-        measure_trajectory(job, budget_s=5.0)
+        measure_trajectory(RunState.start(job), budget_s=5.0)
 
 
 def point(signal: float, noise: float) -> Any:
@@ -269,7 +275,7 @@ def test_batch_norm_at_a_small_batch_is_measured_in_groups_it_runs_on() -> None:
 def test_a_target_met_at_once_still_has_points() -> None:
     job = with_target(regression_job(), target=30.0)
     assert not job.met(job.evaluated(job.make_model()))
-    found = measure_trajectory(job, budget_s=5.0)
+    found = measure_trajectory(RunState.start(job), budget_s=5.0)
     assert found.reached
     assert len(found.points) >= 4
 
@@ -282,7 +288,9 @@ def test_without_evaluate_held_out_examples_notice_overfitting(seed: int) -> Non
     y = 10 * x[:, :1] + 10 * torch.randn(400, 1, generator=generator)
     job = regression_job(width=40, batch_size=5, data=(x, y))
     kept, held = torch.arange(30), torch.arange(30, 400)
-    found = measure_trajectory(job, budget_s=20.0, only=kept, held_out=held)
+    run = RunState.start(job)
+    run.rewind(run.snapshot(), kept=kept)
+    found = measure_trajectory(run, budget_s=20.0, held_out=held)
     assert found.stalled
     assert not found.reached
     best = min(point.metric for point in found.metrics)

@@ -23,10 +23,9 @@ from rightbatch.schedules.scaling import apply_scaling, scaling_for
 from rightbatch.training.checkpoint import load_checkpoint
 from rightbatch.training.loop import train_rows
 from rightbatch.training.run_folder import make_run_folder
-from rightbatch.training.run_state import Runner
+from rightbatch.training.run_state import RunState
 from rightbatch.training.settings import Settings
 from rightbatch.training.trace import read_trace
-from rightbatch.training.training import Training
 from rightbatch.tuning.candidates import race_entries
 from rightbatch.tuning.race import MARKS, Curve, Entry, race, speedup
 
@@ -68,21 +67,21 @@ def entry(role: str, size: int, lr: float = 0.01) -> Entry:
 def test_a_race_of_equals_is_a_draw_and_a_handicap_is_seen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two candidates alike: the interval holds 1. A hundredth of the rate: clearly slower.
+    """Two candidates alike: the interval holds 1; a hundredth of the rate is slower.
 
     The clock counts readings, so the race is the same on any machine.
     """
     job = with_target(regression_job(examples=512), target=0.0)
-    warm = Training.start(job)
+    run = RunState.start(job)
     for _ in range(5):
-        warm.step(16)
-    before = [p.clone() for p in warm.model.parameters()]
+        run.step()
+    warm = run.snapshot()
     slow = replace(entry("slow", 16), scaling=replace(entry("x", 16).scaling, lr=0.01))
     counter = itertools.count()
     still = types.SimpleNamespace(perf_counter=lambda: 0.0)  # no wall clock
     monkeypatch.setattr("rightbatch.tuning.race.time", still)
     result = race(
-        job,
+        run,
         warm,
         [entry("plan", 16), entry("today", 16), slow],
         budget_s=0.9,
@@ -94,14 +93,14 @@ def test_a_race_of_equals_is_a_draw_and_a_handicap_is_seen(
     assert plan.speedup.value == pytest.approx(1.0, abs=0.01)
     assert plan.metrics == today.metrics
     assert handicap.speedup.high < 0.5
-    for p, q in zip(warm.model.parameters(), before, strict=True):
-        assert torch.equal(p, q)  # the start itself has not moved
+    assert handicap.steps == today.steps > 20
 
 
 def test_a_race_without_time_is_not_run() -> None:
     job = with_target(regression_job())
     entries = [replace(entry("today", 16), step_s=10.0)]
-    assert race(job, Training.start(job), entries, budget_s=1, held_out=None) is None
+    run = RunState.start(job)
+    assert race(run, run.snapshot(), entries, budget_s=1, held_out=None) is None
 
 
 def test_held_out_loss_is_the_mean_loss_on_examples_nobody_trains_on() -> None:
@@ -109,24 +108,35 @@ def test_held_out_loss_is_the_mean_loss_on_examples_nobody_trains_on() -> None:
     kept, held = hold_out(200, seed=0)
     assert sorted([*kept.tolist(), *held.tolist()]) == list(range(200))
     assert len(held) == 10
-    training = Training.start(job, only=kept)
-    seen = {int(i) for i in training.stream.take(400)}
-    assert seen == set(kept.tolist())
-    assert {int(i) for i in training.fork(seed=7).stream.take(400)} == seen
+    run = RunState.start(job)
+    snapshot = run.snapshot()
+
+    def seen() -> list[int]:
+        return [int(i) for _ in range(50) for m in run.next_batch() for i in m.indices]
+
+    run.rewind(snapshot, kept=kept)
+    first = seen()
+    assert set(first) == set(kept.tolist())
+    assert sorted(first[:190]) == sorted(kept.tolist())  # each once in a pass
+    run.rewind(snapshot, seed=7)
+    other = seen()
+    assert set(other) == set(first)
+    assert other != first
     batch = job.batch(held, torch.device("cpu"))
-    expected = float(job.mean_loss(training.model, batch)[0].detach())
-    assert held_out_loss(training, held) == pytest.approx(expected, rel=1e-5)
+    expected = float(job.mean_loss(run.model, batch)[0].detach())
+    assert held_out_loss(run, held) == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_lane_that_fails_has_lost_and_the_race_goes_on() -> None:
+def test_a_candidate_that_fails_has_lost_and_the_race_goes_on() -> None:
     job = with_target(regression_job(examples=512), target=0.0)
-    warm = Training.start(job)
-    warm.step(16)
+    run = RunState.start(job)
+    run.step()
+    warm = run.snapshot()
     wild = replace(entry("wild", 16), scaling=replace(entry("x", 16).scaling, lr=1e30))
     candidates = [entry("plan", 16), entry("today", 16), wild]
     counter = itertools.count()
     result = race(
-        job,
+        run,
         warm,
         candidates,
         budget_s=0.9,
@@ -137,7 +147,7 @@ def test_a_lane_that_fails_has_lost_and_the_race_goes_on() -> None:
     assert result.candidates[2].speedup.value < 0.2
 
 
-def test_the_lanes_are_plan_today_and_a_neighbour() -> None:
+def test_the_candidates_are_plan_today_and_a_neighbour() -> None:
     choice = choose(made_up(t0=4e-3, t1=1e-3, critical=100))
     roles = {e.role: e.batch_size for e in race_entries(choice)}
     assert roles["today"] == 64
@@ -150,7 +160,7 @@ def test_the_lanes_are_plan_today_and_a_neighbour() -> None:
 
 def test_the_warm_start_lies_early_in_the_run() -> None:
     job = with_target(regression_job(), target=1.5)
-    found = measure_trajectory(job, budget_s=20.0)
+    found = measure_trajectory(RunState.start(job), budget_s=20.0)
     assert found.reached
     assert found.warm is not None
     assert found.warm.steps < found.metrics[-1].step
@@ -214,7 +224,7 @@ def test_a_diverging_run_is_named() -> None:
 
 def test_a_stop_between_steps_is_a_clean_end() -> None:
     settings = Settings(schedule=rb.schedules.Constant(16), end=math.inf)
-    run = Runner.start(regression_job(), settings)
+    run = RunState.start(regression_job(), settings)
     asked = iter([False] * 6 + [True] * 10)
     rows = list(train_rows(run, stop=lambda: next(asked)))
     assert rows[-1].steps == run.steps == 7
@@ -281,13 +291,14 @@ def test_no_code_runs_from_a_checkpoint(tmp_path: Path) -> None:
 def test_scaled_training_follows_the_scaled_rate() -> None:
     """A step after scaling is the step of an optimizer made with the scaled rate."""
     job = regression_job()
-    scaled = Training.start(job)
+    scaled = RunState.start(job)
     apply_scaling(scaled.optimizer, scaling_for("sgd", 16, 32))
-    made = Training.start(
+    made = RunState.start(
         replace(job, optimizer=lambda params: torch.optim.SGD(params, lr=0.02))
     )
-    scaled.step(32)
-    made.step(32)
+    for run in (scaled, made):
+        run.split(32)
+        run.step()
     for p, q in zip(scaled.model.parameters(), made.model.parameters(), strict=True):
         torch.testing.assert_close(p, q)
 

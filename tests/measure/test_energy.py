@@ -13,7 +13,7 @@ import torch
 
 from cases import regression_job
 from rightbatch.measure.energy import ZeusMeter, find_meter, measure_energy
-from rightbatch.training.training import Training
+from rightbatch.training.run_state import RunState
 
 
 class Counter:
@@ -46,10 +46,10 @@ def test_joules_of_a_step_are_power_times_its_time(
         now += 1e-3 + 1e-5 * len(batch[0])
         return model(batch[0]).square().mean()
 
-    training = Training.start(regression_job(examples=2000, width=64, loss=loss))
+    run = RunState.start(regression_job(examples=2000, width=64, loss=loss))
     counter = Counter(100.0)
     points = measure_energy(
-        training, [1, 8, 64, 512, 1024, 2000], counter, window_s=0.05, rounds=3
+        run, [1, 8, 64, 512, 1024, 2000], counter, window_s=0.05, rounds=3
     )
     assert [p.micro_batch for p in points] == [1, 64, 512, 2000]
     assert counter.windows == 12
@@ -59,15 +59,15 @@ def test_joules_of_a_step_are_power_times_its_time(
 
 
 def test_windows_in_which_nothing_was_counted_are_left_out() -> None:
-    training = Training.start(regression_job())
+    run = RunState.start(regression_job())
 
     class Stuck(Counter):
         def end(self) -> float:
             return 0.0 if self.windows % 2 else super().end()
 
-    points = measure_energy(training, [1, 8], Stuck(10.0), window_s=0.01, rounds=4)
+    points = measure_energy(run, [1, 8], Stuck(10.0), window_s=0.01, rounds=4)
     assert all(j > 0 for p in points for j in p.rounds)
-    nothing = measure_energy(training, [1], Counter(0.0), window_s=0.01)
+    nothing = measure_energy(run, [1], Counter(0.0), window_s=0.01)
     assert nothing == ()
 
 

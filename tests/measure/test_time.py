@@ -12,12 +12,12 @@ from cases import regression_job
 from rightbatch.fit.step_time import fit_time
 from rightbatch.measure.time import measure_times, step_sizes
 from rightbatch.memory.peak import measure_memory
-from rightbatch.training.training import Training
+from rightbatch.training.run_state import RunState
 
 
 def test_measured_times_and_memory_of_a_real_step() -> None:
     job = regression_job(examples=500, width=200)
-    points, contention, notes = measure_times(job, budget_s=1.0)
+    points, contention, notes = measure_times(RunState.start(job), budget_s=1.0)
     sizes = [p.micro_batch for p in points]
     assert sizes[: len(step_sizes(job))] == step_sizes(job)
     assert len(sizes) >= 6
@@ -26,9 +26,9 @@ def test_measured_times_and_memory_of_a_real_step() -> None:
     for p in points:
         assert 0 < p.fetch_time_s < 10 * p.step_time_s.value
         assert p.step_time_s.low <= p.step_time_s.value <= p.step_time_s.high
-    training = Training.start(job)
-    training.step(2)
-    small, large = (measure_memory(training, b).peak_memory_bytes for b in (100, 400))
+    run = RunState.start(job)
+    run.step()
+    small, large = (measure_memory(run, b).peak_memory_bytes for b in (100, 400))
     # 201 floats an example at the least, and no tenfold of it.
     assert 300 * 201 * 4 <= large - small <= 10 * 300 * 201 * 4
 
@@ -42,10 +42,10 @@ def test_a_size_that_fails_is_named() -> None:
         return model(batch[0]).square().mean()
 
     with pytest.raises(rb.JobError, match="batch size 32") as failed:
-        measure_times(regression_job(loss=loss), budget_s=1.0)
+        measure_times(RunState.start(regression_job(loss=loss)), budget_s=1.0)
     assert "not this one" in failed.value.seen
     job = regression_job(loss=loss, batch_size=64)
-    points, _, notes = measure_times(job, budget_s=1.0)
+    points, _, notes = measure_times(RunState.start(job), budget_s=1.0)
     assert 32 not in [p.micro_batch for p in points]
     assert "batch 32 fails" in notes[0]
 
@@ -77,7 +77,7 @@ def test_waiting_for_data_is_no_busy_machine() -> None:
         optimizer=lambda params: torch.optim.SGD(params, lr=0.01),
         batch_size=8,
     )
-    points, contention, _ = measure_times(job, budget_s=1.0)
+    points, contention, _ = measure_times(RunState.start(job), budget_s=1.0)
     if contention.stalled is None:
         pytest.skip("the kernel keeps no account of waiting here")
     assert contention.busy == (contention.stalled > 0.1)
@@ -104,6 +104,6 @@ def test_larger_sizes_are_timed_while_they_pay(
         return model(batch[0][:1]).square().mean()
 
     job = regression_job(examples=2048, batch_size=16, loss=loss)
-    points, _, _ = measure_times(job, budget_s=3.0)
+    points, _, _ = measure_times(RunState.start(job), budget_s=3.0)
     assert points[-1].micro_batch == 2048
     assert points[-1].step_time_s.value == pytest.approx(2e-3)

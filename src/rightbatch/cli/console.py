@@ -19,7 +19,7 @@ import click
 
 from rightbatch.core.errors import RightbatchError
 from rightbatch.core.machine import installed, summary
-from rightbatch.job.loading import Spec, look_up
+from rightbatch.job.address import JobAddress, look_up
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +39,7 @@ def make_console(as_json: bool) -> Console:
     return Console(stderr=as_json, highlight=False, width=None)
 
 
-def announce(spec: Spec, as_json: bool) -> Console:
+def announce(spec: JobAddress, as_json: bool) -> Console:
     """The first two lines: what runs here, and which job was understood."""
     console = make_console(as_json)
     versions = f"rightbatch {installed('rightbatch')} | torch {installed('torch')}"
@@ -51,7 +51,7 @@ def announce(spec: Spec, as_json: bool) -> Console:
 @contextlib.contextmanager
 def begin(
     job: str, out: Path | None, as_json: bool
-) -> Iterator[tuple[Console, Spec, Path]]:
+) -> Iterator[tuple[Console, JobAddress, Path]]:
     """Understand the job, make the folder, say so: all before torch is imported.
 
     Within it a run is kept, see `keeping`.
@@ -65,8 +65,12 @@ def begin(
 
 
 @contextlib.contextmanager
-def keeping(folder: Path, as_json: bool) -> Iterator[None]:
+def keeping(folder: Path | None, as_json: bool) -> Iterator[None]:
     """Whatever ends the block leaves a usable folder, or none where nothing was kept.
+
+    Args:
+        folder: The run folder; None on the ranks that keep nothing.
+        as_json: Standard output is kept for the document.
 
     Raises:
         Exit: Ctrl-C was pressed; what was kept has been said.
@@ -74,11 +78,13 @@ def keeping(folder: Path, as_json: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _drop_if_empty(folder)
-        click.echo("\n" + _kept(folder), err=as_json)
+        if folder is not None:
+            _drop_if_empty(folder)
+            click.echo("\n" + _kept(folder), err=as_json)
         raise click.exceptions.Exit(INTERRUPTED) from None
     except RightbatchError:
-        _drop_if_empty(folder)
+        if folder is not None:
+            _drop_if_empty(folder)
         raise
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,10 @@ from rightbatch.cli.console import (
     print_document,
 )
 from rightbatch.cli.options import DURATION, JOB, JSON, OUT, PATH, THREADS
+from rightbatch.cli.ranks import end_together, first_speaks
 from rightbatch.core.errors import SettingError
-from rightbatch.job.loading import load_job, look_up
+from rightbatch.job.address import look_up
+from rightbatch.job.loading import load_job
 from rightbatch.training.run_folder import PLAN, make_run_folder
 
 
@@ -34,7 +34,7 @@ from rightbatch.training.run_folder import PLAN, make_run_folder
     help="A batch that changes: ramp:32:512:3epochs, noise:0.5, smith:512, ….",
 )
 @click.option("--rate", help="Learning-rate decay: cosine:10epochs[:0.01], ….")
-@click.option("--rule", default="auto", help="How the rate follows the batch.")
+@click.option("--rule", help="How the rate follows the batch: linear, sqrt, ….")
 @click.option("--noise-scale", type=float, help="For the noise-aware rules.")
 @click.option("--exponent", type=float, help="For --rule exponent.")
 @click.option(
@@ -47,15 +47,15 @@ from rightbatch.training.run_folder import PLAN, make_run_folder
 @click.option(
     "--nonfinite",
     type=click.Choice(["stop", "skip"]),
-    default="stop",
     help="What a NaN or infinite loss does.",
 )
-@click.option("--shard", is_flag=True, help="Shard the model over ranks (FSDP2).")
+@click.option(
+    "--shard", is_flag=True, default=None, help="Shard the model over ranks (FSDP2)."
+)
 @click.option(
     "--workers",
     "num_workers",
     type=int,
-    default=0,
     help="Processes that read data.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, if any.")
@@ -63,11 +63,11 @@ from rightbatch.training.run_folder import PLAN, make_run_folder
     "--save-every",
     "save_every_s",
     type=DURATION,
-    default="300",
-    show_default=True,
-    help="Time between checkpoints.",
+    help="Time between checkpoints; 5 min.",
 )
-@click.option("--ledger", is_flag=True, help="Prove every example seen once.")
+@click.option(
+    "--ledger", is_flag=True, default=None, help="Prove every example seen once."
+)
 @THREADS
 @OUT
 @JSON
@@ -88,8 +88,6 @@ def train(
 
     On several processes: torchrun --nproc-per-node N -m rightbatch train JOB …
     """
-    # Only the first rank speaks; it tells the errors of the others too, unless one is
-    # theirs alone.
     if resume and out is None:
         raise SettingError(
             "--resume needs the folder of the run",
@@ -102,13 +100,11 @@ def train(
             seen=f"--schedule {schedule} --batch-size {settings['batch_size']}",
             fix="one of the two",
         )
-    rank = int(os.environ.get("RANK", "0"))
-    if rank:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # ruff: ignore[open-file-with-context-handler]
+    first = first_speaks()
     if plan_path is not None and plan_path.is_dir():
         plan_path /= PLAN
     spec = look_up(job)
-    console = announce(spec, as_json and rank == 0)
+    console = announce(spec, as_json and first)
     import torch
 
     from rightbatch.measure.threads import pick_threads
@@ -116,7 +112,8 @@ def train(
     from rightbatch.report.training import TrainingLine, run_lines
     from rightbatch.schedules.parse import parse_rate, parse_schedule
     from rightbatch.training.plan import Plan
-    from rightbatch.training.ranks import join, leave, share_first
+    from rightbatch.training.ranks import join, share_first
+    from rightbatch.training.run_state import RunState
     from rightbatch.training.train import train as run_training
 
     plan = Plan.load(plan_path) if plan_path is not None else None
@@ -124,7 +121,9 @@ def train(
     joined = join()
     if not keep_threads and not joined:
         planned = plan.threads if plan is not None else None
-        torch.set_num_threads(planned or pick_threads(loaded)[0])
+        torch.set_num_threads(
+            planned or pick_threads(RunState.start(loaded, alone=True))[0]
+        )
     decay = None if rate is None else parse_rate(rate, loaded.length)
     parsed = None
     if schedule is not None:
@@ -139,11 +138,11 @@ def train(
         taken = hasattr(parsed, "rate") and not schedule.endswith(".json")
         decay = None if taken else decay
     folder = out or share_first(
-        lambda: make_run_folder(None, f"train-{spec.stem}"), rank
+        lambda: make_run_folder(None, f"train-{spec.stem}"), first
     )
     with (
         keeping(folder, as_json),
-        TrainingLine(console, loaded, quiet=rank > 0) as line,
+        TrainingLine(console, loaded, quiet=not first) as line,
     ):
         run = run_training(
             loaded,
@@ -153,9 +152,9 @@ def train(
             out=folder,
             resume="auto" if resume else False,
             watch=line.show,
-            **settings,
+            **{k: v for k, v in settings.items() if v is not None},
         )
-    if rank == 0:
+    if first:
         if plan_path is not None and not resume:
             keep_origin(plan_path.parent, folder)
         if as_json:
@@ -164,9 +163,7 @@ def train(
             print_plain(console, run_lines(run, loaded, folder))
     status = UNDECIDED if run.reached is False else DECIDED
     status = INTERRUPTED if run.interrupted else status
-    if joined:
-        leave(status)
-    return status
+    return end_together(status, joined)
 
 
 def _document(run: Any, folder: Path) -> dict[str, Any]:

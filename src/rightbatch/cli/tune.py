@@ -7,10 +7,21 @@ from typing import Any
 
 import click
 
-from rightbatch.cli.console import begin, command_line, finish, load_quietly
+from rightbatch.cli.console import (
+    DECIDED,
+    UNDECIDED,
+    announce,
+    command_line,
+    finish,
+    keeping,
+    load_quietly,
+)
 from rightbatch.cli.options import BUDGET, JOB, JSON, OUT, THREADS, deciding
+from rightbatch.cli.ranks import end_together, first_speaks
+from rightbatch.job.address import look_up
 from rightbatch.job.loading import load_job
 from rightbatch.plan.objectives import Objective
+from rightbatch.training.run_folder import MEASUREMENTS, make_run_folder
 
 
 @click.command()
@@ -31,16 +42,25 @@ def tune(
     out: Path | None,
     as_json: bool,
 ) -> int:
-    """Measure JOB here, decide its batch and rate, race, and explain."""
-    with begin(job, out, as_json) as (console, spec, folder):
+    """Measure JOB here, decide its batch and rate, race, and explain.
+
+    On several processes: torchrun --nproc-per-node N -m rightbatch tune JOB …
+    """
+    first = first_speaks()
+    spec = look_up(job)
+    folder = make_run_folder(out, spec.stem) if first else None
+    with keeping(folder, as_json):
+        console = announce(spec, as_json and first)
         from rightbatch.report.terminal import TerminalProgress
-        from rightbatch.training.run_folder import MEASUREMENTS
+        from rightbatch.training.ranks import join
         from rightbatch.tuning.record import Record
         from rightbatch.tuning.tune import tune as find_plan
 
-        path = folder / MEASUREMENTS
+        loaded = load_quietly(load_job, job, as_json)
+        joined = join()
+        path = None if folder is None else folder / MEASUREMENTS
         tuning = find_plan(
-            load_quietly(load_job, job, as_json),
+            loaded,
             objective,
             budget_s=budget,
             with_race=with_race,
@@ -49,4 +69,7 @@ def tune(
             progress=TerminalProgress(console, phases=4 if with_race else 3),
             **limits,
         )
-        return finish(console, folder, tuning.plan, tuning.choice, as_json)
+        status = DECIDED if tuning.plan.decided else UNDECIDED
+        if folder is not None:
+            status = finish(console, folder, tuning.plan, tuning.choice, as_json)
+    return end_together(status, joined)

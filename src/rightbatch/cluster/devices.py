@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +20,23 @@ from rightbatch.fit.step_time import TimeLaw
 # their way: the backward pass, two of three parts [derived], less its first layers.
 OVERLAP = 0.6  # [assumed]
 PAYS = 1.2  # a doubling of devices must make it so much sooner to be worth it [assumed]
-MOST_PIECES = 64
+MOST_ACCUMULATION = 64
 LITTLE = 0.95  # efficiency above which nothing is called lost [assumed]
-FLAT = 1.1
+FLAT = 1.1  # batches within this factor of the best are about as good [derived]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A batch over so many devices, in micro-batches accumulated on each of them."""
+
+    devices: int
+    micro_batch: int
+    accumulation: int
+
+    @property
+    def batch_size(self) -> int:
+        """Examples of one step on all devices."""
+        return self.devices * self.micro_batch * self.accumulation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,33 +67,52 @@ class Fleet:
     watts: float | None = None
     per_hour: float | None = None
 
-    def exposed_s(self, devices: int, micro: int, draw: int | None = None) -> float:
+    def exposed_s(self, split: Split, draw: int | None = None) -> float:
         """The part of the exchange of gradients that no computing covers."""
-        exchange = self.network.all_reduce_s(self.gradient_bytes, devices)
-        cover = max(self.time.seconds(micro, draw) - self.time.update_s, 0.0)
-        return max(exchange - OVERLAP * cover, 0.0)
+        exchange = self.network.all_reduce_s(self.gradient_bytes, split.devices)
+        computing = self.time.seconds(split.micro_batch, draw) - self.time.update_s
+        return max(exchange - OVERLAP * max(computing, 0.0), 0.0)
 
-    def step_s(
-        self, devices: int, micro: int, pieces: int, draw: int | None = None
-    ) -> float:
-        """Seconds of one step of ``devices * micro * pieces`` examples."""
-        alone = self.time.step_seconds(micro, pieces, draw)
-        return alone + self.exposed_s(devices, micro, draw)
+    def step_s(self, split: Split, draw: int | None = None) -> float:
+        """Seconds of one step."""
+        alone = self.time.step_seconds(split.micro_batch, split.accumulation, draw)
+        return alone + self.exposed_s(split, draw)
 
     def steps_at(self, batch: int, draw: int | None = None) -> float:
-        """Steps to the same result; 1 at the reference where they are not known."""
-        critical = self.critical(draw)
+        """Steps to the same result; 1 at the reference where they are not known.
+
+        Args:
+            batch: Examples of a step.
+            draw: Number of a draw of the critical batch; None: the fit itself.
+        """
+        noise = self.noise
+        critical = noise.critical_batch.value if draw is None else noise.draws[draw]
         if math.isinf(critical):
             ratio = self.reference / batch
         else:
             ratio = (1 + critical / batch) / (1 + critical / self.reference)
-        return (self.steps or 1.0) * ratio
+        return (self.steps or 1.0) * float(ratio)
 
-    def critical(self, draw: int | None) -> float:
-        """The critical batch, by the fit or by one of its draws."""
-        if draw is None:
-            return self.noise.critical_batch.value
-        return float(self.noise.draws[draw])
+    def total_s(self, split: Split, draw: int | None = None) -> float:
+        """Seconds to the result; where steps are not known, in a unit of its own."""
+        return self.steps_at(split.batch_size, draw) * self.step_s(split, draw)
+
+    def best_split(self, devices: int) -> Split | None:
+        """The split of least time to the result; None: too few examples for any."""
+        micro_batches = {2**i for i in range(self.most.bit_length())} | {self.most}
+        splits = [
+            Split(devices, micro_batch, 2**i)
+            for micro_batch in micro_batches
+            for i in range(MOST_ACCUMULATION.bit_length())
+            if devices * micro_batch * 2**i <= self.examples
+        ]
+        return min(splits, key=self.total_s, default=None)
+
+    def with_critical_batch(self, critical: float) -> Fleet:
+        """The same, were the critical batch exactly this one."""
+        value = Estimate.exact(max(critical, 1.0), "examples")
+        noise = NoiseLaw(value, np.array([value.value]), self.noise.metric)
+        return dataclasses.replace(self, noise=noise)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,38 +190,28 @@ def plan_cluster(fleet: Fleet, devices: Sequence[int]) -> Cluster:
         raise SettingError(
             "devices are counted from 1", seen=f"{list(devices)}", fix="--devices 1..64"
         )
-    splits = [(n, _best_split(fleet, n)) for n in wanted]
-    kept = [(n, split) for n, split in splits if split is not None]
-    if not kept:
+    splits = _best_splits(fleet, wanted)
+    if not splits:
         raise SettingError(
             f"{wanted[0]} devices are more than there are examples in the data set",
             seen=f"{fleet.examples:,} examples",
             why="every device needs one at least",
         )
-    rows = [_row(fleet, n, split, kept[0]) for n, split in kept]
-    up_to, reason = _pays(rows, dropped=len(splits) - len(kept), fleet=fleet)
+    rows = tuple(_row(fleet, split, splits[0]) for split in splits)
+    critical = fleet.noise.critical_batch
+    low, high = (
+        _pays_up_to(_times(other, _best_splits(other, wanted)))
+        for other in map(fleet.with_critical_batch, (critical.low, critical.high))
+    )
+    pays_up_to = _pays_up_to({row.devices: row.time.value for row in rows})
     return Cluster(
-        rows=tuple(rows),
-        pays_up_to=up_to,
-        reason=reason,
-        pays_range=(
-            _pays_at(fleet, wanted, fleet.noise.critical_batch.low),
-            _pays_at(fleet, wanted, fleet.noise.critical_batch.high),
-        ),
+        rows=rows,
+        pays_up_to=pays_up_to,
+        reason=_reason(fleet, rows, pays_up_to, wanted[-1]),
+        pays_range=(low, high),
         network=fleet.network,
         seconds=fleet.steps is not None,
     )
-
-
-def _pays_at(fleet: Fleet, devices: Sequence[int], critical: float) -> int:
-    """Up to how many devices pay, were the critical batch this one."""
-    value = Estimate.exact(max(critical, 1.0), "examples")
-    noise = NoiseLaw(value, np.array([value.value]), fleet.noise.metric)
-    other = dataclasses.replace(fleet, noise=noise)
-    splits = [(n, _best_split(other, n)) for n in devices]
-    kept = [(n, split) for n, split in splits if split is not None]
-    rows = [_row(other, n, split, kept[0], blame=False) for n, split in kept]
-    return _last_that_pays(rows).devices
 
 
 def world_sizes(batch: int, devices: int) -> list[int]:
@@ -216,161 +239,121 @@ def elastic_batch(fleet: Fleet, row: Row, devices: int) -> tuple[int, list[int]]
     return best, world_sizes(best, devices)
 
 
-Split = tuple[int, int]
+def _best_splits(fleet: Fleet, devices: Sequence[int]) -> list[Split]:
+    """Of every number of devices for which there are examples enough."""
+    splits = [fleet.best_split(n) for n in devices]
+    return [split for split in splits if split is not None]
 
 
-def _best_split(fleet: Fleet, devices: int) -> Split | None:
-    """The (micro-batch, pieces) of least time to the result on so many devices."""
-    micros = [2**i for i in range(fleet.most.bit_length())]
-    pieces = [2**i for i in range(MOST_PIECES.bit_length())]
-    splits = [
-        (b, k)
-        for b in {*micros, fleet.most}
-        for k in pieces
-        if devices * b * k <= fleet.examples
-    ]
-
-    def seconds(split: Split) -> float:
-        return fleet.steps_at(devices * split[0] * split[1]) * fleet.step_s(
-            devices, *split
-        )
-
-    return min(splits, key=seconds, default=None)
+def _times(fleet: Fleet, splits: Sequence[Split]) -> dict[int, float]:
+    return {split.devices: fleet.total_s(split) for split in splits}
 
 
-def _row(
-    fleet: Fleet,
-    devices: int,
-    split: Split,
-    first: tuple[int, Split],
-    *,
-    blame: bool = True,
-) -> Row:
-    micro, pieces = split
-    batch = devices * micro * pieces
-    step = fleet.step_s(devices, micro, pieces)
-    own, reference = _total(fleet, devices, split), _total(fleet, *first)
-    speedup = reference(None) / own(None)
-    seconds = own(None) if fleet.steps is not None else None
+def _row(fleet: Fleet, split: Split, fewest: Split) -> Row:
+    speedup = fleet.total_s(fewest) / fleet.total_s(split)
+    efficiency = speedup * fewest.devices / split.devices
+    known = fleet.steps is not None
 
     def shown(draw: int | None) -> float:
-        return own(draw) if fleet.steps is not None else own(draw) / reference(draw)
+        total = fleet.total_s(split, draw)
+        return total if known else total / fleet.total_s(fewest, draw)
 
-    draws = [shown(d) for d in range(len(fleet.noise.draws))]
+    device_s = split.devices * shown(None) if known else None
     return Row(
-        devices=devices,
-        batch_size=batch,
-        micro_batch=micro,
-        accumulation=pieces,
-        step_time_s=step,
+        devices=split.devices,
+        batch_size=split.batch_size,
+        micro_batch=split.micro_batch,
+        accumulation=split.accumulation,
+        step_time_s=fleet.step_s(split),
         time=Estimate.from_draws(
             shown(None),
-            draws,
-            unit="" if seconds is None else "s",
+            [shown(draw) for draw in range(len(fleet.noise.draws))],
+            unit="s" if known else "",
             n=fleet.noise.critical_batch.n,
             method="laws of time, noise and network",
         ),
         speedup=speedup,
-        efficiency=speedup * first[0] / devices,
-        exposed=fleet.exposed_s(devices, micro) / step,
-        joules=_product(seconds, fleet.watts, devices),
-        money=_product(seconds, fleet.per_hour, devices / 3600),
-        lost_to=_lost_to(fleet, devices, speedup * first[0] / devices) if blame else "",
+        efficiency=efficiency,
+        exposed=fleet.exposed_s(split) / fleet.step_s(split),
+        joules=_product(device_s, fleet.watts),
+        money=_product(device_s, fleet.per_hour, 1 / 3600),
+        lost_to="" if efficiency > LITTLE else _lost_to(fleet, split.devices),
     )
 
 
-def _total(fleet: Fleet, devices: int, split: Split) -> Callable[[int | None], float]:
-    batch = devices * split[0] * split[1]
-    return lambda d: fleet.steps_at(batch, d) * fleet.step_s(devices, *split, d)
+def _product(
+    device_s: float | None, rate: float | None, per: float = 1
+) -> float | None:
+    return None if device_s is None or rate is None else device_s * rate * per
 
 
-def _product(seconds: float | None, each: float | None, factor: float) -> float | None:
-    return None if seconds is None or each is None else seconds * each * factor
-
-
-def _lost_to(fleet: Fleet, devices: int, efficiency: float) -> str:
+def _lost_to(fleet: Fleet, devices: int) -> str:
     """What most of the efficiency is lost to: the want whose absence would help most.
 
     Each is taken away in turn (an endless critical batch, a network that costs nothing,
     steps without a fixed part) and the best split is looked for anew.
     """
-    if efficiency > LITTLE:
-        return ""
     free = Network(bandwidth=1e30, latency_s=0.0)
-    endless = Estimate.exact(1e18, "examples")
-    noise = NoiseLaw(endless, np.array([1e18]), fleet.noise.metric)
     parameters = fleet.time.parameters.copy()
     parameters[0] *= 1e-6
     light = dataclasses.replace(fleet.time, parameters=parameters, update_s=0.0)
     without = {
-        "B_crit": dataclasses.replace(fleet, noise=noise),
+        "B_crit": fleet.with_critical_batch(1e18),
         "network": dataclasses.replace(fleet, network=free),
         "small b": dataclasses.replace(fleet, time=light),
     }
-    gains = {
-        name: _seconds_of_progress(fleet, fleet, devices)
-        / _seconds_of_progress(other, fleet, devices)
-        for name, other in without.items()
-    }
-    return max(gains, key=lambda name: gains[name])
+    return min(without, key=lambda name: _relative_time(without[name], devices))
 
 
-def _seconds_of_progress(world: Fleet, real: Fleet, devices: int) -> float:
-    """The least time on so many devices; steps counted as on one device of that world.
+def _relative_time(fleet: Fleet, devices: int) -> float:
+    """The least time on so many devices over that on one.
 
     An endless critical batch must not shorten the run on one device too: progress is
-    what one device of each world makes at the reference.
+    what one device makes.
     """
-    split = _best_split(world, devices)
-    alone = _best_split(world, 1)
+    split, alone = fleet.best_split(devices), fleet.best_split(1)
     assert split is not None
     assert alone is not None
-    return _total(world, devices, split)(None) / _total(world, 1, alone)(None)
+    return fleet.total_s(split) / fleet.total_s(alone)
 
 
-def _pays(rows: Sequence[Row], dropped: int, fleet: Fleet) -> tuple[int, str]:
-    """Up to where another doubling is worth its price, and what ends it."""
-    last = _last_that_pays(rows)
-    beyond = [row for row in rows if row.devices > last.devices]
-    if beyond:
-        row = beyond[0]
-        cause = _lost_to(fleet, row.devices, 0.0)
-        return last.devices, (
-            f"{row.devices:,} devices would be {_gain(last, row):.2f} x as fast as "
-            f"{last.devices:,}: lost to {_told(cause, fleet)}"
-        )
-    if dropped:
-        return last.devices, f"the data set has {fleet.examples:,} examples only"
-    return last.devices, f"each step up makes it {PAYS} x as fast or more a doubling"
+def _pays_up_to(times: Mapping[int, float]) -> int:
+    """The most devices of which the last doubling was worth its price.
 
+    Steps back in between do not end it: a larger step up may pay again.
 
-def _last_that_pays(rows: Sequence[Row]) -> Row:
-    """Steps back in between do not end it: a larger step up may pay again."""
-    last = rows[0]
+    Args:
+        times: To the result, by number of devices, in order.
+    """
+    last = min(times)
     while True:
         worth = [
-            row
-            for row in rows
-            if row.devices > last.devices and _gain(last, row) >= _price(last, row)
+            n
+            for n in times
+            if n > last and times[last] / times[n] >= PAYS ** math.log2(n / last)
         ]
         if not worth:
             return last
         last = worth[0]
 
 
-def _gain(few: Row, many: Row) -> float:
-    return few.time.value / many.time.value
-
-
-def _price(few: Row, many: Row) -> float:
-    return PAYS ** math.log2(many.devices / few.devices)
-
-
-def _told(cause: str, fleet: Fleet) -> str:
+def _reason(fleet: Fleet, rows: Sequence[Row], pays_up_to: int, wanted: int) -> str:
+    """Why not more devices than pay."""
+    last = next(row for row in rows if row.devices == pays_up_to)
+    following = next((row for row in rows if row.devices > pays_up_to), None)
+    if following is None:
+        if rows[-1].devices < wanted:
+            return f"the data set has {fleet.examples:,} examples only"
+        return f"each step up makes it {PAYS} x as fast or more a doubling"
     critical = show_number(fleet.noise.critical_batch.value)
-    return {
-        "B_crit": f"the critical batch ({critical} examples): beyond it a "
-        "batch adds little that is new",
-        "small b": "the fixed cost of a step, as a device's pieces become small",
+    cause = {
+        "B_crit": f"the critical batch ({critical} examples): beyond it a larger batch "
+        "adds little that is new",
+        "small b": "the fixed cost of a step, as a device's micro-batches become small",
         "network": "the exchange of gradients, which computing no longer covers",
-    }.get(cause, cause)
+    }[_lost_to(fleet, following.devices)]
+    gain = last.time.value / following.time.value
+    return (
+        f"{following.devices:,} devices would be {gain:.2f} x as fast as "
+        f"{pays_up_to:,}: lost to {cause}"
+    )

@@ -77,12 +77,12 @@ def fit_network(points: Sequence[LinkPoint]) -> Network:
 
     def errors(q: np.ndarray) -> np.ndarray:
         law = Network(bandwidth=math.exp(q[0]), latency_s=math.exp(q[1]))
-        told = [law.all_reduce_s(p.bytes, p.devices) for p in points]
-        return np.log(told) - log_seconds
+        predicted = [law.all_reduce_s(p.bytes, p.devices) for p in points]
+        return np.log(predicted) - log_seconds
 
-    found = optimize.least_squares(errors, start, x_scale=[1.0, 1.0])
+    bandwidth, latency_s = np.exp(optimize.least_squares(errors, start).x)
     return Network(
-        bandwidth=math.exp(found.x[0]),
-        latency_s=math.exp(found.x[1]),
+        bandwidth=float(bandwidth),
+        latency_s=float(latency_s),
         source=f"measured over {points[0].devices} processes",
     )

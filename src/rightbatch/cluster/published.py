@@ -169,14 +169,14 @@ def published(workload: str) -> Published:
         47240
     """
     word = workload.lower()
-    found = [p for p in PUBLISHED if p.workload.lower().startswith(word)]
-    if not found and word:
-        found = [p for p in PUBLISHED if word in p.workload.lower()]
-    if len(found) != 1:
+    matches = [p for p in PUBLISHED if p.workload.lower().startswith(word)]
+    if not matches and word:
+        matches = [p for p in PUBLISHED if word in p.workload.lower()]
+    if len(matches) != 1:
         names = "; ".join(p.workload.split(" (")[0] for p in PUBLISHED)
         raise SettingError(
-            f"{'no' if not found else 'more than one'} published law is named "
+            f"{'no' if not matches else 'more than one'} published law is named "
             f"{workload!r}",
             fix=f"one of: {names}",
         )
-    return found[0]
+    return matches[0]

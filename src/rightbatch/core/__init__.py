@@ -1,1 +1,1 @@
-"""What knows nothing of batches: errors, units, estimates, files, guards."""
+"""What all rooms stand on: errors, units, estimates, files, guards, trees."""

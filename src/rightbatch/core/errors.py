@@ -1,8 +1,12 @@
-"""One base error and five kinds, each saying what, seen, why and fix.
+"""One base error and its kinds, each saying what, seen, why and fix.
 
-The sentence of a refusal stands where its condition stands (a rule in ``check/``,
-a guard in ``job.py``); this file gives every one of them the same shape.
+The sentence of a refusal stands where its condition stands (a rule of the linter, the
+check of an argument); this file gives every one of them the same shape.
 """
+
+from __future__ import annotations
+
+from rightbatch.core.text import described
 
 
 class RightbatchError(Exception):
@@ -22,10 +26,7 @@ class RightbatchError(Exception):
         super().__init__(what)
 
     def __str__(self) -> str:
-        details = (("seen", self.seen), ("why", self.why), ("fix", self.fix))
-        return "\n".join(
-            [self.what] + [f"  {label:<5} {text}" for label, text in details if text]
-        )
+        return described(self.what, seen=self.seen, why=self.why, fix=self.fix)
 
 
 class JobError(RightbatchError, ValueError):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rightbatch.core.errors import JobError, RightbatchError
+from rightbatch.core.text import described
 
 Severity = Literal["error", "warning", "note"]
 
@@ -43,14 +44,13 @@ class Finding:
         )
 
     def __str__(self) -> str:
-        lines = [f"{self.code} {self.severity}: {self.what}"]
-        details = (("seen", self.seen), ("why", self.why), ("fix", self.fix))
-        return "\n".join(lines + [f"  {k:<5} {v}" for k, v in details if v])
+        head = f"{self.code} {self.severity}: {self.what}"
+        return described(head, seen=self.seen, why=self.why, fix=self.fix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """Everything the rules found, and how many rules were run.
+    """What all rules found, and how many were run.
 
     Example:
         >>> bool(Findings(items=(), rules=14))

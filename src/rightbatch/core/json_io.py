@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import numbers
 import os
 import tempfile
 import types
@@ -18,10 +19,12 @@ T = TypeVar("T")
 
 
 def to_plain(value: Any) -> Any:
-    """Turn dataclasses, tuples and floats into what strict JSON can hold.
+    """Turn dataclasses, tuples and numbers into what strict JSON can hold.
 
     JSON has no infinity: such floats become the strings ``float()`` reads back.
     """
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value)  # numpy's too
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: to_plain(getattr(value, field.name))
@@ -61,12 +64,12 @@ def from_plain(kind: Any, value: Any) -> Any:
     if kind is float:
         return float(value)
     if kind in (int, str, bool) and type(value) is not kind:
-        raise TypeError(f"expected {kind.__name__}, found {value!r}")
+        raise TypeError(f"expected {kind.__name__}, not {value!r}")
     return value
 
 
 def write_json(path: str | Path, value: Any, kind: str) -> None:
-    """Write a record atomically: a reader sees the old file or the new, never half.
+    """Write a file atomically: a reader sees the old file or the new, never half.
 
     Args:
         path: Where it goes; the parent folder must exist.
@@ -76,10 +79,8 @@ def write_json(path: str | Path, value: Any, kind: str) -> None:
     Raises:
         RunFolderError: The folder cannot be written.
     """
-    path = Path(path)
-    plain = to_plain(value)
-    text = json.dumps({"format": kind, **plain}, indent=1, allow_nan=False)
-    write_text(path, text + "\n")
+    plain = {"format": kind, **to_plain(value)}
+    write_text(Path(path), json.dumps(plain, indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -104,8 +105,8 @@ def write_text(path: Path, text: str) -> None:
         ) from error
 
 
-def read_json(path: str | Path, record: type[T], kind: str) -> T:
-    """Read a record that `write_json` wrote.
+def read_json(path: str | Path, cls: type[T], kind: str) -> T:
+    """Read a value of a dataclass that `write_json` wrote.
 
     Raises:
         RunFolderError: No such file, not JSON, another format or version, or a
@@ -113,7 +114,7 @@ def read_json(path: str | Path, record: type[T], kind: str) -> T:
     """
     plain = read_plain(path, kind)
     try:
-        return typing.cast(T, from_plain(record, plain))
+        return typing.cast(T, from_plain(cls, plain))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise RunFolderError(
             f"{path} is damaged or was edited", seen=str(error)
@@ -137,11 +138,11 @@ def read_plain(path: str | Path, kind: str) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise RunFolderError(f"{path} is not JSON", seen=str(error)) from error
-    found = plain.pop("format", None) if isinstance(plain, dict) else None
-    if found != kind:
+    written = plain.pop("format", None) if isinstance(plain, dict) else None
+    if written != kind:
         raise RunFolderError(
             f"{path} is not a {kind} file",
-            seen=f"format: {found!r}",
+            seen=f"format: {written!r}",
             why="a file of another kind or version would be misread",
             fix="measure again with this version, or use the version that wrote it",
         )

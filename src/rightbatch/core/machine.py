@@ -8,6 +8,10 @@ import platform
 from pathlib import Path
 
 _CGROUPS, _PROCESS = Path("/sys/fs/cgroup"), Path("/proc/self")
+_FILES = (  # of cgroups v2, then of v1
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 
 
 def processor_name() -> str:
@@ -60,29 +64,17 @@ def container_memory() -> int | None:
     The tightest of its own group and those around it. Files kept in memory count as
     free: they give way. Beyond the limit a process is not refused memory but killed.
     """
-    left = [
-        found
-        for group in _groups()
-        for names in (
-            ("memory.max", "memory.current", "inactive_file"),
-            (
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-                "total_inactive_file",
-            ),
-        )
-        if (found := _left_in(group, *names)) is not None
-    ]
-    return min(left, default=None)
+    left = [_left_in(group, *names) for group in _groups() for names in _FILES]
+    return min((count for count in left if count is not None), default=None)
 
 
 def _groups() -> list[Path]:
     """This process's own control group and all around it."""
-    found = [_CGROUPS, _CGROUPS / "memory"]
+    groups = [_CGROUPS, _CGROUPS / "memory"]
     try:
         lines = (_PROCESS / "cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return found
+        return groups
     for line in lines:
         _, kinds, place = [*line.split(":", 2), "", ""][:3]
         if kinds and "memory" not in kinds.split(","):
@@ -90,9 +82,9 @@ def _groups() -> list[Path]:
         root = _CGROUPS / "memory" if kinds else _CGROUPS
         inner = root / place.strip("/")
         while inner != root and root in inner.parents:
-            found.append(inner)
+            groups.append(inner)
             inner = inner.parent
-    return found
+    return groups
 
 
 def _left_in(group: Path, limit: str, used: str, files: str) -> int | None:

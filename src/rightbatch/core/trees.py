@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 from rightbatch.core.errors import JobError
+from rightbatch.core.text import first_line
 from rightbatch.core.torch_private import tree_iter, tree_map
 
 _FIX = (
@@ -308,7 +309,7 @@ def _closed(part: Any, fields: dict[Any, Any]) -> Any:
     except TypeError as error:
         raise JobError(
             f"the batch holds a {type(part).__name__}, which cannot be made again",
-            seen=str(error).splitlines()[0],
+            seen=first_line(error),
             why="moved or cut to some of its examples it must stay what it is",
             fix="collate to a plain dict, or to a class made from one",
         ) from error

@@ -8,16 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rightbatch.core.errors import JobError, RightbatchError
+from rightbatch.core.text import first_line
 
-_OWN = str(Path(__file__).parent) + "/"
+_PACKAGE = Path(__file__).parents[1]
+_BUILT_IN = _PACKAGE / "job" / "built_in"
 
 
 @contextmanager
-def blaming(what: str) -> Iterator[None]:
+def user_code(what: str, *, imported: bool = False) -> Iterator[None]:
     """Turn an exception of the user's code into a `JobError` that names their line.
+
+    Memory that runs out is passed on as it is: whoever chose the batch handles it.
 
     Args:
         what: Who raised, as the start of a sentence: ``"the loss"``.
+        imported: The code is imported, before any batch: ``SystemExit`` and memory
+            that runs out are errors of it as well.
 
     Raises:
         JobError: The block raised anything but a `RightbatchError`. The original
@@ -27,17 +33,19 @@ def blaming(what: str) -> Iterator[None]:
         yield
     except RightbatchError:
         raise
-    except Exception as error:
-        # Here, since commands look up a job before torch is imported.
-        from rightbatch.core.torch_private import is_out_of_memory
-
-        if is_out_of_memory(error):
-            raise  # not the user's mistake: whoever chose the batch handles it
-        message = str(error).strip() or repr(error)
+    except (Exception, SystemExit) as error:
+        if not imported and (isinstance(error, SystemExit) or _is_out_of_memory(error)):
+            raise
+        fix = "mend this line, or leave out what calls it"
+        if imported:
+            fix = (
+                "run the file with python first; guard training with "
+                'if __name__ == "__main__"'
+            )
         raise JobError(
             f"{what} raised {type(error).__name__}",
-            seen=f"{message.splitlines()[0]}\n        at {user_line(error)}",
-            fix="mend this line, or leave out what calls it",
+            seen=f"{first_line(error)}\n        at {user_line(error)}",
+            fix=fix,
         ) from error
 
 
@@ -45,15 +53,22 @@ def user_line(error: BaseException) -> str:
     """The deepest frame outside of libraries, as ``file:line: code``."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {(error.text or '').strip()}"
-    frames = traceback.extract_tb(error.__traceback__)
-    own_jobs = _OWN + "jobs/"
-    theirs = [
-        frame
-        for frame in frames
-        if "site-packages" not in frame.filename
-        and not frame.filename.startswith("<")
-        and (not frame.filename.startswith(_OWN) or frame.filename.startswith(own_jobs))
-        and "/lib/python" not in frame.filename
-    ]
-    frame = (theirs or list(frames))[-1]
+    frames = list(traceback.extract_tb(error.__traceback__))
+    theirs = [frame for frame in frames if _is_theirs(frame.filename)]
+    frame = (theirs or frames)[-1]
     return f"{frame.filename}:{frame.lineno}: {frame.line}"
+
+
+def _is_theirs(file: str) -> bool:
+    """Whether a file belongs to the user, or is a built-in job."""
+    library = "site-packages" in file or "/lib/python" in file or file.startswith("<")
+    path = Path(file)
+    ours = path.is_relative_to(_PACKAGE) and not path.is_relative_to(_BUILT_IN)
+    return not library and not ours
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # Here, since commands look up a job before torch is imported.
+    from rightbatch.core.torch_private import is_out_of_memory
+
+    return is_out_of_memory(error)

@@ -12,13 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import evaluating
 from rightbatch.core.trees import to_device
-from rightbatch.core.user_code import blaming
+from rightbatch.core.user_code import user_code
+from rightbatch.job.loss import PRECISIONS, Loss, scalar_loss
 
-Loss = Callable[[nn.Module, Any], "Tensor | tuple[Tensor, Tensor | int | float]"]
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+FUNCTION_FORMS = {
+    "loss": "Job(loss=lambda model, batch: criterion(model(batch[0]), batch[1]))",
+    "optimizer": "Job(optimizer=lambda params: torch.optim.SGD(params, lr=0.1))",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +82,7 @@ class Job:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_batch_size(self.batch_size)
+        whole_number(self.batch_size, "batch_size")
         if self.goal not in ("min", "max"):
             raise SettingError(
                 "goal must be 'min' or 'max'", seen=f"goal={self.goal!r}"
@@ -125,7 +129,7 @@ class Job:
             model = copy.deepcopy(self.model)
         else:
             torch.manual_seed(self.seed)
-            with blaming("model()"):
+            with user_code("model()"):
                 model = self.model()
             if not isinstance(model, nn.Module):
                 raise JobError(
@@ -157,7 +161,7 @@ class Job:
                 why="without a gradient there is neither noise nor progress to measure",
                 fix="leave requires_grad on for what should be trained",
             )
-        with blaming("optimizer(params)"):
+        with user_code("optimizer(params)"):
             optimizer = self.optimizer(params)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise JobError(
@@ -175,9 +179,9 @@ class Job:
         else:
             wanted = [int(i) for i in indices]
             many = getattr(self.data, "__getitems__", None)
-            with blaming("the data set"):
+            with user_code("the data set"):
                 examples = many(wanted) if many else [self.data[i] for i in wanted]
-            with blaming(f"collating {len(wanted)} examples"):
+            with user_code(f"collating {len(wanted)} examples"):
                 batch = (self.collate or default_collate)(examples)
         return to_device(batch, device)
 
@@ -194,7 +198,7 @@ class Job:
     def evaluated(self, model: nn.Module) -> float:
         """The value of ``evaluate``, in eval mode and without gradients."""
         assert self.evaluate is not None
-        with evaluating(model), blaming("evaluate(model)"):
+        with evaluating(model), user_code("evaluate(model)"):
             value = self.evaluate(model)
         if not isinstance(value, (int, float, Tensor)) and not hasattr(
             value, "__float__"
@@ -210,77 +214,6 @@ class Job:
         if self.target is None or not math.isfinite(value):
             return False
         return value <= self.target if self.goal == "min" else value >= self.target
-
-
-def scalar_loss(
-    loss: Loss, model: nn.Module, batch: Any, dtype: torch.dtype | None
-) -> tuple[Tensor, Tensor | float | None]:
-    """A loss as (value to differentiate, count); no count marks a plain mean.
-
-    Args:
-        loss: ``(model, batch) ->`` a mean, or ``(sum, count)``.
-        model: Gives the device.
-        batch: On that device.
-        dtype: For autocast; None: without.
-
-    Raises:
-        JobError: It is neither a scalar nor a pair of scalars, or the code raised.
-    """
-    device = next(model.parameters()).device
-    cast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-    with blaming("loss(model, batch)"), cast:
-        result = loss(model, batch)
-    value, count = result if isinstance(result, tuple) else (result, None)
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        shape = tuple(value.shape) if isinstance(value, Tensor) else type(value)
-        raise JobError(
-            "the loss is not a scalar",
-            seen=f"loss(model, batch) returned {shape}",
-            why="one step needs one number; a vector leaves its mean undefined",
-            fix="return loss.mean(), or (loss.sum(), count) for ragged targets",
-        )
-    return value.reshape(()), count
-
-
-def check_differentiable(value: Tensor) -> None:
-    """Refuse a loss that no gradient comes from.
-
-    Raises:
-        JobError: It does not require one.
-    """
-    if not value.requires_grad:
-        raise JobError(
-            "the loss does not depend on the parameters",
-            seen="loss.requires_grad is False",
-            why="nothing can be learned from it",
-            fix="leave out .item(), .detach() and no_grad inside the loss",
-        )
-
-
-FUNCTION_FORMS = {
-    "loss": "Job(loss=lambda model, batch: criterion(model(batch[0]), batch[1]))",
-    "optimizer": "Job(optimizer=lambda params: torch.optim.SGD(params, lr=0.1))",
-}
-
-
-def check_batch_size(batch_size: object, what: str = "batch_size") -> None:
-    """Refuse what cannot be a number of examples.
-
-    Raises:
-        SettingError: Not an integer, or below 1.
-    """
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool):
-        raise SettingError(
-            f"{what} must be an integer",
-            seen=f"{what}={batch_size!r}",
-            fix=f"{what}=64",
-        )
-    if batch_size < 1:
-        raise SettingError(
-            f"{what} must be at least 1 example",
-            seen=f"{what}={batch_size}",
-            fix=f"{what}=64",
-        )
 
 
 def _check_data(data: Any) -> None:

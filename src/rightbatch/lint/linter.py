@@ -5,6 +5,7 @@ from __future__ import annotations
 from rightbatch.core.errors import RightbatchError
 from rightbatch.core.findings import Finding, Findings
 from rightbatch.core.guards import preserved_rng
+from rightbatch.core.text import first_line
 from rightbatch.core.torch_private import is_out_of_memory
 from rightbatch.job.job import Job
 from rightbatch.lint.rules import RULES, Probe
@@ -27,7 +28,7 @@ def check(job: Job) -> Findings:
         >>> bool(rb.check(rb.load_job("digits")))
         True
     """
-    found: list[Finding] = []
+    findings: list[Finding] = []
     with preserved_rng():
         probe = Probe(job)
         for count, (code, rule) in enumerate(RULES.items(), start=1):
@@ -42,11 +43,11 @@ def check(job: Job) -> Findings:
                     code=code,
                     severity="error",
                     what=f"today's batch of {job.batch_size} does not fit in memory",
-                    seen=str(error).splitlines()[0][:70],
+                    seen=first_line(error, 70),
                     fix="a smaller batch_size, with the rate chosen for it",
                 )
             if finding is not None:
-                found.append(finding)
+                findings.append(finding)
                 if finding.severity == "error":
-                    return Findings(items=tuple(found), rules=count)
-    return Findings(items=tuple(found), rules=len(RULES))
+                    return Findings(items=tuple(findings), rules=count)
+    return Findings(items=tuple(findings), rules=len(RULES))

@@ -14,8 +14,10 @@ from torch import nn
 from rightbatch.core.errors import JobError
 from rightbatch.core.findings import Finding
 from rightbatch.core.guards import evaluating
+from rightbatch.core.torch_private import BatchNorm
 from rightbatch.job.job import Job
-from rightbatch.training.training import Training, accumulate
+from rightbatch.job.loss import PRECISIONS
+from rightbatch.training.gradient import Part, sum_gradients
 
 SUM_TOLERANCE = 0.02  # how far from 2 the ratio of a doubled batch may be [assumed]
 FEW = 32  # examples for comparisons that need no full batch [assumed]
@@ -23,24 +25,35 @@ FEW = 32  # examples for comparisons that need no full batch [assumed]
 
 @dataclass
 class Probe:
-    """A job with one training of it, made when first asked for, shared by rules."""
+    """A job with its model and optimizer, made when first asked for."""
 
     job: Job
 
     @functools.cached_property
-    def training(self) -> Training:
-        """A fresh run; rules may move it."""
-        return Training.start(self.job)
-
-    @property
     def model(self) -> nn.Module:
-        """Its model."""
-        return self.training.model
+        """A fresh model."""
+        return self.job.make_model()
+
+    @functools.cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Its optimizer, which makes no step."""
+        return self.job.make_optimizer(self.model)
 
     def batch(self, count: int, repeats: int = 1) -> Any:
-        """The first examples of the stream, each ``repeats`` times."""
+        """The first examples of the data, each ``repeats`` times."""
         indices = torch.arange(min(count, self.job.length)).repeat(repeats)
-        return self.job.batch(indices, self.training.device)
+        return self.job.batch(indices, next(self.model.parameters()).device)
+
+    def differentiate(self, size: int) -> None:
+        """Leave the gradient of a sum over so many examples in ``.grad``."""
+        self.model.zero_grad(set_to_none=True)
+        sum_gradients(
+            self.model,
+            self.job.loss,
+            [Part(self.batch(size), size)],
+            device=next(self.model.parameters()).device,
+            dtype=PRECISIONS[self.job.precision],
+        )
 
     def loss(self, batch: Any) -> float:
         """The mean loss in eval mode, where dropout and BatchNorm stand still."""
@@ -67,7 +80,7 @@ def enough_data(probe: Probe) -> Finding | None:
 def trainable(probe: Probe) -> Finding | None:
     """Model and optimizer can be made, and something can be trained."""
     parameters = {id(p) for p in probe.model.parameters() if p.requires_grad}
-    held = {id(p) for g in probe.training.optimizer.param_groups for p in g["params"]}
+    held = {id(p) for g in probe.optimizer.param_groups for p in g["params"]}
     again = {p.data_ptr() for p in probe.job.make_model().parameters()}
     if again & {p.data_ptr() for p in probe.model.parameters()} - {0}:
         raise JobError(
@@ -99,7 +112,7 @@ def trainable(probe: Probe) -> Finding | None:
 
 def one_step_optimizer(probe: Probe) -> Finding | None:
     """The optimizer makes one update per gradient."""
-    if isinstance(probe.training.optimizer, torch.optim.LBFGS):
+    if isinstance(probe.optimizer, torch.optim.LBFGS):
         raise JobError(
             "LBFGS evaluates the loss several times per step",
             why="one step has no single batch, so the laws do not apply",
@@ -177,8 +190,8 @@ def repeatable_loss(probe: Probe) -> Finding | None:
 
 def differentiable(probe: Probe) -> Finding | None:
     """A backward pass gives finite gradients to the parameters."""
-    job, size = probe.job, min(probe.job.batch_size, probe.job.length)
-    accumulate(job, probe.model, probe.training.optimizer, [probe.batch(size)], [size])
+    size = min(probe.job.batch_size, probe.job.length)
+    probe.differentiate(size)
     named = [(n, p) for n, p in probe.model.named_parameters() if p.requires_grad]
     sparse = [n for n, p in named if p.grad is not None and p.grad.is_sparse]
     if sparse:
@@ -218,13 +231,7 @@ def every_size(probe: Probe) -> Finding | None:
     failed: list[tuple[int, str]] = []
     for size in (1, 2):
         try:
-            accumulate(
-                probe.job,
-                probe.model,
-                probe.training.optimizer,
-                [probe.batch(size)],
-                [size],
-            )
+            probe.differentiate(size)
         except JobError as error:
             failed.append((size, error.seen.splitlines()[0]))
     if not failed:
@@ -242,9 +249,7 @@ def every_size(probe: Probe) -> Finding | None:
 def no_batch_norm(probe: Probe) -> Finding | None:
     """Layers that mix examples are named."""
     kinds = {
-        type(m).__name__
-        for m in probe.model.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+        type(m).__name__ for m in probe.model.modules() if isinstance(m, BatchNorm)
     }
     if not kinds:
         return None
@@ -264,8 +269,7 @@ def target_ahead(probe: Probe) -> Finding | None:
     job = probe.job
     if job.evaluate is None:
         return None
-    fresh = Training.start(job)
-    value = job.evaluated(fresh.model)
+    value = job.evaluated(probe.model)  # no rule makes a step
     if not math.isfinite(value):
         raise JobError(
             f"evaluate(model) returned {value} at the initial weights",

@@ -15,7 +15,7 @@ import torch
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.measure.record import EnergyPoint
-from rightbatch.training.training import Training
+from rightbatch.training.run_state import RunState
 
 # Counters of GPUs are renewed every 10 ms and more; a window of a second holds enough
 # of them (Zeus's own advice) [cited].
@@ -85,7 +85,7 @@ def find_meter(device: torch.device) -> tuple[Meter | None, str]:
 
 
 def measure_energy(
-    training: Training,
+    run: RunState,
     sizes: list[int],
     meter: Meter,
     *,
@@ -96,7 +96,7 @@ def measure_energy(
     """Joules of a step at a few sizes, in interleaved windows of a second and more.
 
     Args:
-        training: A run that has made at least one step; its steps go on.
+        run: Has made at least one step; its steps go on.
         sizes: Micro-batches; four of them, spread over all, are taken.
         meter: Counts.
         window_s: Least seconds of a window.
@@ -109,13 +109,16 @@ def measure_energy(
     found: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(rounds):
         for size in sizes:
-            training.step(size)  # the caches still hold another size
-            _wait(training.device)
+            run.split(size)
+            run.step()  # the caches still hold another size
+            _wait(run.device)
             meter.begin()
             started, steps = time.perf_counter(), 0
-            while steps == 0 or time.perf_counter() - started < window_s:
-                training.step(size)
-                _wait(training.device)
+            while run.ranks.first(
+                steps == 0 or time.perf_counter() - started < window_s
+            ):
+                run.step()
+                _wait(run.device)
                 steps += 1
             joules = meter.end() / steps
             if math.isfinite(joules) and joules > 0:  # a counter that did not move

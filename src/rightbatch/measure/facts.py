@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from rightbatch.job.optimizers import decay_is_decoupled, optimizer_family
 from rightbatch.measure.record import JobFacts
-from rightbatch.training.training import Training
+from rightbatch.training.run_state import RunState
 
 
-def job_facts(training: Training, spec: str) -> JobFacts:
+def job_facts(run: RunState, spec: str) -> JobFacts:
     """Read the facts off a fresh run of the job."""
-    job, group = training.job, training.optimizer.param_groups[0]
+    job, group = run.job, run.optimizer.param_groups[0]
     momentum, betas = group.get("momentum"), group.get("betas")
     return JobFacts(
         name=job.name,
         spec=spec or job.name,
         example=job.example,
         examples=job.length,
-        parameters=sum(p.numel() for p in training.model.parameters()),
-        optimizer=type(training.optimizer).__name__,
-        family=optimizer_family(training.optimizer),
-        decoupled_decay=decay_is_decoupled(training.optimizer),
+        parameters=sum(p.numel() for p in run.network.parameters()),
+        optimizer=type(run.optimizer).__name__,
+        family=optimizer_family(run.optimizer),
+        decoupled_decay=decay_is_decoupled(run.optimizer),
         lr=float(group["lr"]),
         momentum=float(momentum) if momentum is not None else None,
         betas=tuple(float(b) for b in betas) if betas else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from pathlib import Path
@@ -15,12 +16,14 @@ PRESSURE = Path("/proc/pressure/cpu")
 STALLED_LIMIT = 0.10  # share of time waiting for a CPU that we call contended [assumed]
 
 
-def machine(device_type: str) -> Machine:
-    """The machine as measurements record it."""
+def machine(device_type: str, world_size: int = 1) -> Machine:
+    """The machine as measurements record it, for one of so many processes."""
     name, memory = processor_name(), free_memory_bytes()
     if device_type == "cuda":
         name = torch.cuda.get_device_name()
         memory = int(torch.cuda.mem_get_info()[0])
+    else:
+        memory //= int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     return Machine(
         device=device_type,
         processor=name,
@@ -29,6 +32,7 @@ def machine(device_type: str) -> Machine:
         memory_bytes=memory,
         python=platform.python_version(),
         torch=str(torch.__version__),
+        world_size=world_size,
     )
 
 

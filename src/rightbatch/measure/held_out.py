@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from rightbatch.core.guards import evaluating
-from rightbatch.training.training import Training
+from rightbatch.training.run_state import RunState
 
 
-def held_out_loss(training: Training, indices: torch.Tensor) -> float:
-    """The mean loss, in eval mode, over the examples at ``indices``."""
-    job, total = training.job, 0.0
-    with evaluating(training.model):
-        for part in indices.split(min(len(indices), job.batch_size)):
-            batch = job.batch(part, training.device)
-            loss, n = job.mean_loss(training.model, batch)
-            total += float(loss) / (float(n or 0) or 1.0) * len(part)
-    return total / len(indices)
+def held_out_loss(run: RunState, indices: torch.Tensor) -> float:
+    """The mean loss, in eval mode, over the examples at ``indices``; on all ranks."""
+    job = run.job
+
+    def mean_loss(model: nn.Module) -> float:
+        total = 0.0
+        with evaluating(model):
+            for part in indices.split(min(len(indices), job.batch_size)):
+                loss, n = job.mean_loss(model, job.batch(part, run.device))
+                total += float(loss) / (float(n or 0) or 1.0) * len(part)
+        return total / len(indices)
+
+    return run.on_first(mean_loss)

@@ -20,7 +20,7 @@ from rightbatch.measure.record import NoisePoint
 from rightbatch.noise.micro_batches import inner
 from rightbatch.noise.statistics.moments import NoiseMoments, jackknife_moments, ratio
 from rightbatch.noise.statistics.optimizer_metric import optimizer_metric
-from rightbatch.training.training import Training, accumulate
+from rightbatch.training.run_state import RunState
 
 GROUPS = 32  # |G|^2 gains only sqrt(k/(k-1)) beyond 8 [derived]; intervals like more
 FEW_GROUPS = 12
@@ -65,7 +65,7 @@ def group_count(parameters: int) -> int:
 
 
 def measure_noise(
-    training: Training,
+    run: RunState,
     *,
     group_size: int,
     micro_batch: int,
@@ -80,9 +80,9 @@ def measure_noise(
     drawn with replacement, so the population is the data set itself.
 
     Args:
-        training: The run; its optimizer's second moments give the second metric.
-        group_size: Examples in a group; a group's gradient is their mean.
-        micro_batch: Largest number of examples in memory at once.
+        run: Its optimizer's second moments give the second metric.
+        group_size: Examples in a group, over all ranks; its gradient is their mean.
+        micro_batch: Largest number of examples in memory at once on a rank.
         groups: How many independent groups; default by the size of the model.
         generator: Source of the examples drawn.
         tick: Called after every group.
@@ -90,17 +90,17 @@ def measure_noise(
     Raises:
         JobError: A gradient is NaN or infinite.
     """
-    parameters = trained(training)
+    parameters = run.parameters
     count = groups or group_count(sum(p.numel() for p in parameters))
     draws = [
-        torch.randint(training.job.length, (group_size,), generator=generator)
+        torch.randint(run.job.length, (group_size,), generator=generator)
         for _ in range(count)
     ]
-    found = compare(training, draws, micro_batch=micro_batch, tick=tick)
+    found = compare(run, draws, micro_batch=micro_batch, tick=tick)
     plain = found.plain(group_size)
     return NoisePoint(
-        step=training.steps,
-        examples=training.examples,
+        step=run.steps,
+        examples=run.examples,
         loss=float(np.mean(found.losses)),
         groups=count,
         group_size=group_size,
@@ -115,13 +115,8 @@ def measure_noise(
     )
 
 
-def trained(training: Training) -> list[torch.nn.Parameter]:
-    """The parameters the optimizer holds."""
-    return [p for g in training.optimizer.param_groups for p in g["params"]]
-
-
 def compare(
-    training: Training,
+    run: RunState,
     draws: list[Tensor],
     *,
     micro_batch: int,
@@ -134,23 +129,23 @@ def compare(
     with the same random numbers, and only their sum is kept. The result is the same.
 
     Args:
-        training: The run; nothing in it is changed.
+        run: Nothing in it is changed but its micro-batch.
         draws: Indices of each group's examples.
-        micro_batch: Largest number of examples in memory at once.
+        micro_batch: Largest number of examples in memory at once on a rank.
         tick: Called after every group.
         kept_bytes: Most bytes of gradients to keep beside the sum.
 
     Raises:
         JobError: A gradient is NaN or infinite.
     """
-    parameters = trained(training)
+    parameters = run.parameters
     size = sum(p.numel() * p.element_size() for p in parameters)
-    metric = optimizer_metric(training.optimizer, parameters)
+    metric = optimizer_metric(run.optimizer, parameters)
     losses: list[float] = []
     total: list[Tensor | None] = [None] * len(parameters)
 
     def first_pass() -> Iterator[list[Tensor | None]]:
-        for loss, gradient in _gradients(training, draws, micro_batch):
+        for loss, gradient in _gradients(run, draws, micro_batch):
             losses.append(loss)
             _add(total, gradient)
             tick()
@@ -163,40 +158,40 @@ def compare(
         with preserved_rng():
             for _ in first_pass():
                 pass
-        again = _gradients(training, draws, micro_batch)
+        again = _gradients(run, draws, micro_batch)
         rows = [_against(gradient, total, metric) for _, gradient in again]
     values = np.array(rows).transpose(1, 0, 2)  # (4, groups, parameters)
     if not np.isfinite(values).all():
-        raise _not_finite(training.steps, f"norms up to {np.nanmax(values):.3g}")
+        raise _not_finite(run.steps, f"norms up to {np.nanmax(values):.3g}")
     own = (values[2], values[3]) if metric is not None else (None, None)
     return Comparison(values[0], values[1], *own, losses)
 
 
 def _gradients(
-    training: Training, draws: list[Tensor], micro_batch: int
+    run: RunState, draws: list[Tensor], micro_batch: int
 ) -> Iterator[tuple[float, list[Tensor | None]]]:
-    """Each group's mean loss and gradient; buffers and ``.grad`` are put back."""
-    job, model, parameters = training.job, training.model, trained(training)
-    buffers = [b.clone() for b in model.buffers()]
+    """Each group's mean loss and gradient; buffers and ``.grad`` are put back.
+
+    On several ranks each makes its part of every group, and all hold the gradient.
+    """
+    parameters = run.parameters
+    buffers = [b.clone() for b in run.network.buffers()]
     held = [p.grad for p in parameters]
+    run.accumulator.plan_micro_batch(micro_batch)
     try:
         for indices in draws:
-            parts = indices.split(micro_batch)
-            loss = accumulate(
-                job,
-                model,
-                training.optimizer,
-                (job.batch(part, training.device) for part in parts),
-                [len(part) for part in parts],
+            mine = indices[run.ranks.rank :: run.ranks.size]
+            made, _ = run.accumulator.differentiate(
+                run.job.batch(mine, run.device), len(indices), count=len(mine)
             )
             gradient = [p.grad for p in parameters]
-            _refuse_nonfinite(float(loss), gradient, training.steps)
-            yield float(loss), gradient
+            _refuse_nonfinite(made.loss, gradient, run.steps)
+            yield made.loss, gradient
     finally:
         for parameter, old in zip(parameters, held, strict=True):
             parameter.grad = old
         with torch.no_grad():
-            for buffer, was in zip(model.buffers(), buffers, strict=True):
+            for buffer, was in zip(run.network.buffers(), buffers, strict=True):
                 buffer.copy_(was)
 
 

@@ -51,6 +51,8 @@ class Machine:
         memory_bytes: Memory that is free for this process on ``device``.
         python: Version.
         torch: Version.
+        world_size: Processes that trained together. All sizes measured, and those of
+            the laws, are over all of them.
     """
 
     device: str
@@ -60,6 +62,7 @@ class Machine:
     memory_bytes: int
     python: str
     torch: str
+    world_size: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,7 @@ import time
 
 import torch
 
-from rightbatch.job.job import Job
-from rightbatch.training.training import Training
+from rightbatch.training.run_state import RunState
 
 ROUNDS, LEAST_ROUNDS = 7, 2
 VISIT_S = 0.03
@@ -16,25 +15,26 @@ LONGEST_S = 3.0  # after which no further round is begun [assumed]
 WORTH = 1.10  # one thread must be this much faster to be taken instead [assumed]
 
 
-def pick_threads(job: Job) -> tuple[int, dict[int, float]]:
+def pick_threads(run: RunState) -> tuple[int, dict[int, float]]:
     """The faster of torch's present number of threads and one, for today's batch.
 
     Small operations on a busy machine can be a hundred times slower with threads,
     because each waits for one that is not running. Only CPU jobs are tried.
 
     Args:
-        job: Timed at its own batch size, in interleaved rounds, by wall time.
+        run: Timed at today's batch size, in interleaved rounds, by wall time; it is
+            left somewhere else: `RunState.rewind` it.
 
     Returns:
         The number to use, and the seconds of a step by number of threads. Torch's own
         setting is as before.
     """
     present = torch.get_num_threads()
-    training = Training.start(job)
-    if present == 1 or training.device.type != "cpu":
+    alone = run.ranks.size == 1  # others set their threads before they start
+    if present == 1 or run.device.type != "cpu" or not alone:
         return present, {}
-    size = min(job.batch_size, job.length)
-    for group in training.optimizer.param_groups:
+    run.split(min(run.job.batch_size, run.job.length))
+    for group in run.optimizer.param_groups:
         group["lr"] = group["lr"] * 0.0
     seconds: dict[int, list[float]] = {1: [], present: []}
     started = time.monotonic()
@@ -44,20 +44,20 @@ def pick_threads(job: Job) -> tuple[int, dict[int, float]]:
                 break
             for threads, times in seconds.items():
                 torch.set_num_threads(threads)
-                training.step(size)
-                times.append(_visit(training, size))
+                run.step()
+                times.append(_visit(run))
     finally:
         torch.set_num_threads(present)
     medians = {threads: statistics.median(t) for threads, t in seconds.items()}
     return (1 if medians[1] * WORTH < medians[present] else present), medians
 
 
-def _visit(training: Training, size: int) -> float:
+def _visit(run: RunState) -> float:
     """Median step time over a short visit, one step at the least."""
     times: list[float] = []
     until = time.perf_counter() + VISIT_S
     while not times or time.perf_counter() < until:
         started = time.perf_counter()
-        training.step(size)
+        run.step()
         times.append(time.perf_counter() - started)
     return statistics.median(times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import time
@@ -12,11 +13,11 @@ import torch
 
 from rightbatch.core.errors import JobError
 from rightbatch.core.estimate import Estimate
-from rightbatch.core.torch_private import is_out_of_memory
+from rightbatch.core.trees import to_device
 from rightbatch.job.job import Job
 from rightbatch.measure.hardware import PressureGauge
 from rightbatch.measure.record import Contention, TimePoint
-from rightbatch.training.training import Training
+from rightbatch.training.run_state import RunState
 
 MIN_SIZES = 6
 MIN_ROUNDS, MAX_ROUNDS = 5, 40
@@ -35,7 +36,7 @@ class _Visits:
     fetch: list[float] = field(default_factory=list)
 
 
-def step_sizes(job: Job) -> list[int]:
+def step_sizes(job: Job, ranks: int = 1) -> list[int]:
     """Micro-batches to time first: doubling from 1 past twice today's batch.
 
     At least six where the data set allows; none beyond the data set. `measure_times`
@@ -43,7 +44,7 @@ def step_sizes(job: Job) -> list[int]:
     whether step time climbs in stairs.
     """
     top = min(job.length, max(2 * job.batch_size, 128))
-    sizes = [1]
+    sizes = [ranks]
     while sizes[-1] * 2 <= top:
         sizes.append(sizes[-1] * 2)
     if len(sizes) < MIN_SIZES:  # a tiny data set: take what whole numbers there are
@@ -51,13 +52,14 @@ def step_sizes(job: Job) -> list[int]:
     stair = 2 ** (min(job.batch_size, top // 2).bit_length() - 1) + 1
     if stair > STAIRS_FROM and len(sizes) > MIN_SIZES:
         sizes = sorted({*sizes, stair})
-    if job.batch_size <= top and job.batch_size not in sizes:
-        sizes = sorted([*sizes, job.batch_size])
+    sizes = [size for size in sizes if size % ranks == 0]
+    if job.batch_size <= top:
+        sizes = sorted({*sizes, job.batch_size})
     return sizes
 
 
 def measure_times(
-    job: Job,
+    run: RunState,
     *,
     budget_s: float,
     sizes: list[int] | None = None,
@@ -66,10 +68,11 @@ def measure_times(
 ) -> tuple[tuple[TimePoint, ...], Contention, tuple[str, ...]]:
     """Time whole steps at several micro-batches in interleaved, shuffled rounds.
 
-    The learning rate is zero meanwhile: the same work is done, nothing diverges.
+    The learning rate is zero meanwhile: the same work is done, nothing diverges. On
+    several ranks all make the same steps, and the exchange of gradients counts.
 
     Args:
-        job: What to time.
+        run: What to time; it is left somewhere else: `RunState.rewind` it.
         budget_s: Wall seconds; three rounds are made even when they take longer.
         sizes: Micro-batches; default `step_sizes`.
         tick: Called with (size, visits so far) after every visit.
@@ -82,48 +85,49 @@ def measure_times(
     Raises:
         JobError: The model fails at a size above 1.
     """
-    training = Training.start(job)
-    training.step(min(job.batch_size, job.length))  # makes the optimizer's state
-    for group in training.optimizer.param_groups:
+    _step(run, min(run.job.batch_size, run.job.length))  # makes the optimizer's state
+    for group in run.optimizer.param_groups:
         group["lr"] = group["lr"] * 0.0
     gauge, started = PressureGauge(), time.monotonic()
-    visits, notes = _warm_up(training, sizes or step_sizes(job), budget_s)
+    sizes = sizes or step_sizes(run.job, run.ranks.size)
+    visits, notes = _warm_up(run, sizes, budget_s)
     order, shuffler, updates = list(visits), random.Random(0), []
     points: tuple[TimePoint, ...] = ()
     for count in range(MAX_ROUNDS):
         elapsed = time.monotonic() - started
-        if count >= 3 and elapsed * (1 + 1 / count) > budget_s:
-            break
-        if count >= MIN_ROUNDS and all(_tight(v.wall) for v in visits.values()):
+        late = count >= 3 and elapsed * (1 + 1 / count) > budget_s
+        known = count >= MIN_ROUNDS and all(_tight(v.wall) for v in visits.values())
+        if run.ranks.first(late or known):
             break
         shuffler.shuffle(order)
         for size in order:
-            _visit(training, size, visits[size])
+            _visit(run, size, visits[size])
             tick(size, len(visits[size].wall))
-        updates.append(_update_time(training))
+        updates.append(_update_time(run))
         points = _points(visits, statistics.median(updates))
         keep(points)
-    on_cpu = training.device.type == "cpu"
+    on_cpu = run.device.type == "cpu"
     ratios = [p.step_time_s.value / max(p.process_time_s.value, 1e-9) for p in points]
     contention = gauge.contention(statistics.median(ratios) if on_cpu else 1.0)
-    if not on_cpu:  # CPU time says nothing of a step on an accelerator
+    if not on_cpu or run.ranks.size > 1:
+        # CPU time says nothing of a step on an accelerator, or of waiting for others.
         contention = replace(contention, busy=False)
     return points, contention, notes
 
 
 def _warm_up(
-    training: Training, sizes: list[int], budget_s: float
+    run: RunState, sizes: list[int], budget_s: float
 ) -> tuple[dict[int, _Visits], tuple[str, ...]]:
     """Two unmeasured steps at every size; growth ends where time or memory does."""
     visits: dict[int, _Visits] = {}
     notes: list[str] = []
     queue, rate = list(sizes), 0.0
-    today = min(training.job.batch_size, training.job.length)
+    today = min(run.job.batch_size, run.job.length)
     while queue:
         size = queue.pop(0)
         try:
-            training.step(size)
-            seconds = _fastest(training, size)
+            fits = _step(run, size)
+            seconds = run.ranks.first(_fastest(run, size)) if fits else math.inf
         except JobError as error:
             if size < today:
                 notes.append(f"batch {size} fails and is left out: {error.seen}")
@@ -134,9 +138,7 @@ def _warm_up(
                 why="its cost there cannot be measured",
                 fix=error.fix,
             ) from error
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+        if not fits:
             notes.append(f"batch {size} does not fit in memory")
             break
         visits[size] = _Visits()
@@ -145,7 +147,7 @@ def _warm_up(
             break
         larger = 2 * size
         pays = size / seconds > PAYS * rate
-        if not queue and pays and larger <= training.job.length:
+        if not queue and pays and larger <= run.job.length:
             queue.append(larger)
         rate = size / seconds
     if not visits:
@@ -153,43 +155,49 @@ def _warm_up(
     return visits, tuple(notes)
 
 
-def _fastest(training: Training, size: int) -> float:
+def _step(run: RunState, size: int) -> bool:
+    """One step at once; whether it fitted in memory whole."""
+    run.split(size)
+    fitted = run.step().retries == 0
+    _wait(run.device)
+    return fitted
+
+
+def _fastest(run: RunState, size: int) -> float:
     """Best of a few steps: one stall must not end the growth. Long steps once."""
-    best, until = float("inf"), time.perf_counter() + VISIT_S
-    while best == float("inf") or time.perf_counter() < until:
+    best, until = math.inf, time.perf_counter() + VISIT_S
+    while run.ranks.first(best == math.inf or time.perf_counter() < until):
         started = time.perf_counter()
-        training.step(size)
-        _wait(training.device)
+        _step(run, size)
         best = min(best, time.perf_counter() - started)
     return best
 
 
-def _visit(training: Training, size: int, visits: _Visits) -> None:
-    wall, process = [], []
-    training.step(size)  # the caches still hold another size
-    _wait(training.device)
+def _visit(run: RunState, size: int, visits: _Visits) -> None:
+    wall: list[float] = []
+    process: list[float] = []
+    _step(run, size)  # the caches still hold another size
     until = time.perf_counter() + VISIT_S
-    while not wall or time.perf_counter() < until:
+    while run.ranks.first(not wall or time.perf_counter() < until):
         w, p = time.perf_counter(), time.process_time()
-        training.step(size)
-        _wait(training.device)
+        _step(run, size)
         wall.append(time.perf_counter() - w)
         process.append(time.process_time() - p)
     visits.wall.append(statistics.median(wall))
     visits.process.append(statistics.median(process))
-    indices = training.stream.take(size)
     w = time.perf_counter()
-    training.job.batch(indices, training.device)
+    for part in run.next_batch():
+        to_device(part.data, run.device)
     visits.fetch.append(time.perf_counter() - w)
 
 
-def _update_time(training: Training) -> float:
+def _update_time(run: RunState) -> float:
     times = []
     for _ in range(5):
-        _wait(training.device)
+        _wait(run.device)
         started = time.perf_counter()
-        training.optimizer.step()
-        _wait(training.device)
+        run.optimizer.step()
+        _wait(run.device)
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 

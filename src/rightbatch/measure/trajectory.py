@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import torch
 
-from rightbatch.job.job import Job
 from rightbatch.measure.held_out import held_out_loss
 from rightbatch.measure.noise import measure_noise
 from rightbatch.measure.record import MetricPoint, NoisePoint
-from rightbatch.measure.standstill import best_step, has_stalled
-from rightbatch.training.training import Training
+from rightbatch.measure.run_progress import best_step, has_stalled
+from rightbatch.training.run_state import RunState, Snapshot
 
 MOST_POINTS = 12  # at which every other one is dropped and the spacing doubled
 FIRST_SPACING = 2  # updates
@@ -39,21 +38,20 @@ class Trajectory:
 
     points: list[NoisePoint]
     metrics: list[MetricPoint]
-    warm: Training | None = None
+    warm: Snapshot | None = None
     reached: bool = False
     stalled: bool = False
     seconds: float = 0.0
 
 
 def measure_trajectory(
-    job: Job,
+    run: RunState,
     *,
     budget_s: float,
     held_out: torch.Tensor | None = None,
     micro_batch: int | None = None,
     least_group: int = 1,
-    only: torch.Tensor | None = None,
-    tick: Callable[[Trajectory, Training], None] = lambda found, training: None,
+    tick: Callable[[Trajectory], None] = lambda found: None,
 ) -> Trajectory:
     """Train as today until the target, a standstill or the budget; measure noise.
 
@@ -62,74 +60,72 @@ def measure_trajectory(
     moment 6 to 12 evenly spaced points cover all of the run so far.
 
     Args:
-        job: What to train, at its own batch size and learning rate.
+        run: Fresh; it is trained at the job's own batch size and learning rate.
         budget_s: Wall seconds for training, measuring and evaluating together.
         held_out: Examples whose loss stands in for the job's ``evaluate``.
-        micro_batch: Largest number of examples in memory at once.
+        micro_batch: Largest number of examples in memory at once on a rank.
         least_group: Fewest examples the model runs on.
-        only: Indices of the examples to train on; default all.
         tick: Called after every measurement.
 
     Raises:
         JobError: Loss or gradient stopped being finite.
     """
     started, found = time.monotonic(), Trajectory([], [])
+    job, spacing, ranks = run.job, FIRST_SPACING, run.ranks.size
     generator = torch.Generator().manual_seed(job.seed + 1)
-    training, spacing = Training.start(job, only=only), FIRST_SPACING
     batch = min(job.batch_size, job.length)
     group = max(least_group, batch // GROUP_SHARE)
+    group = -(-group // ranks) * ranks  # each rank has as many
     due, goal = 0, (job.goal if held_out is None else "min")
-    kept: list[Training] = []  # the state at every noise point, one third of which last
+    kept: list[Snapshot] = []  # the state at every noise point, one third of which last
     # A target met at once still leaves a few points to judge the noise by.
     while not ((found.reached or found.stalled) and len(found.points) >= LEAST_POINTS):
         step_started = time.perf_counter()
-        loss = training.step(batch, micro_batch)
-        if training.steps % spacing == 0:
-            float(loss)  # let the device finish before the clock is read
+        run.split(batch, micro_batch)
+        run.step()
         found.seconds += time.perf_counter() - step_started
-        if training.steps % spacing == 0:
+        if run.steps % spacing == 0:
             point = measure_noise(
-                training,
+                run,
                 group_size=group,
                 micro_batch=min(micro_batch or batch, group),
                 generator=generator,
             )
             found.points.append(point)
-            kept = _keep_warm(kept, training)
+            kept = _keep_warm(kept, run)
             if len(found.points) >= MOST_POINTS:
                 # The later of each pair stays, so the spacing still counts from 0.
                 found.points, spacing = found.points[1::2], spacing * 2
-            tick(found, training)
-        if training.examples >= due and (job.evaluate or held_out is not None):
-            if held_out is None:
-                value = job.evaluated(training.model)
-            else:
-                value = held_out_loss(training, held_out)
+            tick(found)
+        if run.examples >= due and (job.evaluate or held_out is not None):
+            value = run.evaluated() if held_out is None else None
+            if value is None:
+                assert held_out is not None
+                value = held_out_loss(run, held_out)
             found.metrics.append(
-                MetricPoint(
-                    step=training.steps, examples=training.examples, metric=value
-                )
+                MetricPoint(step=run.steps, examples=run.examples, metric=value)
             )
             found.reached |= held_out is None and job.met(value)
             found.stalled = has_stalled(found.metrics, goal)
-            due = math.ceil(training.examples * EVALUATION_GROWTH)
-        if time.monotonic() - started > budget_s and len(found.points) >= 2:
+            due = math.ceil(run.examples * EVALUATION_GROWTH)
+        late = time.monotonic() - started > budget_s and len(found.points) >= 2
+        if run.ranks.first(late):
             break
-    end = best_step(found.metrics, goal) if found.stalled else training.steps
+    end = best_step(found.metrics, goal) if found.stalled else run.steps
     found.warm = _nearest(kept, WARM_SHARE * end)
     return found
 
 
-def _keep_warm(kept: list[Training], training: Training) -> list[Training]:
+def _keep_warm(kept: list[Snapshot], run: RunState) -> list[Snapshot]:
     """Keep few states, one of which lies near the warm share of any later end.
 
     A state is kept when it is twice as far as the last; those that no longer can
     be nearest (too far below the present step, even if it stalled) are let go.
     """
-    if not kept or training.steps >= 2 * kept[-1].steps:
-        kept = [*kept, training.fork()]
-    return [t for t in kept if t.steps >= training.steps / 12]
+    if not kept or run.steps >= 2 * kept[-1].steps:
+        kept = [*kept, run.snapshot()]
+    return [t for t in kept if t.steps >= run.steps / 12]
 
 
-def _nearest(kept: list[Training], steps: float) -> Training | None:
+def _nearest(kept: list[Snapshot], steps: float) -> Snapshot | None:
     return min(kept, key=lambda t: abs(t.steps - steps), default=None)

@@ -25,7 +25,7 @@ CONTEXT_BYTES = 512 * 2**20
 WORKSPACE_BYTES = 32 * 2**20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Term:
     """Bytes that are not for tensors: how many, for what, and how that is known."""
 
@@ -91,96 +91,59 @@ def budget_for(
         raise SettingError(
             "a margin is a share from 0 to 1", seen=f"margin={margin!r}", fix="0.1"
         )
-    if device.type == "cpu":
-        budget = _main_memory(memory)
-    elif device.type == "cuda":
-        budget = _cuda(device, memory)
-    elif memory is not None:
-        budget = Budget(device=device.type, total=int(memory), source="as given")
-    else:
-        raise SettingError(
-            f"how much memory a {device.type} device has is not known here",
-            fix="say it: memory=8 * 2**30, or --limit 8GiB",
-        )
-    kept = Term(
-        name="margin for longer examples",
-        bytes=round(margin * budget.bytes),
-        source="as given",
-    )
-    if not margin:
-        return budget
-    return Budget(
-        device=budget.device,
-        total=budget.total,
-        source=budget.source,
-        terms=(*budget.terms, kept),
-    )
-
-
-def _main_memory(memory: float | None) -> Budget:
     if memory is not None:
-        return Budget(device="cpu", total=int(memory), source="as given")
-    free, source = machine_free_bytes(), "free on this machine"
-    container = container_memory()
-    if container is not None and container < free:
-        free, source = container, "left to this container"
-    kept = [
-        Term(
-            name="kept for others",
-            bytes=round(OTHERS_SHARE * free),
-            source="10 %, assumed",
-        )
-    ]
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if beside > 1:  # under torchrun: each takes its part
-        rest = free - kept[0].bytes
-        kept.append(
-            Term(
-                name=f"for the {beside - 1} other processes here",
-                bytes=rest - rest // beside,
-                source="LOCAL_WORLD_SIZE",
+        total, source = int(memory), "as given"
+    else:
+        total, source = _free(device)
+    terms: list[Term] = []
+
+    def left() -> int:
+        return total - sum(term.bytes for term in terms)
+
+    if device.type == "cuda":
+        if memory is not None:
+            terms.append(Term("CUDA context", CONTEXT_BYTES, "assumed"))
+        terms.append(Term("cuBLAS workspace", WORKSPACE_BYTES, "cited"))
+        if left() <= 0:
+            raise SettingError(
+                "this memory is less than CUDA itself needs",
+                seen=f"{show_bytes(total)}, and {show_bytes(total - left())} for "
+                "context and workspace",
+                fix="the memory of the whole device",
             )
-        )
-    return Budget(device="cpu", total=free, source=source, terms=tuple(kept))
+        reserve = round(RESERVE_SHARE * left())
+        terms.append(Term("allocator's reserve", reserve, "7 %, simulated"))
+    elif memory is None:
+        others = round(OTHERS_SHARE * total)
+        terms.append(Term("kept for others", others, "10 %, assumed"))
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1  # under torchrun
+        if beside:
+            name = f"for the {beside} other processes here"
+            theirs = left() - left() // (beside + 1)
+            terms.append(Term(name, theirs, "LOCAL_WORLD_SIZE"))
+    if margin:
+        kept = round(margin * left())
+        terms.append(Term("margin for longer examples", kept, "as given"))
+    return Budget(device=device.type, total=total, source=source, terms=tuple(terms))
+
+
+def _free(device: torch.device) -> tuple[int, str]:
+    """Bytes free now on a device, and in words what they are."""
+    if device.type == "cpu":
+        free, container = machine_free_bytes(), container_memory()
+        if container is not None and container < free:
+            return container, "left to this container"
+        return free, "free on this machine"
+    if device.type == "cuda" and torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info(device)  # makes the context
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + held, "free on the device, or held by torch and unused"
+    raise SettingError(
+        f"how much memory a {device.type} device has is not known here",
+        fix="say it: memory=80e9, or --limit 80GB",
+    )
 
 
 def _between(value: object, low: float, high: float) -> bool:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and low <= float(value) < high
-
-
-def _cuda(device: torch.device, memory: float | None) -> Budget:
-    terms = []
-    if memory is not None:
-        total, source = int(memory), "as given"
-        known = False
-    else:
-        if not torch.cuda.is_available():
-            raise SettingError(
-                "there is no CUDA device here to ask for its memory",
-                fix="say what it has: memory=80e9, or --limit 80GB",
-            )
-        known = torch.cuda.is_initialized()
-        free, _ = torch.cuda.mem_get_info(device)  # makes the context
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        total, source = free + held, "free on the device, or held by torch and unused"
-        known = True
-    if not known:
-        terms.append(Term(name="CUDA context", bytes=CONTEXT_BYTES, source="assumed"))
-    terms.append(Term(name="cuBLAS workspace", bytes=WORKSPACE_BYTES, source="cited"))
-    left = total - sum(t.bytes for t in terms)
-    if left <= 0:
-        raise SettingError(
-            "this memory is less than CUDA itself needs",
-            seen=f"{show_bytes(total)}, and {show_bytes(total - left)} for context and "
-            "workspace",
-            fix="the memory of the whole device",
-        )
-    terms.append(
-        Term(
-            name="allocator's reserve",
-            bytes=max(round(RESERVE_SHARE * left), 0),
-            source="7 %, simulated",
-        )
-    )
-    return Budget(device="cuda", total=total, source=source, terms=tuple(terms))

@@ -6,12 +6,10 @@ import contextlib
 import ctypes
 import faulthandler
 import functools
+import multiprocessing
 import os
-import pickle
-import select
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +19,15 @@ from typing import Any
 import torch
 
 from rightbatch.core.errors import RightbatchError
-from rightbatch.core.torch_private import out_of_memory
+from rightbatch.core.torch_private import (
+    FakeTensorMode,
+    no_room_for_threads,
+    out_of_memory,
+)
 
 AVAILABLE = sys.platform.startswith("linux")
 _PARENT_DEATH = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+_END_S = 0.1  # for a child that has answered to end by itself [assumed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,30 +59,27 @@ def in_child(
         patience_s: Seconds to wait.
     """
     _load_libraries()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    reader, writer = os.pipe()
-    parent = os.getpid()
+    fork = multiprocessing.get_context("fork")  # a job's closures cannot be pickled
+    receiver, sender = fork.Pipe(duplex=False)
+    child = fork.Process(
+        target=_answer, args=(function, limit, sender, os.getpid()), daemon=True
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # forking beside threads: the child uses none
-        child = os.fork()
-    if child == 0:
-        try:
-            os.close(reader)
-            _be_a_child(function, limit, writer, parent)
-        finally:
-            os._exit(1)
-    os.close(writer)
+        child.start()
+    sender.close()
     try:
-        text = _read(reader, patience_s)
-    finally:
-        os.close(reader)
-        status = _end(child)
-    if text is None:
+        if receiver.poll(patience_s):
+            return receiver.recv()
         return Answer(seen=f"it took more than {patience_s:.0f} s")
-    if not text:
-        return _unheard(status)
-    return pickle.loads(text)
+    except EOFError:
+        child.join()
+        return _ended(child.exitcode)
+    finally:
+        receiver.close()
+        child.join(_END_S)
+        child.kill()
+        child.join()
 
 
 def data_sizes() -> dict[str, int]:
@@ -107,7 +107,7 @@ def attempt(function: Callable[[], Any]) -> Answer:
         while root.__cause__ is not None:
             root = root.__cause__
         text = (str(root).strip() or type(root).__name__).splitlines()[0]
-        if "Resource temporarily unavailable" in text:  # no room for a thread's stack
+        if no_room_for_threads(text):
             return Answer(memory=True, seen=text[:120])
         if isinstance(root, RightbatchError):
             text = f"{root.what}: {root.seen}" if root.seen else root.what
@@ -120,7 +120,6 @@ def attempt(function: Callable[[], Any]) -> Answer:
 def _load_libraries() -> None:
     """Have in memory what a first step imports: no child should pay for it again."""
     import torch.profiler
-    from torch._subclasses.fake_tensor import FakeTensorMode
 
     assert torch.profiler
 
@@ -138,9 +137,10 @@ def _load_libraries() -> None:
             step()
 
 
-def _be_a_child(
-    function: Callable[[], Any], limit: float | None, writer: int, parent: int
+def _answer(
+    function: Callable[[], Any], limit: float | None, sender: Any, parent: int
 ) -> None:
+    """What the child does."""
     import resource
 
     library = ctypes.CDLL(None)
@@ -150,7 +150,7 @@ def _be_a_child(
         os._exit(1)  # it has ended already
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    faulthandler.disable()  # what breaks here is told in one line
+    faulthandler.disable()  # what breaks here is said in one line
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         os.dup2(nowhere, descriptor)
@@ -161,42 +161,13 @@ def _be_a_child(
     if limit is not None:
         data = data_sizes()["VmData"] + int(limit)
         resource.setrlimit(resource.RLIMIT_DATA, (data, data))
-    answer = attempt(function)
-    text = memoryview(pickle.dumps(answer))
-    while text:
-        text = text[os.write(writer, text) :]
-    os._exit(0)
+    sender.send(attempt(function))
+    os._exit(0)  # nothing of the parent is cleaned up twice
 
 
-def _read(reader: int, patience_s: float) -> bytes | None:
-    """All that the child says until it closes the pipe; None if that takes too long."""
-    parts, ends = [], time.monotonic() + patience_s
-    while True:
-        ready, _, _ = select.select([reader], [], [], max(ends - time.monotonic(), 0))
-        if not ready:
-            return None
-        part = os.read(reader, 1 << 20)
-        if not part:
-            return b"".join(parts)
-        parts.append(part)
-
-
-def _end(child: int) -> int | None:
-    """Its exit status; it is killed if it has not ended by itself."""
-    with contextlib.suppress(ChildProcessError):  # somebody else collects children here
-        for _ in range(20):
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                return status
-            time.sleep(0.005)
-        os.kill(child, signal.SIGKILL)
-        return os.waitpid(child, 0)[1]
-    return None
-
-
-def _unheard(status: int | None) -> Answer:
-    """It ended without a word: killed for its memory, or broken."""
-    number = os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else 0
+def _ended(status: int | None) -> Answer:
+    """It ended without an answer: killed for its memory, or broken."""
+    number = -status if status is not None and status < 0 else 0
     if number in (0, signal.SIGKILL):
         return Answer(memory=True, seen="the process was ended by the system")
     return Answer(seen=f"the process was ended by {signal.Signals(number).name}")

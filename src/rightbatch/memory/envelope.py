@@ -10,6 +10,7 @@ that binds there, and the largest batch within a limit in closed form.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from rightbatch.core.units import show_bytes
 from rightbatch.memory.points import MemoryPoint
 
 if TYPE_CHECKING:
-    from rightbatch.memory.traced_step import Probe
+    from rightbatch.memory.traced_step import StepTrace
 
 LARGEST = 2**40  # examples; beyond any device
 
@@ -98,31 +99,40 @@ class Envelope:
 
     def peak(self, batch: float) -> float:
         """Most bytes alive during a step of so many examples."""
-        highest = max(s.at(batch) for s in self.segments)
+        highest = self.binding(batch).at(batch)
         return self.resident + self.factor * (highest - self.resident)
 
     def binding(self, batch: float) -> Segment:
         """The operation during which the most is alive."""
-        return max(self.segments, key=lambda s: s.at(batch))
+        return max(self.segments, key=lambda segment: segment.at(batch))
 
     def largest(self, limit: float) -> int:
         """The largest micro-batch within a limit in bytes; 0 if not even one fits."""
         within = self.resident + (limit - self.resident) / self.factor
-        return max(0, min(s.largest(within) for s in self.segments))
+        return max(0, min(segment.largest(within) for segment in self.segments))
 
     def changes(self, most: int) -> list[tuple[int, Segment]]:
         """Where the binding operation changes: (first batch, operation), up to most."""
-        found = [(1, self.binding(1))]
+        changes = [(1, self.binding(1))]
         while True:
-            first, present = found[-1]
-            following = _first_other(self.segments, present, first, most)
-            if following is None:
-                return found
-            found.append((following, self.binding(following)))
+            first, present = changes[-1]
+            larger = range(first + 1, most + 1)
+            # The difference is convex: once another is higher, one is from then on.
+            index = bisect.bisect_left(
+                larger, True, key=lambda b: self.binding(b).at(b) > present.at(b)
+            )
+            if index == len(larger):
+                return changes
+            changes.append((larger[index], self.binding(larger[index])))
+
+    def relative_error(self, trace: StepTrace) -> float:
+        """How far the law is from a traced step that took no part in it."""
+        traced = max(a + b for a, b in zip(trace.bytes, trace.wasted, strict=True))
+        return abs(self.peak(trace.micro_batch) / traced - 1)
 
     def calibrated(self, batch: int, measured: float) -> Envelope:
         """Scaled so that the peak at ``batch`` is the measured one."""
-        predicted = max(s.at(batch) for s in self.segments) - self.resident
+        predicted = self.binding(batch).at(batch) - self.resident
         factor = (measured - self.resident) / max(predicted, 1.0)
         return replace(self, factor=max(factor, 1e-3))
 
@@ -139,49 +149,42 @@ class Envelope:
         """
         if ranks == 1:
             return self
-        if not sharded:
-            more, whole = self.gradients, 1.0
+        if sharded:
+            kind, kept, added = "FSDP2", 1 / ranks, 3 * self.unit
         else:
-            more, whole = 3 * self.unit, 1 / ranks
-        cut = (1 - whole) * (self.parameters + self.state)
-        alive = (1 - whole) * self.gradients  # all there in the update; before, fewer
+            kind, kept, added = "DDP", 1.0, self.gradients
+        added -= (1 - kept) * (self.parameters + self.state)
+        # Gradients are all there in the update only.
+        in_update = added - (1 - kept) * self.gradients
         moved = tuple(
             replace(
-                s,
-                constant=s.constant
-                + more
-                - cut
-                - (alive if s.place == "update" else 0.0),
+                segment,
+                constant=segment.constant
+                + (in_update if segment.place == "update" else added),
             )
-            for s in self.segments
+            for segment in self.segments
         )
-        kind = "FSDP2" if sharded else "DDP"
         return replace(
             self,
             segments=moved,
             method=f"{self.method}; {ranks} ranks by {kind}, modelled",
-            parameters=round(self.parameters * whole),
-            gradients=round(self.gradients * whole),
-            state=round(self.state * whole),
+            parameters=round(self.parameters * kept),
+            gradients=round(self.gradients * kept),
+            state=round(self.state * kept),
         )
 
 
-def fit_envelope(probes: Sequence[Probe]) -> Envelope:
+def fit_envelope(traces: Sequence[StepTrace]) -> Envelope:
     """Fit every operation of traced steps, and keep those that bind somewhere.
 
-    A line through the first probe and the last; where another one between them does
-    not lie on it, a square through three.
+    A line through the first trace and the last; where the one between them does not lie
+    on it, a square through all three.
 
     Args:
-        probes: Three, of the same operations, in order of size.
-
-    Raises:
-        UnidentifiedError: Not three.
+        traces: Three, of the same operations, in order of size.
     """
-    if len(probes) != 3:
-        raise UnidentifiedError("an envelope needs 3 probes", seen=f"{len(probes)}")
-    x = np.array([p.micro_batch for p in probes], float)
-    y = np.array([p.bytes for p in probes], float)
+    x = np.array([trace.micro_batch for trace in traces], float)
+    y = np.array([trace.bytes for trace in traces], float)
     linear = (y[2] - y[0]) / (x[2] - x[0])
     constant = y[0] - linear * x[0]
     square = np.zeros_like(linear)
@@ -191,29 +194,16 @@ def fit_envelope(probes: Sequence[Probe]) -> Envelope:
         upward = curve[2] > 0  # downward it would end: the line is kept, above it
         index = np.flatnonzero(bends)[upward]
         constant[index], linear[index], square[index] = curve[:, upward]
-    method = f"traced at {', '.join(str(p.micro_batch) for p in probes)} examples"
-    return envelope_of(constant, linear, square, probes[-1], method=method)
-
-
-def is_straight(probes: Sequence[Probe]) -> bool:
-    """Whether every operation lies on one line through all probes, to the byte."""
-    x = np.array([p.micro_batch for p in probes], float)
-    y = np.array([p.bytes for p in probes], float)
-    linear = (y[-1] - y[0]) / (x[-1] - x[0])
-    return bool((np.abs(y[0] + linear * (x[:, None] - x[0]) - y) <= 1).all())
-
-
-def misses(law: Envelope, probe: Probe) -> float:
-    """Relative error of a law at a traced step that took no part in it."""
-    truth = max(a + b for a, b in zip(probe.bytes, probe.wasted, strict=True))
-    return abs(law.peak(probe.micro_batch) / truth - 1)
+    sizes = ", ".join(str(trace.micro_batch) for trace in traces)
+    method = f"traced at {sizes} examples"
+    return envelope_of(constant, linear, square, traces[-1], method=method)
 
 
 def envelope_of(
     constant: np.ndarray,
     linear: np.ndarray,
     square: np.ndarray,
-    last: Probe,
+    last: StepTrace,
     *,
     method: str,
 ) -> Envelope:
@@ -265,12 +255,12 @@ def fit_points(points: Sequence[MemoryPoint]) -> Envelope:
         )
     ordered = sorted(points, key=lambda p: p.micro_batch)
     segments: list[Segment] = []
-    for one, two in reversed(list(itertools.pairwise(ordered))):
-        rise = two.peak_memory_bytes - one.peak_memory_bytes
-        slope = max(rise / (two.micro_batch - one.micro_batch), 0.0)
+    for smaller, larger in reversed(list(itertools.pairwise(ordered))):
+        rise = larger.peak_memory_bytes - smaller.peak_memory_bytes
+        slope = max(rise / (larger.micro_batch - smaller.micro_batch), 0.0)
         if segments and slope > segments[-1].linear:
             continue  # a step up that is over: the line beyond it lies above anyway
-        constant = two.peak_memory_bytes - slope * two.micro_batch
+        constant = larger.peak_memory_bytes - slope * larger.micro_batch
         segments.append(Segment(constant=constant, linear=slope))
     return Envelope(segments=tuple(segments), method=f"measured at {len(points)} sizes")
 
@@ -283,13 +273,15 @@ def check_room(law: Envelope, limit: float) -> None:
     """
     if law.largest(limit) >= 1:
         return
-    fixed = law.parameters + law.gradients + law.state + law.buffers
+    fixed = law.resident + law.gradients
     raise SettingError(
         "not even one example fits in this memory",
         seen=f"limit {show_bytes(limit)}, one example takes {show_bytes(law.peak(1))}",
         why=f"parameters {show_bytes(law.parameters)}, gradients "
         f"{show_bytes(law.gradients)} and the optimizer's state "
-        f"{show_bytes(law.state)} alone are {show_bytes(fixed)}",
+        f"{show_bytes(law.state)} alone are {show_bytes(fixed)}"
+        if fixed
+        else "",
         fix="more memory, a smaller model, activation checkpointing, an optimizer "
         "with less state, or sharding over devices",
     )
@@ -307,22 +299,3 @@ def _binding(constant: np.ndarray, linear: np.ndarray, square: np.ndarray) -> li
         if not kept or kept[-1] != best:
             kept.append(best)
     return list(dict.fromkeys(kept))
-
-
-def _first_other(
-    segments: Sequence[Segment], present: Segment, first: int, most: int
-) -> int | None:
-    """The first batch above ``first`` at which another operation is higher."""
-
-    def other(batch: int) -> bool:
-        return max(s.at(batch) for s in segments) > present.at(batch)
-
-    low, high = first, first + 1
-    while not other(high):  # convex differences: once higher, higher from then on
-        if high >= most:
-            return None
-        low, high = high, min(2 * high, most)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if other(middle) else (middle, high)
-    return high

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+import torch.distributed as dist
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.machine import free_memory_bytes
 from rightbatch.core.progress import Progress
+from rightbatch.core.torch_private import FakeTensorMode
 from rightbatch.core.units import show_bytes
-from rightbatch.job.job import Job, check_batch_size
-from rightbatch.memory.boundary import Search, StepMaker
+from rightbatch.job.job import Job
+from rightbatch.memory.boundary import Search, malloc_hoards
 from rightbatch.memory.budget import Budget, budget_for
 from rightbatch.memory.child_process import AVAILABLE, in_child
-from rightbatch.memory.envelope import (
-    Envelope,
-    Segment,
-    check_room,
-)
+from rightbatch.memory.envelope import Envelope, Segment, check_room
+from rightbatch.memory.step import step_of
 from rightbatch.memory.step_law import trace_law
-from rightbatch.memory.trial import PATIENCE_S, Trial
+from rightbatch.memory.trial import PATIENCE_S, Trial, try_step
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+TRACE_S = 2.0  # that tracing a step usually takes [assumed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ class MemoryLaw:
     """Peak memory against micro-batch, and the largest one within a budget.
 
     Attributes:
-        largest: Examples in one piece of a step; no more than the data set has.
+        largest: Examples in one micro-batch; no more than the data set has.
         budget: What a step may take, term by term.
         envelope: The law.
         certificate: What stands behind it.
@@ -73,7 +75,7 @@ class MemoryLaw:
 
     def peak(self, batch: int) -> int:
         """Predicted most bytes of tensors alive in a step of so many examples."""
-        check_batch_size(batch)
+        whole_number(batch, "batch_size")
         return round(self.envelope.peak(batch))
 
     @property
@@ -114,8 +116,8 @@ def largest_batch(
         job: What is trained.
         memory: Bytes the whole step may take, with weights and optimizer; default:
             what is free now, less what others need.
-        accumulation: Pieces a step is made of: with 2 or more, gradients are there
-            while the next piece runs.
+        accumulation: Micro-batches a step is made of: with 2 or more, gradients are
+            there while the next one runs.
         margin: Share of the budget kept for longer examples than those looked at.
         verify: Whether to make real steps: at most four.
         device: ``"cuda"`` predicts for a CUDA device from a machine without one.
@@ -136,98 +138,74 @@ def largest_batch(
     """
     if not isinstance(job, Job):
         raise SettingError("largest_batch takes a Job", seen=type(job).__name__)
-    _check_count(accumulation, "accumulation")
-    _check_count(ranks, "ranks")
+    whole_number(accumulation, "accumulation")
+    whole_number(ranks, "ranks")
     if not patience_s > 0:
         raise SettingError("patience must be positive", seen=f"{patience_s} s")
     if sharded and ranks == 1:
         raise SettingError(
             "sharding needs several ranks", seen="ranks 1", fix="ranks=8 (--ranks 8)"
         )
-    how = _How(
-        pieces=min(accumulation, 2),  # a third piece is as the second
-        margin=margin,
-        verify=verify,
-        device=device,
-        ranks=ranks,
-        sharded=sharded,
-        patience_s=patience_s,
-        progress=progress or Progress(),
-    )
+    progress = progress or Progress()
     with preserved_rng():
-        return _together(lambda: _find(job, memory, how))
+        here = job_device(job)
+        target = here if device is None else _device_named(device, here)
+        budget = budget_for(target, memory, margin=margin)
+        step = step_of(job, min(accumulation, 2))  # a third piece is as the second
 
+        with progress.phase("Trace a step", TRACE_S) as phase:
+            envelope = trace_law(step, target, here, budget.bytes, patience_s)
+            envelope = envelope.on_ranks(ranks, sharded=sharded)
+            phase.summary = envelope.method.split(", run")[0].split(":")[0]
+        check_room(envelope, budget.bytes)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _How:
-    """The arguments of `largest_batch`, checked."""
+        def make_trial(size: int, exact: bool) -> Trial:
+            return try_step(
+                step,
+                size,
+                here,
+                limit=budget.bytes,
+                exact=exact,
+                patience_s=patience_s,
+            )
 
-    pieces: int
-    margin: float
-    verify: bool
-    device: str | None
-    ranks: int
-    sharded: bool
-    patience_s: float
-    progress: Progress
-
-
-def _find(job: Job, memory: float | None, how: _How) -> MemoryLaw:
-    here = job_device(job)
-    wanted = here if how.device is None else _device_named(how.device)
-    if wanted.index is None and wanted.type == here.type:
-        wanted = here
-    budget = budget_for(wanted, memory, margin=how.margin)
-    step = StepMaker(job, how.pieces, how.patience_s)
-    with how.progress.phase("Trace a step", 2.0) as phase:
-        envelope = trace_law(step, wanted, here, budget.bytes)
-        envelope = envelope.on_ranks(how.ranks, sharded=how.sharded)
-        phase.summary = envelope.method.split(", run")[0].split(":")[0]
-    check_room(envelope, budget.bytes)
-    why, found = _unverifiable(how, budget, wanted, here), None
-    largest = min(envelope.largest(budget.bytes), job.length)
-    if not why:
-        with how.progress.phase("Try real steps", how.patience_s) as phase:
-            search = Search(step, here, envelope, budget.bytes, phase.update)
-            why, envelope, found = search.run(), search.envelope, search.best
-            many = len(step.trials)
-            phase.summary = f"{many} trial{'s' if many > 1 else ''}"
-        largest = min(envelope.largest(budget.bytes), job.length, search.below)
-        if found is not None:
-            largest = found.micro_batch
-    if largest < 1:
+        search = Search(
+            make_trial,
+            envelope,
+            limit=budget.bytes,
+            most=job.length,
+            hoards=malloc_hoards(here),
+            patience_s=patience_s,
+        )
+        why = _why_not_tried(verify, budget, target, here, ranks)
+        if not why:
+            with progress.phase("Try real steps", patience_s) as phase:
+                why = search.run(phase.update)
+                many = len(search.trials)
+                phase.summary = f"{many} trial{'s' if many > 1 else ''}"
+    if search.largest < 1:
         raise SettingError(
             "not even one example ran within this memory",
             seen=f"limit {show_bytes(budget.bytes)}; {why}",
-            why=f"predicted were {show_bytes(envelope.peak(1))}",
+            why=f"predicted were {show_bytes(search.envelope.peak(1))}",
             fix="more memory, or a smaller model",
         )
-    return MemoryLaw(
-        largest=largest,
-        budget=budget,
-        envelope=envelope,
-        certificate=Certificate(
-            confidence="predicted" if found is None else "verified",
-            method=envelope.method,
-            trials=tuple(step.trials),
-            predicted_bytes=round(envelope.peak(largest)),
-            taken_bytes=found.taken if found else 0,
-            why=why,
-        ),
-        example=step.example,
-        examples=job.length,
-    )
+    return _certified(search, budget, why, step.example)
 
 
-def _unverifiable(
-    how: _How, budget: Budget, wanted: torch.device, here: torch.device
+def _why_not_tried(
+    verify: bool,
+    budget: Budget,
+    target: torch.device,
+    here: torch.device,
+    ranks: int,
 ) -> str:
     """Why no real step can be made; or nothing."""
-    if not how.verify:
+    if not verify:
         return "no real step was asked for"
-    if wanted != here:
-        return f"the job runs on {here} here, not on {wanted}"
-    if how.ranks > 1:
+    if target != here:
+        return f"the job runs on {here} here, not on {target}"
+    if ranks > 1:
         return "a step of several processes is not tried"
     free = free_memory_bytes()
     if here.type == "cpu" and budget.bytes > free:
@@ -235,39 +213,39 @@ def _unverifiable(
     return ""
 
 
-def _together(find: Callable[[], MemoryLaw]) -> MemoryLaw:
-    """The smallest answer of all ranks; an error of one is told by all. Collective."""
-    ranks = torch.distributed
-    if not (ranks.is_available() and ranks.is_initialized()):
-        return find()
-    law, error = None, None
-    try:
-        law = find()
-    except Exception as failure:  # told once the others know
-        error = failure
-    answers: list[Any] = [None] * ranks.get_world_size()
-    ranks.all_gather_object(answers, law.largest if law else None)
-    if error is not None:
-        raise error
-    if law is None or None in answers:
-        raise JobError(
-            f"rank {answers.index(None)} found no largest batch",
-            seen="this rank did",
-            fix="see its error",
-        )
-    return replace(law, largest=min(answers))
+def _certified(search: Search, budget: Budget, why: str, example: str) -> MemoryLaw:
+    """The answer with what stands behind it; of all ranks the smallest. Collective."""
+    best, largest = search.best, search.largest
+    if dist.is_available() and dist.is_initialized():
+        answers: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(answers, largest)
+        largest = min(answers)
+    certificate = Certificate(
+        confidence="predicted" if best is None else "verified",
+        method=search.envelope.method,
+        trials=tuple(search.trials),
+        predicted_bytes=round(search.envelope.peak(search.largest)),
+        taken_bytes=best.taken if best else 0,
+        why=why,
+    )
+    return MemoryLaw(
+        largest=largest,
+        budget=budget,
+        envelope=search.envelope,
+        certificate=certificate,
+        example=example,
+        examples=search.most,
+    )
 
 
-def _device_named(name: str) -> torch.device:
-    try:
-        found = torch.device(name)
-    except (RuntimeError, TypeError):
-        found = torch.device("meta")
-    if found.type not in DEVICES:
+def _device_named(name: str, here: torch.device) -> torch.device:
+    """The device of this name; the job's own where only its kind is named."""
+    if not re.fullmatch(rf"({'|'.join(DEVICES)})(:\d+)?", str(name)):
         raise SettingError(
             f"there is no device {name!r}", fix=f"one of {', '.join(DEVICES)}"
         )
-    return found
+    device = torch.device(name)
+    return here if device.index is None and device.type == here.type else device
 
 
 def job_device(job: Job) -> torch.device:
@@ -297,8 +275,3 @@ def _first_device(model: torch.nn.Module) -> torch.device:
     if first is None:
         raise JobError("the model has no parameters", fix="a model with some")
     return first.device
-
-
-def _check_count(value: object, what: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SettingError(f"{what} is counted from 1", seen=f"{what}={value!r}")

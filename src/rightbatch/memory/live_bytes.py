@@ -9,8 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from rightbatch.core.torch_private import (
+    TorchDispatchMode,
+    in_backward_pass,
+    storage_id,
+)
 from rightbatch.core.trees import tensors
 
 
@@ -30,7 +34,7 @@ class LiveBytes(TorchDispatchMode):
         """Count the storages in any nesting of tensors, each once."""
         for tensor in tensors(nested):
             storage = tensor.untyped_storage()
-            key = storage._cdata
+            key = storage_id(tensor)
             if key not in self.live:
                 self.live[key] = storage.nbytes()
                 self._change(self.live[key])
@@ -117,8 +121,7 @@ class LiveTrace(LiveBytes):
         if self._updating:
             return "update"
         # A checkpointed block runs its forward pass again inside the backward pass.
-        backward = torch._C._current_graph_task_id() != -1
-        phase = "backward" if backward else "forward"
+        phase = "backward" if in_backward_pass() else "forward"
         return f"{phase} in {self._modules[-1]}" if self._modules else phase
 
     def _update(self, now: bool) -> None:

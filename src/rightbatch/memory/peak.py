@@ -1,94 +1,108 @@
-"""Peak memory of one training step, measured on the device it runs on."""
+"""Peak memory of a step that really runs: of its tensors, an allocator, a process."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator
+import gc
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
+from rightbatch.core.torch_private import allocations, storage_id
 from rightbatch.core.trees import tensors
+from rightbatch.memory.child_process import data_sizes
 from rightbatch.memory.live_bytes import LiveBytes
 from rightbatch.memory.points import MemoryPoint
-from rightbatch.training.training import Training
+from rightbatch.training.run_state import RunState
 
 
-def measure_memory(training: Training, micro_batch: int) -> MemoryPoint:
+def measure_memory(run: RunState, micro_batch: int) -> MemoryPoint:
     """Peak bytes of a full step at one micro-batch, optimizer state already there.
 
     On a CUDA device this is the allocator's own peak; elsewhere the sum of tensors
-    alive. One step is taken on ``training``.
+    alive. One step is taken on ``run``.
 
     Args:
-        training: A run that has made at least one step.
+        run: It has made at least one step.
         micro_batch: Examples in the step.
     """
-    device = training.device
+    device = run.device
+    run.split(micro_batch)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
-        training.step(micro_batch)
+        run.step()
         torch.cuda.synchronize(device)
         peak = int(torch.cuda.max_memory_allocated(device))
-        return MemoryPoint(micro_batch=micro_batch, peak_memory_bytes=peak)
-    training.optimizer.zero_grad(set_to_none=True)
-    with LiveBytes() as counter:
-        counter.add(resident(training))
-        training.step(micro_batch)
-    return MemoryPoint(micro_batch=micro_batch, peak_memory_bytes=counter.peak)
+    else:
+        run.optimizer.zero_grad(set_to_none=True)
+        with LiveBytes() as counter:
+            counter.add(resident(run.model, run.optimizer))
+            run.step()
+        peak = counter.peak
+    return MemoryPoint(micro_batch=micro_batch, peak_memory_bytes=peak)
 
 
-def resident(training: Training) -> list[Any]:
-    """The tensors that are there between steps: weights, buffers, optimizer state."""
-    state = [list(s.values()) for s in training.optimizer.state.values()]
-    return [
-        list(training.model.parameters()),
-        list(training.model.buffers()),
-        state,
-    ]
+def resident(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
+    """The tensors there between steps: parameters, buffers, optimizer state."""
+    state = [list(values.values()) for values in optimizer.state.values()]
+    return [list(model.parameters()), list(model.buffers()), state]
 
 
-@contextlib.contextmanager
-def silent() -> Iterator[None]:
-    """Send what libraries write to standard error to nowhere."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-def allocator_peak(training: Training, step: Callable[[], None]) -> int:
+def allocator_peak(
+    model: nn.Module, optimizer: torch.optim.Optimizer, step: Callable[[], None]
+) -> int:
     """Most bytes torch's CPU allocator had handed out while ``step()`` ran.
 
     Unlike `LiveBytes` this sees what kernels take for themselves.
 
     Args:
-        training: Whose step it is; its gradients are dropped first.
-        step: Makes it.
+        model: What the step trains; its gradients are dropped first.
+        optimizer: Its optimizer, which has made a step before.
+        step: Makes the step.
     """
     from torch.profiler import ProfilerActivity, profile
 
-    training.optimizer.zero_grad(set_to_none=True)
-    kept = {
-        t.untyped_storage()._cdata: t.untyped_storage().nbytes()
-        for t in tensors(resident(training))
+    optimizer.zero_grad(set_to_none=True)
+    storages = {
+        storage_id(tensor): tensor.untyped_storage().nbytes()
+        for tensor in tensors(resident(model, optimizer))
     }
-    with (
-        silent(),
-        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
-    ):
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    assert profiler.profiler is not None
-    result: Any = profiler.profiler.kineto_results
-    events = [e for e in result.events() if e.name() == "[memory]"]
-    current = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        current += event.nbytes()
-        peak = max(peak, current)
-    return sum(kept.values()) + peak
+    sizes = itertools.accumulate(allocations(profiler), initial=0)
+    return sum(storages.values()) + max(sizes)
+
+
+class GrowthPeak:
+    """The most bytes that this process, or the CUDA allocator, grows by from now on.
+
+    Of a process it is what the kernel counts as its data, since it was forked: what a
+    memory limit is held against, with all that malloc holds back, and what kernels take
+    for themselves. The kernel keeps the highest size of the whole address space
+    exactly; what is no data (libraries loaded meanwhile) is taken off.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device if device.type == "cuda" else None
+        if self._cuda is None:
+            self._before = data_sizes()
+            return
+        torch.cuda.synchronize(device)
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        self._before = {"reserved": torch.cuda.memory_reserved(device)}
+
+    def read(self) -> tuple[int, int]:
+        """Bytes taken, and those of tensors and workspaces (0: not known)."""
+        before = self._before
+        if self._cuda is not None:
+            torch.cuda.synchronize(self._cuda)
+            reserved = torch.cuda.max_memory_reserved(self._cuda) - before["reserved"]
+            return reserved, torch.cuda.max_memory_allocated(self._cuda)
+        now = data_sizes()
+        other = (now["VmSize"] - before["VmSize"]) - (now["VmData"] - before["VmData"])
+        return now["VmPeak"] - before["VmSize"] - max(other, 0), 0

@@ -1,44 +1,48 @@
-"""One training step traced: the memory alive after each of its operations.
+"""A step traced under fake tensors: what is alive after each operation, without a run.
 
-Under torch's ``FakeTensorMode`` a step is made of tensors that have a shape and no
-content. What they would occupy is known to the byte, for the price of the Python
-code alone. A step that looks into its tensors is traced on small real ones instead.
+Under torch's `FakeTensorMode` tensors have a shape and no content, so that a step of
+any size costs only its Python code. A step that looks into its tensors has no meaning
+there: it is traced on small real ones.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from rightbatch.core.errors import JobError
 from rightbatch.core.guards import preserved_rng
+from rightbatch.core.torch_private import (
+    FakeCopyMode,
+    FakeTensorMode,
+    is_compiled,
+    looks_into_tensors,
+    quiet_fake_tensors,
+)
 from rightbatch.core.trees import map_tensors, to_device
-from rightbatch.data.order.index_stream import IndexStream
 from rightbatch.job.job import Job
 from rightbatch.memory.child_process import AVAILABLE, attempt, in_child
 from rightbatch.memory.live_bytes import LiveTrace
 from rightbatch.memory.peak import resident
-from rightbatch.training.training import Training, accumulate
+from rightbatch.memory.step import Step
 
 PATIENCE_S = 300.0  # of Python code that makes no tensor [assumed]
 CUDA_ROUNDING = 512  # bytes; kMinBlockSize of torch's caching allocator [cited]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
+class StepTrace:
     """What a step of ``micro_batch`` examples keeps alive, operation by operation.
 
     Attributes:
-        micro_batch: Examples in each piece of the step.
+        micro_batch: Examples in each micro-batch of the step.
         operations: In order.
         places: Phase and module of each.
         bytes: Alive after each.
@@ -62,188 +66,170 @@ class Probe:
     unit: int
 
 
-class CannotTrace(JobError):
+class UntraceableError(JobError):
     """The step needs numbers that only a real run has."""
 
 
-MakeBatch = Callable[[int], Any]
-
-
-def probes_of(
-    job: Job,
-    make_batch: MakeBatch,
+def trace_step(
+    step: Step,
     sizes: tuple[int, ...],
     *,
-    pieces: int = 1,
     cuda: bool = False,
     real: bool = False,
     limit: float | None = None,
-) -> tuple[Probe, ...]:
-    """Trace one step at each size, the optimizer's state already there.
+) -> tuple[StepTrace, ...]:
+    """Trace a step at each size, the optimizer's state already there.
 
     In a forked child where there can be one: what the job's own code remembers from
     call to call (cached masks, a model made once) must not come to hold fake tensors.
 
     Args:
-        job: Its factory is called under fake tensors: a model of any size costs
-            nothing.
-        make_batch: ``count ->`` a real batch of so many examples, on the CPU.
-        sizes: Examples of a piece.
-        pieces: How many of them are accumulated in the step.
+        step: Its model is made under fake tensors: one of any size costs nothing.
+        sizes: Examples of a micro-batch.
         cuda: Predict for a CUDA device: its rounding, and optimizers that update all
             parameters at once.
         real: With real tensors: the steps are made.
         limit: Bytes that those may take.
 
     Raises:
-        CannotTrace: The step looks into its tensors, is compiled, or takes another way
-            at another size.
+        UntraceableError: The step looks into its tensors, is compiled, or takes another
+            way at another size.
     """
 
-    def trace() -> tuple[Probe, ...]:
-        return _trace(job, make_batch, sizes, pieces, cuda, real)
+    def trace() -> tuple[StepTrace, ...]:
+        return _trace(step, sizes, cuda, real)
 
     if AVAILABLE and not torch.cuda.is_initialized():
         answer = in_child(trace, limit=limit if real else None, patience_s=PATIENCE_S)
     else:
         with preserved_rng():
             answer = attempt(trace)
-    if not isinstance(answer.value, tuple):
+    traces = answer.value
+    if not isinstance(traces, tuple):
         seen = answer.seen
-        if "DataDependent" in seen or "_local_scalar_dense" in seen:
+        if looks_into_tensors(seen):
             seen = "it looks into its tensors, as .item() does"
-        raise CannotTrace(
-            "the step cannot be traced"
-            if real
-            else "the step cannot be traced without running it",
+        raise UntraceableError(
+            f"the step cannot be traced{'' if real else ' without running it'}",
             seen=seen,
             why="" if real else "a traced step has shapes and no content",
             fix="leave .item(), float(tensor) and `if tensor:` out of model and loss; "
             "and see that they run at this shape",
         )
-    if len({p.operations for p in answer.value}) > 1:
-        raise CannotTrace(
-            "the step takes another way at another batch size",
-            seen=", ".join(
-                f"{len(p.operations)} operations at {p.micro_batch}"
-                for p in answer.value
-            ),
-            why="memory between the sizes traced cannot be told from it",
+    check_same_operations(traces, "batch size")
+    return traces
+
+
+def check_same_operations(traces: tuple[StepTrace, ...], axis: str) -> None:
+    """Refuse traces whose operations cannot be compared one by one.
+
+    Raises:
+        UntraceableError: They are not the same at every size or length.
+    """
+    if len({trace.operations for trace in traces}) > 1:
+        counts = [
+            f"{len(trace.operations)} operations at {trace.micro_batch}"
+            for trace in traces
+        ]
+        raise UntraceableError(
+            f"the step takes another way at another {axis}",
+            seen=", ".join(counts),
+            why="memory between those that were traced cannot be derived from it",
         )
-    return answer.value
 
 
 def _trace(
-    job: Job,
-    make_batch: MakeBatch,
-    sizes: tuple[int, ...],
-    pieces: int,
-    cuda: bool,
-    real: bool,
-) -> tuple[Probe, ...]:
-    batches = [make_batch(size) for size in sizes]
+    step: Step, sizes: tuple[int, ...], cuda: bool, real: bool
+) -> tuple[StepTrace, ...]:
+    batches = [step.batch(size) for size in sizes]
     mode = None if real else FakeTensorMode(allow_non_fake_inputs=True)
-    with _quietly(), nullcontext() if mode is None else mode:
-        training = _started(job, mode, cuda)
-        copies = _copies(batches[0], 1, training.device, mode)
-        _step(training, copies, [sizes[0]])  # makes the state
+    with quiet_fake_tensors(), nullcontext() if mode is None else mode:
+        model = step.job.make_model() if mode is None else _fake_model(step.job, mode)
+        if is_compiled(model):
+            raise JobError("the model is compiled")
+        optimizer = step.job.make_optimizer(model)
+        if cuda:
+            _update_at_once(optimizer)
+        run = _Traced(step, model, optimizer, mode, CUDA_ROUNDING if cuda else 1)
+        run.trace(batches[0], sizes[0])  # makes the optimizer's state
         return tuple(
-            _traced(training, batch, size, pieces, mode, cuda)
-            for batch, size in zip(batches, sizes, strict=True)
+            run.trace(batch, size) for batch, size in zip(batches, sizes, strict=True)
         )
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without torch's own account of what it could not trace: we tell it."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-def _started(job: Job, mode: FakeTensorMode | None, cuda: bool) -> Training:
-    """The job at its beginning, fake."""
-    # Fake parameters cannot be moved, so they are made where they belong.
-    there = torch.device(job.device or "cpu")
-    absent = there.type == "cuda" and not torch.cuda.is_available()
-    placed = dataclasses.replace(job, device=None) if mode is not None else job
-    if isinstance(job.model, nn.Module) and mode is not None:
-        model: Any = job.model
+def _fake_model(job: Job, mode: FakeTensorMode) -> nn.Module:
+    """The job's model without content, made where it trains: it cannot be moved."""
+    job_anywhere = dataclasses.replace(job, device=None)
+    if isinstance(job.model, nn.Module):
         with FakeCopyMode(mode):
-            fake = copy.deepcopy(model)
-        placed = dataclasses.replace(placed, model=lambda: fake)
-    with nullcontext() if absent or mode is None or job.device is None else there:
-        model = placed.make_model()
-    if any(hasattr(module, "_orig_mod") for module in model.modules()):
-        raise JobError("the model is compiled")
-    optimizer = placed.make_optimizer(model)
-    if cuda:
-        for group in optimizer.param_groups:
-            chosen = group.get("fused") or group.get("differentiable")
-            if group.get("foreach", False) is None and not chosen:
-                group["foreach"] = True  # torch's own choice there
-    return Training(placed, model, optimizer, IndexStream(job.length, seed=job.seed))
+            copied = copy.deepcopy(job.model)
+        job_anywhere = dataclasses.replace(job_anywhere, model=lambda: copied)
+    device = torch.device(job.device or "cpu")
+    absent = device.type == "cuda" and not torch.cuda.is_available()
+    with nullcontext() if absent or job.device is None else device:
+        return job_anywhere.make_model()
 
 
-def _step(training: Training, batches: Iterator[Any], sizes: list[int]) -> None:
-    accumulate(training.job, training.model, training.optimizer, batches, sizes)
-    training.optimizer.step()
+def _update_at_once(optimizer: torch.optim.Optimizer) -> None:
+    """Torch's own choice for parameters on a CUDA device."""
+    for group in optimizer.param_groups:
+        chosen = group.get("fused") or group.get("differentiable")
+        if group.get("foreach", False) is None and not chosen:
+            group["foreach"] = True
 
 
-def _copies(
-    batch: Any,
-    pieces: int,
-    device: torch.device,
-    mode: FakeTensorMode | None,
-    trace: LiveTrace | None = None,
-) -> Iterator[Any]:
-    """The batch anew for each piece, made when asked for; without content if fake."""
+@dataclass(frozen=True, slots=True)
+class _Traced:
+    """A model and its optimizer, fake or real (``mode`` None), whose steps are traced.
 
-    def new(tensor: Tensor) -> Tensor:
-        return tensor.clone() if mode is None else mode.from_tensor(tensor.clone())
+    ``rounding`` is the size in bytes whose multiples the allocator hands out.
+    """
 
-    for _ in range(pieces):
-        copied = to_device(map_tensors(new, batch), device)
-        if trace is not None:
+    step: Step
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    mode: FakeTensorMode | None
+    rounding: int
+
+    def trace(self, batch: Any, size: int) -> StepTrace:
+        self.optimizer.zero_grad(set_to_none=True)
+        with LiveTrace(self.rounding) as trace:
+            parts = []
+            for tensors in resident(self.model, self.optimizer):
+                before = trace.current
+                trace.add(tensors)
+                parts.append(trace.current - before)
+            parameters, buffers, state = parts
+            with trace.watching(self.model, self.optimizer):
+                copies = self._copies(batch, trace)
+                self.step.run(self.model, self.optimizer, copies, size)
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return StepTrace(
+            micro_batch=size,
+            operations=tuple(trace.operations),
+            places=tuple(trace.places),
+            bytes=tuple(trace.bytes),
+            wasted=tuple(trace.wasted),
+            parameters=parameters,
+            buffers=buffers,
+            gradients=sum(grad.untyped_storage().nbytes() for grad in grads),
+            state=state,
+            unit=_largest_unit(self.model),
+        )
+
+    def _copies(self, batch: Any, trace: LiveTrace) -> Iterator[Any]:
+        """The batch anew for each micro-batch, made when asked for."""
+        device = next(self.model.parameters()).device
+
+        def new(tensor: Tensor) -> Tensor:
+            copied = tensor.clone()
+            return copied if self.mode is None else self.mode.from_tensor(copied)
+
+        for _ in range(self.step.accumulation):
+            copied = to_device(map_tensors(new, batch), device)
             trace.add(copied)
-        yield copied
-        del copied
-
-
-def _traced(
-    training: Training,
-    batch: Any,
-    size: int,
-    pieces: int,
-    mode: FakeTensorMode | None,
-    cuda: bool,
-) -> Probe:
-    training.optimizer.zero_grad(set_to_none=True)
-    with LiveTrace(CUDA_ROUNDING if cuda else 1) as trace:
-        parts = []
-        for tensors in resident(training):
-            before = trace.current
-            trace.add(tensors)
-            parts.append(trace.current - before)
-        with trace.watching(training.model, training.optimizer):
-            copies = _copies(batch, pieces, training.device, mode, trace)
-            _step(training, copies, [size] * pieces)
-    grads = [p.grad for p in training.model.parameters() if p.grad is not None]
-    return Probe(
-        micro_batch=size,
-        operations=tuple(trace.operations),
-        places=tuple(trace.places),
-        bytes=tuple(trace.bytes),
-        wasted=tuple(trace.wasted),
-        parameters=parts[0],
-        buffers=parts[1],
-        gradients=sum(g.untyped_storage().nbytes() for g in grads),
-        state=parts[2],
-        unit=_largest_unit(training.model),
-    )
+            yield copied
+            del copied
 
 
 def _largest_unit(model: nn.Module) -> int:
@@ -256,7 +242,7 @@ def _largest_unit(model: nn.Module) -> int:
     ]
     sizes, taken = [], set[int]()
     for block in [*reversed(blocks), model]:  # inner blocks are units of their own
-        own = [p for p in block.parameters() if id(p) not in taken]
-        taken |= {id(p) for p in own}
-        sizes.append(sum(p.nbytes for p in own))
+        rest = [p for p in block.parameters() if id(p) not in taken]
+        taken |= {id(p) for p in rest}
+        sizes.append(sum(p.nbytes for p in rest))
     return max(sizes)

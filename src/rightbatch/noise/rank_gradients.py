@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rightbatch.core.errors import SettingError
+from rightbatch.core.torch_private import reduce_scatter_class
 from rightbatch.noise.capture.group_norms import Key, Observer
 from rightbatch.noise.capture.rules import square
 
@@ -139,14 +140,12 @@ def listen_to_fsdp(model: nn.Module) -> tuple[Ranks, list[str]]:
     Raises:
         SettingError: A module's parameters are on several meshes.
     """
-    from torch.distributed.fsdp._fully_shard._fsdp_collectives import (
-        DefaultReduceScatter,
-    )
-
     modules = sharded_modules(model)
     ranks = Ranks(count=len(modules), sharded=True)
 
-    class Reader(DefaultReduceScatter):
+    base: Any = reduce_scatter_class()
+
+    class Reader(base):
         def __init__(self, unit: int) -> None:
             self.unit = unit
 

@@ -24,6 +24,7 @@ class Laws:
         baseline: Today's batch size.
         steps_to_target: Steps it took to the target, where the target was reached.
         energy: Energy of a step against micro-batch, where it was measured.
+        world_size: Processes that train together.
     """
 
     time: TimeLaw
@@ -32,11 +33,15 @@ class Laws:
     baseline: int
     steps_to_target: int | None
     energy: EnergyLaw | None = None
+    world_size: int = 1
 
     def split(
         self, batch_size: int, limit_bytes: float | None
     ) -> tuple[int, int] | None:
-        """The fastest (micro_batch, accumulation) that fits; None if none does."""
+        """The fastest (micro_batch, accumulation) that fits; None if none does.
+
+        The micro-batch is over all ranks, and alike on them where that can be.
+        """
         largest = self.time.largest
         if self.memory is not None and limit_bytes is not None:
             largest = min(largest, self.memory.largest(limit_bytes))
@@ -45,7 +50,10 @@ class Laws:
             for k in range(1, batch_size + 1)
             if batch_size % k == 0 and batch_size // k <= largest
         ]
-        return min(splits, key=lambda s: self.time.step_seconds(*s), default=None)
+        alike = [split for split in splits if split[0] % self.world_size == 0]
+        return min(
+            alike or splits, key=lambda s: self.time.step_seconds(*s), default=None
+        )
 
     def steps(self, batch_size: int, draw: int | None = None) -> float:
         """Steps to the same result over the baseline's, by the fit or one draw."""
@@ -77,4 +85,5 @@ def laws_of(measurements: Measurements) -> Laws:
         baseline=baseline,
         steps_to_target=steps_to_target(measurements),
         energy=fit_energy(energy) if len(energy) >= 2 else None,
+        world_size=measurements.machine.world_size,
     )

@@ -18,7 +18,7 @@ class Option:
 
     Attributes:
         batch_size: B = micro_batch * accumulation.
-        micro_batch: Examples in memory at once.
+        micro_batch: Examples in memory at once, over all ranks.
         accumulation: Micro-batches per optimizer step.
         step_time_s: Predicted time of one optimizer step.
         peak_memory_bytes: Predicted peak, None where memory was not measured.
@@ -91,11 +91,14 @@ def predict(laws: Laws, batch_size: int, limit_bytes: float | None) -> Option | 
 
 
 def candidate_batches(laws: Laws, examples: int) -> list[int]:
-    """Powers of two and today's batch; the optimum is too flat to need finer steps."""
+    """Powers of two on every rank, and today's batch.
+
+    The optimum is too flat to need finer steps.
+    """
     top = min(examples, BEYOND * max(laws.time.largest, laws.baseline))
     least = laws.time.smallest
-    powers = [2**i for i in range(top.bit_length()) if least <= 2**i <= top]
-    return sorted({*powers, laws.baseline})
+    powers = [laws.world_size * 2**i for i in range(top.bit_length())]
+    return sorted({*(b for b in powers if least <= b <= top), laws.baseline})
 
 
 def cost(option: Option, objective: Objective) -> float:

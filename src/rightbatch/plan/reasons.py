@@ -107,7 +107,8 @@ def _split(choice: Choice) -> Reason | None:
         return None
     return Reason(
         topic="split",
-        text=f"{chosen.micro_batch} examples x {chosen.accumulation} accumulated: the "
+        text=f"{chosen.micro_batch // choice.laws.world_size} examples x "
+        f"{chosen.accumulation} accumulated: the "
         f"fastest split that fits in {choice.limit_bytes / 2**30:.3g} GiB.",
         numbers={"limit_bytes": choice.limit_bytes},
     )

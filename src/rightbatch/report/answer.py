@@ -63,19 +63,21 @@ def table(choice: Choice) -> str:
         f"{'B':>8}{'split':>8}{'step':>10}{'':7}{'ex/s':>7}{'MiB':>6} |"
         f"{'steps':>7}{'ex.':>6}{'time':>6} {'95 %':>12}"
     )
-    lines = [head]
+    lines, ranks = [head], choice.laws.world_size
     for option in table_options(choice):
         point = points.get(option.batch_size) if option.accumulation == 1 else None
         mark = ">" if option.batch_size == choice.chosen.batch_size else " "
         mark += "*" if option.batch_size == choice.baseline.batch_size else " "
-        split = f"{option.micro_batch}x{option.accumulation}"
+        split = f"{option.micro_batch // ranks}x{option.accumulation}"
+        split += f"x{ranks}" if ranks > 1 else ""
         lines.append(
             f"{mark}{option.batch_size:>6}{split:>8}"
             f"{_measured(point, memory.get(option.batch_size))} |"
             f"{_ratio(option.steps.value):>7}{_ratio(option.examples.value):>6}"
             f"{_ratio(option.time.value):>6} {_interval(option.time):>12}"
         )
-    lines.append(" > chosen   * today   split = examples in memory x accumulated")
+    legend = " > chosen   * today   split = examples in memory x accumulated"
+    lines.append(legend + (" x processes" if ranks > 1 else ""))
     return "\n".join(lines)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
-from rightbatch.job.job import check_batch_size
 
 
 class ByExamples:
@@ -35,7 +35,7 @@ class ByExamples:
     """
 
     def __init__(self, scheduler: Any, *, batch_size: int) -> None:
-        check_batch_size(batch_size)
+        whole_number(batch_size, "batch_size")
         if not callable(getattr(scheduler, "step", None)):
             raise SettingError(
                 "the scheduler has no step()", seen=type(scheduler).__name__
@@ -49,7 +49,7 @@ class ByExamples:
         Returns:
             How many steps of the scheduler that made: none, one or several.
         """
-        check_batch_size(examples, "examples")
+        whole_number(examples, "examples")
         self.examples += examples
         due = self.examples // self.reference - self.made
         for _ in range(due):

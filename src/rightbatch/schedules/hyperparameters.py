@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
-from rightbatch.job.job import check_batch_size
 from rightbatch.job.optimizers import decay_is_decoupled, optimizer_family
 from rightbatch.schedules.scaling import (
     RATES,
@@ -62,7 +62,7 @@ class Hyperparameters:
         exponent: float | None = None,
         scheduler: Any = None,
     ) -> None:
-        check_batch_size(batch_size)
+        whole_number(batch_size, "batch_size")
         self.optimizer, self.reference = optimizer, batch_size
         self.rule, self.noise_scale, self.exponent = rule, noise_scale, exponent
         self.scheduler = scheduler
@@ -88,7 +88,7 @@ class Hyperparameters:
         Raises:
             SettingError: The rule leaves its domain; nothing has changed.
         """
-        check_batch_size(batch_size)
+        whole_number(batch_size, "batch_size")
         scaling = self._scaling(batch_size)
         before = {**self.state_dict(), "now": self._now()}
         base = self._caught_up()

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
-from rightbatch.job.job import check_batch_size
 from rightbatch.schedules.schedule import Aim, Reading, Schedule
 
 
@@ -166,7 +166,7 @@ def _follows(first: int, what: str, least: int, most: int) -> str:
 
 def _check_limits(first: int, least: int, most: int) -> None:
     for name, value in (("first", first), ("least", least), ("most", most)):
-        check_batch_size(value, name)
+        whole_number(value, name)
     if not least <= first <= most:
         raise SettingError(
             "the first batch lies outside of its limits",

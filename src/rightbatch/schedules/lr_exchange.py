@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
-from rightbatch.job.job import check_batch_size
 from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Aim, Reading, Schedule
 
@@ -55,8 +55,8 @@ class InsteadOfDecay(Schedule):
     form: Literal["smith", "seesaw"] = "smith"
 
     def __post_init__(self) -> None:
-        check_batch_size(self.batch, "batch")
-        check_batch_size(self.most, "most")
+        whole_number(self.batch, "batch")
+        whole_number(self.most, "most")
         if self.form not in _POWERS:
             raise SettingError(
                 "form must be 'smith' (SGD) or 'seesaw' (Adam)",
@@ -142,8 +142,8 @@ class AlongRate(Schedule):
     least: int = 1
 
     def __post_init__(self) -> None:
-        check_batch_size(self.batch, "batch")
-        check_batch_size(self.least, "least")
+        whole_number(self.batch, "batch")
+        whole_number(self.least, "least")
         if self.keep not in _KEPT:
             raise SettingError(
                 "keep must be 'temperature' (lr / B) or 'update-variance' (lr^2 / B)",

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import torch
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
-from rightbatch.job.job import check_batch_size
 
 POINTS = 512  # of a smooth curve: a cosine is off by less than 5e-6 [derived]
 
@@ -95,7 +95,7 @@ class Rate:
     @classmethod
     def linear(cls, examples: int, *, floor: float = 0.0) -> Rate:
         """Straight from 1 to ``floor`` over so many examples."""
-        check_batch_size(examples, "examples")
+        whole_number(examples, "examples")
         _check_floor(floor)
         return cls((0, examples), (1.0, floor))
 
@@ -105,7 +105,7 @@ class Rate:
 
         Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts.
         """
-        check_batch_size(examples, "examples")
+        whole_number(examples, "examples")
         _check_floor(floor)
 
         def factor(seen: float) -> float:
@@ -127,7 +127,7 @@ class Rate:
             examples: Where it ends; it stays at its last value from there.
             also: Further places that must be met, such as corners.
         """
-        check_batch_size(examples, "examples")
+        whole_number(examples, "examples")
         count = min(POINTS, examples)
         places = {round(i * examples / count) for i in range(count + 1)} | set(also)
         kept = sorted(i for i in places if 0 <= i <= examples)
@@ -163,8 +163,8 @@ class Rate:
             >>> rate(0), rate(640), rate(1280)
             (1.0, 0.5, 0.25)
         """
-        check_batch_size(steps, "steps")
-        check_batch_size(batch_size)
+        whole_number(steps, "steps")
+        whole_number(batch_size, "batch_size")
         weight = torch.nn.Parameter(torch.zeros(()))
         optimizer = torch.optim.SGD([weight], lr=lr)
         scheduler = make(optimizer)

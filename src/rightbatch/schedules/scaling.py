@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
-from rightbatch.job.job import check_batch_size
 from rightbatch.job.optimizers import Family, decay_is_decoupled, optimizer_family
 
 Rule = Literal[
@@ -119,8 +119,8 @@ def scaling_for(
         >>> scaling_for("adam", 64, 256).lr
         2.0
     """
-    check_batch_size(batch_from, "batch_from")
-    check_batch_size(batch_to, "batch_to")
+    whole_number(batch_from, "batch_from")
+    whole_number(batch_to, "batch_to")
     ratio = batch_to / batch_from
     name, reason = rule, "chosen by name"
     if rule == "auto":

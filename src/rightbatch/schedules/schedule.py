@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import to_plain
-from rightbatch.job.job import check_batch_size
 
 STEP = 1.1  # a smooth schedule moves the batch in steps of this factor [assumed]
 
@@ -132,7 +132,7 @@ class Constant(Schedule):
     batch: int
 
     def __post_init__(self) -> None:
-        check_batch_size(self.batch, "batch")
+        whole_number(self.batch, "batch")
 
     def aim(self, examples: int, reading: Reading | None = None) -> Aim:
         """The one batch."""
@@ -183,7 +183,7 @@ class Stages(Schedule):
                 fix="Stages(((0, 64), (50_000, 128)))",
             )
         for start, batch in pairs:
-            check_batch_size(batch, f"the batch of the stage at {start}")
+            whole_number(batch, f"the batch of the stage at {start}")
 
     def aim(self, examples: int, reading: Reading | None = None) -> Aim:
         """The batch of the stage that so many examples lie in."""
@@ -322,9 +322,9 @@ def _ends(first: int, last: int, form: str, examples: int) -> str:
 
 
 def _check_ends(first: int, last: int, examples: int) -> None:
-    check_batch_size(first, "first")
-    check_batch_size(last, "last")
-    check_batch_size(examples, "examples")
+    whole_number(first, "first")
+    whole_number(last, "last")
+    whole_number(examples, "examples")
     if examples < first:
         raise SettingError(
             "the schedule ends within its first step",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import (
     JobError,
     NotFiniteError,
@@ -22,20 +23,19 @@ from rightbatch.core.trees import (
     even_pieces,
     example_count,
     slice_batch,
-    to_device,
 )
-from rightbatch.core.user_code import blaming
+from rightbatch.core.user_code import user_code
 from rightbatch.data.loading.stream import Step
-from rightbatch.job.job import (
-    PRECISIONS,
-    Loss,
-    check_batch_size,
-    scalar_loss,
-)
+from rightbatch.job.loss import PRECISIONS, Loss
 from rightbatch.training.equality import Equality, compare
-from rightbatch.training.gradient import HALVES, BatchGradient, Gradient, Piece, Trouble
+from rightbatch.training.gradient import (
+    BatchGradient,
+    Gradient,
+    Part,
+    PassOutOfMemory,
+)
 from rightbatch.training.ranks import Ranks
-from rightbatch.training.recovery import Pieces, release
+from rightbatch.training.recovery import MicroBatchSize, release
 
 _AUTOCAST = {**PRECISIONS, "float16": torch.float16}
 
@@ -48,7 +48,7 @@ class Update:
         loss: Mean over the whole batch, over all ranks.
         count: What it is a mean over: examples, or what the loss counted.
         grad_norm: Norm of the whole gradient, before clipping.
-        micro_batches: Pieces of this rank.
+        micro_batches: Micro-batches of this rank.
         retries: How often it ran out of memory on the way.
         applied: Whether the update was made; a loss or gradient that is not finite is
             skipped where that was asked for.
@@ -93,7 +93,7 @@ class Accumulator:
 
     Attributes:
         skipped: Batches left out because they were not finite.
-        pieces: The micro-batch in force.
+        micro_batch_size: The micro-batch planned, and the one in force.
 
     Raises:
         SettingError: An argument makes no sense.
@@ -130,7 +130,7 @@ class Accumulator:
     ) -> None:
         _check_parts(model, loss, optimizer)
         if micro_batch is not None:
-            check_batch_size(micro_batch, "micro_batch")
+            whole_number(micro_batch, "micro_batch")
         _check_settings(clip_norm, precision, scaler, nonfinite)
         if scaler is not None and not scaler.is_enabled():
             scaler = None
@@ -142,8 +142,8 @@ class Accumulator:
         self.gradient = BatchGradient(model, loss, optimizer, self.ranks, dtype, scaler)
         self.gradient.empty = nonfinite
         self.device = self.gradient.device
-        whole = 1 << 40 if micro_batch is None else micro_batch
-        self.pieces = Pieces(most=whole, now=whole)
+        self.micro_batch_size = MicroBatchSize(most=0, now=0)
+        self.plan_micro_batch(micro_batch)
         self.skipped = self.retries = 0
         self.equality: Equality | None = None
         self._check = check
@@ -170,26 +170,50 @@ class Accumulator:
                 some rank.
             UpdateOutOfMemoryError: Memory ran out inside the optimizer.
         """
-        whole = self._whole(batch)
+        before = self.retries
+        gradient, micro_batches = self.differentiate(batch, examples, flags)
+        update = self._finish(gradient, micro_batches, self.retries - before)
+        if self.micro_batch_size.calm():
+            self.tell(f"micro-batch back to {self.micro_batch_size.now} examples")
+        return update
+
+    step = __call__
+
+    def differentiate(
+        self,
+        batch: Any,
+        examples: int | None = None,
+        flags: Sequence[float] = (),
+        *,
+        count: int | None = None,
+    ) -> tuple[Gradient, int]:
+        """Leave the exact gradient of a batch in ``.grad``, and make no update.
+
+        Arguments and errors are those of a call; ``count`` says how many examples
+        this rank's batch holds, where that is known.
+
+        Returns:
+            What is known of the gradient, and how many micro-batches it was made of.
+        """
+        whole = self._whole(batch) if count is None else [Part(batch, count)]
         if examples is None and isinstance(batch, Step):
             examples = batch.examples
         if examples is None and self.ranks.size == 1:
             examples = sum(p.count for p in whole)
         self._verify_once(whole)
-        retries = 0
         while True:
-            pieces = self._cut(whole)
+            micro_batches = self._cut(whole)
             self.gradient.before.take(self.device)
-            trouble = self.gradient.make(pieces, examples, flags)
-            if not isinstance(trouble, Trouble):
-                update = self._finish(trouble, len(pieces), retries)
-                if self.pieces.calm():
-                    self.tell(f"micro-batch back to {self.pieces.now} examples")
-                return update
-            retries += 1
-            self._shrink(trouble, max(p.count for p in pieces))
+            made = self.gradient.make(micro_batches, examples, flags)
+            if not isinstance(made, PassOutOfMemory):
+                return made, len(micro_batches)
+            self._shrink(made, max(m.count for m in micro_batches))
 
-    step = __call__
+    def plan_micro_batch(self, micro_batch: int | None) -> None:
+        """From the next batch on, at most so many examples at once; None: all."""
+        whole = 1 << 40 if micro_batch is None else micro_batch
+        if (whole, whole) != (self.micro_batch_size.most, self.micro_batch_size.now):
+            self.micro_batch_size = MicroBatchSize(most=whole, now=whole)
 
     def verify(self, batch: Any) -> Equality:
         """Compare the gradient of a small batch, split, with that of it whole.
@@ -201,24 +225,21 @@ class Accumulator:
         few = min(piece.count, 8)
         part = self._cutter(piece.batch, 0, few, piece.count)
         model = self.model if self.ranks.ddp is None else self.ranks.ddp.module
-        with blaming("the comparison of split and whole gradient"):
+        with user_code("the comparison of split and whole gradient"):
             return compare(
-                lambda batch: scalar_loss(
-                    self.loss, model, to_device(batch, self.device), self.gradient.dtype
-                ),
                 model,
+                self.loss,
                 self.gradient.parameters,
                 part,
                 few,
                 self._cutter,
-                rough=self.gradient.dtype is not None
-                or self.gradient.parameters[0].dtype in HALVES,
+                dtype=self.gradient.dtype,
             )
 
     def state_dict(self) -> dict[str, Any]:
         """The micro-batch in force, and counts; a scaler has a state of its own."""
         return {
-            **self.pieces.state(),
+            **self.micro_batch_size.state(),
             "skipped": self.skipped,
             "retries": self.retries,
             "per_example": self.gradient.per_example,
@@ -226,22 +247,28 @@ class Accumulator:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`, on this device's own micro-batch if it differs."""
-        if state["most"] == self.pieces.most:
-            self.pieces.now, self.pieces.patience = state["now"], state["patience"]
-            self.pieces.quiet, self.pieces.before = state["quiet"], state["before"]
+        if state["most"] == self.micro_batch_size.most:
+            self.micro_batch_size.now, self.micro_batch_size.patience = (
+                state["now"],
+                state["patience"],
+            )
+            self.micro_batch_size.quiet, self.micro_batch_size.before = (
+                state["quiet"],
+                state["before"],
+            )
         self.skipped, self.retries = state["skipped"], state["retries"]
         self.gradient.per_example, self._check = state["per_example"], False
 
-    def _whole(self, batch: Any) -> list[Piece]:
+    def _whole(self, batch: Any) -> list[Part]:
         """The batch as it came: one piece, or the micro-batches of a stream's step."""
         if not isinstance(batch, Step):
             count = self.count(batch)
             if count < 1:
                 raise JobError("the batch is empty", seen=f"{count} examples")
-            return [Piece(batch, count)]
+            return [Part(batch, count)]
         weighted = batch.weighted
         return [
-            Piece(
+            Part(
                 (micro.data, micro.weights) if weighted else micro.data,
                 len(micro.indices),
                 counts=micro.share > 0,
@@ -249,23 +276,23 @@ class Accumulator:
             for micro in batch
         ]
 
-    def _cut(self, whole: list[Piece]) -> list[Piece]:
+    def _cut(self, whole: list[Part]) -> list[Part]:
         """No piece larger than the micro-batch in force, as many on every rank."""
         pieces = []
         for piece in whole:
-            runs = even_pieces(piece.count, self.pieces.now)
+            runs = even_pieces(piece.count, self.micro_batch_size.now)
             if len(runs) == 1:
                 pieces.append(piece)
                 continue
             if self.split is None:
                 example_count(piece.batch, piece.count)
             pieces += [
-                Piece(self._cutter(piece.batch, *run, piece.count), run[1] - run[0])
+                Part(self._cutter(piece.batch, *run, piece.count), run[1] - run[0])
                 for run in runs
             ]
         if self.ranks.sharded:  # every pass gathers parameters from all ranks
             most = max(int(n) for (n,) in self.ranks.gather([len(pieces)]))
-            filler = Piece(
+            filler = Part(
                 self._cutter(pieces[0].batch, 0, 1, pieces[0].count), 1, counts=False
             )
             pieces += [filler] * (most - len(pieces))
@@ -320,7 +347,7 @@ class Accumulator:
 
     def _apply(self) -> None:
         try:
-            with blaming("optimizer.step()"):
+            with user_code("optimizer.step()"):
                 if self.scaler is None:
                     self.optimizer.step()
                 else:
@@ -340,7 +367,7 @@ class Accumulator:
                 "optimizer that needs less (foreach=False)",
             ) from error
 
-    def _shrink(self, trouble: Trouble, used: int) -> None:
+    def _shrink(self, trouble: PassOutOfMemory, used: int) -> None:
         """All ranks go on with the smallest micro-batch that any of them wants."""
         self.gradient.before.restore(self.device)
         self.retries += 1
@@ -356,9 +383,9 @@ class Accumulator:
                 "kept free for the optimizer's state"
             )
             return
-        wanted = self.pieces.shrink(biggest, fits)
+        wanted = self.micro_batch_size.shrink(biggest, fits)
         agreed = min(int(n) for (n,) in self.ranks.gather([wanted]))
-        self.pieces.now = agreed
+        self.micro_batch_size.now = agreed
         if agreed < 1 and trouble.memory and not trouble.memory.certain:
             assert trouble.error is not None
             raise trouble.error  # it was something else, or looks like it
@@ -375,9 +402,9 @@ class Accumulator:
             f"batch again in micro-batches of {agreed}; batch and rate are unchanged"
         )
 
-    def _verify_once(self, whole: list[Piece]) -> None:
+    def _verify_once(self, whole: list[Part]) -> None:
         """Before the first batch that is split: does splitting change the gradient?"""
-        split = len(whole) > 1 or whole[0].count > self.pieces.now
+        split = len(whole) > 1 or whole[0].count > self.micro_batch_size.now
         if not self._check or not split or self.ranks.sharded:
             return
         self._check = False

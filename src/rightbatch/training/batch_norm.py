@@ -8,14 +8,15 @@ from typing import Any
 
 from torch import nn
 
+from rightbatch.core.torch_private import BatchNorm
+
 
 def batch_norms(model: nn.Module) -> list[Any]:
     """The layers that keep running statistics by a momentum."""
     return [
         module
         for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and module.track_running_stats
+        if isinstance(module, BatchNorm) and module.track_running_stats
     ]
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
-from rightbatch.job.job import check_batch_size
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.hyperparameters import Hyperparameters
 from rightbatch.schedules.rate import Rate
@@ -112,10 +112,10 @@ class Controller:
         multiple: int = 1,
         model: torch.nn.Module | None = None,
     ) -> None:
-        check_batch_size(batch_size)
-        check_batch_size(multiple, "multiple")
+        whole_number(batch_size, "batch_size")
+        whole_number(multiple, "multiple")
         if largest is not None:
-            check_batch_size(largest, "largest")
+            whole_number(largest, "largest")
         if schedule.live and monitor is None:
             raise SettingError(
                 f"{type(schedule).__name__} needs a monitor",

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch.core.guards import preserved_rng
-from rightbatch.core.trees import repeat_examples
+from rightbatch.core.torch_private import Dropout
+from rightbatch.core.trees import repeat_examples, to_device
+from rightbatch.job.loss import Loss, scalar_loss
 from rightbatch.training.batch_norm import batch_norms
+from rightbatch.training.gradient import HALVES, Part, sum_gradients
 
 # Rounding of split sums in float32 stays below 1e-5, in bfloat16 below 3e-2 of the norm
 # [measured: tests/test_accumulate.py]; what breaks equality makes 0.1 and more.
 EXACT, ROUGH = 1e-4, 6e-2
 SAME = 1e-3  # how far the loss of doubled examples may be from the loss [assumed]
-Loss = Callable[[Any], tuple[Tensor, "Tensor | float | None"]]
-Cutter = Callable[[Any, int, int, int], Any]
+Slicing = Callable[[Any, int, int, int], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,41 +51,55 @@ class Equality:
 
 
 def compare(
-    loss: Loss,
     model: nn.Module,
+    loss: Loss,
     parameters: Sequence[Tensor],
     batch: Any,
     count: int,
-    cutter: Cutter,
+    slice_batch: Slicing,
     *,
-    rough: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Equality:
     """Differentiate a small batch whole and in two unequal pieces.
 
     Args:
-        loss: ``batch -> (value, count)`` of the model.
         model: Its gradients, buffers and modes are put back.
+        loss: Of the model.
         parameters: What to differentiate for.
         batch: The examples.
         count: How many.
-        cutter: ``(batch, start, stop, count) ->`` a part of it.
-        rough: Whether passes are made in half precision.
+        slice_batch: ``(batch, start, stop, count) ->`` a part of it.
+        dtype: Of autocast, or None.
     """
+    device = next(model.parameters()).device
+
+    def gradient(parts: list[Part]) -> Tensor:
+        for parameter in parameters:
+            parameter.grad = None
+        _, counts = sum_gradients(model, loss, parts, device=device, dtype=dtype)
+        made = [p.grad.flatten().double() for p in parameters if p.grad is not None]
+        return torch.cat(made) / sum(float(c) for c in counts)
 
     def difference() -> float:
-        whole = _gradient(loss, parameters, [(batch, count)])
+        whole = gradient([Part(batch, count)])
         first = max(1, (count * 5) // 8)
-        parts = [(0, first), (first, count)]
-        pieces = [(cutter(batch, a, b, count), b - a) for a, b in parts]
-        split = _gradient(loss, parameters, pieces)
+        cuts = [(0, first), (first, count)]
+        parts = [Part(slice_batch(batch, a, b, count), b - a) for a, b in cuts]
+        split = gradient(parts)
         return float((split - whole).norm() / whole.norm().clamp_min(1e-30))
 
+    def mean_loss(examples: Any) -> float:
+        with torch.no_grad():
+            value, n = scalar_loss(loss, model, to_device(examples, device), dtype)
+        return float(value) / (1.0 if n is None else float(n))
+
+    half = dtype is not None or parameters[0].dtype in HALVES
+    limit = ROUGH if half else EXACT
     with preserved_rng(), _untouched(model, parameters):
         error = difference()
-        limit = ROUGH if rough else EXACT
         if error <= limit:
             return Equality(error, True, (), count)
-        causes = _causes(model, difference, limit, loss, batch, count)
+        causes = _causes(model, difference, limit, mean_loss, batch, count)
         return Equality(error, False, tuple(causes), count)
 
 
@@ -91,16 +107,14 @@ def _causes(
     model: nn.Module,
     difference: Callable[[], float],
     limit: float,
-    loss: Loss,
+    mean_loss: Callable[[Any], float],
     batch: Any,
     count: int,
 ) -> list[str]:
     """Switch one suspect after the other off, until the difference is gone."""
     causes = []
     dropouts = [
-        m
-        for m in model.modules()
-        if isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0
+        m for m in model.modules() if isinstance(m, Dropout) and m.training and m.p > 0
     ]
     norms = [m for m in batch_norms(model) if m.training]
     for module in dropouts:
@@ -123,8 +137,7 @@ def _causes(
     model.eval()  # attention's own dropout, and the like
     if difference() <= limit:
         return [*causes, "some layer behaves otherwise in eval mode (dropout inside)"]
-    once = _mean(loss, batch)
-    again = _mean(loss, repeat_examples(batch, 2, count))
+    once, again = mean_loss(batch), mean_loss(repeat_examples(batch, 2, count))
     if abs(again - once) > SAME * max(abs(once), 1e-12):
         causes.append(
             "the loss compares examples with each other (contrastive): each piece has "
@@ -136,30 +149,6 @@ def _causes(
             "targets): return (sum, count) instead, and it is exact"
         )
     return causes
-
-
-def _gradient(
-    loss: Loss, parameters: Sequence[Tensor], pieces: list[tuple[Any, int]]
-) -> Tensor:
-    """Of the sum of losses over the count of all pieces, as one vector in double."""
-    for parameter in parameters:
-        parameter.grad = None
-    total = 0.0
-    for piece, examples in pieces:
-        value, count = loss(piece)
-        if count is None:
-            value, count = value * examples, float(examples)
-        if value.requires_grad:
-            value.backward()
-        total += float(count)
-    found = [p.grad.flatten().double() for p in parameters if p.grad is not None]
-    return torch.cat(found) / total if found else torch.zeros(1)
-
-
-def _mean(loss: Loss, batch: Any) -> float:
-    with torch.no_grad():
-        value, count = loss(batch)
-    return float(value) / (1.0 if count is None else float(count))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from rightbatch.core.errors import JobError
-from rightbatch.training.run_state import Runner
+from rightbatch.training.run_state import RunState
 from rightbatch.training.trace import TraceRow
 
 # Evaluations are spaced by this growth in examples seen, so that the time to the
@@ -18,7 +18,7 @@ TOO_MANY = 20  # batches skipped in a row, after which a run is given up [assume
 
 
 def train_rows(
-    run: Runner,
+    run: RunState,
     *,
     end: float = math.inf,
     time_limit_s: float = math.inf,
@@ -66,48 +66,39 @@ def train_rows(
         return float(stop() or out_of_time), float(save_due())
 
     while not done:
-        for step in run.stream.steps():  # to the end of an epoch
-            run.stream_before = run.stream.state_dict()
-            lr = float(run.optimizer.param_groups[0]["lr"])
-            update = run.accumulator(step, flags=wishes() if together else ())
-            run.steps += 1
-            run.examples += step.examples
-            decision = run.controller(run.examples)
-            if decision is not None:
-                run.tell(str(decision))
-            run.skipped = 0 if update.applied else run.skipped + 1
-            if run.skipped:
-                run.tell(f"batch skipped: its loss was {update.loss:g}")
-            if run.skipped == TOO_MANY:
-                raise JobError(
-                    f"{TOO_MANY} batches in a row were not finite",
-                    seen=f"loss {update.loss:g} at step {run.steps}",
-                    why="skipping them all trains nothing",
-                    fix="a lower learning rate; look for log(0) in the loss",
-                )
-            ended, wanted = (f > 0 for f in (update.flags if together else wishes()))
-            done = ended or run.examples >= end
-            if done or run.examples >= run.due:
-                lap()
-                metric = run.evaluated()
-                run.reached = metric is not None and job.met(metric)
-                done |= run.reached
-                if run.examples >= run.due:  # not where somebody interrupted
-                    run.due = math.ceil(run.examples * EVALUATION_GROWTH)
-                events, run.events = tuple(run.events), []
-                yield row_of(run, update.loss, metric, step.examples, lr, events)
-                wanted |= done
-                started = [read() for read in clocks]
-            if wanted:
-                lap()
-                save()
-                started = [read() for read in clocks]
-            if done:
-                return
+        run.stream_before = run.stream.state_dict()
+        batch_size, lr = run.batch_size, float(run.optimizer.param_groups[0]["lr"])
+        update = run.step(wishes() if together else ())
+        if run.skipped == TOO_MANY:
+            raise JobError(
+                f"{TOO_MANY} batches in a row were not finite",
+                seen=f"loss {update.loss:g} at step {run.steps}",
+                why="skipping them all trains nothing",
+                fix="a lower learning rate; look for log(0) in the loss",
+            )
+        ended, wanted = (f > 0 for f in (update.flags if together else wishes()))
+        done = ended or run.examples >= end
+        if done or run.examples >= run.due:
+            lap()
+            metric = run.evaluated()
+            run.reached = metric is not None and job.met(metric)
+            done |= run.reached
+            if run.examples >= run.due:  # not where somebody interrupted
+                run.due = math.ceil(run.examples * EVALUATION_GROWTH)
+            events, run.events = tuple(run.events), []
+            yield row_of(run, update.loss, metric, batch_size, lr, events)
+            wanted |= done
+            started = [read() for read in clocks]
+        if wanted:
+            lap()
+            save()
+            started = [read() for read in clocks]
+        if done:
+            return
 
 
 def row_of(
-    run: Runner,
+    run: RunState,
     loss: float,
     metric: float | None,
     batch_size: int,
@@ -116,7 +107,7 @@ def row_of(
 ) -> TraceRow:
     """Where the run stands."""
     noise = None if run.monitor is None else run.monitor.noise_scale.value
-    pieces = run.accumulator.pieces.now
+    pieces = run.accumulator.micro_batch_size.now
     return TraceRow(
         steps=run.steps,
         examples=run.examples,

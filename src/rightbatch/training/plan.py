@@ -50,8 +50,9 @@ class Plan:
         decided_by: ``"laws"`` or ``"race"``.
         objective: What was to be least.
         batch_size: Examples per optimizer step.
-        micro_batch: Examples in memory at once.
-        accumulation: Micro-batches per step.
+        micro_batch: Examples in memory at once on one rank.
+        accumulation: Micro-batches of a rank per step.
+        world_size: Processes it was measured on: B = b * k * n.
         optimizer: Class of the optimizer it is for.
         lr: Learning rate of the first param group.
         scaling: How every optimizer number follows from today's.
@@ -94,6 +95,7 @@ class Plan:
     deadline_s: float | None = None
     threads: int | None = None
     half_batch: float | None = None
+    world_size: int = 1
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rightbatch.core.errors import SettingError
 from rightbatch.noise.rank_gradients import sharded_modules
 
+T = TypeVar("T")
 _host: dict[int, Any] = {}  # group of a world, made once
 
 
@@ -43,6 +44,7 @@ class Ranks:
         self.size = dist.get_world_size() if wrapped else 1
         self.rank = dist.get_rank() if wrapped else 0
         self._group = _host_group() if self.size > 1 else None
+        self._settled = False
 
     def gather(self, numbers: Sequence[float]) -> list[list[float]]:
         """Every rank's numbers, in the order of ranks. Collective.
@@ -72,6 +74,10 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
+    def first(self, number: float) -> float:
+        """The first rank's number, which all ranks go by. Collective."""
+        return number if self.size == 1 else self.gather([number])[0][0]
+
     def agree(self, what: str, value: Any, fix: str) -> None:
         """Refuse, on every rank, what is not the same on all of them. Collective.
 
@@ -94,54 +100,73 @@ class Ranks:
             dist.all_reduce(numbers)
         return numbers
 
-    @contextmanager
-    def keeping_quiet(self) -> Iterator[None]:
-        """Around forward and backward passes whose gradients stay on their rank."""
-        self._exchange_in_shards(False)
-        with nullcontext() if self.ddp is None else self.ddp.no_sync():
-            yield
+    def without_exchange(self) -> AbstractContextManager[Any]:
+        """Around passes whose gradients and buffers stay on their rank for now."""
+        if self.ddp is None:
+            return nullcontext()
+        self.ddp.require_forward_param_sync = False  # sent with the gradients
+        return self.ddp.no_sync()
 
-    def exchange_next(self, loss: torch.Tensor) -> None:
-        """The backward pass of this loss averages what has been summed so far.
+    def exchanging_last(self, micro_batches: Sequence[T]) -> Iterator[T]:
+        """The micro-batches one by one; a sharded model exchanges in the last pass.
 
-        DDP decides that in the forward pass, after which a rank that ran out of memory
-        could no longer call it off. So every forward pass is a quiet one, and the
-        reducer is told when all ranks are ready, as DDP's own forward pass would.
+        FSDP2 frees gradients into shards as it goes, so its exchange cannot wait.
         """
-        self._exchange_in_shards(True)
-        if self.ddp is not None:
-            unused = [loss] if self.ddp.find_unused_parameters else []
-            self.ddp.reducer.prepare_for_backward(unused)
+        last = len(micro_batches) - 1
+        for number, micro in enumerate(micro_batches):
+            for _, module in self._shards:
+                module.set_requires_gradient_sync(number == last, recurse=False)
+                module.set_is_last_backward(number == last)
+            yield micro
 
-    def begin_step(self) -> None:
-        """What DDP does together in a forward pass, done before it. Collective.
+    def average_gradients(self) -> None:
+        """The mean over the ranks of what lies in ``.grad``; DDP only. Collective.
 
-        A rank that has run out of memory might not reach that pass while the others
-        wait in it: for rank 0's buffers, and once for the order of its buckets.
+        DDP exchanges in the backward pass of a model that it has called itself. So it
+        calls one that computes nothing, with all its parameters: its buckets, its
+        buffers and its communication hooks work as ever, and no rank waits in the
+        middle of a pass for one that has run out of memory. What this gives up is that
+        the exchange overlaps with the last backward pass.
         """
-        if self.ddp is None or self.size == 1:
+        if self.ddp is None:
             return
-        self.ddp.reducer._rebuild_buckets()
-        if hasattr(self.ddp, "buffer_hook"):
-            return  # the user's own way of sharing them
-        self.ddp.require_forward_param_sync = False
-        if not self.ddp.broadcast_buffers:
-            return
-        by_dtype: dict[Any, list[torch.Tensor]] = {}
-        for buffer in self.ddp.modules_buffers:  # without those DDP is to ignore
-            by_dtype.setdefault((buffer.dtype, buffer.device), []).append(buffer)
-        with torch.no_grad():
-            for buffers in by_dtype.values():
-                flat = torch.cat([b.reshape(-1) for b in buffers])
-                dist.broadcast(flat, src=0, group=self.ddp.process_group)
-                parts = flat.split([b.numel() for b in buffers])
-                for buffer, part in zip(buffers, parts, strict=True):
-                    buffer.copy_(part.view_as(buffer))
+        trained = [p for p in self.ddp.parameters() if p.requires_grad]
+        users = torch.tensor([float(p.grad is not None) for p in trained])
+        if self.size > 1:
+            dist.all_reduce(users, group=self._group)
+        network = self.ddp.module
+        self.ddp.module = _Touch(network, trained)
+        try:
+            self.ddp.require_forward_param_sync = True
+            self.ddp(None).backward()
+            if not self._settled:
+                # After its first exchange DDP orders its buckets anew, together, in the
+                # next forward pass: now, where all ranks are.
+                with self.ddp.no_sync():
+                    self.ddp(None)
+                self._settled = True
+        finally:
+            self.ddp.module = network
+        for parameter, ranks in zip(trained, users.tolist(), strict=True):
+            if not ranks:  # no rank has a gradient: the optimizer must leave it alone
+                parameter.grad = None
 
-    def _exchange_in_shards(self, wanted: bool) -> None:
-        for _, module in self._shards:
-            module.set_requires_gradient_sync(wanted, recurse=False)
-            module.set_is_last_backward(wanted)
+
+class _Touch(nn.Module):
+    """Stands in for a model: zero, that depends on every parameter."""
+
+    def __init__(self, network: nn.Module, parameters: list[nn.Parameter]) -> None:
+        super().__init__()
+        # Behind a function, so that nothing is registered a second time.
+        self._of = lambda: (network, parameters)
+
+    def named_buffers(self, *args: Any, **options: Any) -> Any:
+        """The model's own, which DDP sends from the first rank to all."""
+        return self._of()[0].named_buffers(*args, **options)
+
+    def forward(self, nothing: None) -> torch.Tensor:
+        zeros = [p.sum() * 0.0 for p in self._of()[1]]
+        return torch.stack([zero.real.float() for zero in zeros]).sum()
 
 
 def _difference(first: Any, other: Any, rank: int) -> str:
@@ -160,6 +185,11 @@ def _host_group() -> Any:
     if world not in _host:
         _host[world] = dist.new_group(backend="gloo")
     return _host[world]
+
+
+def joined() -> bool:
+    """Whether this process belongs to a group of several."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def join() -> bool:
@@ -205,10 +235,10 @@ def leave(status: int = 0) -> None:
     os._exit(status)
 
 
-def share_first(make: Callable[[], Path], rank: int) -> Path:
+def share_first(make: Callable[[], Path], first: bool) -> Path:
     """What the first rank makes, told to the others. Collective, if there are any."""
     if not dist.is_initialized():
         return make()
-    box: list[Any] = [str(make()) if rank == 0 else None]
+    box: list[Any] = [str(make()) if first else None]
     dist.broadcast_object_list(box, src=0)
     return Path(box[0])

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gc
-import random
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rightbatch.core.errors import JobError
+from rightbatch.core.torch_private import version
+from rightbatch.training.random_state import random_state, set_random_state
 
 GROW_AFTER = 100  # steps without trouble after which a larger piece is tried [assumed]
 # Optimizers hold up to two numbers per parameter, and foreach updates one more for a
@@ -20,36 +21,7 @@ GROW_AFTER = 100  # steps without trouble after which a larger piece is tried [a
 RESERVED = 3
 
 
-def random_state(device: torch.device) -> dict[str, Any]:
-    """Every generator of this process that a step may draw from."""
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-    }
-    if device.type == "cuda":
-        state["device"] = torch.cuda.get_rng_state(device)
-    elif device.type != "cpu":
-        module = getattr(torch, device.type, None)
-        if hasattr(module, "get_rng_state"):
-            state["device"] = module.get_rng_state()
-    return state
-
-
-def set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Set them back."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    if "device" in state:
-        module = getattr(torch, device.type, None)
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state["device"], device)
-        elif hasattr(module, "set_rng_state"):  # not so on a CPU, after a device
-            module.set_rng_state(state["device"])
-
-
-class Before:
+class PassState:
     """The state that a forward or backward pass may change, as it was before a step.
 
     Parameters and optimizer change only in the update, which is never tried twice.
@@ -71,9 +43,9 @@ class Before:
         buffers = dict(self.model.named_buffers())
         for name, buffer in buffers.items():
             known = self._versions.get(name)
-            if known is not None and known != (id(buffer), buffer._version):
+            if known is not None and known != (id(buffer), version(buffer)):
                 self._moving.add(name)
-            self._versions[name] = (id(buffer), buffer._version)
+            self._versions[name] = (id(buffer), version(buffer))
         floats = {n for n, b in buffers.items() if b.is_floating_point()}
         kept = set(buffers) if self._first else (self._moving | floats) & set(buffers)
         self._copies = {name: buffers[name].clone() for name in kept}
@@ -90,7 +62,7 @@ class Before:
             if copy is not None:
                 with torch.no_grad():
                     buffer.copy_(copy)
-            elif self._versions.get(name) != (id(buffer), buffer._version):
+            elif self._versions.get(name) != (id(buffer), version(buffer)):
                 raise JobError(
                     f"the buffer {name} cannot be set back after out of memory",
                     seen="it changed for the first time in the step that failed",
@@ -116,7 +88,7 @@ def release(error: BaseException | None) -> None:
         torch.cuda.empty_cache()
 
 
-def reserve(parameters: list[Tensor]) -> list[Tensor]:
+def reserve(parameters: Sequence[Tensor]) -> list[Tensor]:
     """Memory for the optimizer's state, taken before it exists.
 
     Held during the first forward and backward pass and let go before the update, so
@@ -135,7 +107,7 @@ def reserve(parameters: list[Tensor]) -> list[Tensor]:
 
 
 @dataclass
-class Pieces:
+class MicroBatchSize:
     """How large a micro-batch may be: shrinks on trouble, grows back later.
 
     Attributes:
@@ -192,3 +164,9 @@ class Pieces:
             "quiet": self.quiet,
             "before": list(self.before),
         }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from `state`, if it was planned with the same micro-batch."""
+        if state["most"] == self.most:
+            self.now, self.patience = state["now"], state["patience"]
+            self.quiet, self.before = state["quiet"], state["before"]

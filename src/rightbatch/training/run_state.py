@@ -1,28 +1,36 @@
-"""Everything that moves in a run, and its state: what a checkpoint holds."""
+"""A run in progress: everything that moves, one exact step, and its state."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
-import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rightbatch.core.errors import SettingError
+from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import preserved_rng
-from rightbatch.data.loading.stream import BatchStream
+from rightbatch.data.loading.stream import BatchStream, Step
+from rightbatch.data.order.held_out import Without
 from rightbatch.job.job import Job
 from rightbatch.noise.monitor import NoiseMonitor
-from rightbatch.training.accumulator import Accumulator
+from rightbatch.training.accumulator import Accumulator, Update
 from rightbatch.training.controller import Controller
+from rightbatch.training.identity import check_same, facts
+from rightbatch.training.random_state import (
+    packed,
+    random_state,
+    seed_all,
+    set_random_state,
+    unpacked,
+)
 from rightbatch.training.ranks import Ranks
-from rightbatch.training.recovery import random_state, set_random_state
 from rightbatch.training.run_folder import LEDGER
 from rightbatch.training.settings import Settings
 
@@ -32,101 +40,125 @@ OVERHEAD, LOAN = 0.05, 40
 STRIDE = 7919  # between the seeds of ranks: a prime, so that steps do not meet it
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """A run at one moment, in memory: see `RunState.rewind`."""
+
+    steps: int
+    examples: int
+    state: dict[str, Any]
+
+
 @dataclass
-class Runner:
+class RunState:
     """A run: its parts, each with a state of its own, and how far it has come.
+
+    Timing, the noise along a run, the race and training all move one of these on. It
+    is forked by `snapshot` and `rewind`, which keep one model, one optimizer and one
+    exchange between ranks, and is written to disk by the same `state`.
 
     Attributes:
         job: What is trained.
         model: As the loop calls it: wrapped for several ranks.
-        bare: The job's own network.
+        network: The job's own model inside.
+        stream: Where its batches come from.
+        stream_before: Its state before the last step, to make that again.
+        accumulator: Makes a step of a batch.
+        ranks: The processes that train it together.
+        controller: Makes batch and rate follow a schedule; None: they stay.
+        monitor: The noise, where a schedule follows it.
+        kept: The examples to train on, where some are held out.
         steps: Updates made or skipped.
         examples: Examples seen.
         due: Examples at the next evaluation.
         time_s: Wall seconds of training so far.
         process_time_s: CPU seconds of this process so far.
         events: What has happened since the last row of the trace.
-        stream_before: State of the stream before the present step.
         reached: Whether the target has been met.
         skipped: Batches left out in a row, up to now.
-        facts: What a checkpoint must share with this run to be gone on from.
+        facts: What a state must share with this run to be gone on from.
     """
 
     job: Job
     model: nn.Module
-    bare: nn.Module
+    network: nn.Module
     optimizer: torch.optim.Optimizer
     stream: BatchStream
     accumulator: Accumulator
-    controller: Controller
-    monitor: NoiseMonitor | None
     ranks: Ranks
+    facts: dict[str, Any]
+    controller: Controller | None = None
+    monitor: NoiseMonitor | None = None
+    stream_before: dict[str, Any] | None = None
+    kept: Tensor | None = None
     steps: int = 0
     examples: int = 0
     due: int = 0
     time_s: float = 0.0
     process_time_s: float = 0.0
     events: list[str] = field(default_factory=list)
-    stream_before: dict[str, Any] | None = None
     reached: bool = False
     skipped: int = 0
-    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._steps = self._endless()
+        self.accumulator.tell = self.tell
 
     @classmethod
-    def start(cls, job: Job, settings: Settings, folder: Path | None = None) -> Runner:
+    def start(
+        cls,
+        job: Job,
+        settings: Settings | None = None,
+        folder: Path | None = None,
+        *,
+        alone: bool = False,
+    ) -> RunState:
         """A fresh run at the job's initial weights, on every rank.
 
         Args:
             job: What is trained.
-            settings: How.
+            settings: How; None: at the job's own batch and rate, which whoever calls
+                may change from step to step.
             folder: Of the run, for its ledger.
+            alone: Not with other ranks, even where there are some.
 
         Raises:
-            JobError: Model, data or optimizer cannot be made.
+            JobError: There are no examples, or model or optimizer cannot be made.
             SettingError: The schedule or a setting cannot be run; ranks do not agree.
         """
+        if job.length == 0:
+            raise JobError("the data set is empty", seen="len(data) = 0")
         job = _placed(job)
         torch.manual_seed(job.seed)
-        bare = job.make_model()
-        model = wrapped(job, bare, shard=settings.shard)
+        network = job.make_model()
+        shard = settings is not None and settings.shard
+        model = network if alone else wrapped(network, shard=shard)
         ranks = Ranks(model)
         # Sharded parameters are other tensors, so only now.
         optimizer = job.make_optimizer(model)
-        known = facts(job, bare, optimizer)
-        _agree(ranks, known, settings)
+        own_facts = facts(job, network, optimizer)
+        about = None if settings is None else str(settings.to_plain())
+        ranks.agree(
+            "the job",
+            own_facts | {"settings": about},
+            "start every rank with the same command and files",
+        )
         # Other ranks draw other numbers; the first those of a run on one.
-        _seed(job.seed + STRIDE * ranks.rank)
-        schedule = settings.schedule
-        micro = settings.micro_batch
+        seed_all(job.seed + STRIDE * ranks.rank)
+        batch = job.batch_size if settings is None else settings.schedule.start
+        micro = None if settings is None else settings.micro_batch
+        ledger = settings is not None and settings.ledger and folder
         stream = BatchStream(
             job.data,
-            schedule.start,
+            min(batch, job.length) if settings is None else batch,
             seed=job.seed,
             micro_batch=micro,
             tail="carry",
             rank=ranks.rank,
             world_size=ranks.size,
             collate_fn=job.collate,
-            num_workers=settings.num_workers,
-            ledger=folder / LEDGER if settings.ledger and folder else None,
-        )
-        live = schedule.live
-        monitor = None
-        if live:
-            monitor = NoiseMonitor(model, optimizer, OVERHEAD, stream=stream, loan=LOAN)
-        controller = Controller(
-            schedule,
-            optimizer,
-            job.batch_size,
-            stream=stream,
-            monitor=monitor,
-            rule=settings.rule,
-            noise_scale=settings.noise_scale,
-            exponent=settings.exponent,
-            rate=settings.rate,
-            largest=min(job.length, settings.largest or job.length),
-            multiple=settings.multiple or (micro or 1) * ranks.size,
-            model=model,
+            num_workers=0 if settings is None else settings.num_workers,
+            ledger=folder / LEDGER if ledger and folder else None,
         )
         accumulator = Accumulator(
             model,
@@ -134,42 +166,156 @@ class Runner:
             optimizer,
             micro,
             precision=job.precision,
-            clip_norm=settings.clip_norm,
-            nonfinite=settings.nonfinite,
+            clip_norm=None if settings is None else settings.clip_norm,
+            nonfinite="stop" if settings is None else settings.nonfinite,
+            check=settings is not None,
         )
-        run = cls(
-            job,
-            model,
-            bare,
-            optimizer,
-            stream,
-            accumulator,
-            controller,
-            monitor,
-            ranks,
-        )
-        accumulator.tell = run.tell
-        run.facts = known
+        run = cls(job, model, network, optimizer, stream, accumulator, ranks, own_facts)
+        if settings is not None:
+            run._follow(settings)
         return run
 
-    def tell(self, text: str) -> None:
-        """Note for the trace what was decided or has happened."""
-        self.events.append(f"step {self.steps}: {text}")
+    def _follow(self, settings: Settings) -> None:
+        """Make batch and rate follow the schedule of the settings."""
+        job, micro = self.job, settings.micro_batch
+        if settings.schedule.live:
+            self.monitor = NoiseMonitor(
+                self.model, self.optimizer, OVERHEAD, stream=self.stream, loan=LOAN
+            )
+        self.controller = Controller(
+            settings.schedule,
+            self.optimizer,
+            job.batch_size,
+            stream=self.stream,
+            monitor=self.monitor,
+            rule=settings.rule,
+            noise_scale=settings.noise_scale,
+            exponent=settings.exponent,
+            rate=settings.rate,
+            largest=min(job.length, settings.largest or job.length),
+            multiple=settings.multiple or (micro or 1) * self.ranks.size,
+            model=self.model,
+        )
 
     @property
     def device(self) -> torch.device:
         """Of the model's parameters."""
         return self.accumulator.device
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimizer holds."""
+        return self.accumulator.gradient.parameters
+
+    @property
+    def batch_size(self) -> int:
+        """Examples of the next step, over all ranks."""
+        return self.stream.batch_size
+
+    def tell(self, text: str) -> None:
+        """Note for the trace what was decided or has happened."""
+        self.events.append(f"step {self.steps}: {text}")
+
+    def split(self, batch_size: int, micro_batch: int | None = None) -> None:
+        """From the next step on: so many examples, at most so many at once on a rank.
+
+        For whoever measures; a run with a schedule has a controller for it.
+        """
+        if batch_size != self.stream.batch_size:
+            self.stream.batch_size = batch_size
+        self.accumulator.plan_micro_batch(micro_batch)
+
+    def next_batch(self) -> Step:
+        """The next step's examples; the stream moves on once they are all read."""
+        return next(self._steps)
+
+    def step(self, flags: Sequence[float] = ()) -> Update:
+        """Take the next batch and make one exact update, on all ranks.
+
+        Args:
+            flags: Numbers to tell the other ranks on the way.
+
+        Raises:
+            JobError: The loss is not finite, not even one example fits in memory, or
+                the job's own code failed.
+        """
+        batch = self.next_batch()
+        update = self.accumulator(batch, flags=flags)
+        self.steps += 1
+        self.examples += batch.examples
+        if self.controller is not None:
+            change = self.controller(self.examples)
+            if change is not None:
+                self.tell(str(change))
+        self.skipped = 0 if update.applied else self.skipped + 1
+        if self.skipped:
+            self.tell(f"batch skipped: its loss was {update.loss:g}")
+        return update
+
+    def _endless(self) -> Iterator[Step]:
+        while True:
+            yield from self.stream.steps()  # to the end of an epoch
+
+    def on_first(self, value: Callable[[nn.Module], float]) -> float:
+        """A number of the model, alike on all ranks, as the first rank finds it.
+
+        Random numbers are as before: how often it is asked must not change the run.
+        """
+        with preserved_rng():
+            if self.ranks.sharded:  # each part of the model is needed
+                return self.ranks.from_first(value(self.model))
+            own = value(self.network) if self.ranks.rank == 0 else None
+            return self.ranks.from_first(own)
+
     def evaluated(self) -> float | None:
         """The job's ``evaluate``, alike on all ranks; None where it has none."""
-        if self.job.evaluate is None:
-            return None
-        with preserved_rng():  # how often it is asked must not change the run
-            if self.ranks.sharded:  # each part of the model is needed
-                return self.ranks.from_first(self.job.evaluated(self.model))
-            own = self.job.evaluated(self.bare) if self.ranks.rank == 0 else None
-            return self.ranks.from_first(own)
+        return None if self.job.evaluate is None else self.on_first(self.job.evaluated)
+
+    def snapshot(self) -> Snapshot:
+        """A copy of everything in memory, to come back to by `rewind`. Collective."""
+        return Snapshot(self.steps, self.examples, copy.deepcopy(self.state()))
+
+    def rewind(
+        self,
+        snapshot: Snapshot,
+        *,
+        seed: int | None = None,
+        kept: Tensor | None = None,
+    ) -> None:
+        """Go on from a `snapshot`, which stays as it is. Collective.
+
+        Args:
+            snapshot: Of this run.
+            seed: Read another stream from its beginning, instead of going on.
+            kept: From now on train on these examples only; a new stream too.
+        """
+        if kept is not None:
+            self.kept = kept
+        if seed is not None or kept is not None:
+            self._read_anew(self.job.seed if seed is None else seed)
+        state = dict(snapshot.state)
+        if seed is not None or kept is not None:
+            state["stream"] = self.stream.state_dict()
+        # What an optimizer loads it goes on to write into.
+        state["optimizer"] = copy.deepcopy(state["optimizer"])
+        self.restore(state)
+
+    def _read_anew(self, seed: int) -> None:
+        """Another stream, over the examples that are kept."""
+        self.stream.close()
+        self.stream = BatchStream(
+            self.job.data,
+            self.stream.batch_size,
+            seed=seed,
+            order="shuffled"
+            if self.kept is None
+            else Without(self.job.length, self.kept),
+            tail="carry",
+            rank=self.ranks.rank,
+            world_size=self.ranks.size,
+            collate_fn=self.job.collate,
+        )
+        self._steps = self._endless()
 
     def state(self, stream: dict[str, Any] | None = None) -> dict[str, Any]:
         """Everything a checkpoint needs. Collective.
@@ -178,6 +324,7 @@ class Runner:
             stream: State of the stream to save, if not the present one.
         """
         model, optimizer = self._weights()
+        parts = {"controller": self.controller, "monitor": self.monitor}
         return {
             "job": self.facts,
             "reached": self.reached,
@@ -185,13 +332,12 @@ class Runner:
             "sharded": self.ranks.sharded,
             "model": model,
             # Not part of a state dict, but of the model.
-            "buffers": dict(self.bare.named_buffers()),
+            "buffers": {n: b.detach() for n, b in self.network.named_buffers()},
             "optimizer": optimizer,
             "stream": self.stream.state_dict() if stream is None else stream,
-            "controller": self.controller.state_dict(),
             "accumulator": self.accumulator.state_dict(),
-            "monitor": None if self.monitor is None else self.monitor.state_dict(),
-            "random": self.ranks.gather_objects(_packed(random_state(self.device))),
+            **{k: None if v is None else v.state_dict() for k, v in parts.items()},
+            "random": self.ranks.gather_objects(packed(random_state(self.device))),
             "steps": self.steps,
             "examples": self.examples,
             "due": self.due,
@@ -210,19 +356,20 @@ class Runner:
         self.reached = state["reached"]
         self._set_weights(state)
         with torch.no_grad():
-            for name, buffer in self.bare.named_buffers():
+            for name, buffer in self.network.named_buffers():
                 if name in state["buffers"]:
                     buffer.copy_(state["buffers"][name])
         self.stream.load_state_dict(state["stream"])
-        self.controller.load_state_dict(state["controller"])
         self.accumulator.load_state_dict(state["accumulator"])
+        if self.controller is not None:
+            self.controller.load_state_dict(state["controller"])
         if self.monitor is not None and state["monitor"] is not None:
             self.monitor.load_state_dict(state["monitor"])
         saved = state["random"]
         if self.ranks.rank < len(saved) and state["world_size"] == self.ranks.size:
-            set_random_state(_unpacked(saved[self.ranks.rank]), self.device)
+            set_random_state(unpacked(saved[self.ranks.rank]), self.device)
         else:  # another number of ranks: numbers that no rank has drawn yet
-            _seed(self.job.seed + STRIDE * self.ranks.rank + state["steps"])
+            seed_all(self.job.seed + STRIDE * self.ranks.rank + state["steps"])
         self.steps, self.examples = state["steps"], state["examples"]
         self.due, self.time_s = state["due"], state["time_s"]
         self.process_time_s = state["process_time_s"]
@@ -236,7 +383,7 @@ class Runner:
 
     def _weights(self) -> tuple[dict[str, Any], dict[str, Any]]:
         if not self.ranks.sharded:
-            return self.bare.state_dict(), self.optimizer.state_dict()
+            return self.network.state_dict(), self.optimizer.state_dict()
         from torch.distributed.checkpoint.state_dict import (
             StateDictOptions,
             get_model_state_dict,
@@ -263,7 +410,7 @@ class Runner:
                 fix=f"shard={state['sharded']}",
             )
         if not self.ranks.sharded:
-            self.bare.load_state_dict(state["model"])
+            self.network.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             return
         from torch.distributed.checkpoint.state_dict import (
@@ -280,7 +427,7 @@ class Runner:
             )
 
 
-def wrapped(job: Job, model: nn.Module, *, shard: bool) -> nn.Module:
+def wrapped(model: nn.Module, *, shard: bool) -> nn.Module:
     """The model as several ranks train it: DDP, or sharded by FSDP2.
 
     Sharded are the repeated blocks (members of a ``ModuleList`` or ``Sequential``), and
@@ -303,89 +450,9 @@ def wrapped(job: Job, model: nn.Module, *, shard: bool) -> nn.Module:
                         fully_shard(block)
         fully_shard(model)
         return model
-    unused = _unused(job, model)
     device = next(model.parameters()).device
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=unused)
-
-
-def _unused(job: Job, model: nn.Module) -> bool:
-    """Whether a pass leaves trainable parameters without a gradient: DDP must know."""
-    buffers = [(b, b.clone()) for b in model.buffers()]
-    with preserved_rng():
-        indices = torch.arange(min(2, job.length))
-        device = next(model.parameters()).device
-        value, _ = job.mean_loss(model, job.batch(indices, device))
-        if value.requires_grad:
-            value.backward()
-    missing = any(p.requires_grad and p.grad is None for p in model.parameters())
-    for parameter in model.parameters():
-        parameter.grad = None
-    with torch.no_grad():
-        for buffer, copy in buffers:
-            buffer.copy_(copy)
-    return missing
-
-
-def facts(
-    job: Job, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be this job's."""
-    return {
-        "examples": job.length,
-        "batch_size": job.batch_size,
-        "seed": job.seed,
-        "precision": job.precision,
-        "parameters": [
-            f"{name} {'x'.join(str(n) for n in p.shape)}"
-            for name, p in model.named_parameters()
-        ],
-        "optimizer": type(optimizer).__name__,
-        "param groups": [
-            {"tensors": len(group["params"]), **_numbers(group)}
-            for group in optimizer.param_groups
-        ],
-    }
-
-
-def _numbers(group: dict[str, Any]) -> dict[str, Any]:
-    """Its learning rate, betas and the like, as lists where they are tuples."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in group.items()
-        if key != "params" and isinstance(value, (int, float, str, bool, tuple))
-    }
-
-
-def check_same(saved: dict[str, Any], own: dict[str, Any]) -> None:
-    """Refuse the checkpoint of another job.
-
-    Raises:
-        SettingError: It says what differs.
-    """
-    for key, value in own.items():
-        if saved.get(key) == value:
-            continue
-        then, now = _told(key, saved.get(key), value)
-        raise SettingError(
-            f"the checkpoint is of another job: its {key} differ",
-            seen=f"{then} then, {now} now",
-            why="going on from it would be neither run",
-            fix="the job as it was, or another --out for a new run",
-        )
-
-
-def _told(key: str, then: Any, now: Any) -> tuple[str, str]:
-    """What differs, in few words."""
-    if key == "parameters":
-        odd = sorted(set(then or []) ^ set(now))
-        return f"{len(then or [])} tensors", f"{len(now)}; {odd[:2]}"
-    if key == "param groups" and then and len(then) == len(now):
-        for a, b in zip(then, now, strict=True):
-            for name in {**a, **b}:
-                if a.get(name) != b.get(name):
-                    return f"{name} {a.get(name)}", f"{name} {b.get(name)}"
-    return str(then), str(now)
+    return DistributedDataParallel(model, device_ids=ids)
 
 
 def _placed(job: Job) -> Job:
@@ -400,31 +467,3 @@ def _placed(job: Job) -> Job:
     ):
         return dataclasses.replace(job, device=f"cuda:{local}")
     return job
-
-
-def _agree(ranks: Ranks, known: dict[str, Any], settings: Settings) -> None:
-    """The same job and settings on every rank; DDP copies the weights."""
-    own = known | {"settings": str(settings.to_plain())}
-    ranks.agree("the job", own, "start every rank with the same command and files")
-
-
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-    random.seed(seed)
-
-
-def _packed(state: dict[str, Any]) -> dict[str, Any]:
-    """Random states as plain values and tensors."""
-    kind, keys, *rest = state["numpy"]
-    packed = {**state, "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest]}
-    version, numbers, gauss = state["python"]
-    packed["python"] = [version, list(numbers), gauss]
-    return packed
-
-
-def _unpacked(state: dict[str, Any]) -> dict[str, Any]:
-    kind, keys, *rest = state["numpy"]
-    version, numbers, gauss = state["python"]
-    numpy = (kind, keys.numpy().astype(np.uint32), *rest)
-    return {**state, "numpy": numpy, "python": (version, tuple(numbers), gauss)}

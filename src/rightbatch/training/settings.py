@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import RunFolderError, SettingError
 from rightbatch.core.json_io import from_plain, read_plain, to_plain, write_json
-from rightbatch.job.job import check_batch_size
 from rightbatch.schedules.from_json import schedule_from
 from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Schedule
@@ -56,9 +56,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.micro_batch is not None:
-            check_batch_size(self.micro_batch, "micro_batch")
+            whole_number(self.micro_batch, "micro_batch")
         if self.largest is not None:
-            check_batch_size(self.largest, "largest")
+            whole_number(self.largest, "largest")
         smallest = self.schedule.start
         fixed = type(self.schedule).__name__ == "Constant"
         if fixed and self.micro_batch is not None and self.micro_batch > smallest:

@@ -29,7 +29,7 @@ from rightbatch.measure.time import measure_times
 from rightbatch.measure.trajectory import Trajectory, measure_trajectory
 from rightbatch.memory.peak import measure_memory
 from rightbatch.memory.points import MemoryPoint
-from rightbatch.training.training import Training
+from rightbatch.training.run_state import RunState, Snapshot
 from rightbatch.tuning.record import Record
 
 # Shares of the budget [assumed]; what a phase leaves over goes to the race.
@@ -43,15 +43,17 @@ EVALUATE_SHARE = 1 / 500
 
 
 @dataclass(frozen=True)
-class Start:
-    """Where a race starts from.
+class Measured:
+    """The run that was measured, and where a race can start from.
 
     Attributes:
-        warm: A warmed-up state of the measuring run.
+        run: It goes on to race.
+        warm: A warmed-up state of it; None where it was too short for a race.
         held_out: Examples left aside to compare by; None: the job's ``evaluate``.
     """
 
-    warm: Training
+    run: RunState
+    warm: Snapshot | None
     held_out: torch.Tensor | None
 
 
@@ -62,8 +64,10 @@ def measure_job(
     *,
     budget_s: float,
     threads: Literal["present", "auto"] = "present",
-) -> Start | None:
+) -> Measured:
     """Check a job, then measure its time, memory and noise.
+
+    Under torchrun on all ranks together; then the first one's record counts.
 
     Args:
         job: What is measured.
@@ -73,7 +77,7 @@ def measure_job(
         threads: ``"auto"`` sets torch to one thread if that is faster for this job.
 
     Returns:
-        Where a race can start from; None where the run was too short for one.
+        The run, and where a race can start from.
 
     Raises:
         JobError: The job cannot be measured.
@@ -88,44 +92,48 @@ def measure_job(
     time_s, noise_s = TIME_SHARE * budget_s, NOISE_SHARE * budget_s
     with preserved_rng():
         with record.timed(progress.phase("Check the job", CHECK_S)) as phase:
-            training = _check(job, record, phase, threads)
-        with record.timed(progress.phase("Time and memory", time_s)) as phase:
-            _measure_cost(job, training, record, phase)
-        with record.timed(progress.phase("Gradient noise", noise_s)) as phase:
-            return _measure_noise(job, record, phase, EVALUATE_SHARE * budget_s)
-
-
-def _check(
-    job: Job, record: Record, phase: Phase, threads: Literal["present", "auto"]
-) -> Training:
-    findings = check(job)
-    findings.raise_errors()
-    note = ""
-    picked, seconds = pick_threads(job)
-    if picked != torch.get_num_threads():
-        one, many = (show_seconds(s) for s in seconds.values())
-        if threads == "auto":
-            torch.set_num_threads(picked)
-            note = f", 1 thread ({one} a step; {max(seconds)}: {many})"
-        else:
-            warnings.warn(
-                f"a step takes {one} with one thread, {many} with "
-                f"{max(seconds)}: call torch.set_num_threads(1), or pass "
-                "threads='auto'",
-                stacklevel=4,
+            findings = check(job)
+            findings.raise_errors()
+            run = RunState.start(job)
+            fresh = run.snapshot()
+            note = _set_threads(run, threads)
+            run.rewind(fresh)
+            record.start(
+                job_facts(run, record.spec),
+                machine(run.device.type, run.ranks.size),
+                findings.items,
             )
-    training = Training.start(job)
-    record.start(
-        job_facts(training, record.spec),
-        machine(training.device.type),
-        findings.items,
+            kinds = f"{len(findings.warnings)} warnings" if findings.warnings else "ok"
+            phase.summary = f"{kinds}: {findings.rules} rules{note}"
+        with record.timed(progress.phase("Time and memory", time_s)) as phase:
+            _measure_cost(run, fresh, record, phase)
+        with record.timed(progress.phase("Gradient noise", noise_s)) as phase:
+            run.rewind(fresh)
+            measured = _measure_noise(
+                run, fresh, record, phase, EVALUATE_SHARE * budget_s
+            )
+        record.share(run.ranks)
+    return measured
+
+
+def _set_threads(run: RunState, threads: Literal["present", "auto"]) -> str:
+    """Time one thread against many; set the faster, or warn. Says what was done."""
+    picked, seconds = pick_threads(run)
+    if picked == torch.get_num_threads():
+        return ""
+    one, many = (show_seconds(s) for s in seconds.values())
+    if threads == "auto":
+        torch.set_num_threads(picked)
+        return f", 1 thread ({one} a step; {max(seconds)}: {many})"
+    warnings.warn(
+        f"a step takes {one} with one thread, {many} with {max(seconds)}: call "
+        "torch.set_num_threads(1), or pass threads='auto'",
+        stacklevel=4,
     )
-    kinds = f"{len(findings.warnings)} warnings" if findings.warnings else "ok"
-    phase.summary = f"{kinds}: {findings.rules} rules{note}"
-    return training
+    return ""
 
 
-def _measure_cost(job: Job, training: Training, record: Record, phase: Phase) -> None:
+def _measure_cost(run: RunState, fresh: Snapshot, record: Record, phase: Phase) -> None:
     budget_s = phase.budget_s
 
     def tick(size: int, visits: int) -> None:
@@ -135,7 +143,7 @@ def _measure_cost(job: Job, training: Training, record: Record, phase: Phase) ->
         record.update(times=points)
 
     times, contention, notes = measure_times(
-        job, budget_s=budget_s, tick=tick, keep=keep
+        run, budget_s=budget_s, tick=tick, keep=keep
     )
     extra = tuple(Finding(code="RB108", severity="note", what=n) for n in notes)
     record.update(
@@ -144,43 +152,52 @@ def _measure_cost(job: Job, training: Training, record: Record, phase: Phase) ->
         findings=(*record.measurements.findings, *extra),
     )
     sizes = [p.micro_batch for p in times]
-    training.step(min(2, job.length))  # makes the optimizer's state
+    run.rewind(fresh)
+    run.split(min(2 * run.ranks.size, run.job.length))
+    run.step()  # makes the optimizer's state
     # The largest first: the law is the line through the two largest.
     memory: list[MemoryPoint] = []
     for size in reversed(sizes):
-        memory.insert(0, measure_memory(training, size))
-        if len(memory) >= 3 and phase.elapsed_s > 1.5 * budget_s:
+        memory.insert(0, measure_memory(run, size))
+        late = len(memory) >= 3 and phase.elapsed_s > 1.5 * budget_s
+        if run.ranks.first(late):
             break
     record.update(memory=tuple(memory))
-    meter, _ = find_meter(training.device)
+    meter, _ = find_meter(run.device)
     if meter is not None and budget_s >= ENERGY_S:
         phase.update("energy")
-        record.update(energy=measure_energy(training, sizes, meter))
+        record.update(energy=measure_energy(run, sizes, meter))
     busy = ", machine busy: CPU time is used" if contention.busy else ""
     phase.summary = f"{len(times)} sizes, {sizes[0]} to {sizes[-1]}{busy}"
 
 
 def _measure_noise(
-    job: Job, record: Record, phase: Phase, longest_evaluate_s: float
-) -> Start | None:
-    def tick(found: Trajectory, training: Training) -> None:
+    run: RunState,
+    fresh: Snapshot,
+    record: Record,
+    phase: Phase,
+    longest_evaluate_s: float,
+) -> Measured:
+    job = run.job
+
+    def tick(found: Trajectory) -> None:
         record.update(noise=tuple(found.points), metrics=tuple(found.metrics))
-        phase.update(f"step {training.steps}: {_running(found, job)}")
+        phase.update(f"step {run.steps}: {_running(found, job)}")
 
     sizes = [p.micro_batch for p in record.measurements.times]
-    cost = _evaluate_seconds(job)
+    cost = _evaluate_seconds(run)
     record.update(evaluate_s=cost)
-    only = held_out = None
+    held_out = None
     if cost is None or cost > longest_evaluate_s:
-        only, held_out = hold_out(job.length, job.seed)
+        kept, held_out = hold_out(job.length, job.seed)
+        run.rewind(fresh, kept=kept)
         record.update(metric="held-out loss")
     found = measure_trajectory(
-        job,
+        run,
         budget_s=phase.budget_s,
         held_out=held_out,
-        micro_batch=max(sizes),
+        micro_batch=-(-max(sizes) // run.ranks.size),
         least_group=min(sizes),
-        only=only,
         tick=tick,
     )
     record.update(noise=tuple(found.points), metrics=tuple(found.metrics))
@@ -188,7 +205,7 @@ def _measure_noise(
         ", at target" if found.reached else ", at a standstill" if found.stalled else ""
     )
     phase.summary = f"{_running(found, job)}, {len(found.points)} points{end}"
-    return Start(found.warm, held_out) if found.warm is not None else None
+    return Measured(run, found.warm, held_out)
 
 
 def _running(found: Trajectory, job: Job) -> str:
@@ -204,13 +221,13 @@ def short(e: Estimate) -> str:
     return f"{show_number(e.value)} ({show_number(e.low)} to {high})"
 
 
-def _evaluate_seconds(job: Job) -> float | None:
+def _evaluate_seconds(run: RunState) -> float | None:
     """How long one call of ``evaluate`` takes: the least of three short ones."""
-    if job.evaluate is None:
+    if run.job.evaluate is None:
         return None
-    model, times = job.make_model(), []
-    while len(times) < 3 and sum(times) < 1.0:
+    times: list[float] = []
+    while run.ranks.first(len(times) < 3 and sum(times) < 1.0):
         started = time.monotonic()
-        job.evaluated(model)
+        run.evaluated()
         times.append(time.monotonic() - started)
-    return min(times)
+    return run.ranks.first(min(times))

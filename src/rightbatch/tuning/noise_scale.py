@@ -15,7 +15,7 @@ from rightbatch.core.findings import Findings
 from rightbatch.core.guards import preserved_rng
 from rightbatch.job.job import Job
 from rightbatch.lint.linter import check
-from rightbatch.measure.noise import Comparison, compare, group_count, trained
+from rightbatch.measure.noise import Comparison, compare, group_count
 from rightbatch.noise.capture.per_example import PerExample
 from rightbatch.noise.capture.rules import square
 from rightbatch.noise.statistics.moments import (
@@ -26,7 +26,7 @@ from rightbatch.noise.statistics.moments import (
 )
 from rightbatch.noise.statistics.reading import USES, Names
 from rightbatch.noise.statistics.scale import LayerNoise, MetricNoise, NoiseScale
-from rightbatch.training.training import Training
+from rightbatch.training.run_state import RunState
 
 GROUP = 8  # examples in a group where the loss allows any [assumed]
 MOST_GROUPS = 4096
@@ -81,21 +81,19 @@ def noise_scale(
     findings = check(job)
     _refuse(findings, exact, group_size)
     with preserved_rng():
-        training = Training.start(job)
+        run = RunState.start(job, alone=True)
         if at is not None:
-            _load(training.model, at)
-        training.model.train()
+            _load(run.network, at)
+        run.network.train()
         torch.manual_seed(seed)
         if exact:
-            return _exact(training, micro_batch or GROUP * 8, tick)
+            return _exact(run, micro_batch or GROUP * 8, tick)
         size = group_size or min(GROUP, max(1, job.length // 4))
-        return _sampled(
-            training, budget_s, precision, size, micro_batch or size, seed, tick
-        )
+        return _sampled(run, budget_s, precision, size, micro_batch or size, seed, tick)
 
 
 def _sampled(
-    training: Training,
+    run: RunState,
     budget_s: float,
     precision: float,
     size: int,
@@ -104,9 +102,9 @@ def _sampled(
     tick: Callable[[float], None],
 ) -> NoiseScale:
     """Ever more groups, each round twice as many, all of them compared with all."""
-    job, started = training.job, time.monotonic()
+    job, started = run.job, time.monotonic()
     generator = torch.Generator().manual_seed(seed)
-    count = group_count(sum(p.numel() for p in trained(training)))
+    count = group_count(sum(p.numel() for p in run.parameters))
     draws: list[Tensor] = []
     while True:
         more = count - len(draws)
@@ -115,13 +113,13 @@ def _sampled(
         ]
         round_started = time.monotonic()
         found = compare(
-            training,
+            run,
             draws,
             micro_batch=micro_batch,
             tick=lambda: tick(min(1.0, (time.monotonic() - started) / budget_s)),
         )
         took, spent = time.monotonic() - round_started, time.monotonic() - started
-        told = _told(training, found, size)
+        told = _told(run, found, size)
         if told.noise_scale.relative <= precision or count >= MOST_GROUPS:
             return told
         if spent + 2 * took > budget_s:
@@ -129,9 +127,9 @@ def _sampled(
         count *= 2
 
 
-def _told(training: Training, found: Comparison, size: int) -> NoiseScale:
-    names = {id(p): n for n, p in training.model.named_parameters()}
-    owners = [names.get(id(p), "?") for p in trained(training)]
+def _told(run: RunState, found: Comparison, size: int) -> NoiseScale:
+    names = {id(p): n for n, p in run.network.named_parameters()}
+    owners = [names.get(id(p), "?") for p in run.parameters]
     groups = len(found.losses)
     plain = found.plain(size)
     layers = Names(tuple(owners), ()).layers()
@@ -167,7 +165,7 @@ def _told(training: Training, found: Comparison, size: int) -> NoiseScale:
         batch_size=size,
         steps=groups,
         window=groups * size,
-        example=training.job.example,
+        example=run.job.example,
     )
 
 
@@ -190,11 +188,11 @@ def _layer(
 
 
 def _exact(
-    training: Training, micro_batch: int, tick: Callable[[float], None]
+    run: RunState, micro_batch: int, tick: Callable[[float], None]
 ) -> NoiseScale:
     """Every example once: the population's own mean and variance."""
-    job, model, parameters = training.job, training.model, trained(training)
-    model_loss, device = job.mean_loss, training.device
+    job, model, parameters = run.job, run.network, run.parameters
+    model_loss, device = job.mean_loss, run.device
 
     def total_loss(one: nn.Module, indices: Tensor) -> Tensor:
         loss, count = model_loss(one, job.batch(indices, device))
@@ -205,7 +203,7 @@ def _exact(
     )
     squares = torch.zeros(len(parameters), dtype=torch.float64)
     order = torch.arange(job.length)
-    training.optimizer.zero_grad(set_to_none=True)
+    run.optimizer.zero_grad(set_to_none=True)
     for part in order.split(micro_batch):
         squares += counter.squares(part, len(part)).sum(0)
         tick(min(1.0, float(part[-1] + 1) / job.length))

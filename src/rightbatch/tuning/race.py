@@ -14,11 +14,10 @@ from scipy import stats
 from rightbatch.core.errors import JobError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.torch_private import is_out_of_memory
-from rightbatch.job.job import Job
 from rightbatch.measure.held_out import held_out_loss
 from rightbatch.measure.record import Candidate, Race
 from rightbatch.schedules.scaling import Scaling, apply_scaling
-from rightbatch.training.training import Training
+from rightbatch.training.run_state import RunState, Snapshot
 
 MARKS = 10  # evaluations of a candidate in a round
 MIN_ROUNDS, MAX_ROUNDS = 3, 8
@@ -66,8 +65,8 @@ class Curve:
 def speedup(candidate: Curve, today: Curve) -> float:
     """How many times sooner one candidate was where the slower of the two ended.
 
-    Symmetric: exchanging the candidates gives the reciprocal. Bounded by ``MARKS`` either
-    way, since nothing is known before the first mark.
+    Symmetric: exchanging the candidates gives the reciprocal. Bounded by ``MARKS``
+    either way, since nothing is known before the first mark.
     """
     common = max(candidate.values[-1], today.values[-1])
     moved = [c.values[-1] < c.start for c in (candidate, today)]
@@ -83,8 +82,8 @@ def speedup(candidate: Curve, today: Curve) -> float:
 
 
 def race(
-    job: Job,
-    warm: Training,
+    run: RunState,
+    warm: Snapshot,
     entries: Sequence[Entry],
     *,
     budget_s: float,
@@ -95,12 +94,13 @@ def race(
 ) -> Race | None:
     """Train every entry from one warmed-up start for equal time; compare on held-out.
 
-    In a round all candidates see the same stream of examples, cut by their own batch; every
-    round has a stream of its own. The order of candidates rotates from round to round.
+    In a round all candidates see the same stream of examples, cut by their own batch;
+    every round has a stream of its own. The order of candidates rotates from round to
+    round. On several ranks all train together, and the first one's clock counts.
 
     Args:
-        job: What is trained.
-        warm: The common start; copied, never moved.
+        run: What is trained; it is left somewhere else.
+        warm: The common start.
         entries: The candidates; one has the role ``"today"``.
         budget_s: Wall seconds for everything.
         held_out: Examples to compare by their loss; None for the job's ``evaluate``.
@@ -112,31 +112,37 @@ def race(
     Returns:
         The result, or None where the budget allows too few steps to tell anything.
     """
-    by_evaluate = held_out is None
+    job, by_evaluate = run.job, held_out is None
     sign = -1.0 if by_evaluate and job.goal == "max" else 1.0
 
-    def value(training: Training) -> float:
-        if held_out is None:
-            return job.evaluated(training.model)
-        return held_out_loss(training, held_out)
+    def value() -> float:
+        metric = run.evaluated() if held_out is None else held_out_loss(run, held_out)
+        assert metric is not None, "without held-out examples there is an evaluate"
+        return metric
 
     started = time.perf_counter()
-    start = value(warm)
-    cost = (time.perf_counter() - started) * MARKS
-    candidate_s = min(budget_s / (MIN_ROUNDS * len(entries)) - cost, 1.2 * to_target_s)
+    run.rewind(warm, seed=job.seed)
+    rewind_s = time.perf_counter() - started
+    start = value()
+    cost = run.ranks.first(
+        rewind_s + (time.perf_counter() - started - rewind_s) * MARKS
+    )
+    candidate_s = budget_s / (MIN_ROUNDS * len(entries)) - cost
+    candidate_s = run.ranks.first(min(candidate_s, 1.2 * to_target_s))
     if candidate_s < LEAST_STEPS * max(e.step_s for e in entries):
         return None
-    rounds = int(budget_s / (len(entries) * (candidate_s + cost)))
+    rounds = int(run.ranks.first(budget_s / (len(entries) * (candidate_s + cost))))
     rounds = min(max(rounds, MIN_ROUNDS), MAX_ROUNDS)
     curves: dict[str, list[Curve]] = {e.role: [] for e in entries}
     for number in range(rounds):
         shift = number % len(entries)
         for entry in [*entries[shift:], *entries[:shift]]:
             tick(number + 1, rounds, entry.role)
-            runner = warm.fork(seed=job.seed + 1000 + number)
-            apply_scaling(runner.optimizer, entry.scaling)
+            run.rewind(warm, seed=job.seed + 1000 + number)
+            apply_scaling(run.optimizer, entry.scaling)
+            run.split(entry.batch_size, -(-entry.micro_batch // run.ranks.size))
             curve = Curve(start=sign * start)
-            _run_candidate(runner, entry, candidate_s, value, sign, clock, curve)
+            _train_candidate(run, candidate_s, value, sign, clock, curve)
             curves[entry.role].append(curve)
     return Race(
         metric="evaluate" if by_evaluate else "held-out loss",
@@ -150,25 +156,22 @@ def race(
     )
 
 
-def _run_candidate(
-    runner: Training,
-    entry: Entry,
+def _train_candidate(
+    run: RunState,
     candidate_s: float,
-    value: Callable[[Training], float],
+    value: Callable[[], float],
     sign: float,
     clock: Clock,
     curve: Curve,
 ) -> None:
-    """One candidate of one round; one that fails or diverges goes on as infinitely bad."""
-    elapsed, first = 0.0, runner.steps
+    """One candidate of one round; one that fails or diverges goes on infinitely bad."""
+    elapsed, first = 0.0, run.steps
     best, failed = curve.start, False
     for mark in range(1, MARKS + 1):
         until = candidate_s * mark / MARKS
         try:
-            elapsed += (
-                0.0 if failed else _train_until(runner, entry, until - elapsed, clock)
-            )
-            curve.last = math.inf if failed else sign * value(runner)
+            elapsed += 0.0 if failed else _train_until(run, until - elapsed, clock)
+            curve.last = math.inf if failed else sign * value()
         except (JobError, RuntimeError, MemoryError) as error:
             if not isinstance(error, JobError) and not is_out_of_memory(error):
                 raise
@@ -176,16 +179,16 @@ def _run_candidate(
         best = min(best, curve.last if math.isfinite(curve.last) else math.inf)
         curve.times.append(until if failed else elapsed)
         curve.values.append(best)
-    curve.steps = runner.steps - first
+    curve.steps = run.steps - first
 
 
-def _train_until(runner: Training, entry: Entry, seconds: float, clock: Clock) -> float:
+def _train_until(run: RunState, seconds: float, clock: Clock) -> float:
     """Train for so long by the clock, or four times so long by the wall."""
     begun, wall = clock(), time.perf_counter()
-    while clock() - begun < seconds and time.perf_counter() - wall < 4 * seconds:
-        loss = runner.step(entry.batch_size, entry.micro_batch)
-        if runner.device.type != "cpu":
-            float(loss)  # wait, or the clock would run ahead of the device
+    while run.ranks.first(
+        clock() - begun < seconds and time.perf_counter() - wall < 4 * seconds
+    ):
+        run.step()
     return clock() - begun
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from rightbatch.core.findings import Finding
 from rightbatch.core.progress import Phase
 from rightbatch.measure.record import JobFacts, Machine, Measurements
+from rightbatch.training.ranks import Ranks
 
 
 class Record:
@@ -59,6 +60,10 @@ class Record:
     def update(self, **changes: Any) -> None:
         """Replace these fields of the measurements."""
         self._save(replace(self.measurements, **changes))
+
+    def share(self, ranks: Ranks) -> None:
+        """Go by what the first rank has measured, on all of them. Collective."""
+        self._measurements = ranks.from_first(self.measurements)
 
     @contextmanager
     def timed(self, opened: AbstractContextManager[Phase]) -> Iterator[Phase]:

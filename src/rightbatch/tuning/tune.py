@@ -19,8 +19,9 @@ from rightbatch.plan.choice import Choice
 from rightbatch.plan.decide import decide
 from rightbatch.plan.objectives import Energy, Objective, no_energy
 from rightbatch.training.plan import Plan
+from rightbatch.training.run_state import Snapshot
 from rightbatch.tuning.candidates import race_entries
-from rightbatch.tuning.measure_job import Start, measure_job
+from rightbatch.tuning.measure_job import Measured, measure_job
 from rightbatch.tuning.race import Clock, race
 from rightbatch.tuning.record import Record
 
@@ -93,18 +94,24 @@ def tune(
     limits: dict[str, Any] = {"deadline_s": deadline_s, "memory_bytes": memory_bytes}
     ends = time.monotonic() + budget_s
     with preserved_rng():
-        start = measure_job(job, record, progress, budget_s=budget_s, threads=threads)
+        measured = measure_job(
+            job, record, progress, budget_s=budget_s, threads=threads
+        )
         decision = decide(record.measurements, objective, **limits)
-        left_s = ends - time.monotonic()
-        if with_race and start is not None and left_s > RACE_LEAST * budget_s:
+        left_s = measured.run.ranks.first(ends - time.monotonic())
+        warm = measured.warm
+        if with_race and warm is not None and left_s > RACE_LEAST * budget_s:
             with record.timed(progress.phase("Race", left_s)) as phase:
-                record.update(race=_race(job, start, decision.choice, phase))
+                record.update(race=_race(measured, warm, decision.choice, phase))
+            record.share(measured.run.ranks)
             decision = decide(record.measurements, objective, **limits)
     return Tuning(decision.plan, record.measurements, decision.choice)
 
 
-def _race(job: Job, start: Start, choice: Choice, phase: Phase) -> Race | None:
-    measurements = choice.measurements
+def _race(
+    measured: Measured, warm: Snapshot, choice: Choice, phase: Phase
+) -> Race | None:
+    measurements, job = choice.measurements, measured.run.job
 
     def tick(number: int, rounds: int, role: str) -> None:
         phase.update(f"round {number} of {rounds}: {role}")
@@ -115,16 +122,16 @@ def _race(job: Job, start: Start, choice: Choice, phase: Phase) -> Race | None:
         today_s = choice.laws.time.seconds(
             min(job.batch_size, choice.laws.time.largest)
         )
-        to_target = max(reached - start.warm.steps, 1) * today_s
+        to_target = max(reached - warm.steps, 1) * today_s
     contention = measurements.contention
     busy = contention is not None and contention.busy
     clock: Clock = time.process_time if busy else time.perf_counter
     result = race(
-        job,
-        start.warm,
+        measured.run,
+        warm,
         race_entries(choice),
         budget_s=phase.budget_s,
-        held_out=start.held_out,
+        held_out=measured.held_out,
         to_target_s=to_target,
         clock=clock,
         tick=tick,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from rightbatch.core.torch_private import shut_down_workers, worker_processes
 from rightbatch.data.loading.fetch import Fetch, Piece
 from rightbatch.data.loading.workers import (
     BEGIN_S,
@@ -133,7 +134,7 @@ class Lookahead:
             if missing and waited >= self._begin_s and forks(self._options):
                 raise stillborn(missing, len(self._begun), waited)
             if waited - CHECK_S < LONG_S <= waited:
-                workers = ", ".join(str(w.pid) for w in self._loaded._workers)
+                workers = ", ".join(str(w.pid) for w in worker_processes(self._loaded))
                 warnings.warn(
                     f"no batch has come from the data workers for {waited:.0f} s; "
                     f"still waiting (processes {workers}; timeout= makes it an error)",
@@ -146,7 +147,7 @@ class Lookahead:
         torch has raised an error there, in the midst of the loop's own work: it is no
         second one that what was read ahead is read again.
         """
-        workers = getattr(self._loaded, "_workers", [])
+        workers = worker_processes(self._loaded)
         dead = [worker for worker in workers if not worker.is_alive()]
         if any(worker.exitcode for worker in dead):  # 0: by a Ctrl-C, in peace
             warnings.warn(
@@ -174,9 +175,9 @@ class Lookahead:
         # then its queues are gone, and every worker takes 5 s to notice.
         loaded, self._loaded = self._loaded, None
         self._asked.clear()
-        workers = list(getattr(loaded, "_workers", [])) if at_once else []
+        workers = worker_processes(loaded) if at_once else []
         steps = [worker.kill for worker in workers]  # a dead one may hold their lock
-        steps.append(getattr(loaded, "_shutdown_workers", lambda: None))
+        steps.append(lambda: shut_down_workers(loaded))
         for step in steps:
             whoever_dies(step, len(workers))
 

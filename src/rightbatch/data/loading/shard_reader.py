@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from rightbatch.core.errors import SettingError
+from rightbatch.core.torch_private import shut_down_workers
 from rightbatch.data.loading.workers import worker_trouble
 
 PIECE = 64  # examples that a worker sends at once [assumed]
@@ -107,9 +108,7 @@ class Reader:
         """Stop reading ahead; what was read and not handed out is read again."""
         pieces, self._pieces, self._over = self._pieces, None, False
         self._ahead.clear()
-        shut = getattr(pieces, "_shutdown_workers", None)
-        if shut is not None:
-            shut()
+        shut_down_workers(pieces)
 
     def available(self) -> bool:
         """Whether the epoch has another example; reads on if need be.

@@ -11,6 +11,11 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from rightbatch.core.errors import JobError
+from rightbatch.core.torch_private import (
+    worker_died,
+    worker_processes,
+    worker_timed_out,
+)
 
 TRIES = 3  # to start workers
 BEGIN_S = 10.0  # a forked worker that has not begun by then hardly will [assumed]
@@ -41,7 +46,7 @@ class Begin:
 
 def exit_codes(loaded: Any) -> list[int | None]:
     """Of the workers, once one of them has ended."""
-    workers = getattr(loaded, "_workers", [])
+    workers = worker_processes(loaded)
     ends = [worker.sentinel for worker in workers]
     whoever_dies(lambda: wait(ends, timeout=LAST_WORDS_S), len(workers))
     return [worker.exitcode for worker in workers]
@@ -109,20 +114,14 @@ def worker_trouble(error: BaseException) -> JobError | None:
     seen = text.splitlines()[0] if text else repr(error)
     intact = "the examples it was reading were not handed out; the stream's state is "
     intact += "intact, at the last whole step"
-    if isinstance(error, RuntimeError) and "DataLoader timed out" in text:
+    if worker_timed_out(error):
         return JobError(
             "a data worker did not answer in time",
             seen=seen,
             why=intact,
             fix="a larger timeout, or find what its data set waits for",
         )
-    # No such file: the socket by which a worker that has ended was to send a tensor.
-    died = isinstance(error, (EOFError, ConnectionError, FileNotFoundError)) or (
-        isinstance(error, RuntimeError)
-        and "DataLoader worker" in text
-        and ("exited unexpectedly" in text or "killed by signal" in text)
-    )
-    if not died:
+    if not worker_died(error):
         return None
     return JobError(
         "a data worker died",

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
+
+from rightbatch.data.order.draws import Shuffled
+from rightbatch.data.order.epochs import Walk
 
 MOST = 512  # examples [assumed]
 SHARE = 20  # one in so many [assumed]
@@ -20,3 +27,29 @@ def hold_out(
     count = min(MOST, max(1, length // SHARE))
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
     return order[count:], order[:count]
+
+
+class Without(Shuffled):
+    """Shuffled passes over the examples that are not held out.
+
+    An epoch of the stream still counts as many examples as the data set has.
+
+    Args:
+        length: Examples in the data set.
+        kept: The indices to train on, shape ``(kept,)``.
+    """
+
+    name, covers = "without held-out", False
+
+    def __init__(self, length: int, kept: Int64[Tensor, " kept"]) -> None:
+        super().__init__(length)
+        self.kept = kept.numpy()
+
+    def order(self, seed: int) -> Callable[[int, int], Any]:
+        """The kept examples, pass after pass."""
+        walk = Walk(len(self.kept), seed)
+
+        def taken(start: int, stop: int) -> Int64[np.ndarray, " n"]:
+            return self.kept[walk(start, stop)]
+
+        return taken

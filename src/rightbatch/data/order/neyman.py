@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from rightbatch.core.errors import SettingError
+from rightbatch.core.torch_private import has_no_graph
 from rightbatch.data.order.strata import Strata
 
 MEMORY = 0.9  # weight of what was measured before, per measurement [assumed]
@@ -208,7 +209,7 @@ class StratumMeter:
                 loss, self._parameters, retain_graph=True, allow_unused=True
             )
         except RuntimeError as error:
-            if not any(part in str(error) for part in ("a second time", "element 0")):
+            if not has_no_graph(error):
                 raise
             raise SettingError(
                 "the losses have no graph to measure by",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rightbatch.core.torch_private import saved_tensor_hook
 from rightbatch.core.trees import tensors
 from rightbatch.noise.capture.group_norms import Tally
 from rightbatch.noise.capture.layout import Groups, layouts
@@ -85,7 +86,7 @@ class Listener:
     def _push(self) -> None:
         assert self.mode is not None
         self.mode.__enter__()
-        self._frames.append(_saving())
+        self._frames.append(saved_tensor_hook())
 
     def _pop(self) -> None:
         assert self.mode is not None
@@ -94,13 +95,7 @@ class Listener:
 
     def _allowed(self) -> bool:
         """Not in a checkpointed stretch whose second run we would not see."""
-        return bool(self._frames) and self._frames[-1] is _saving()
-
-
-def _saving() -> Any:
-    """What packs saved tensors here: checkpointing, offloading, or nothing."""
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return None if hooks is None else hooks[0]
+        return bool(self._frames) and self._frames[-1] is saved_tensor_hook()
 
 
 def test_independence(

@@ -9,7 +9,6 @@ they are.
 
 from __future__ import annotations
 
-import functools
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from rightbatch.core.torch_private import as_no_view, without_override_check
 from rightbatch.noise.capture.autograd_hooks import GroupTap, Tap
 from rightbatch.noise.capture.group_norms import Key, Tally
 from rightbatch.noise.capture.layout import Groups
@@ -115,10 +115,9 @@ class TapMode(TorchFunctionMode):
         return self._tap(out, plan.uses) if plan.uses else out
 
     def _tap(self, out: Tensor, uses: list[Use]) -> Tensor:
-        if out._is_view():
-            # torch's products of more than two axes end in a view; a tap on a view
-            # costs copies. Nothing else refers to what this is a view of.
-            out = torch.ops.aten._unsafe_view(out, out.shape)
+        # torch's products of more than two axes end in a view; a tap on a view costs
+        # copies. Nothing else refers to what this is a view of.
+        out = as_no_view(out)
         for use in uses:
             self.tally.expect(use.key, use.rule, use.saved)
         pairs = [(u.key, u.rule) for u in uses]
@@ -148,7 +147,7 @@ class TapMode(TorchFunctionMode):
             query = args[0] if args else kwargs["query"]
             batched = query.dim() == 3
             with self:
-                body = _undispatched(func) if batched else None
+                body = without_override_check(func) if batched else None
                 return (body or func)(*args, **kwargs)
         finally:
             self._planner.inside = before
@@ -261,19 +260,3 @@ def _swap(values: Any, by: dict[int, Tensor]) -> Any:
 def _basic(index: Any) -> bool:
     parts = index if isinstance(index, tuple) else (index,)
     return all(isinstance(p, int | slice | None | types.EllipsisType) for p in parts)
-
-
-@functools.cache
-def _undispatched(func: Any) -> Callable[..., Any] | None:
-    """A torch function's Python body without its first look for overrides.
-
-    With a function mode active that look would send the call straight back to us.
-    """
-    if not isinstance(func, types.FunctionType):
-        return None
-    if "has_torch_function" not in func.__code__.co_names:
-        return None
-    names = {**func.__globals__, "has_torch_function": lambda _: False}
-    copy = types.FunctionType(func.__code__, names, func.__name__, func.__defaults__)
-    copy.__kwdefaults__ = func.__kwdefaults__
-    return copy

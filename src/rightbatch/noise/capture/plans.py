@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rightbatch.core.torch_private import without_torch_function
 from rightbatch.noise.capture import rules
 from rightbatch.noise.capture.group_norms import Key
 from rightbatch.noise.capture.layout import Layout, layouts
@@ -396,5 +397,5 @@ def _itself(tensor: Tensor) -> Tensor:
 
 def _normalised(func: Any, settings: dict[str, Any], saved: Tensor) -> Tensor:
     """What a normalisation layer multiplies its scale with, made again."""
-    with torch._C.DisableTorchFunction():
+    with without_torch_function():
         return func(saved, **settings)

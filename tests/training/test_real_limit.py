@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 MIB = 1 << 20
 
 

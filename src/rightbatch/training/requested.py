@@ -6,12 +6,16 @@ import dataclasses
 import math
 from typing import Any
 
+import torch
+
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
-from rightbatch.job.job import Job, check_batch_size
-from rightbatch.job.loading import DEFAULT_NAME
+from rightbatch.job.address import DEFAULT_NAME
+from rightbatch.job.job import Job
 from rightbatch.schedules.from_json import check_schedule
 from rightbatch.schedules.schedule import Constant, Schedule
 from rightbatch.training.plan import Plan
+from rightbatch.training.ranks import joined
 from rightbatch.training.settings import Settings
 
 LONGEST_EPOCHS = 1000  # a run to a target gives up after so many [assumed]
@@ -22,11 +26,12 @@ _FREE = ("end", "micro_batch", "largest", "nonfinite", "num_workers", "multiple"
 def settings_of(
     job: Job,
     plan: Plan | None,
+    *,
     batch_size: int | None,
     schedule: Schedule | None,
     end: float | None,
-    saved: Settings | None,
-    given: dict[str, Any],
+    begun: Settings | None,
+    options: dict[str, Any],
 ) -> Settings:
     """The settings of a run, from its arguments, or from those it was begun with.
 
@@ -36,8 +41,8 @@ def settings_of(
         batch_size: Instead.
         schedule: Instead, or over a plan's split and rule.
         end: Examples at which it stops.
-        saved: The settings of the run to go on with.
-        given: Further fields of `Settings`, where they are not the defaults.
+        begun: The settings of the run to go on with.
+        options: Further fields of `Settings` that were asked for.
 
     Raises:
         SettingError: They contradict each other, the job, or the run begun.
@@ -49,9 +54,9 @@ def settings_of(
             seen=", ".join([*one_of, *(["schedule"] if schedule else [])]),
         )
     nothing = plan is None and batch_size is None and schedule is None
-    if saved is not None and nothing:
-        changed = {**given} if end is None else {**given, "end": end}
-        wanted = dataclasses.replace(saved, **changed)
+    if begun is not None and nothing:
+        changed = {**options} if end is None else {**options, "end": end}
+        wanted = dataclasses.replace(begun, **changed)
     else:
         if plan is not None:
             check_plan(job, plan)
@@ -62,19 +67,23 @@ def settings_of(
             }
         else:
             size = job.batch_size if batch_size is None else batch_size
-            check_batch_size(size)
+            whole_number(size, "batch_size")
             fields = {"schedule": schedule or Constant(size)}
         if end is None:
-            end = saved.end if saved is not None else _to_target(job)
-        everything: Any = {**fields, "end": end, **given}
-        if saved is not None:
-            everything["multiple"] = saved.multiple
+            end = begun.end if begun is not None else _to_target(job)
+        everything: Any = {**fields, "end": end, **options}
+        if begun is not None:
+            everything["multiple"] = begun.multiple
         wanted = Settings(**everything)
-    if saved is not None:
-        _same_run(saved, wanted)
+    if begun is not None:
+        _same_run(begun, wanted)
     if wanted.num_workers and isinstance(job.data, tuple):
         wanted = dataclasses.replace(wanted, num_workers=0)
     wanted = _with_rate(job, wanted)
+    if not wanted.multiple:
+        ranks = torch.distributed.get_world_size() if joined() else 1
+        multiple = (wanted.micro_batch or 1) * ranks
+        wanted = dataclasses.replace(wanted, multiple=multiple)
     check_schedule(
         wanted.schedule,
         length=job.length,
@@ -120,14 +129,14 @@ def _rule_of(plan: Plan) -> dict[str, Any]:
     return {"rule": scaling.rule, "noise_scale": noise}
 
 
-def _same_run(saved: Settings, wanted: Settings) -> None:
+def _same_run(begun: Settings, wanted: Settings) -> None:
     """Refuse to go on with a run under settings that would make it another.
 
     Raises:
         SettingError: It names the first that differs.
     """
     for name in Settings.__dataclass_fields__:
-        then, now = getattr(saved, name), getattr(wanted, name)
+        then, now = getattr(begun, name), getattr(wanted, name)
         if name not in _FREE and then != now:
             raise SettingError(
                 f"the run was begun with another {name}",
@@ -141,12 +150,12 @@ def end_of(job: Job, examples: int | None, epochs: float | None) -> float | None
     """Examples at which a run stops, if that was said.
 
     Raises:
-        SettingError: Both are given, or they make no sense.
+        SettingError: Both are options, or they make no sense.
     """
     if examples is not None and epochs is not None:
         raise SettingError("give examples or epochs, not both")
     if examples is not None:
-        check_batch_size(examples, "examples")
+        whole_number(examples, "examples")
         return examples
     if epochs is not None:
         if not 0 < epochs < math.inf:
@@ -165,7 +174,7 @@ def _to_target(job: Job) -> float:
 
 
 def check_plan(job: Job, plan: Plan) -> None:
-    """Refuse the plan of another job, or of another optimizer.
+    """Refuse the plan of another job.
 
     Raises:
         SettingError: It is.
@@ -180,9 +189,19 @@ def check_plan(job: Job, plan: Plan) -> None:
             why="its learning rate follows from that job's own",
             fix="rightbatch tune this job first",
         )
-    optimizer = job.make_optimizer(job.make_model())
-    today = float(optimizer.param_groups[0]["lr"])
-    kind = type(optimizer).__name__
+
+
+def check_optimizer(plan: Plan, facts: dict[str, Any]) -> None:
+    """Refuse the plan of another optimizer, or of another rate of it.
+
+    Args:
+        plan: The plan.
+        facts: Of a fresh run of the job, see `training.run_state.facts`.
+
+    Raises:
+        SettingError: It is.
+    """
+    kind, today = facts["optimizer"], float(facts["param groups"][0]["lr"])
     same_rate = math.isclose(today * plan.scaling.lr, plan.lr, rel_tol=1e-6)
     if kind != plan.optimizer or not same_rate:
         raise SettingError(

@@ -1,0 +1,183 @@
+"""What a run leaves in its folder: settings, trace and checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from rightbatch.core.errors import RunFolderError, SettingError
+from rightbatch.training.checkpoint import Checkpoints
+from rightbatch.training.run_folder import (
+    CHECKPOINTS,
+    KNOWN,
+    RUN,
+    TRACE,
+    make_run_folder,
+)
+from rightbatch.training.run_state import RunState
+from rightbatch.training.settings import Settings
+from rightbatch.training.trace import Trace, TraceRow, read_trace
+
+
+class RunFiles:
+    """What a run leaves in its folder, written by the first rank.
+
+    Args:
+        folder: Of the run.
+        run: What is saved.
+        every_s: Seconds between checkpoints.
+        again: Whether a run that began here and ended before its first checkpoint may
+            be begun once more.
+    """
+
+    def __init__(
+        self, folder: Path, run: RunState, every_s: float, *, again: bool
+    ) -> None:
+        self.folder, self.run, self.every_s = folder, run, every_s
+        self.first = run.ranks.rank == 0
+        self.again = again
+        self.checkpoints = Checkpoints(folder / CHECKPOINTS)
+        self.rows: tuple[TraceRow, ...] = ()
+        self.last: Path | None = None
+        self.resumed = self._mine = False
+        self._saved = time.monotonic()
+        self._trace: Trace | None = None
+        self._failure: RunFolderError | None = None
+
+    def open(self, settings: Settings, going_on: bool) -> None:
+        """Go on from the newest checkpoint, or begin: the folder is written now."""
+        if going_on:
+            self._restore()
+            self.resumed = True
+        if self.first:
+            begun = self._begun()
+            if not going_on and not begun:
+                make_run_folder(self.folder, self.run.job.name)
+            self._mine = not going_on and not begun
+            settings.save(self.folder / RUN)
+            self._trace = Trace(self.folder / TRACE, self.rows)
+        if not going_on:  # to go back to, whatever happens
+            self.save()
+            if self._failure is not None:
+                raise self._failure
+
+    def _begun(self) -> bool:
+        """Whether a run was begun here that ended before its first checkpoint."""
+        held = {name for name in KNOWN if (self.folder / name).exists()}
+        trace = self.folder / TRACE
+        trained = trace.exists() and trace.stat().st_size > 0
+        trained |= any(self.checkpoints.folder.glob("step-*[1-9]*.pt"))
+        only = bool(held) and held <= {RUN, TRACE, CHECKPOINTS}
+        return self.again and only and not trained
+
+    def forget(self) -> None:
+        """Nothing was trained: leave no half run behind that blocks the next try."""
+        if not self._mine or self.run.steps:
+            return
+        if self._trace is not None:
+            self._trace.close()
+        with contextlib.suppress(OSError):  # the error that brought us here is told
+            for path in self.checkpoints.folder.glob("step-0000000000.*"):
+                path.unlink()
+            self.checkpoints.folder.rmdir()
+        for name in (TRACE, RUN):
+            with contextlib.suppress(OSError):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def due(self) -> bool:
+        """Whether it is time; only the first rank's clock counts."""
+        return self.first and time.monotonic() - self._saved >= self.every_s
+
+    def save(self, stream: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint; collective. What fails is told, and training goes on."""
+        state = self.run.state(stream)
+        self._saved = time.monotonic()
+        if not self.first:
+            return
+        about = {
+            "job": self.run.job.name,
+            "examples": self.run.examples,
+            "batch_size": self.run.batch_size,
+            "world_size": self.run.ranks.size,
+        }
+        try:
+            self.last = self.checkpoints.save(state, steps=self.run.steps, about=about)
+            self._failure = None
+        except RunFolderError as error:
+            self._failure = error
+            warnings.warn(f"{error.what}: {error.seen}; training goes on", stacklevel=2)
+
+    def write(self, row: TraceRow) -> None:
+        """Append a row to the trace."""
+        if self._trace is not None:
+            self._trace.write(row)
+
+    def roll_back(self) -> None:
+        """After an update that cannot be trusted: to the last checkpoint, in place."""
+        steps, told = self.run.steps, list(self.run.events)
+        pieces = self.run.accumulator.micro_batch_size
+        smaller = pieces.shrink(self.run.batch_size) or 1
+        self._restore()
+        pieces.now, pieces.quiet = smaller, 0
+        self.run.events = told
+        self.run.tell(
+            f"memory ran out inside the optimizer at step {steps + 1}: back to this "
+            f"one, in micro-batches of {smaller}"
+        )
+        if self.first:
+            if self._trace is not None:
+                self._trace.close()
+            self._trace = Trace(self.folder / TRACE, self.rows)
+
+    def close(self) -> None:
+        """Close the trace."""
+        if self._trace is not None:
+            self._trace.close()
+
+    def finish(self) -> None:
+        """The run has ended.
+
+        Raises:
+            RunFolderError: The last checkpoint could not be written.
+        """
+        if self._failure is not None:
+            raise self._failure
+
+    def _restore(self) -> None:
+        found = self.checkpoints.newest()
+        ranks = self.run.ranks
+        if found is None:
+            raise RunFolderError(
+                f"{self.folder} holds no checkpoint to go on from",
+                fix="begin the run again, with another --out",
+            )
+        ranks.agree("the checkpoint", found[0].name, "one folder that all ranks see")
+        self.run.restore(found[1])
+        self.last = found[0]
+        trace = self.folder / TRACE
+        rows = read_trace(trace) if trace.exists() else ()
+        self.rows = tuple(row for row in rows if row.steps <= self.run.steps)
+
+
+def has_checkpoint(folder: Path, resume: bool | str) -> bool:
+    """Whether there is a run to go on with, and that was asked for.
+
+    Raises:
+        SettingError: ``resume`` is none of its values.
+        RunFolderError: There is none, and there should be.
+    """
+    if resume not in (True, False, "auto"):
+        raise SettingError(
+            "resume must be True, False or 'auto'", seen=f"resume={resume!r}"
+        )
+    there = bool(Checkpoints(folder / CHECKPOINTS).paths())
+    if resume is True and not there:
+        raise RunFolderError(
+            f"{folder} holds no run to go on with",
+            seen="no checkpoints" if folder.exists() else "no such folder",
+            fix="leave --resume out to begin one",
+        )
+    return there and bool(resume)

@@ -1,0 +1,186 @@
+"""Private parts of torch do what is said of them; its errors are understood."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from rightbatch.core.torch_private import (
+    FakeTensorMode,
+    allocations,
+    as_no_view,
+    has_no_graph,
+    in_backward_pass,
+    is_compiled,
+    is_lost_connection,
+    looks_into_tensors,
+    no_room_for_threads,
+    out_of_memory,
+    saved_tensor_hook,
+    storage_id,
+    version,
+    without_override_check,
+    without_torch_function,
+    worker_died,
+    worker_timed_out,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "cuda"),
+        (RuntimeError("CUDA error: out of memory"), "driver"),
+        (RuntimeError("CUDA driver error: out of memory"), "driver"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "cublas"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "cudnn"),
+        (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), "cufft"),
+        (RuntimeError("HIP out of memory. Tried to allocate"), "hip"),
+        (RuntimeError("XPU out of memory. Tried to allocate"), "xpu"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 5 GB)"), "mps"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "cpu"),
+        (
+            RuntimeError(
+                "DefaultCPUAllocator: not enough memory: you tried to allocate"
+            ),
+            "cpu",
+        ),
+        (RuntimeError("std::bad_alloc"), "cpu"),
+        (
+            RuntimeError(
+                "NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'"
+            ),
+            "nccl",
+        ),
+        (RuntimeError("NCCL WARN Cuda failure 'out of memory'"), "nccl"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), "driver"),
+        (MemoryError(), "python"),
+        (OSError(12, "Cannot allocate memory"), "python"),
+        (RuntimeError("CUDA out of memory", "a second argument"), "cuda"),
+    ],
+)
+def test_every_form_of_out_of_memory_is_known(error: Exception, kind: str) -> None:
+    found = out_of_memory(error)
+    assert found is not None
+    assert found.kind == kind
+    assert found.certain
+    wrapped = ValueError("the user's own")
+    wrapped.__cause__ = error
+    assert out_of_memory(wrapped) is not None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        ValueError("out of memory"),
+        KeyError("memory"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+    ],
+)
+def test_other_errors_are_left_alone(error: Exception) -> None:
+    assert out_of_memory(error) is None
+
+
+def test_a_suspicion_is_tried_and_told_as_it_came() -> None:
+    found = out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"))
+    assert found is not None
+    assert not found.certain
+
+
+@pytest.mark.parametrize(
+    ("error", "died", "late"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1, 0),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), 1, 0),
+        (EOFError(), 1, 0),
+        (RuntimeError("DataLoader timed out after 5 seconds"), 0, 1),
+        (RuntimeError("the user's own"), 0, 0),
+    ],
+)
+def test_workers_that_died_or_are_late(error: Exception, died: int, late: int) -> None:
+    assert (worker_died(error), worker_timed_out(error)) == (bool(died), bool(late))
+
+
+def test_errors_of_autograd_and_tracing_are_known() -> None:
+    x = torch.ones(2, requires_grad=True)
+    loss = x.square().sum()
+    loss.backward()
+    for broken in (loss, torch.ones(())):
+        with pytest.raises(RuntimeError) as raised:
+            broken.backward()
+        assert has_no_graph(raised.value)
+    with FakeTensorMode(), pytest.raises(Exception) as traced:  # ruff: ignore[pytest-raises-too-broad]
+        float(torch.ones(()) * 2)
+    assert looks_into_tensors(f"{type(traced.value).__name__}: {traced.value}")
+    assert is_lost_connection(RuntimeError("Connection closed by peer [127.0.0.1]"))
+    assert no_room_for_threads("Resource temporarily unavailable")
+
+
+def test_a_tensor_that_is_no_view_shares_its_storage() -> None:
+    x = torch.ones(2, 3, requires_grad=True)
+    view = (2 * x).view(6)
+    same = as_no_view(view)
+    assert storage_id(same) == storage_id(view) != storage_id(x)
+    same.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.full((2, 3), 2.0))
+    before = version(view)
+    view.detach().add_(1)
+    assert version(view) == before + 1
+
+
+def test_where_code_runs_is_known() -> None:
+    inside = []
+    x = torch.ones(2, requires_grad=True)
+    x.register_hook(lambda gradient: inside.append(in_backward_pass()))
+    x.sum().backward()
+    assert inside == [True]
+    assert not in_backward_pass()
+    assert saved_tensor_hook() is None
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        assert saved_tensor_hook() is not None
+
+
+def test_a_function_without_its_override_check() -> None:
+    calls = []
+
+    class Seen(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            calls.append(func)
+            return func(*args, **(kwargs or {}))
+
+    body = without_override_check(torch.einsum)
+    assert body is not None
+    x = torch.ones(2)
+    with Seen():
+        assert float(body("i,i->", x, x)) == 2
+        assert torch.einsum not in calls
+        assert calls  # what it is made of is seen
+        calls.clear()
+        with without_torch_function():
+            torch.einsum("i,i->", x, x)
+        assert not calls
+    assert without_override_check(len) is None
+
+
+def test_allocations_come_and_go() -> None:
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        x = torch.ones(1000)
+        del x
+    changes = allocations(profiler)
+    assert 4000 in changes
+    assert sum(changes) == 0
+
+
+def test_compiled_parts_of_a_model_are_seen() -> None:
+    model = nn.Sequential(nn.Linear(1, 1))
+    assert not is_compiled(model)
+    model.append(torch.compile(nn.Linear(1, 1), backend="eager"))  # pyrefly: ignore
+    assert is_compiled(model)

@@ -1,0 +1,55 @@
+"""A job's fields are checked, and its batches are the examples asked for."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import rightbatch as rb
+from cases import regression_job
+
+
+class Pairs:
+    """A map-style dataset of dictionaries."""
+
+    def __len__(self) -> int:
+        return 30
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"x": torch.full((3,), float(i)), "name": str(i)}
+
+
+def test_datasets_and_collate_functions() -> None:
+    common: dict[str, Any] = {
+        "model": lambda: nn.Linear(3, 1),
+        "loss": lambda model, batch: model(batch["x"]).mean(),
+        "data": Pairs(),
+        "optimizer": lambda params: torch.optim.SGD(params, lr=0.1),
+        "batch_size": 4,
+    }
+    batch = rb.Job(**common).batch([3, 1], torch.device("cpu"))
+    assert batch["x"][:, 0].tolist() == [3.0, 1.0]
+    own = rb.Job(**common, collate=lambda items: {"n": len(items)})
+    assert own.batch([3, 1], torch.device("cpu")) == {"n": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "at least 1"),
+        ({"batch_size": 2.5}, "integer"),
+        ({"batch_size": True}, "integer"),
+        ({"goal": "up"}, "goal"),
+        ({"precision": "float16"}, "precision"),
+        ({"target": 1.0}, "evaluate"),
+        ({"loss": 3}, "loss must be a function"),
+        ({"data": (torch.zeros(3), torch.zeros(4))}, "differ"),
+        ({"data": ([1, 2],)}, "tuple must hold tensors"),
+        ({"data": iter([1])}, "map-style"),
+        ({"collate": lambda x: x}, "no effect"),
+    ],
+)
+def test_bad_fields_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(rb.SettingError, match=message):
+        regression_job(**change)

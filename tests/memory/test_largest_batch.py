@@ -1,0 +1,155 @@
+"""The largest batch from end to end: verified, certified, and nothing is touched."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rightbatch as rb
+from memory_jobs import ENVIRONMENT, MIB, Mlp, classify, job_of, law_of, trial, wide
+
+TESTS = Path(__file__).parents[1]
+
+
+def test_the_largest_batch_is_verified_in_a_process_under_the_limit() -> None:
+    job = job_of(model=wide)
+    law = rb.largest_batch(job, 40 * MIB)
+    assert law.certificate.confidence == "verified"
+    assert len(law.certificate.trials) <= 4
+    assert law.certificate.taken_bytes <= 40 * MIB
+    assert trial(job, law.largest, limit=80 * MIB).fits  # malloc may hold twice
+    assert law.binding.operation.startswith("aten.")
+    assert "verified" in str(law)
+
+
+def test_nothing_of_the_job_is_touched() -> None:
+    model = Mlp()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    rb.largest_batch(job_of(model=model), 32 * MIB)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_data_set_smaller_than_memory_is_the_limit() -> None:
+    law = rb.largest_batch(job_of(count=100), 2**30)
+    assert law.largest == 100
+    assert law.certificate.confidence == "verified"
+
+
+def test_a_budget_below_the_weights_says_so_with_the_number() -> None:
+    with pytest.raises(rb.SettingError, match="not even one example") as caught:
+        rb.largest_batch(job_of(), 1000)
+    weights = law_of(job_of()).parameters
+    assert f"{weights / MIB:.3g} MiB" in str(caught.value)
+
+
+def test_margin_and_accumulation_leave_less() -> None:
+    job, limit = job_of(count=10**6), 30 * MIB
+    plain = rb.largest_batch(job, limit, verify=False).largest
+    kept = rb.largest_batch(job, limit, verify=False, margin=0.1)
+    pieces = rb.largest_batch(job, limit, verify=False, accumulation=3).largest
+    assert kept.budget.bytes == pytest.approx(0.9 * limit, rel=1e-6)
+    assert kept.largest < plain
+    assert pieces <= plain
+
+
+def test_a_size_that_failed_is_never_the_answer() -> None:
+    """Half the truth is hidden from torch: numpy takes 100 kB an example."""
+
+    def hungry(model: nn.Module, batch: Any) -> Tensor:
+        scratch = np.ones((len(batch[0]), 12_500))
+        return classify(model, batch) + 0 * float(scratch[0, 0])
+
+    law = rb.largest_batch(job_of(loss=hungry), 60 * MIB)
+    failed = [t.micro_batch for t in law.certificate.trials if t.fits is False]
+    assert failed
+    assert law.largest < min(failed)
+
+
+def test_a_step_that_fails_beyond_keeps_what_was_verified() -> None:
+    def short(model: nn.Module, batch: Any) -> Tensor:
+        if len(batch[0]) > 10_000:
+            raise ValueError("no more than 10,000")
+        return classify(model, batch)
+
+    law = rb.largest_batch(job_of(loss=short, count=10**6), 60 * MIB)
+    failed = [t.micro_batch for t in law.certificate.trials if not t.fits]
+    assert failed
+    assert law.largest < min(failed)
+    assert "no more than 10,000" in law.certificate.why
+
+
+def test_a_step_that_hangs_ends_the_search_and_leaves_a_prediction() -> None:
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        if len(batch[0]) > 1000 and type(batch[0]) is Tensor:  # no traced one
+            time.sleep(60)
+        return classify(model, batch)
+
+    job = job_of(model=wide, loss=loss, count=10**6)
+    law = rb.largest_batch(job, 100 * MIB, patience_s=2.0)
+    assert "took more than 2 s" in law.certificate.why
+    assert law.certificate.confidence == "predicted"
+    assert law.largest > 1000
+
+
+def test_more_than_the_machine_has_is_not_tried() -> None:
+    law = rb.largest_batch(job_of(count=100), 2**50)
+    assert law.certificate.confidence == "predicted"
+    assert "free here" in law.certificate.why
+    assert law.certificate.trials == ()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"memory": -1.0},
+        {"memory": math.nan},
+        {"memory": "8GiB"},
+        {"memory": 2**30, "margin": 1.0},
+        {"memory": 2**30, "margin": "5%"},
+        {"memory": 2**30, "accumulation": 0},
+        {"memory": 2**30, "ranks": 0},
+        {"memory": 2**30, "sharded": True},
+        {"memory": 2**30, "device": "gpu"},
+        {"memory": 2**30, "device": "meta"},
+        {"memory": 10**8, "device": "cuda"},
+        {"memory": 2**30, "patience_s": 0.0},
+        {"device": "mps"},
+    ],
+)
+def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(rb.SettingError):
+        rb.largest_batch(job_of(), verify=False, **wrong)
+
+
+def test_ranks_agree_on_the_smallest(tmp_path: Path) -> None:
+    out = tmp_path / "answers.json"
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*run, "--nproc-per-node=2", str(TESTS / "largest_ranks.py"), str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **ENVIRONMENT,
+            "PYTHONPATH": f"{TESTS}:{ENVIRONMENT.get('PYTHONPATH', '')}",
+        },
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = json.loads(out.read_text())
+    assert first["largest"] == second["largest"] == first["within_30_mib"]

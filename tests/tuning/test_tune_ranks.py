@@ -1,0 +1,71 @@
+"""`tune` and `train` on two gloo processes: one answer, that of the first rank."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rightbatch as rb
+
+SOURCE, TESTS = Path(rb.__file__).parents[1], Path(__file__).parents[1]
+
+
+def torchrun(*program: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node=2", *program]
+    paths = os.pathsep.join([str(SOURCE), str(TESTS), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        timeout=200,
+        check=False,
+    )
+
+
+def test_two_processes_tune_and_train_by_the_plan(tmp_path: Path) -> None:
+    done = torchrun(
+        "-m",
+        "rightbatch",
+        "tune",
+        "digits",
+        "--budget",
+        "15",
+        "--out",
+        "run",
+        cwd=tmp_path,
+    )
+    plan = rb.Plan.load(tmp_path / "run" / "plan.json")
+    # On a busy machine its race may be too short, or too rough, for a verdict.
+    assert (done.returncode == 0) == plan.decided, done.stderr[-2000:]
+    assert done.stdout.count("Why    ") == 1  # the first rank alone speaks
+    assert plan.world_size == 2
+    assert plan.batch_size == plan.micro_batch * plan.accumulation * 2
+    measured = rb.Measurements.load(tmp_path / "run" / "measurements.json")
+    assert measured.machine.world_size == 2
+    assert {p.micro_batch % 2 for p in measured.times} == {0}
+    trained = torchrun(
+        *("-m", "rightbatch", "train", "digits", "--plan", "run"),
+        *("--epochs", "3", "--out", "b"),
+        cwd=tmp_path,
+    )
+    assert "Target 0.12" in trained.stdout, trained.stderr[-2000:]
+    assert (tmp_path / "b" / "trace.jsonl").exists()
+
+
+def test_all_ranks_time_measure_and_race_together(tmp_path: Path) -> None:
+    """Each rank finds the same, and the noise is that of one process: within 1e-4."""
+    done = torchrun(str(TESTS / "race_ranks.py"), "found.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = json.loads((tmp_path / "found.json").read_text())
+    assert first == second
+    assert first["sizes"][0] == 2
+    assert first["noise"] == pytest.approx(first["noise alone"], rel=1e-4)
+    plan, today, slow = first["metrics"]
+    assert min(first["steps"]) > 5
+    assert min(slow) > max(*plan, *today)  # a hundredth of the rate is slower
