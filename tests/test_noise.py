@@ -15,8 +15,11 @@ from reference import pairwise_moments, per_example_gradients, true_noise
 from rightbatch.fit.critical_batch import critical_from_noise
 from rightbatch.measure.noise import compare, measure_noise
 from rightbatch.measure.record import MetricPoint
-from rightbatch.measure.run_progress import points_of_progress, steps_of_progress
-from rightbatch.measure.standstill import has_stalled
+from rightbatch.measure.run_progress import (
+    has_stalled,
+    points_of_progress,
+    steps_of_progress,
+)
 from rightbatch.measure.trajectory import MOST_POINTS, measure_trajectory
 from rightbatch.noise.statistics.moments import (
     NoiseMoments,

@@ -26,9 +26,9 @@ def test_measured_times_and_memory_of_a_real_step() -> None:
     for p in points:
         assert 0 < p.fetch_time_s < 10 * p.step_time_s.value
         assert p.step_time_s.low <= p.step_time_s.value <= p.step_time_s.high
-    training = RunState.start(job)
-    training.step()
-    small, large = (measure_memory(training, b).peak_memory_bytes for b in (100, 400))
+    run = RunState.start(job)
+    run.step()
+    small, large = (measure_memory(run, b).peak_memory_bytes for b in (100, 400))
     # 201 floats an example at the least, and no tenfold of it.
     assert 300 * 201 * 4 <= large - small <= 10 * 300 * 201 * 4
 

@@ -13,6 +13,7 @@ import click
 
 from rightbatch.cli.console import DECIDED, make_console, print_document
 from rightbatch.cli.options import BANDWIDTH, JSON, LATENCY, MEMORY, PATH
+from rightbatch.cli.ranks import end_together
 from rightbatch.core.errors import RunFolderError, SettingError
 from rightbatch.core.units import show_bytes, show_number, show_seconds
 
@@ -70,7 +71,6 @@ def cluster(
     from rightbatch.cluster.devices import elastic_batch, plan_cluster
     from rightbatch.core.json_io import to_plain
     from rightbatch.report.terminal import print_plain
-    from rightbatch.training.ranks import leave
 
     fleet = fleet_of(
         measurements,
@@ -93,9 +93,7 @@ def cluster(
         lines = cluster_lines(planned, fleet, measurements)
         lines += ["", *_paragraph(_elastic(batch, sizes))]
         print_plain(make_console(as_json), "\n".join(lines))
-    if measure:
-        leave(DECIDED)
-    return DECIDED
+    return end_together(DECIDED, joined=measure)
 
 
 def _load(measured: Path) -> Measurements:

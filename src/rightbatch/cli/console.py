@@ -65,8 +65,12 @@ def begin(
 
 
 @contextlib.contextmanager
-def keeping(folder: Path, as_json: bool) -> Iterator[None]:
+def keeping(folder: Path | None, as_json: bool) -> Iterator[None]:
     """Whatever ends the block leaves a usable folder, or none where nothing was kept.
+
+    Args:
+        folder: The run folder; None on the ranks that keep nothing.
+        as_json: Standard output is kept for the document.
 
     Raises:
         Exit: Ctrl-C was pressed; what was kept has been said.
@@ -74,11 +78,13 @@ def keeping(folder: Path, as_json: bool) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _drop_if_empty(folder)
-        click.echo("\n" + _kept(folder), err=as_json)
+        if folder is not None:
+            _drop_if_empty(folder)
+            click.echo("\n" + _kept(folder), err=as_json)
         raise click.exceptions.Exit(INTERRUPTED) from None
     except RightbatchError:
-        _drop_if_empty(folder)
+        if folder is not None:
+            _drop_if_empty(folder)
         raise
 
 

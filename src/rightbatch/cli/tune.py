@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +47,10 @@ def tune(
     On several processes: torchrun --nproc-per-node N -m rightbatch tune JOB …
     """
     first = first_speaks()
-    address = look_up(job)
-    folder = make_run_folder(out, address.stem) if first else None
-    with nullcontext() if folder is None else keeping(folder, as_json):
-        console = announce(address, as_json and first)
+    spec = look_up(job)
+    folder = make_run_folder(out, spec.stem) if first else None
+    with keeping(folder, as_json):
+        console = announce(spec, as_json and first)
         from rightbatch.report.terminal import TerminalProgress
         from rightbatch.training.ranks import join
         from rightbatch.tuning.record import Record
@@ -66,11 +65,11 @@ def tune(
             budget_s=budget,
             with_race=with_race,
             threads="present" if keep_threads else "auto",
-            record=Record(path, spec=address.text, command=command_line()),
+            record=Record(path, spec=spec.text, command=command_line()),
             progress=TerminalProgress(console, phases=4 if with_race else 3),
             **limits,
         )
         status = DECIDED if tuning.plan.decided else UNDECIDED
         if folder is not None:
-            finish(console, folder, tuning.plan, tuning.choice, as_json)
+            status = finish(console, folder, tuning.plan, tuning.choice, as_json)
     return end_together(status, joined)

@@ -12,7 +12,7 @@ import torch
 from rightbatch.measure.held_out import held_out_loss
 from rightbatch.measure.noise import measure_noise
 from rightbatch.measure.record import MetricPoint, NoisePoint
-from rightbatch.measure.standstill import best_step, has_stalled
+from rightbatch.measure.run_progress import best_step, has_stalled
 from rightbatch.training.run_state import RunState, Snapshot
 
 MOST_POINTS = 12  # at which every other one is dropped and the spacing doubled

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from rightbatch.core.units import show_number, show_seconds
 from rightbatch.fit.stairs import stair
-from rightbatch.measure.run_progress import points_of_progress
-from rightbatch.measure.standstill import has_stalled
+from rightbatch.measure.run_progress import has_stalled, points_of_progress
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.evidence import race_tells
 from rightbatch.plan.objectives import Energy, Examples, Money
