@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import reference
 import rightbatch as rb
-from rightbatch.data.loading.resume_check import resume_is_exact
 from rightbatch.data.loading.shard_stream import ShardStream
 from rightbatch.data.loading.steps import Step
 
@@ -167,9 +166,7 @@ def test_a_loader_of_single_examples_reads_ahead_for_a_stream() -> None:
     assert seen + [i for batch in again for i in batch] == list(range(30))
 
 
-def test_forgetful_sources_are_found_out() -> None:
-    assert resume_is_exact(lambda: Source(300))
-    assert not resume_is_exact(lambda: Forgetful(300))
+def test_a_forgetful_source_is_read_again_without_its_state() -> None:
     first = ShardStream(Forgetful(300), 50, collate_fn=_same, use_state=False)
     seen = next(iter(first))
     again = ShardStream(Forgetful(300), 50, collate_fn=_same, use_state=False)
@@ -201,7 +198,6 @@ def test_sharded_sources_need_the_same_ranks() -> None:
         (lambda: list(ShardStream([1], 2, tail="drop")), "drops every batch"),
         (lambda: ShardStream([1], 2).load_state_dict(_same(3)), "no state"),
         (lambda: _ended(), "ends before the place"),
-        (lambda: resume_is_exact(list), "empty"),
         (lambda: ShardStream([1], 2).load_state_dict({}), "no state"),
     ],
 )
@@ -263,16 +259,6 @@ def test_no_more_is_read_than_a_batch_and_one() -> None:
     source = Counted(100)
     next(iter(ShardStream(source, 4)))
     assert source.read <= 5
-
-
-def test_a_source_that_breaks_in_its_second_epoch_is_found_out() -> None:
-    class Breaks(Source):
-        def __iter__(self) -> Iterator[int]:
-            if self.epoch:
-                self._start = 0  # forgets its state
-            return super().__iter__()
-
-    assert not resume_is_exact(lambda: Breaks(200))
 
 
 def test_steps_taken_from_new_loops_follow_each_other() -> None:

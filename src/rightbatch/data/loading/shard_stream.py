@@ -34,9 +34,9 @@ class ShardStream(PlainLoop):
     """Batches of any size from an iterable source: shards, a database, the web.
 
     The source decides the order; it is cut where the batch size says, at every step
-    anew. A resume is exact if the source's own ``state_dict`` is: it is kept as it
-    comes, and loaded as it was; test a source with `resume_is_exact`. A source without
-    one is read again from the start of the epoch, and must then come in the same order.
+    anew. A resume is as exact as the source's own ``state_dict``, which is saved and
+    loaded as it comes; shuffle buffers often forget what they hold. A source without
+    one is read again from the start of the epoch, and must come in the same order.
 
     It is read in this process. To read ahead: torchdata's ``StatefulDataLoader(data,
     batch_size=None, num_workers=4)`` as the source, which has a state of its own.
@@ -126,10 +126,9 @@ class ShardStream(PlainLoop):
                 cut, or sharded and not divided by the ranks.
             Exception: What the source raised. The state is that of the last whole step.
         """
-        self._agree()
         epoch = self._epoch
         while self._epoch == epoch and (examples := self._read(self._count())):
-            self._compare(examples[0])
+            self._agree(examples[0])
             count, number = len(examples), self._step
             ranks = split_across_ranks(
                 count, 1 if self.sharded else self.world_size, self._micro, turn=number
@@ -312,30 +311,30 @@ class ShardStream(PlainLoop):
         self._buffer.clear()
         self._examples = None
 
-    def _agree(self) -> None:
-        """Before the first step: compare the streams of all ranks. Collective.
+    def _agree(self, example: Any) -> None:
+        """Once, at the first step: compare the streams of all ranks. Collective.
+
+        Args:
+            example: The first that was read.
 
         Raises:
             SettingError: They differ.
         """
-        if self._compare_ranks:
-            settings = {
-                "step": self._step,
-                "batch_size": self.batch_size,
-                "tail": self.tail,
-                "micro_batch": self._micro,
-                "sharded": self.sharded,
-            }
-            if not self.sharded:
-                settings |= {"epoch": self._epoch, "position": self._position}
-            alike(gathered(settings, self.world_size))
-
-    def _compare(self, example: Any) -> None:
-        """At the first step: whether the ranks read the same. Collective."""
         compare, self._compare_ranks = self._compare_ranks, False
-        if not compare or self.sharded:
+        if not compare:
             return
-        if len(set(gathered(digest_of(example), self.world_size))) > 1:
+        settings = {
+            "step": self._step,
+            "batch_size": self.batch_size,
+            "tail": self.tail,
+            "micro_batch": self._micro,
+            "sharded": self.sharded,
+        }
+        if not self.sharded:
+            settings |= {"epoch": self._epoch, "position": self._position}
+        ranks = gathered((settings, _digest(example)), self.world_size)
+        alike([settings for settings, _ in ranks])
+        if not self.sharded and len({digest for _, digest in ranks}) > 1:
             warnings.warn(
                 "the ranks read different examples where they should read the same: "
                 "the source comes in an order of its own on each (seed it alike), or "
@@ -368,7 +367,7 @@ def _check_source(source: Any) -> None:
         )
 
 
-def digest_of(example: Any) -> str:
+def _digest(example: Any) -> str:
     """Tells an example from others; "" where it cannot be pickled."""
     try:
         return hashlib.blake2b(pickle.dumps(example), digest_size=8).hexdigest()
