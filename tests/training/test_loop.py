@@ -138,7 +138,7 @@ class Malice:
 
 def test_no_code_runs_from_a_checkpoint(tmp_path: Path) -> None:
     torch.save(
-        {"format": "rightbatch/checkpoint/2", "model": Malice()}, tmp_path / "x.pt"
+        {"format": "rightbatch/checkpoint/3", "model": Malice()}, tmp_path / "x.pt"
     )
     with pytest.raises(rb.RunFolderError, match="cannot read"):
         load_checkpoint(tmp_path / "x.pt")

@@ -12,7 +12,7 @@ from rightbatch.job.optimizers import Family
 from rightbatch.memory.points import MemoryPoint
 from rightbatch.noise.statistics.moments import NoiseMoments
 
-FORMAT = "rightbatch/measurements/1"
+FORMAT = "rightbatch/measurements/2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
