@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import rightbatch as rb
-from reference import whole_gradient
+from reference import noise_by_pairs, whole_gradient
 from rightbatch.training.ranks import leave
 
 VOCABULARY, WIDTH, LENGTH = 11, 8, 6
@@ -191,6 +192,27 @@ def survival(phase: str, rank: int, passes: list[int], kind: str) -> dict[str, A
     return found
 
 
+def watched(world: int, rank: int) -> dict[str, float]:
+    """The noise scale that a monitor beside the accumulator reads, and the truth."""
+    model = wrapped("ddp")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    monitor = rb.NoiseMonitor(model, optimizer, math.inf)
+    step = rb.Accumulator(model, loss, optimizer, micro_batch=3, check=False)
+    signal = noise = 0.0
+    for number in range(4):
+        step(batch_of(rank, "even", number))
+        plain, parts = make_model(), []
+        for other in range(world):
+            total, count = loss(plain, batch_of(other, "even", number))
+            mean = total / count / world
+            grads = torch.autograd.grad(mean, list(plain.parameters()))
+            parts.append(torch.cat([g.flatten() for g in grads]).double())
+        one = noise_by_pairs(parts, [8] * world)
+        signal, noise = signal + one[0], noise + one[1]
+    found = monitor.read(window=10**6)
+    return {"found": found.noise_scale.value, "true": noise / signal}
+
+
 def failure(rank: int) -> dict[str, Any]:
     """A bug on one rank ends all of them, with a reason."""
     model = wrapped("ddp")
@@ -214,6 +236,8 @@ def main() -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     if kind in ("ddp", "fsdp"):
         found: Any = equality(kind, world, rank)
+    elif kind == "watched":
+        found = watched(world, rank)
     elif kind == "failure":
         found = failure(rank)
     else:

@@ -80,3 +80,9 @@ def test_a_bug_on_one_rank_ends_all_with_a_reason(tmp_path: Path) -> None:
     first, second = torchrun("failure", 2, tmp_path)
     assert "another rank" in first["message"] or "rank 1" in first["message"]
     assert "KeyError" in second["message"]
+
+
+def test_a_monitor_beside_it_reads_the_gradient_of_each_rank(tmp_path: Path) -> None:
+    """Against one gradient a rank, computed directly; float32 leaves 1e-4."""
+    for found in torchrun("watched", 2, tmp_path):
+        assert found["found"] == pytest.approx(found["true"], rel=1e-4)

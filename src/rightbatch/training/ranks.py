@@ -138,12 +138,13 @@ class Ranks:
         self.ddp.module = _Touch(network, trained)
         try:
             self.ddp.require_forward_param_sync = True
-            self.ddp(None).backward()
+            # By its `forward`: hooks on the model are not for a pass without examples.
+            self.ddp.forward(None).backward()
             if not self._settled:
                 # After its first exchange DDP orders its buckets anew, together, in the
                 # next forward pass: now, where all ranks are.
                 with self.ddp.no_sync():
-                    self.ddp(None)
+                    self.ddp.forward(None)
                 self._settled = True
         finally:
             self.ddp.module = network
