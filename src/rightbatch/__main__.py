@@ -2,4 +2,5 @@
 
 from rightbatch.cli.main import main
 
-main()
+if __name__ == "__main__":  # workers that are not forked import this file too
+    main()

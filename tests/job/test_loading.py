@@ -7,6 +7,7 @@ import pytest
 
 import rightbatch as rb
 from rightbatch.job.address import look_up
+from rightbatch.job.loading import load_named
 
 FILE = """
 import torch, rightbatch as rb
@@ -81,3 +82,14 @@ def test_a_file_that_raises_tells_its_line(path: Path) -> None:
     with pytest.raises(rb.JobError, match="not valid Python") as failed:
         rb.load_job(str(path))
     assert "my_training.py:1" in failed.value.seen
+
+
+def test_what_a_file_defines_can_be_imported_by_its_workers(tmp_path: Path) -> None:
+    path = tmp_path / "a_file_of_workers.py"
+    path.write_text("class Data:\n    pass\n\n\njob = Data()\n")
+    made = load_named(f"{path}:job")
+    assert type(made).__module__ == "a_file_of_workers"
+    # One that is named as a module in use gets another name.
+    path = tmp_path / "random.py"
+    path.write_text("class Data:\n    pass\n\n\njob = Data()\n")
+    assert type(load_named(f"{path}:job")).__module__ == "_rightbatch_job_random"

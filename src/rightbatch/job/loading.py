@@ -99,8 +99,9 @@ def _imported(address: JobAddress) -> Any:
         # Like `python file.py`: its neighbours can be imported, also later on.
         if str(path.parent) not in sys.path:
             sys.path.insert(0, str(path.parent))
-        # A name of its own: a file called random.py must not replace the module.
-        name = f"_rightbatch_job_{path.stem}"
+        # Under its own name, by which worker processes can import it too; but a file
+        # called random.py must not replace the module.
+        name = path.stem if _is_free(path) else f"_rightbatch_job_{path.stem}"
         made = importlib.util.spec_from_file_location(name, path)
         assert made is not None
         assert made.loader is not None
@@ -108,3 +109,11 @@ def _imported(address: JobAddress) -> Any:
         sys.modules[name] = module  # so that its classes can be copied
         made.loader.exec_module(module)
         return module
+
+
+def _is_free(path: Path) -> bool:
+    """Whether a file's stem is the name of this file, and of no module in use."""
+    if path.stem in sys.modules:
+        return getattr(sys.modules[path.stem], "__file__", None) == str(path)
+    spec = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
+    return spec is not None and spec.origin == str(path)

@@ -267,14 +267,15 @@ class Accumulator:
                 raise JobError("the batch is empty", seen=f"{count} examples")
             return [Part(batch, count)]
         weighted = batch.weighted
-        return [
-            Part(
-                (micro.data, micro.weights) if weighted else micro.data,
-                len(micro.indices),
-                counts=micro.share > 0,
-            )
-            for micro in batch
-        ]
+        with user_code("reading the data"):
+            return [
+                Part(
+                    (micro.data, micro.weights) if weighted else micro.data,
+                    len(micro.indices),
+                    counts=micro.share > 0,
+                )
+                for micro in batch
+            ]
 
     def _cut(self, whole: list[Part]) -> list[Part]:
         """No piece larger than the micro-batch in force, as many on every rank."""
