@@ -41,8 +41,8 @@ def test_two_processes_tune_and_train_by_the_plan(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     plan = rb.Plan.load(tmp_path / "run" / "plan.json")
-    # On a busy machine its race may be too short, or too rough, for a verdict.
-    assert (done.returncode == 0) == plan.decided, done.stderr[-2000:]
+    # Undecided is no failure to torchrun, which would start it again.
+    assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("Why    ") == 1  # the first rank alone speaks
     assert plan.world_size == 2
     assert plan.batch_size == plan.micro_batch * plan.accumulation * 2
@@ -54,7 +54,9 @@ def test_two_processes_tune_and_train_by_the_plan(tmp_path: Path) -> None:
         *("--epochs", "3", "--out", "b"),
         cwd=tmp_path,
     )
-    assert "Target 0.12" in trained.stdout, trained.stderr[-2000:]
+    assert trained.returncode == 0, trained.stderr[-2000:]
+    assert "Target 0.12" in trained.stdout
+    assert (tmp_path / "b" / "plan.json").exists()  # for its report
     assert (tmp_path / "b" / "trace.jsonl").exists()
 
 

@@ -18,9 +18,14 @@ def first_speaks() -> bool:
 
 
 def end_together(status: int, joined: bool) -> int:
-    """The exit status; with several processes, all end here at once."""
+    """The exit status; with several processes, all end here at once.
+
+    torchrun knows success and failure only, and starts failed processes again: what
+    ended as it should, decided or not, is a success there.
+    """
     if joined:
+        from rightbatch.cli.console import DECIDED, UNDECIDED
         from rightbatch.training.ranks import leave
 
-        leave(status)
+        leave(DECIDED if status == UNDECIDED else status)
     return status
