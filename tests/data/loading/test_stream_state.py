@@ -68,7 +68,7 @@ def test_a_larger_batch_after_a_resume_begins_the_next_epoch() -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"dataset": (torch.arange(21),)}, "20 examples then, 21 now"),
+        ({"dataset": (torch.arange(21),)}, "length 20 then, 21 now"),
         ({"seed": 1}, "another seed"),
         ({"order": "sequential"}, "another order"),
         ({"fingerprint": "b"}, "another data set"),
