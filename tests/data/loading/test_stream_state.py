@@ -55,8 +55,7 @@ def test_a_larger_batch_after_a_resume_begins_the_next_epoch() -> None:
     """The tail that no longer fits is behind: epoch, position and len agree."""
     data = (torch.arange(100),)
     stream = rb.BatchStream(data, 10, tail="drop")
-    while stream.position < 90:
-        list(next(stream.steps()))
+    stream.skip(9)
     again = rb.BatchStream(data, 10, tail="drop")
     again.load_state_dict(stream.state_dict())
     again.batch_size = 20
