@@ -138,7 +138,7 @@ def main(folder: Path) -> None:
     shards = shard_life(rank)
     dist.barrier()
     if rank == 0:
-        audit = Ledger(folder / "ledger").audit(53)
+        audit = Ledger(folder / "ledger").audit()
         found = {
             "asked": asked,
             "seen": seen,

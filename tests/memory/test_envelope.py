@@ -93,6 +93,8 @@ def test_measured_peaks_are_joined_by_lines_that_are_never_too_low() -> None:
     )
     assert all(law.peak(b) >= peak(b) - 1e-9 for b in range(1, 4097))
     assert law.peak(4096) == pytest.approx(peak(4096))
+    assert law.largest(1000) == 320
+    assert law.largest(10) == 0
     with pytest.raises(rb.UnidentifiedError, match="at least 2"):
         fit_points([MemoryPoint(micro_batch=1, peak_memory_bytes=1)])
 

@@ -40,11 +40,7 @@ def test_schedules_in_one_word(text: str, expected: Schedule) -> None:
 def test_other_words_are_refused_with_the_forms(text: str) -> None:
     with pytest.raises(rb.SettingError) as caught:
         parse_schedule(text, batch=64, length=1000, rate=DECAY)
-    assert (
-        "ramp:32:512" in str(caught.value)
-        or "such as" in str(caught.value)
-        or ("number of examples" in str(caught.value))
-    )
+    assert "ramp:32:512" in str(caught.value) or "of examples" in str(caught.value)
     with pytest.raises(rb.SettingError):
         parse_rate(text, 1000)
     with pytest.raises(rb.SettingError):

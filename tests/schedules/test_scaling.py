@@ -10,8 +10,8 @@ import torch
 import rightbatch as rb
 
 
-def sgd(lr: float = 0.1, **more: Any) -> torch.optim.SGD:
-    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=lr, **more)
+def sgd() -> torch.optim.SGD:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def sgd(lr: float = 0.1, **more: Any) -> torch.optim.SGD:
     ],
 )
 def test_rules(rule: Any, more: dict[str, float], expected: float) -> None:
-    optimizer = sgd(0.1)
+    optimizer = sgd()
     scaling = rb.scale_hyperparameters(
         optimizer, batch_from=64, batch_to=256, rule=rule, **more
     )

@@ -105,6 +105,3 @@ def test_a_smooth_schedule_moves_in_steps_of_ten_percent() -> None:
 def test_what_makes_no_sense_is_refused_at_once(make: Any) -> None:
     with pytest.raises(rb.SettingError):
         make()
-
-
-# The controller

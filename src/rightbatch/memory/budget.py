@@ -81,13 +81,15 @@ def budget_for(
     Raises:
         SettingError: ``memory`` is not positive, or the device's is unknown.
     """
-    if memory is not None and not _between(memory, 1, math.inf):
+    if memory is not None and not (
+        isinstance(memory, (int, float)) and 1 <= memory < math.inf
+    ):
         raise SettingError(
             "memory must be a number of bytes",
             seen=f"memory={memory!r}",
             fix="memory=8 * 2**30 (--limit 8GiB)",
         )
-    if not _between(margin, 0, 1):
+    if not (isinstance(margin, (int, float)) and 0 <= margin < 1):
         raise SettingError(
             "a margin is a share from 0 to 1", seen=f"margin={margin!r}", fix="0.1"
         )
@@ -142,8 +144,3 @@ def _free(device: torch.device) -> tuple[int, str]:
         f"how much memory a {device.type} device has is not known here",
         fix="say it: memory=80e9, or --limit 80GB",
     )
-
-
-def _between(value: object, low: float, high: float) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and low <= float(value) < high

@@ -194,31 +194,11 @@ def fit_envelope(traces: Sequence[StepTrace]) -> Envelope:
         upward = curve[2] > 0  # downward it would end: the line is kept, above it
         index = np.flatnonzero(bends)[upward]
         constant[index], linear[index], square[index] = curve[:, upward]
-    sizes = ", ".join(str(trace.micro_batch) for trace in traces)
-    method = f"traced at {sizes} examples"
-    return envelope_of(constant, linear, square, traces[-1], method=method)
-
-
-def envelope_of(
-    constant: np.ndarray,
-    linear: np.ndarray,
-    square: np.ndarray,
-    last: StepTrace,
-    *,
-    method: str,
-) -> Envelope:
-    """The operations that bind somewhere, of all those in a step.
-
-    Args:
-        constant: Bytes after each operation, shape (operations,).
-        linear: Bytes per example.
-        square: Bytes per pair of examples.
-        last: A trace that names them, with what rounding adds.
-        method: How it came about.
-    """
+    last = traces[-1]
     constant = constant + np.array(last.wasted)
     linear = np.where(square > 0, linear, np.maximum(linear, 0.0))
     kept = _binding(constant, linear, square)
+    sizes = ", ".join(str(trace.micro_batch) for trace in traces)
     return Envelope(
         segments=tuple(
             Segment(
@@ -230,7 +210,7 @@ def envelope_of(
             )
             for i in kept
         ),
-        method=method,
+        method=f"traced at {sizes} examples",
         parameters=last.parameters,
         buffers=last.buffers,
         gradients=last.gradients,

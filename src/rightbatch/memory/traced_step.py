@@ -116,26 +116,17 @@ def trace_step(
             fix="leave .item(), float(tensor) and `if tensor:` out of model and loss; "
             "and see that they run at this shape",
         )
-    check_same_operations(traces, "batch size")
-    return traces
-
-
-def check_same_operations(traces: tuple[StepTrace, ...], axis: str) -> None:
-    """Refuse traces whose operations cannot be compared one by one.
-
-    Raises:
-        UntraceableError: They are not the same at every size or length.
-    """
     if len({trace.operations for trace in traces}) > 1:
         counts = [
             f"{len(trace.operations)} operations at {trace.micro_batch}"
             for trace in traces
         ]
         raise UntraceableError(
-            f"the step takes another way at another {axis}",
+            "the step takes another way at another batch size",
             seen=", ".join(counts),
             why="memory between those that were traced cannot be derived from it",
         )
+    return traces
 
 
 def _trace(

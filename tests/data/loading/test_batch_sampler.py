@@ -48,30 +48,6 @@ def test_a_sampler_counts_examples() -> None:
         next(sampler.follow(DataLoader(data, batch_sampler=sampler, in_order=False)))
 
 
-def test_a_loop_that_is_left_is_told_what_it_may_have_lost() -> None:
-    data = TensorDataset(torch.arange(100))
-    sampler = BatchSampler(data, 5)
-    loader = DataLoader(data, batch_sampler=sampler)
-    for _ in loader:
-        break
-    with pytest.warns(UserWarning, match="fetched ahead is lost"):
-        next(iter(loader))
-    placed = BatchSampler(data, 5)
-    for move in (
-        lambda: placed.load_state_dict(placed.state_dict()),
-        lambda: placed.set_epoch(placed.epoch + 1),
-    ):
-        next(iter(placed))
-        move()
-        next(iter(placed))  # nothing is lost: the place was chosen
-        placed.set_epoch(placed.epoch + 1)
-    followed = BatchSampler(data, 5)
-    loader = DataLoader(data, batch_sampler=followed)
-    for _ in range(3):
-        for _ in followed.follow(loader):
-            break
-
-
 def test_a_sampler_says_what_it_cannot_do() -> None:
     data = TensorDataset(torch.arange(10))
     sampler = BatchSampler(data, 4)

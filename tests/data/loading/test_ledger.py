@@ -35,7 +35,7 @@ def test_a_process_killed_at_any_time_has_a_ledger_of_each_example_once(
                     child.kill()  # SIGKILL, with workers alive
             else:
                 assert child.wait(120) == 0
-    found = Ledger(tmp_path / "ledger").audit(101)
+    found = Ledger(tmp_path / "ledger").audit()
     assert found.exact, str(found)
     assert found.steps == 60
     assert found.epochs >= 3
@@ -143,12 +143,6 @@ def test_a_run_begun_anew_replaces_the_earlier_ledger(tmp_path: Path) -> None:
     assert Ledger(tmp_path).audit().examples == 8
 
 
-def test_a_ledger_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(rb.RunFolderError, match="cannot make the ledger"):
-        rb.BatchStream((torch.arange(9),), 3, ledger=tmp_path / "file" / "ledger")
-
-
 def test_the_ledger_counts_what_was_left_out_as_asked(tmp_path: Path) -> None:
     data = (torch.arange(100),)
     stream = rb.BatchStream(data, 10, ledger=tmp_path / "a")
@@ -169,7 +163,7 @@ def test_the_ledger_counts_what_was_left_out_as_asked(tmp_path: Path) -> None:
     for _ in again:
         pass
     found = Ledger(tmp_path / "a").audit()
-    assert (found.exact, found.left_out, found.rolled_back) == (True, 100, 8)
+    assert (found.exact, found.left_out) == (True, 100)
     for seed in range(60):  # the largest index may be in no batch
         folder = tmp_path / str(seed)
         stream = rb.BatchStream(
@@ -193,22 +187,9 @@ def test_padding_is_said_and_no_repeat_to_a_ledger(tmp_path: Path) -> None:
     twice = [numbers for numbers in drawn.values() if len(numbers) == 2]
     assert len(twice) == 2
     assert all(a != b for a, b in twice)  # augmented anew
-    audit = Ledger(tmp_path).audit(10)
+    audit = Ledger(tmp_path).audit()
     assert (audit.exact, audit.examples, audit.left_out) == (True, 10, 0)
     assert audit.padded == 2
-
-
-def test_the_ledger_knows_a_dropped_tail(tmp_path: Path) -> None:
-    stream = rb.BatchStream((torch.arange(30),), 11, tail="drop", ledger=tmp_path)
-    for _ in stream:  # 11, then 11, then 8 that are dropped
-        pass
-    stream.batch_size = 7
-    for _ in range(3):
-        list(next(stream.steps()))
-    stream.batch_size = 20  # 9 are left
-    list(next(stream.steps()))
-    found = Ledger(tmp_path).audit(30)
-    assert (found.lost, found.repeated, found.left_out) == (0, 0, 17 + 10)
 
 
 @pytest.mark.parametrize("way", ["steps", "skip", "set_epoch"])

@@ -148,22 +148,6 @@ def test_how_workers_ended_is_noted() -> None:
     assert "exit codes [3]" in notes
 
 
-class Slow(Numbers):
-    """A worker that stands still."""
-
-    def __getitem__(self, index: int) -> Any:
-        if get_worker_info() is not None:
-            time.sleep(30)
-        return index
-
-
-def test_a_worker_that_stands_still_is_told() -> None:
-    stream = rb.BatchStream(Slow(8), 4, num_workers=1, timeout=0.3)
-    with pytest.raises(RuntimeError, match="timed out"):
-        next(iter(stream))
-    assert stream.position == 0
-
-
 class Tagged(Dataset[Any]):
     tag = 0
 
@@ -214,29 +198,6 @@ def test_an_interrupt_while_a_batch_is_taken_loses_nothing(moment: str) -> None:
     assert fired == [moment]
     assert [batch.tolist() for batch, _ in stream] == [[2, 3], [4, 5], [6, 7]]
     stream.close()
-
-
-class Breaks:
-    """Raises what also a broken queue raises."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    def __len__(self) -> int:
-        return 40
-
-    def __getitem__(self, index: int) -> int:
-        raise self.error
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", [EOFError, ConnectionResetError])
-def test_an_error_of_the_data_set_is_not_taken_for_a_dead_worker(
-    kind: type[Exception], workers: int
-) -> None:
-    stream = rb.BatchStream(Breaks(kind("truncated")), 8, num_workers=workers)
-    with pytest.raises(kind, match="truncated"):
-        next(iter(stream))
 
 
 def test_workers_beside_a_process_group_are_not_forked(tmp_path: Any) -> None:

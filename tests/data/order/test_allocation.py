@@ -7,11 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rightbatch as rb
-from rightbatch.data.order.allocation import (
-    allocate,
-    batch_variance,
-    importance_weights,
-)
+from rightbatch.data.order.allocation import allocate, batch_variance
 
 
 @settings(deadline=None)
@@ -52,11 +48,6 @@ def test_neyman_beats_every_other_allocation() -> None:
         for b in range(1, 24 - a):
             counts = np.array([a, b, 24 - a - b])
             assert best <= batch_variance(sizes, counts, stds) * 1.001
-
-
-def test_importance_weights_average_to_one() -> None:
-    sizes, counts = np.array([10, 90]), np.array([5, 5])
-    assert importance_weights(sizes, counts).tolist() == [0.2, 1.8]
 
 
 def test_multiples_are_given_up_where_they_do_not_fit() -> None:

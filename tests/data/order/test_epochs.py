@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rightbatch.data.order.epochs import Blocks, ShuffledEpochs
+from rightbatch.data.order.epochs import ShuffledEpochs
 from rightbatch.data.order.permutation import Permutation
 
 
@@ -25,16 +25,3 @@ def test_the_endless_order_is_the_epochs_one_after_another(
         ]
         assert order(start, start + count).tolist() == expected
         assert order.at(places).tolist() == expected
-
-
-def test_blocks_are_what_their_function_gives_and_end_where_asked() -> None:
-    asked = []
-
-    def squares(start: int, stop: int) -> list[int]:
-        asked.append((start, stop))
-        return [n * n for n in range(start, stop)]
-
-    blocks = Blocks(squares, ends=10, size=4)
-    for start, stop in ((3, 3), (0, 3), (2, 15), (13, 27), (1, 2)):
-        assert blocks(start, stop) == [n * n for n in range(start, stop)]
-    assert asked[:4] == [(0, 4), (4, 8), (8, 10), (10, 14)]

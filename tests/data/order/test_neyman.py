@@ -1,6 +1,5 @@
 """The noise of each stratum, measured while training."""
 
-import json
 import math
 from typing import Any
 
@@ -101,7 +100,7 @@ def test_a_meter_says_what_it_cannot_measure_by() -> None:
         meter(losses.mean(), groups)
 
 
-def test_a_meter_leaves_out_what_is_not_finite_and_can_be_saved() -> None:
+def test_a_meter_leaves_out_what_is_not_finite() -> None:
     y = torch.tensor([0] * 90 + [1] * 10)
     strata = rb.data.Strata(y, "neyman")
     assert strata.counts_at(20).tolist() == [18, 2]  # two can be measured
@@ -113,8 +112,3 @@ def test_a_meter_leaves_out_what_is_not_finite_and_can_be_saved() -> None:
         scale = math.inf if call == 9 else 1.0
         meter(weight * x * scale, groups)
     assert meter.stds == pytest.approx([0.5**0.5, 8**0.5])
-    other = StratumMeter([weight], strata)
-    other.load_state_dict(json.loads(json.dumps(meter.state_dict())))
-    assert other.stds == meter.stds
-    with pytest.raises(rb.SettingError, match="other strata"):
-        other.load_state_dict({"sums": [1.0]})

@@ -15,7 +15,6 @@ from rightbatch.data.order.permutation import (
     key_of,
     permute,
     rounds_for,
-    uniform,
 )
 
 
@@ -185,8 +184,3 @@ def test_lengths_out_of_range_are_refused(length: int) -> None:
     for make in (Permutation, Shuffled, Poisson):
         with pytest.raises(rb.SettingError, match=r"between 1 and 2\*\*32"):
             make(length)
-
-
-def test_uniform_words_give_uniform_numbers() -> None:
-    words = np.array([0, 2**64 - 1, 2**63], dtype=np.uint64)
-    assert uniform(words).tolist() == [0.0, 1 - 2**-53, 0.5]

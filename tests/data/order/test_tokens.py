@@ -186,14 +186,3 @@ def test_steps_are_counted_where_the_batch_size_is_in_tokens() -> None:
             assert stream.steps_left == expected - 5
             assert len(stream) == expected
     assert stream.step == expected
-
-
-def test_a_state_of_other_units_is_refused() -> None:
-    lengths = np.full(40, 3)
-    tokens = rb.BatchStream(
-        (torch.arange(40),), 20, order=rb.data.Tokens(lengths, 9, count="tokens")
-    )
-    examples = rb.BatchStream((torch.arange(40),), 20, order=rb.data.Tokens(lengths, 9))
-    with pytest.raises(rb.SettingError, match="settings of the order"):
-        examples.load_state_dict(tokens.state_dict())
-    assert tokens  # a stream is true, though nobody knows how many steps it has

@@ -97,19 +97,12 @@ def mixing_of(batches: list[Any]) -> Estimate:
         >>> round(mixing_of([np.full(4, float(day)) for day in range(100)]).value, 2)
         4.03
     """
-    try:
-        values = [np.asarray(b, dtype=np.float64).ravel() for b in batches]
-    except (TypeError, ValueError) as error:
-        raise SettingError(
-            "mixing is measured by one number of each example",
-            seen=str(error),
-            fix="labels as integers, a time, or a length",
-        ) from error
-    values = [v for v in values if len(v)]
+    values = [np.asarray(batch, dtype=np.float64).ravel() for batch in batches]
     if not values or np.ptp(np.concatenate(values)) == 0:
         raise SettingError(
             "all examples have the same number" if values else "there are no batches",
             seen=f"{sum(map(len, values))} examples",
             why="its mean is the same in every batch, however mixed",
+            fix="a number that differs: labels as integers, a time, or a length",
         )
     return noise_ratio(values, lambda v: v[:, None])

@@ -22,8 +22,9 @@ class BatchSampler(StreamBase, Sampler[list[int]]):
 
     For loops that must keep their own loader. A `BatchStream` does more: with workers,
     a sampler runs ahead of training, so a new ``batch_size`` arrives late by what they
-    have fetched, and its state is ahead too. ``follow`` mends the second; torchdata's
-    ``StatefulDataLoader`` keeps the state by itself.
+    have fetched, and its state is ahead too: a loop that is left loses what they have
+    fetched. ``follow`` mends the second; torchdata's ``StatefulDataLoader`` keeps the
+    state by itself.
 
     Args:
         length: Examples in the data set, or the data set.
@@ -71,35 +72,26 @@ class BatchSampler(StreamBase, Sampler[list[int]]):
             fingerprint=fingerprint or fingerprint_of(length),
         )
         self._ahead: deque[Cursor] | None = None  # while a loader is followed
-        self._left_at: Cursor | None = None  # where a loop ended before its epoch
 
     def __iter__(self) -> Iterator[list[int]]:
         """What is left of this epoch."""
         ahead = self._ahead
         if ahead is not None:
             ahead.clear()  # a loader begins anew where the last one was left
-        elif self._left_at is self._cursor:
-            self._warn(
-                "left",
-                "the last loop over this sampler was left before its epoch's end: if "
-                "the loader has workers, what they had fetched ahead is lost; "
-                "sampler.follow(loader) loses nothing",
-            )
         cursor = self._settled()
         epoch = cursor.position // self.length
         plain = isinstance(self.order, Shuffled) and self.world_size == 1
-        step = self._plain() if plain and self.tail != "pad" else self._composed
+        step = self._plain() if plain and self.tail != "pad" else self._next
         while cursor.position // self.length == epoch:
             batch, cursor = step(cursor)
             if ahead is None:
-                self._cursor = self._left_at = cursor
+                self._cursor = cursor
             else:
                 ahead.append(cursor)
             yield batch
             if ahead is None and self._cursor is not cursor:
                 raise _elsewhere()
             cursor = self._planner.settle(cursor, self.batch_size)
-        self._left_at = None
 
     def _plain(self) -> Callable[[Cursor], tuple[list[int], Cursor]]:
         """Steps that are nothing but the next indices: three times as fast."""
@@ -115,8 +107,8 @@ class BatchSampler(StreamBase, Sampler[list[int]]):
 
         return step
 
-    def _composed(self, cursor: Cursor) -> tuple[list[int], Cursor]:
-        """Steps that the planner makes."""
+    def _next(self, cursor: Cursor) -> tuple[list[int], Cursor]:
+        """The indices of the step at a cursor, and the cursor behind it."""
         plan = self._planner.plan(cursor, self.batch_size)
         if len(plan.micro) > 1:
             raise SettingError(

@@ -4,14 +4,52 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rightbatch.core.errors import RunFolderError
-from rightbatch.data.audit.ledger_proof import LedgerAudit, audit_of
 from rightbatch.data.loading.step_plan import Planner, StepPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerAudit:
+    """What a ledger proves.
+
+    Attributes:
+        steps: Steps in the run, without those that a resume has made again.
+        examples: Examples handed out in them.
+        epochs: Whole epochs behind the run.
+        left_out: Examples left out because ``tail="drop"``, ``skip`` or ``set_epoch``
+            asked for it.
+        padded: Examples that came once more because ``tail="pad"`` asked for it.
+        lost: Other examples that are missing before where the run stands.
+        repeated: Examples that came more than once in an epoch, every extra one.
+    """
+
+    steps: int
+    examples: int
+    epochs: int
+    left_out: int
+    padded: int
+    lost: int
+    repeated: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing was lost and nothing repeated."""
+        return not self.lost and not self.repeated
+
+    def __str__(self) -> str:
+        verdict = "each exactly once" if self.exact else "NOT exactly once"
+        return (
+            f"{self.examples} examples in {self.steps} steps, {self.epochs} whole "
+            f"epochs: {verdict}\n"
+            f"{self.lost} lost, {self.repeated} repeated; as asked: {self.left_out} "
+            f"left out, {self.padded} padded"
+        )
 
 
 class Ledger:
@@ -31,22 +69,41 @@ class Ledger:
         ...     pass
         >>> print(rb.data.Ledger(folder).audit())
         10 examples in 3 steps, 1 whole epochs: each exactly once
-        0 lost, 0 repeated; as asked: 0 left out, 0 padded; 0 steps rolled back
+        0 lost, 0 repeated; as asked: 0 left out, 0 padded
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def audit(self, length: int | None = None) -> LedgerAudit:
+    def audit(self) -> LedgerAudit:
         """Count what every epoch has seen.
-
-        Args:
-            length: Examples in the data set; default what the ledger says.
 
         Raises:
             RunFolderError: There is no ledger.
         """
-        return audit_of(self.folder, length)
+        rows = _valid_rows(self.folder)
+        length = rows[0]["length"]
+        end = max(row["after"] for row in rows)
+        # Every rank says the same of these.
+        steps = {_place(row): row for row in rows}.values()
+        left_out = sum(row["after"] - row["start"] - row["examples"] for row in steps)
+        examples = lost = repeated = 0
+        for epoch in range(end // length + 1):
+            indices = [i for row in rows for i in row["epochs"].get(str(epoch), [])]
+            counts = np.bincount(np.asarray(indices, dtype=np.int64), minlength=length)
+            examples += len(indices)
+            repeated += int(np.maximum(counts - 1, 0).sum())
+            # Of an epoch that is not over, as many as lie behind.
+            lost += min(length, end - epoch * length) - int((counts > 0).sum())
+        return LedgerAudit(
+            steps=sum(row["examples"] > 0 for row in steps),
+            examples=examples,
+            epochs=end // length,
+            left_out=left_out,
+            padded=sum(row["padded"] for row in steps),
+            lost=lost - left_out,
+            repeated=repeated,
+        )
 
 
 class LedgerWriter:
@@ -56,25 +113,14 @@ class LedgerWriter:
     in between, the step comes again, and its second line counts.
 
     Args:
-        folder: Where; made if missing.
+        folder: Made with the first line, if missing.
         planner: Of the stream.
-
-    Raises:
-        RunFolderError: The folder cannot be made.
     """
 
     def __init__(self, folder: str | Path, planner: Planner) -> None:
         self.folder, self._planner = Path(folder), planner
         self._segment = 0
         self._file: Path | None = None  # made with the first line
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunFolderError(
-                f"cannot make the ledger {self.folder}",
-                seen=error.strerror or str(error),
-                fix="another folder",
-            ) from error
 
     def begin(self, segment: int) -> None:
         """The next line belongs to this segment: a state was loaded."""
@@ -133,7 +179,7 @@ class LedgerWriter:
                 f"cannot write the ledger in {self.folder}",
                 seen=error.strerror or str(error),
                 why="the step is not counted, and comes again",
-                fix="make room and go on",
+                fix="another folder, or make room and go on",
             ) from error
 
     def _begun(self) -> Path:
@@ -142,6 +188,7 @@ class LedgerWriter:
         Files of ranks that are no more are the first rank's to delete.
         """
         rank, replaced = self._planner.rank, False
+        self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob("segment-*-rank-*.jsonl"):
             segment, other = (int(path.stem.split("-")[place]) for place in (1, 3))
             gone = rank == 0 and other >= self._planner.world_size
@@ -155,3 +202,40 @@ class LedgerWriter:
                 stacklevel=6,
             )
         return self.folder / f"segment-{self._segment:06d}-rank-{rank}.jsonl"
+
+
+def _valid_rows(folder: Path) -> list[dict[str, Any]]:
+    """The lines of all ranks, without those that a resume has made void."""
+    segments: dict[int, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("segment-*-rank-*.jsonl")):
+        segments.setdefault(int(path.stem.split("-")[1]), []).extend(_lines(path))
+    valid: list[dict[str, Any]] = []
+    for _, rows in sorted(segments.items()):
+        first = min(map(_place, rows), default=(0, 0))
+        valid = [row for row in valid if _place(row) < first] + rows
+    if not valid:
+        raise RunFolderError("there is no ledger here", seen=str(folder))
+    return valid
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file, each step's last one.
+
+    A line that was broken off, by a kill or a full disk, is none: its step came again,
+    or its examples are lost.
+    """
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        while rows and _place(rows[-1]) >= _place(row):
+            rows.pop()
+        rows.append(row)
+    return rows
+
+
+def _place(row: dict[str, Any]) -> tuple[int, int]:
+    """Where it stands; what was left out just before a step has that step's number."""
+    return row["step"], row["start"]

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
+from rightbatch.core.torch_private import shut_down_workers, worker_processes
 from rightbatch.data.loading.fetch import Fetch, Piece
 
 Task = tuple[int, Piece]  # of which request
@@ -35,9 +36,9 @@ class Prefetch:
     """
 
     def __init__(self, fetch: Fetch, options: dict[str, Any]) -> None:
-        self._workers = options["num_workers"]
+        self._num_workers = options["num_workers"]
         self._request = torch.zeros(1, dtype=torch.int64)
-        if self._workers:
+        if self._num_workers:
             self._request.share_memory_()
             options = options | {
                 "worker_init_fn": _BeginWorker(options["worker_init_fn"]),
@@ -62,13 +63,13 @@ class Prefetch:
         """
         try:
             ahead = self._tasks.ahead
-            if not (self._workers and ahead and ahead[0].same(piece)):
+            if not (self._num_workers and ahead and ahead[0].same(piece)):
                 self._begin(piece, pieces)
-            if self._workers:
+            if self._num_workers:
                 ahead.popleft()
             return next(self._batches)
         except BaseException as error:
-            workers = getattr(self._batches, "_workers", [])
+            workers = worker_processes(self._batches)
             with suppress(RuntimeError):  # torch's, of one more worker that died
                 self.close()
             if workers:
@@ -81,7 +82,7 @@ class Prefetch:
             raise
 
     def _begin(self, piece: Piece, pieces: Callable[[], Iterator[Piece]]) -> None:
-        if self._workers and self._tasks.ahead:
+        if self._num_workers and self._tasks.ahead:
             self.refills += 1
         self._request += 1  # workers leave what is left of earlier ones
         self._tasks.pieces = pieces
@@ -101,16 +102,15 @@ class Prefetch:
         """Stop the workers; the next `take` starts new ones, and sees changed data."""
         batches, self._batches, self._loader = self._batches, None, None
         self._tasks.ahead.clear()
-        if self._workers and batches is not None:
-            # Now, not when a traceback that holds them is let go.
-            batches._shutdown_workers()
+        # Now, not when a traceback that holds them is let go.
+        shut_down_workers(batches)
 
     def close_if_dead(self) -> None:
         """Begin anew where a worker died while the loop was busy elsewhere.
 
         torch has raised an error there, in the midst of the loop's own work.
         """
-        workers = getattr(self._batches, "_workers", [])
+        workers = worker_processes(self._batches)
         if not all(worker.is_alive() for worker in workers):
             self.close()
 

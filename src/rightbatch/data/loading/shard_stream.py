@@ -12,11 +12,13 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.utils.data import DataLoader, default_collate
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
 from rightbatch.data.loading.split_ranks import Parts, split_across_ranks
-from rightbatch.data.loading.state import alike, gathered
+from rightbatch.data.loading.state import check_ranks_agree
 from rightbatch.data.loading.steps import (
     MicroBatch,
     PlainLoop,
@@ -25,7 +27,6 @@ from rightbatch.data.loading.steps import (
     step_left_open,
 )
 from rightbatch.data.loading.stream_base import place_of
-from rightbatch.data.order.order import whole
 
 VERSION = 2
 
@@ -52,9 +53,15 @@ class ShardStream(PlainLoop):
             and takes its part, and any number will do. Ranks of a sharded source end
             their epochs when their shards end: give them equal ones.
         rank, world_size: Which part: both, or neither: then from torch.distributed.
+            Ranks of a source that is not sharded must read it in the same order.
         collate_fn: Makes a batch of a list of examples.
         use_state: False to leave the source's own state unused, and to read an epoch
             again from its start: exact where the state is not.
+
+    Attributes:
+        step: Optimizer steps so far, over all epochs.
+        epoch: The epoch of the next step, from 0.
+        position: Examples of this epoch that lie behind.
 
     Raises:
         SettingError: An argument makes no sense.
@@ -89,34 +96,21 @@ class ShardStream(PlainLoop):
         self._compare_ranks = rank is None
         self.rank, self.world_size = place_of(rank, world_size)
         self._compare_ranks &= self.world_size > 1
-        self.batch_size = whole(batch_size, "batch_size")
-        self._micro = None if micro_batch is None else whole(micro_batch, "micro_batch")
+        self.batch_size = whole_number(batch_size, "batch_size")
+        self._micro = (
+            None if micro_batch is None else whole_number(micro_batch, "micro_batch")
+        )
         self._collate = collate_fn or default_collate
         methods = ("state_dict", "load_state_dict")
         self._has_state = use_state and all(hasattr(source, m) for m in methods)
         # Where the last whole step ended: `_since` examples behind the source's state,
         # or behind the start of the epoch.
-        self._step = self._epoch = self._position = self._since = 0
+        self.step = self.epoch = self.position = self._since = 0
         self._state: Any = None
         # What was read since, with its epoch; none is behind the epoch's end.
         self._buffer: list[tuple[int, Any]] = []
         self._reading_epoch = 0
         self._examples: Iterator[Any] | None = None
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps so far, over all epochs."""
-        return self._step
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of the next step, from 0."""
-        return self._epoch
-
-    @property
-    def position(self) -> int:
-        """Examples of this epoch that lie behind."""
-        return self._position
 
     def steps(self) -> Iterator[Step]:
         """What is left of this epoch, step by step.
@@ -126,10 +120,10 @@ class ShardStream(PlainLoop):
                 cut, or sharded and not divided by the ranks.
             Exception: What the source raised. The state is that of the last whole step.
         """
-        epoch = self._epoch
-        while self._epoch == epoch and (examples := self._read(self._count())):
+        epoch = self.epoch
+        while self.epoch == epoch and (examples := self._read(self._count())):
             self._agree(examples[0])
-            count, number = len(examples), self._step
+            count, number = len(examples), self.step
             ranks = split_across_ranks(
                 count, 1 if self.sharded else self.world_size, self._micro, turn=number
             )
@@ -145,7 +139,7 @@ class ShardStream(PlainLoop):
                 micro_batches=len(parts),
                 read=partial(self._micro_batches, number, parts, examples, len(ranks)),
             )
-            if self._step == number:
+            if self.step == number:
                 raise step_left_open(number)
 
     def _micro_batches(
@@ -153,8 +147,8 @@ class ShardStream(PlainLoop):
     ) -> Iterator[MicroBatch]:
         """A step's micro-batches; with the last one it is behind."""
         for number, part in enumerate(parts):
-            if self._step != step:
-                raise step_is_over(step, self._step)
+            if self.step != step:
+                raise step_is_over(step, self.step)
             chosen = examples[part.start : part.stop]
             data = self._collate(chosen)
             if number + 1 == len(parts):
@@ -170,7 +164,7 @@ class ShardStream(PlainLoop):
 
     def _count(self) -> int:
         """Examples to read for the next step."""
-        batch_size = whole(self.batch_size, "batch_size")
+        batch_size = whole_number(self.batch_size, "batch_size")
         if not self.sharded:
             return batch_size
         share, rest = divmod(batch_size, self.world_size)
@@ -200,7 +194,7 @@ class ShardStream(PlainLoop):
                 # Broken off: read again from the last whole step, when next asked.
                 self._buffer.clear()
                 self._examples = None
-                self._reading_epoch = self._epoch
+                self._reading_epoch = self.epoch
                 raise
         return [example for _, example in self._buffer[:count]]
 
@@ -208,7 +202,7 @@ class ShardStream(PlainLoop):
         """The source, from the last whole step on, or from an epoch's start."""
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(self._reading_epoch)
-        resumed = self._reading_epoch == self._epoch
+        resumed = self._reading_epoch == self.epoch
         if resumed and self._state is not None:
             self.source.load_state_dict(copy.deepcopy(self._state))
         examples = iter(self.source)
@@ -226,7 +220,7 @@ class ShardStream(PlainLoop):
         short = len(self._buffer)
         if self.tail == "drop":
             self._buffer.clear()
-        begun = self._reading_epoch == self._epoch and self._position
+        begun = self._reading_epoch == self.epoch and self.position
         if not begun and not self._buffer:
             raise SettingError(
                 "tail='drop' drops every batch" if short else "the source is empty",
@@ -243,20 +237,20 @@ class ShardStream(PlainLoop):
 
     def _enter(self, epoch: int) -> None:
         """Stand at the start of an epoch."""
-        self._epoch, self._position, self._since, self._state = epoch, 0, 0, None
+        self.epoch, self.position, self._since, self._state = epoch, 0, 0, None
 
     def _commit(self, count: int) -> None:
         """A step of so many examples is behind."""
         for epoch, _ in self._buffer[:count]:
-            if epoch != self._epoch:
+            if epoch != self.epoch:
                 self._enter(epoch)
-            self._position += 1
+            self.position += 1
             self._since += 1
         del self._buffer[:count]
-        self._step += 1
+        self.step += 1
         if self._buffer:
             return
-        if self._reading_epoch != self._epoch:  # these were its last
+        if self._reading_epoch != self.epoch:  # these were its last
             self._enter(self._reading_epoch)
             return
         if self._has_state:
@@ -268,9 +262,9 @@ class ShardStream(PlainLoop):
         """Where the stream stands, behind the last step handed out."""
         return {
             "version": VERSION,
-            "epoch": self._epoch,
-            "step": self._step,
-            "position": self._position,
+            "epoch": self.epoch,
+            "step": self.step,
+            "position": self.position,
             "batch_size": self.batch_size,
             "source": copy.deepcopy(self._state),
             "since": self._since,
@@ -284,15 +278,13 @@ class ShardStream(PlainLoop):
             SettingError: It is of another kind, or of other ranks of a sharded source.
         """
         current = self.state_dict()
-        numbers = ("epoch", "step", "position", "since", "batch_size")
-        sound = isinstance(state, Mapping) and all(key in state for key in current)
-        sound = sound and state["version"] == VERSION
-        sound = sound and all(type(state[n]) is int and state[n] >= 0 for n in numbers)
-        if not sound:
-            keys = list(state)[:5] if isinstance(state, Mapping) else [repr(state)[:40]]
+        missing = [key for key in current if key not in state]
+        if missing or state["version"] != VERSION:
             raise SettingError(
                 "this is no state of a ShardStream of this version",
-                seen=f"{', '.join(map(str, keys))}",
+                seen=f"without {', '.join(missing)}"
+                if missing
+                else f"state version {state['version']}, this one reads {VERSION}",
                 fix="what stream.state_dict() gave",
             )
         if state["ranks"] != current["ranks"]:
@@ -304,44 +296,37 @@ class ShardStream(PlainLoop):
                 "shared out anew",
                 fix="resume on as many ranks, or use sharded=False",
             )
-        self.batch_size, self._step = state["batch_size"], state["step"]
-        self._epoch = self._reading_epoch = state["epoch"]
-        self._position, self._since = state["position"], state["since"]
+        self.batch_size, self.step = state["batch_size"], state["step"]
+        self.epoch = self._reading_epoch = state["epoch"]
+        self.position, self._since = state["position"], state["since"]
         self._state = copy.deepcopy(state["source"])
         self._buffer.clear()
         self._examples = None
 
     def _agree(self, example: Any) -> None:
-        """Once, at the first step: compare the streams of all ranks. Collective.
-
-        Args:
-            example: The first that was read.
+        """Once, at the first step: compare settings and first example. Collective.
 
         Raises:
-            SettingError: They differ.
+            SettingError: The ranks' settings differ.
         """
-        compare, self._compare_ranks = self._compare_ranks, False
-        if not compare:
-            return
-        settings = {
-            "step": self._step,
-            "batch_size": self.batch_size,
-            "tail": self.tail,
-            "micro_batch": self._micro,
-            "sharded": self.sharded,
-        }
-        if not self.sharded:
-            settings |= {"epoch": self._epoch, "position": self._position}
-        ranks = gathered((settings, _digest(example)), self.world_size)
-        alike([settings for settings, _ in ranks])
-        if not self.sharded and len({digest for _, digest in ranks}) > 1:
-            warnings.warn(
-                "the ranks read different examples where they should read the same: "
-                "the source comes in an order of its own on each (seed it alike), or "
-                "draws random numbers; in the first case examples are lost and "
-                "repeated. A source that yields each rank's own examples: sharded=True",
-                stacklevel=3,
-            )
+        if self._compare_ranks:
+            settings = self.state_dict() | {"tail": self.tail, "sharded": self.sharded}
+            for of_this_rank in ("source", "since", "ranks"):
+                del settings[of_this_rank]
+            if self.sharded:  # whose shards may differ
+                del settings["epoch"], settings["position"]
+            check_ranks_agree(settings | {"micro_batch": self._micro}, self.world_size)
+            digests: list[Any] = [None] * self.world_size
+            dist.all_gather_object(digests, _digest(example))
+            if not self.sharded and len(set(digests)) > 1:
+                warnings.warn(
+                    "the ranks read different examples where they should read the "
+                    "same: the source draws random numbers, or comes in an order of "
+                    "its own on each, and examples are lost and repeated; seed it "
+                    "alike, or sharded=True if it yields each rank's own examples",
+                    stacklevel=3,
+                )
+        self._compare_ranks = False
 
 
 def _check_source(source: Any) -> None:
@@ -350,8 +335,6 @@ def _check_source(source: Any) -> None:
     Raises:
         SettingError: It does not.
     """
-    if not hasattr(source, "__iter__"):
-        raise SettingError("the source cannot be iterated", seen=f"{type(source)}")
     if isinstance(source, DataLoader) and source.batch_sampler is not None:
         raise SettingError(
             "the source is a DataLoader, which yields batches",

@@ -8,18 +8,13 @@ from typing import Any, Never
 
 import torch
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
-from rightbatch.data.loading.arguments import (
-    check_length,
-    fingerprint_of,
-    length_of,
-    refuse,
-)
+from rightbatch.data.loading.arguments import fingerprint_of, length_of, refuse
 from rightbatch.data.loading.fetch import Fetch
 from rightbatch.data.loading.ledger import LedgerWriter
 from rightbatch.data.loading.prefetch import Prefetch, start_method
-from rightbatch.data.loading.prefetch_plan import PlannedSteps
-from rightbatch.data.loading.step_plan import MicroPlan, StepPlan
+from rightbatch.data.loading.step_plan import MicroPlan, PlannedSteps, StepPlan
 from rightbatch.data.loading.steps import (
     MicroBatch,
     PlainLoop,
@@ -28,7 +23,7 @@ from rightbatch.data.loading.steps import (
     step_left_open,
 )
 from rightbatch.data.loading.stream_base import StreamBase
-from rightbatch.data.order.order import Cursor, Order, whole
+from rightbatch.data.order.order import Cursor, Order
 
 
 class BatchStream(PlainLoop, StreamBase):
@@ -152,11 +147,11 @@ class BatchStream(PlainLoop, StreamBase):
         self._ledger = None if ledger is None else LedgerWriter(ledger, self._planner)
         self._planned = PlannedSteps(self._planner)
         self._fetch = Fetch(dataset, collate_fn, seeded=seeded, seed_fn=seed_fn)
-        self._num_workers = whole(num_workers, "num_workers", least=0)
+        self._num_workers = whole_number(num_workers, "num_workers", least=0)
         of_workers = {
             "prefetch_factor": None
             if prefetch_factor is None
-            else whole(prefetch_factor, "prefetch_factor"),
+            else whole_number(prefetch_factor, "prefetch_factor"),
             "worker_init_fn": worker_init_fn,
             "multiprocessing_context": multiprocessing_context,
             "timeout": timeout,
@@ -195,7 +190,6 @@ class BatchStream(PlainLoop, StreamBase):
                 of a worker that died. The state stays that of the last whole step.
         """
         self._agree()
-        check_length(self.dataset, self.length)
         if self._prefetch is not None:
             self._prefetch.close_if_dead()
         epoch = self.epoch
@@ -237,7 +231,7 @@ class BatchStream(PlainLoop, StreamBase):
 
     def skip(self, steps: int = 1) -> None:
         """Leave out the next steps, as if they had been made: after a loss spike."""
-        for _ in range(whole(steps, "steps", least=0)):
+        for _ in range(whole_number(steps, "steps", least=0)):
             self._leave_out(self._planned.at(self._cursor, self._batch_size).after)
 
     def _leave_out(self, after: Cursor) -> None:

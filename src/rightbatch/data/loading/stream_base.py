@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
 from rightbatch.data.loading.arguments import subset_of
-from rightbatch.data.loading.state import alike, digest, gathered, restored, state_of
+from rightbatch.data.loading.state import (
+    VERSION,
+    check_ranks_agree,
+    digest,
+    restored,
+)
 from rightbatch.data.loading.step_plan import Planner, StepPlan, check_tail
 from rightbatch.data.order.draws import DRAWS
-from rightbatch.data.order.order import Cursor, Cut, Order, whole
+from rightbatch.data.order.order import Cursor, Cut, Order
 
 
 class StreamBase:
@@ -45,11 +50,11 @@ class StreamBase:
         rank, world_size = place_of(rank, world_size)
         self._planner = Planner(
             order,
-            whole(seed, "seed", least=0),
+            whole_number(seed, "seed", least=0),
             check_tail(tail, order),
             rank,
             world_size,
-            None if micro_batch is None else whole(micro_batch, "micro_batch"),
+            None if micro_batch is None else whole_number(micro_batch, "micro_batch"),
         )
         self.length, self.fingerprint = length, fingerprint
         self._warned: set[str] = set()
@@ -65,7 +70,7 @@ class StreamBase:
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
-        value = whole(value, "batch_size")
+        value = whole_number(value, "batch_size")
         self.order.check(value)
         if self.tail == "drop" and value > self.length:
             raise SettingError(
@@ -179,7 +184,7 @@ class StreamBase:
         For trainers that call it on a sampler before every epoch. Orders that keep
         counts of their own (`Strata`, `Pairs`) go on from them.
         """
-        epoch = whole(epoch, "epoch", least=0)
+        epoch = whole_number(epoch, "epoch", least=0)
         if epoch != self.epoch:
             step = self._cursor.step
             extra = self.order.moved(self._cursor.extra)
@@ -191,14 +196,20 @@ class StreamBase:
         Behind the last step handed out, whatever the workers have fetched ahead.
         """
         extra = self.order.saved(self._cursor.extra)
-        return state_of(
-            self._planner,
-            replace(self._cursor, extra=extra),
-            batch_size=self._batch_size,
-            segment=self._segment,
-            fingerprint=self.fingerprint,
-            order_settings=self._order_digest,
-        )
+        return {
+            "version": VERSION,
+            "order": self.order.name,
+            "length": self.length,
+            "seed": self.seed,
+            "position": self._cursor.position,
+            "step": self._cursor.step,
+            "first_step": self._cursor.first_step,
+            "extra": list(extra),
+            "batch_size": self._batch_size,
+            "segment": self._segment,
+            "order_settings": self._order_digest,
+            "fingerprint": self.fingerprint,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`: at any number of ranks, workers or micro-batch.
@@ -208,7 +219,7 @@ class StreamBase:
         Raises:
             SettingError: It is the state of another data set, seed or order.
         """
-        cursor = restored(state, self._planner, self.fingerprint, self._order_digest)
+        cursor = restored(state, self.state_dict())
         self.batch_size = int(state["batch_size"])
         self._cursor, self._segment = cursor, int(state["segment"]) + 1
         self.order.loaded()
@@ -232,7 +243,7 @@ class StreamBase:
             settings["micro_batch"] = self.micro_batch
             # Those that data sets make may be random; subsets must not be.
             settings["subset"] = subset_of(settings.pop("fingerprint"))
-            alike(gathered(settings, self.world_size))
+            check_ranks_agree(settings, self.world_size)
         self._compare_ranks = False
 
     def _warn_of_short_step(self, plan: StepPlan) -> None:
@@ -288,8 +299,8 @@ def place_of(rank: int | None, world_size: int | None) -> tuple[int, int]:
                 stacklevel=4,
             )
         return 0, 1
-    rank = whole(rank, "rank", least=0)
-    world_size = whole(world_size, "world_size")
+    rank = whole_number(rank, "rank", least=0)
+    world_size = whole_number(world_size, "world_size")
     if rank >= world_size:
         raise SettingError(
             f"rank {rank} is not below world_size {world_size}",

@@ -72,10 +72,6 @@ class Distinct(Order):
         self.steady = self._keys.shape[1] == 1
         self._order: ShuffledEpochs | None = None
 
-    def accepts(self, extra: tuple[int, ...]) -> bool:
-        """Positions of the order that wait."""
-        return extra == tuple(sorted(set(extra)))
-
     def check(self, batch_size: int) -> None:
         """The most frequent key must not come faster than one in a batch.
 

@@ -30,7 +30,8 @@ class StratumMeter:
     gradients a and b, and $|a - b|^2 / (1/m_a + 1/m_b)$ is an unbiased estimate of the
     trace of the covariance of its examples' gradients. Two backward passes measure one
     stratum; strata take turns, as often as the overhead allows. Measurements that are
-    not finite (overflow) are left out.
+    not finite (overflow) are left out. What was measured travels with the state of the
+    stream; after a resume the strata are measured anew.
 
     Args:
         parameters: The model, or the parameters that are trained.
@@ -153,24 +154,6 @@ class StratumMeter:
             pause = max(1, math.ceil(cost / max(plain, 1e-12) / self._overhead))
         self._next = self._calls + pause
         self._last_call, self._last_end = self._calls, self._clock()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was measured, as plain numbers."""
-        return {"sums": list(self._sums), "weights": list(self._weights)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`.
-
-        Raises:
-            SettingError: It is of other strata.
-        """
-        if len(state["sums"]) != len(self._sums):
-            raise SettingError(
-                "the state is of other strata",
-                seen=f"{len(state['sums'])} saved, {len(self._sums)} here",
-                fix="what meter.state_dict() gave",
-            )
-        self._sums, self._weights = list(state["sums"]), list(state["weights"])
 
     def _tell_strata(self) -> None:
         known = [s for s in self.stds if s is not None]

@@ -112,10 +112,6 @@ class Order:
         """Its own integers at the start of a stream."""
         return ()
 
-    def accepts(self, extra: tuple[int, ...]) -> bool:
-        """Whether these can be its integers."""
-        return len(extra) == len(self.start())
-
     def moved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
         """Its integers after a jump to another epoch."""
         return extra
@@ -184,16 +180,3 @@ def unique(values: np.ndarray, what: str) -> tuple[Any, Any, Any]:
             seen=str(error),
             fix="integers, or strings",
         ) from error
-
-
-def whole(value: object, name: str, least: int = 1) -> int:
-    """A setting that must be a whole number.
-
-    Raises:
-        SettingError: It is none, or too small.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise SettingError(f"{name} must be an integer", seen=f"{name}={value!r}")
-    if value < least:
-        raise SettingError(f"{name} must be at least {least}", seen=f"{name}={value}")
-    return int(value)

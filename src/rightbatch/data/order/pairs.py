@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
 from rightbatch.data.order.distinct import take_distinct
 from rightbatch.data.order.draws import augment
 from rightbatch.data.order.epochs import ShuffledEpochs
 from rightbatch.data.order.labels import members
-from rightbatch.data.order.order import Cursor, Cut, Order, digest_of, whole
+from rightbatch.data.order.order import Cursor, Cut, Order, digest_of
 from rightbatch.data.order.permutation import key_of, keys_at, permute
 
 
@@ -57,7 +58,7 @@ class Pairs(Order):
         *,
         small: Literal["leave out", "repeat"] = "leave out",
     ) -> None:
-        if whole(each, "each") < 2:
+        if whole_number(each, "each") < 2:
             raise SettingError(
                 "a class needs at least 2 examples in a batch",
                 seen=f"each={each}",
@@ -97,10 +98,6 @@ class Pairs(Order):
     def classes(self) -> int:
         """Classes that take part."""
         return len(self._sizes)
-
-    def accepts(self, extra: tuple[int, ...]) -> bool:
-        """Positions in the order of the classes that wait."""
-        return extra == tuple(sorted(set(extra)))
 
     def moved(self, extra: tuple[int, ...]) -> tuple[int, ...]:
         """No class waits after a jump."""

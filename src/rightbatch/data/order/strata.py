@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
 from rightbatch.data.order.allocation import (
     Counts,
@@ -18,7 +19,7 @@ from rightbatch.data.order.allocation import (
 )
 from rightbatch.data.order.draws import augment
 from rightbatch.data.order.labels import check_shares, members
-from rightbatch.data.order.order import Cursor, Cut, Order, digest_of, whole
+from rightbatch.data.order.order import Cursor, Cut, Order, digest_of
 from rightbatch.data.order.permutation import key_of, keys_at, permute
 
 RULES = ("proportional", "neyman", "balanced")
@@ -75,7 +76,10 @@ class Strata(Order):
     ) -> None:
         self.labels, self._members, self.sizes = members(labels)
         self._starts = np.cumsum(self.sizes) - self.sizes
-        self.length, self.multiple = int(self.sizes.sum()), whole(multiple, "multiple")
+        self.length, self.multiple = (
+            int(self.sizes.sum()),
+            whole_number(multiple, "multiple"),
+        )
         self._chosen: tuple[Any, Counts] | None = None
         self.rule = counts if isinstance(counts, str) else "fixed"
         self._fixed = {} if isinstance(counts, str) else self._checked(counts)
@@ -95,7 +99,7 @@ class Strata(Order):
         self._warned = False
         self.name = f"strata ({self.rule})"
 
-    def observe(self, stds: Sequence[float] | Mapping[Any, float]) -> None:
+    def observe(self, stds: Sequence[float]) -> None:
         """Say how noisy each stratum's gradient is; holds from the next step on.
 
         To be called on all ranks with the same values. What was observed travels with
@@ -103,8 +107,8 @@ class Strata(Order):
 
         Args:
             stds: Standard deviation of a single example's gradient in each stratum
-                (root of the trace of its covariance), in the order of ``labels`` or by
-                label. Any common scale.
+                (root of the trace of its covariance), in the order of ``labels``. Any
+                common scale.
 
         Raises:
             SettingError: Negative, not finite, of another length, or all zero; or the
@@ -116,14 +120,6 @@ class Strata(Order):
                 seen=f"counts are {self.rule}",
                 fix='Strata(labels, counts="neyman")',
             )
-        if isinstance(stds, Mapping):
-            missing = [label for label in self.labels if label not in stds]
-            if missing:
-                raise SettingError(
-                    "the noise of every stratum must be given",
-                    seen=f"nothing of {', '.join(map(str, missing[:5]))}",
-                )
-            stds = [stds[label] for label in self.labels]
         values = check_shares(stds, len(self.sizes), "noise of the strata")
         scaled = np.maximum(np.rint(values / values.max() * UNIT), 1)
         observed = tuple(int(v) for v in scaled)
@@ -283,7 +279,7 @@ class Strata(Order):
                     seen=f"labels {', '.join(map(str, self.labels[:8]))}",
                     fix="fixed counts for labels that occur",
                 )
-            number, count = numbers[label], whole(count, "count", 0)
+            number, count = numbers[label], whole_number(count, "count", 0)
             size = int(self.sizes[number])
             if not 1 <= count <= size:
                 raise SettingError(

@@ -8,10 +8,11 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int64
 
+from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
 from rightbatch.data.order.draws import augment
 from rightbatch.data.order.epochs import BLOCK, Blocks
-from rightbatch.data.order.order import Cursor, Cut, Order, digest_of, whole
+from rightbatch.data.order.order import Cursor, Cut, Order, digest_of
 from rightbatch.data.order.permutation import Permutation, key_of, keys_at, permute
 
 
@@ -83,8 +84,12 @@ class Tokens(Order):
             raise SettingError(
                 "count must be 'examples' or 'tokens'", seen=f"count={count!r}"
             )
-        self.budget, self.packed, self.counts = whole(budget, "budget"), packed, count
-        self.window = None if window is None else whole(window, "window")
+        self.budget, self.packed, self.counts = (
+            whole_number(budget, "budget"),
+            packed,
+            count,
+        )
+        self.window = None if window is None else whole_number(window, "window")
         self.length, self.steady = len(self.lengths), count == "examples"
         self.name = f"tokens (budget {budget}, {'packed' if packed else 'padded'})"
         self._longest = int(self.lengths.max())
