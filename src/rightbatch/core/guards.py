@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -22,6 +22,24 @@ def preserved_rng() -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(legacy)
+
+
+def set_buffers(model: nn.Module, saved: Mapping[str, torch.Tensor]) -> None:
+    """Put a model's buffers back, those too that have taken another shape since.
+
+    Args:
+        model: Its buffers of these names are set.
+        saved: By name; left as they are.
+    """
+    with torch.no_grad():
+        for name, buffer in list(model.named_buffers()):
+            before = saved.get(name, buffer)
+            if before.shape == buffer.shape:
+                buffer.copy_(before)
+            else:  # such as a table of positions that has grown
+                place, _, leaf = name.rpartition(".")
+                owner = model.get_submodule(place)
+                setattr(owner, leaf, before.to(buffer.device).clone())
 
 
 @contextmanager

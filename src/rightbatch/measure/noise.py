@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rightbatch.core.errors import JobError
-from rightbatch.core.guards import preserved_rng
+from rightbatch.core.guards import preserved_rng, set_buffers
 from rightbatch.measure.record import NoisePoint
 from rightbatch.noise.norms import inner_product
 from rightbatch.noise.statistics.moments import NoiseMoments, jackknife_moments, ratio
@@ -175,7 +175,7 @@ def _gradients(
     On several ranks each makes its part of every group, and all hold the gradient.
     """
     parameters = run.parameters
-    buffers = [b.clone() for b in run.network.buffers()]
+    buffers = {n: b.clone() for n, b in run.network.named_buffers()}
     held = [p.grad for p in parameters]
     run.accumulator.plan_micro_batch(micro_batch)
     try:
@@ -190,9 +190,7 @@ def _gradients(
     finally:
         for parameter, old in zip(parameters, held, strict=True):
             parameter.grad = old
-        with torch.no_grad():
-            for buffer, was in zip(run.network.buffers(), buffers, strict=True):
-                buffer.copy_(was)
+        set_buffers(run.network, buffers)
 
 
 def _add(total: list[Tensor | None], gradient: list[Tensor | None]) -> None:

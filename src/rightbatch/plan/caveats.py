@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 from rightbatch.core.units import show_number, show_seconds
 from rightbatch.fit.stairs import stair
 from rightbatch.measure.run_progress import has_stalled, points_of_progress
@@ -100,11 +102,11 @@ def _stairs(choice: Choice) -> str:
 
 def _fetching(choice: Choice) -> str:
     times = choice.measurements.times
-    share = max(p.fetch_time_s / p.step_time_s.value for p in times)
+    share = statistics.median(p.fetch_time_s / p.step_time_s.value for p in times)
     if share <= SLOW_FETCH:
         return ""
     return (
-        f"Up to {share:.0%} of a step is fetching its examples in the training "
+        f"About {min(share, 1):.0%} of a step is fetching its examples in the training "
         "process; with loader workers another batch may be best."
     )
 

@@ -18,6 +18,7 @@ LEAST_SHARE = 0.01
 # race has to be long: the doubt is on the side of "worth trying". [assumed]
 PASSES = 10
 NEAR = 1.10  # a candidate within 10 % of another counts as equally fast [assumed]
+VAGUE = 4.0  # high end over low end of an interval that says too little [assumed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,15 +27,19 @@ class Evidence:
 
     Attributes:
         run_examples: Examples of a whole run with today's setting.
-        run_known: Whether a run reached its target; else ``PASSES`` over the data.
+        run_known: Whether a run reached its target; else ``PASSES`` over the data, or
+            what was trained without reaching it, if that is more.
         raced_examples: Examples that today's setting trained on in a round of the race
             against this choice; 0 where there was none.
+        clear: Whether the race shows that the choice is, within 10 %, no slower than
+            today's setting, or today's no slower than its rivals.
         contradiction: Where race and laws exclude each other, in words; else empty.
     """
 
     run_examples: float
     run_known: bool
     raced_examples: float
+    clear: bool
     contradiction: str
 
     @property
@@ -44,8 +49,9 @@ class Evidence:
 
     @property
     def proves(self) -> bool:
-        """Whether the race was long enough and agrees with the laws."""
-        return self.share >= LEAST_SHARE and not self.contradiction
+        """Whether the race was long enough, clear, and agrees with the laws."""
+        long_enough = self.share >= LEAST_SHARE
+        return long_enough and self.clear and not self.contradiction
 
 
 def evidence_for(
@@ -61,13 +67,19 @@ def evidence_for(
     """
     job, race = measurements.job, measurements.race
     steps = steps_to_target(measurements)
-    run = PASSES * job.examples if steps is None else steps * job.batch_size
-    raced, contradiction = 0.0, ""
-    if race is not None and candidate_of(measurements, chosen) is not None:
+    run = float(PASSES * job.examples)
+    if measurements.noise:
+        run = max(run, measurements.noise[-1].examples)
+    if steps is not None:
+        run = steps * job.batch_size
+    raced, contradiction, clear = 0.0, "", False
+    candidate = candidate_of(measurements, chosen)
+    if race is not None and candidate is not None:
         rivals = [x for x in race.candidates if x.role != "today"]
         today = next(x for x in race.candidates if x.role == "today")
         if rivals:
             raced = today.steps * today.batch_size
+        clear = _clear(candidate, rivals)
         sizes = {chosen.batch_size, by_laws.batch_size}
         if today.batch_size not in sizes:
             rivals = [x for x in rivals if x.batch_size in sizes]
@@ -76,8 +88,21 @@ def evidence_for(
         run_examples=run,
         run_known=steps is not None,
         raced_examples=raced,
+        clear=clear,
         contradiction=contradiction,
     )
+
+
+def _clear(candidate: Candidate, rivals: Sequence[Candidate]) -> bool:
+    """Whether the intervals are narrow enough to show that the choice is no worse."""
+    if candidate.role == "today":
+        return not any(vague(x) or x.speedup.low > NEAR for x in rivals)
+    return not vague(candidate) and candidate.speedup.low * NEAR >= 1
+
+
+def vague(candidate: Candidate) -> bool:
+    """Whether an interval is so wide that quoting it would mislead."""
+    return candidate.speedup.high > VAGUE * candidate.speedup.low
 
 
 def _contradiction(options: Sequence[Option], candidates: Sequence[Candidate]) -> str:

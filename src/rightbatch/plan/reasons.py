@@ -6,9 +6,10 @@ import math
 
 from rightbatch.core.units import show_number, show_seconds
 from rightbatch.plan.choice import Choice
+from rightbatch.plan.evidence import vague
 from rightbatch.plan.laws import Laws
 from rightbatch.plan.objectives import Energy, Money
-from rightbatch.plan.verdict import span, vague
+from rightbatch.plan.verdict import span
 from rightbatch.schedules.scaling import scaled_beta2
 from rightbatch.training.plan import Reason
 

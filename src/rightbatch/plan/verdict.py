@@ -6,12 +6,9 @@ import math
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.units import show_number, show_seconds
-from rightbatch.measure.record import Candidate
 from rightbatch.plan.choice import Choice
-from rightbatch.plan.evidence import LEAST_SHARE, PASSES
+from rightbatch.plan.evidence import LEAST_SHARE, PASSES, vague
 from rightbatch.plan.objectives import Energy, Examples
-
-VAGUE = 4.0  # end over end of a race's interval [assumed]
 
 
 def verdict(choice: Choice) -> str:
@@ -65,11 +62,6 @@ def _gain(choice: Choice) -> str:
     return text
 
 
-def vague(candidate: Candidate) -> bool:
-    """Whether a candidate's interval is so wide that quoting it would mislead."""
-    return candidate.speedup.high > VAGUE * candidate.speedup.low
-
-
 def span(e: Estimate) -> str:
     """A ratio with its interval, two digits each."""
     high = f"{e.high:.2g}" if math.isfinite(e.high) else "no bound"
@@ -84,6 +76,11 @@ def _settle(choice: Choice) -> str:
         more = (
             "a longer race (raise --budget), or whole runs at both settings: one of "
             "the two is wrong about this job"
+        )
+    elif choice.sure and choice.evidence.share >= LEAST_SHARE:
+        more = (
+            "a longer race (raise --budget): as far as it shows, today's setting may "
+            "be as good or better"
         )
     elif choice.sure:
         more = _longer_race(choice)

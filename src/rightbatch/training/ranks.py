@@ -38,6 +38,14 @@ class Ranks:
         self.ddp = next(
             (m for m in model.modules() if isinstance(m, DistributedDataParallel)), None
         )
+        if self.ddp is not None and self.ddp.static_graph:
+            raise SettingError(
+                "DDP(static_graph=True) cannot be accumulated exactly",
+                seen="static_graph=True",
+                why="gradients are exchanged in a pass of their own, which has another "
+                "graph than the model's",
+                fix="leave static_graph out",
+            )
         self._shards = [] if self.ddp is not None else sharded_modules(model)
         self.sharded = bool(self._shards)
         wrapped = self.ddp is not None or self.sharded

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rightbatch.core.errors import JobError, SettingError
-from rightbatch.core.guards import preserved_rng
+from rightbatch.core.guards import preserved_rng, set_buffers
 from rightbatch.data.loading.steps import Step
 from rightbatch.data.loading.stream import BatchStream
 from rightbatch.data.order.held_out import Without
@@ -355,11 +355,8 @@ class RunState:
         """
         check_same(state["job"], self.facts)
         self.reached = state["reached"]
+        set_buffers(self.network, state["buffers"])  # first, for their shapes
         self._set_weights(state)
-        with torch.no_grad():
-            for name, buffer in self.network.named_buffers():
-                if name in state["buffers"]:
-                    buffer.copy_(state["buffers"][name])
         self.stream.load_state_dict(state["stream"])
         self.accumulator.load_state_dict(state["accumulator"])
         if self.controller is not None:
