@@ -63,7 +63,7 @@ def test_the_command_from_a_run_folder(tmp_path: Path) -> None:
         (("--measure",), "no processes"),
         (("--watts", "-3"), "must be positive"),
         (("--gradient-bytes", "0GB"), "not an amount"),
-        (("--latency", "20"), "lacks a unit"),
+        (("--latency", "20"), "not a latency"),
     ):
         failed = command(".", *wrong, cwd=tmp_path)
         assert failed.returncode == 2

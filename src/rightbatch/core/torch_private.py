@@ -135,36 +135,6 @@ def allocations(profiler: torch.profiler.profile) -> list[int]:
     return [event.nbytes() for event in events]
 
 
-# Data workers
-
-
-def worker_processes(iterator: Any) -> list[Any]:
-    """The processes behind a ``DataLoader``'s iterator (``_workers``)."""
-    return list(getattr(iterator, "_workers", []))
-
-
-def shut_down_workers(iterator: Any) -> None:
-    """End them, and return when they have ended (``_shutdown_workers``)."""
-    getattr(iterator, "_shutdown_workers", lambda: None)()
-
-
-def worker_timed_out(error: BaseException) -> bool:
-    """Whether a ``DataLoader`` waited longer than its ``timeout``."""
-    return isinstance(error, RuntimeError) and "DataLoader timed out" in str(error)
-
-
-def worker_died(error: BaseException) -> bool:
-    """Whether the process of a ``DataLoader``'s worker has ended.
-
-    Also told by the socket that is gone by which it was to send a tensor.
-    """
-    if isinstance(error, (EOFError, ConnectionError, FileNotFoundError)):
-        return True
-    ended = r"DataLoader worker.*(exited unexpectedly|killed by signal)"
-    lost = re.search(ended, str(error), re.DOTALL)
-    return isinstance(error, RuntimeError) and lost is not None
-
-
 # Texts of errors
 
 
@@ -174,11 +144,6 @@ def is_lost_connection(error: BaseException) -> bool:
         r"connection (closed|reset|refused)|broken pipe|connectFullMesh|remote process"
     )
     return re.search(lost, str(error), re.IGNORECASE) is not None
-
-
-def has_no_graph(error: BaseException) -> bool:
-    """Whether autograd found no graph to go back through, or one already freed."""
-    return any(part in str(error) for part in ("a second time", "element 0"))
 
 
 def looks_into_tensors(text: str) -> bool:
