@@ -135,6 +135,19 @@ def allocations(profiler: torch.profiler.profile) -> list[int]:
     return [event.nbytes() for event in events]
 
 
+# Data workers
+
+
+def worker_processes(iterator: Any) -> list[Any]:
+    """The processes behind a ``DataLoader``'s iterator (``_workers``)."""
+    return list(getattr(iterator, "_workers", []))
+
+
+def shut_down_workers(iterator: Any) -> None:
+    """End them, and return when they have ended (``_shutdown_workers``)."""
+    getattr(iterator, "_shutdown_workers", lambda: None)()
+
+
 # Texts of errors
 
 
