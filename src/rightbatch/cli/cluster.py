@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rightbatch.cli.console import DECIDED, make_console, print_document
+from rightbatch.cli.console import DECIDED, end_together, make_console, print_document
 from rightbatch.cli.options import BANDWIDTH, JSON, LATENCY, MEMORY, PATH
-from rightbatch.cli.ranks import end_together
 from rightbatch.core.errors import RunFolderError, SettingError
 from rightbatch.core.units import show_bytes, show_number, show_seconds
 
