@@ -6,13 +6,13 @@ import os
 import re
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rightbatch.cli.console import DECIDED, end_together, make_console, print_document
 from rightbatch.cli.options import BANDWIDTH, JSON, LATENCY, MEMORY, PATH
-from rightbatch.core.errors import RunFolderError, SettingError
+from rightbatch.core.errors import SettingError
 from rightbatch.core.units import show_bytes, show_number, show_seconds
 
 if TYPE_CHECKING:
@@ -45,14 +45,9 @@ def cluster(
     devices: str,
     bandwidth: float | None,
     latency: float | None,
-    memory: float | None,
-    steps: int | None,
-    watts: float | None,
-    price: float | None,
-    gradient_bytes: float | None,
-    prior: str | None,
     measure: bool,
     as_json: bool,
+    **job: Any,
 ) -> int:
     """Plan for many devices from the measurements of one.
 
@@ -65,16 +60,8 @@ def cluster(
 
     counts = parse_devices(devices)
     measurements = _load(measured)
-    fleet = fleet_of(
-        measurements,
-        _network(bandwidth, latency, measure),
-        memory=memory,
-        steps=steps,
-        watts=watts,
-        per_hour=price,
-        gradient_bytes=gradient_bytes,
-        prior=prior,
-    )
+    network = _network(bandwidth, latency, measure)
+    fleet = fleet_of(measurements, network, **job)
     planned = plan_cluster(fleet, counts)
     batch, sizes = elastic_batch(fleet, planned.best, max(counts))
     if measure and int(os.environ.get("RANK", "0")):
@@ -92,18 +79,10 @@ def cluster(
 def _load(measured: Path) -> Measurements:
     from rightbatch.measure.record import Measurements
     from rightbatch.training.run_folder import MEASUREMENTS, PLAN
-    from rightbatch.training.run_folder import MEMORY as MEMORY_LAW
 
     if measured.name == PLAN:  # what it was decided from lies beside it
         measured = measured.parent
-    path = measured / MEASUREMENTS if measured.is_dir() else measured
-    if not path.exists() and (path.parent / MEMORY_LAW).exists():
-        raise RunFolderError(
-            f"only memory was measured in {path.parent}",
-            why="a cluster needs step times and gradient noise",
-            fix="rightbatch measure JOB, or tune JOB",
-        )
-    return Measurements.load(path)
+    return Measurements.load(measured / MEASUREMENTS if measured.is_dir() else measured)
 
 
 def fleet_of(
@@ -113,7 +92,7 @@ def fleet_of(
     memory: float | None,
     steps: int | None,
     watts: float | None,
-    per_hour: float | None,
+    price: float | None,
     gradient_bytes: float | None,
     prior: str | None,
 ) -> Fleet:
@@ -148,7 +127,7 @@ def fleet_of(
         reference=job.batch_size,
         steps=steps if steps is not None else steps_to_target(measurements),
         watts=watts,
-        per_hour=per_hour,
+        per_hour=price,
     )
 
 
