@@ -71,7 +71,7 @@ BAD = {
     "diverges": (
         "job = make(optimizer=lambda p: torch.optim.SGD(p, lr=1e6))",
         1,
-        "not finite",
+        "learning rate",  # too large: noticed while measuring, or by a step
     ),
 }
 
