@@ -60,10 +60,10 @@ def test_the_command_from_a_run_folder(tmp_path: Path) -> None:
     for wrong, text in (
         (("--devices", "0"), "no range of devices"),
         (("--bandwidth", "3"), "not a bandwidth"),
-        (("--measure",), "no processes"),
-        (("--watts", "-3"), "must be positive"),
+        (("--measure",), "no process group"),
+        (("--watts", "-3"), "not in the range"),
         (("--gradient-bytes", "0GB"), "not an amount"),
-        (("--latency", "20"), "lacks a unit"),
+        (("--latency", "20"), "not a latency"),
     ):
         failed = command(".", *wrong, cwd=tmp_path)
         assert failed.returncode == 2
@@ -71,13 +71,12 @@ def test_the_command_from_a_run_folder(tmp_path: Path) -> None:
     assert command("missing", cwd=tmp_path).returncode == 1
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_the_network_is_measured_under_torchrun(ranks: int, tmp_path: Path) -> None:
+def test_the_network_is_measured_under_torchrun(tmp_path: Path) -> None:
     made_up().save(tmp_path / "measurements.json")
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
         [
-            *(*run, f"--nproc-per-node={ranks}", "-m", "rightbatch", "cluster"),
+            *(*run, "--nproc-per-node=2", "-m", "rightbatch", "cluster"),
             *(str(tmp_path), "--measure", "--devices", "1..8"),
         ],
         capture_output=True,
@@ -87,5 +86,5 @@ def test_the_network_is_measured_under_torchrun(ranks: int, tmp_path: Path) -> N
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert f"measured over {ranks} processes" in done.stdout
+    assert "measured over 2 processes" in done.stdout
     assert done.stdout.count("%") >= 4  # a row for 1, 2, 4 and 8 devices

@@ -73,12 +73,10 @@ def test_a_decay_is_taken_up_and_the_run_gone_on_with(tmp_path: Path) -> None:
         (["--schedule", "smith:512"], "takes the place of a decay"),
         (["--schedule", "noise"], "needs a plan"),
         (["--schedule", "ramp:32:4096:2epochs"], "exceeds the data set"),
-        (["--rate", "cosine:ten"], "no number of examples"),
         (["--resume"], "needs the folder"),
         (["--shard"], "several processes"),
         (["--micro-batch", "64"], "larger than the batch"),
         (["--rule", "cubic"], "no scaling rule"),
-        (["--save-every", "-3"], "duration"),
     ],
 )
 def test_bad_input_is_one_clear_error(

@@ -62,27 +62,16 @@ job = make()
 """
 
 
-# What is wrong, exit status, and what the message must say.
+# What is wrong, exit status, and what the message must say: one of each way to end.
 BAD = {
     "nan": ("job = make(loss=lambda m, b: m(b[0]).mean() * float('nan'))", 1, "RB104"),
-    "vector": ("job = make(loss=lambda m, b: m(b[0]))", 1, "not a scalar"),
-    "sum": ("job = make(loss=lambda m, b: m(b[0]).square().sum())", 1, "is a sum"),
-    "frozen": (
-        "job = make(model=lambda: torch.nn.Linear(3, 1).requires_grad_(False))",
-        1,
-        "no trainable parameter",
-    ),
-    "empty": ("job = make(data=(x[:0],))", 1, "empty"),
-    "small": ("job = make(batch_size=100)", 1, "64 examples, batch_size 100"),
-    "zero": ("job = make(batch_size=0)", 2, "at least 1 example"),
-    "half": ("job = make(batch_size=0.5)", 2, "integer"),
-    "met": ("job = make(evaluate=lambda m: 0.0, target=1.0)", 1, "already met"),
+    "zero": ("job = make(batch_size=0)", 2, "at least 1"),
     "raises": ("job = make(); 1 / 0", 1, "ZeroDivisionError"),
     "no job": ("job = 3", 1, "no rightbatch.Job"),
     "diverges": (
         "job = make(optimizer=lambda p: torch.optim.SGD(p, lr=1e6))",
         1,
-        "not finite",
+        "learning rate",  # too large: noticed while measuring, or by a step
     ),
 }
 
@@ -159,5 +148,5 @@ def test_ctrl_c_keeps_what_was_measured(lines: int, tmp_path: Path) -> None:
     assert path.exists() or lines < 3
     if path.exists():
         found = rb.Measurements.load(path)
-        assert f"{len(found.times)} step times" in out
+        assert "next   rightbatch plan r" in out
         assert found.times or lines < 4

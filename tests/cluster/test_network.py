@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rightbatch as rb
-from rightbatch.cluster.network import Network, fit_network
-from rightbatch.cluster.network_time import LinkPoint
+from rightbatch.cluster.network import LinkPoint, Network, fit_network
 
 
 @settings(max_examples=30, deadline=None)

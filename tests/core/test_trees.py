@@ -1,4 +1,4 @@
-"""Batches of every kind are counted, cut, stacked and moved by one set of rules."""
+"""Batches of every kind are counted, cut and moved by one set of rules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from rightbatch.core.trees import (
     map_tensors,
     repeat_examples,
     slice_batch,
-    stack,
     to_device,
 )
 
@@ -198,15 +197,6 @@ def test_all_that_can_be_moved_is_moved() -> None:
     assert moved["more"].x[1] == "meta"
     assert moved["more"].y is batch["more"].y
     assert to_device(packed(slice(None)), "cpu").data.device.type == "cpu"
-
-
-def test_examples_are_stacked_leaf_by_leaf() -> None:
-    made = stack([Encoding(x=x[n], more=Example(np.ones(2), str(n))) for n in range(3)])
-    assert made["x"].shape == (3, 2)
-    assert made["more"].x.shape == (3, 2)
-    assert made["more"].y == ["0", "1", "2"]
-    with pytest.raises(ValueError, match="zip"):
-        stack([(x, y), (x,)])
 
 
 def test_tensors_are_replaced_and_nothing_else() -> None:

@@ -31,7 +31,6 @@ def test_the_law_finds_its_parameters() -> None:
     law = fit_energy([point(b, 3.0 + 0.5 * b) for b in (1, 8, 64)])
     np.testing.assert_allclose(law.parameters, [3.0, 0.5], rtol=1e-6)
     assert law.joules(8, 4) == pytest.approx(4 * 7.0)
-    assert law.half_batch == pytest.approx(6.0)
     assert law.draws.shape[1] == 2
     flat = fit_energy([point(1, 5.0), point(100, 4.0)])  # noise: no negative slope
     assert flat.parameters[1] >= 0

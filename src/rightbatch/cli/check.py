@@ -15,8 +15,7 @@ from rightbatch.cli.console import (
     print_document,
 )
 from rightbatch.cli.options import JOB, JSON
-from rightbatch.job.address import look_up
-from rightbatch.job.loading import as_job, load_named
+from rightbatch.job.loading import as_job, load_named, look_up
 
 
 @click.command()

@@ -5,26 +5,24 @@ from __future__ import annotations
 import os
 import re
 import textwrap
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rightbatch.cli.console import DECIDED, make_console, print_document
+from rightbatch.cli.console import DECIDED, end_together, make_console, print_document
 from rightbatch.cli.options import BANDWIDTH, JSON, LATENCY, MEMORY, PATH
-from rightbatch.cli.ranks import end_together
-from rightbatch.core.errors import RunFolderError, SettingError
+from rightbatch.core.errors import SettingError
 from rightbatch.core.units import show_bytes, show_number, show_seconds
 
 if TYPE_CHECKING:
     from rightbatch.cluster.devices import Cluster, Fleet
     from rightbatch.cluster.network import Network
-    from rightbatch.cluster.published import Published
     from rightbatch.measure.record import Measurements
 
 BATCH_NORM = "RB109"  # the finding that splitting changes the model
 GRADIENT_BYTES = 4  # of a parameter, where gradients are exchanged in float32
+POSITIVE = click.FloatRange(0, min_open=True)
 
 
 @click.command()
@@ -33,9 +31,11 @@ GRADIENT_BYTES = 4  # of a parameter, where gradients are exchanged in float32
 @click.option("--bandwidth", type=BANDWIDTH, help="Of a node: 400Gb/s, 50GB/s.")
 @click.option("--latency", type=LATENCY, help="Of a message: 20us.")
 @click.option("--memory", type=MEMORY, help="Most memory a step may take.")
-@click.option("--steps", type=int, help="Steps to the target at today's batch.")
-@click.option("--watts", type=float, help="Power of one device.")
-@click.option("--price", type=float, help="Price of one device for an hour.")
+@click.option(
+    "--steps", type=click.IntRange(1), help="Steps to the target at today's batch."
+)
+@click.option("--watts", type=POSITIVE, help="Power of one device.")
+@click.option("--price", type=POSITIVE, help="Price of one device for an hour.")
 @click.option("--gradient-bytes", type=MEMORY, help="Exchanged in a step: 400MB.")
 @click.option("--prior", help="A published B_crit: resnet, lm:300M, ….")
 @click.option("--measure", is_flag=True, help="Measure the network, under torchrun.")
@@ -45,43 +45,23 @@ def cluster(
     devices: str,
     bandwidth: float | None,
     latency: float | None,
-    memory: float | None,
-    steps: int | None,
-    watts: float | None,
-    price: float | None,
-    gradient_bytes: float | None,
-    prior: str | None,
     measure: bool,
     as_json: bool,
+    **job: Any,
 ) -> int:
     """Plan for many devices from the measurements of one.
 
     PLAN is a run folder. Says the best batch and its split for every number of
     devices, the time, energy and price, where more devices stop paying, and why.
     """
-    counts = parse_devices(devices)
-    if measure and (bandwidth is not None or latency is not None):
-        raise SettingError(
-            "the network is either measured or given",
-            seen="--measure with --bandwidth or --latency",
-            fix="one of the two",
-        )
-    measurements = _load(measured)
-    network = _network(bandwidth, latency, measure)
     from rightbatch.cluster.devices import elastic_batch, plan_cluster
     from rightbatch.core.json_io import to_plain
     from rightbatch.report.terminal import print_plain
 
-    fleet = fleet_of(
-        measurements,
-        network,
-        memory=memory,
-        steps=steps,
-        watts=watts,
-        per_hour=price,
-        gradient_bytes=gradient_bytes,
-        prior=None if prior is None else prior_named(prior),
-    )
+    counts = parse_devices(devices)
+    measurements = _load(measured)
+    network = _network(bandwidth, latency, measure)
+    fleet = fleet_of(measurements, network, **job)
     planned = plan_cluster(fleet, counts)
     batch, sizes = elastic_batch(fleet, planned.best, max(counts))
     if measure and int(os.environ.get("RANK", "0")):
@@ -99,18 +79,10 @@ def cluster(
 def _load(measured: Path) -> Measurements:
     from rightbatch.measure.record import Measurements
     from rightbatch.training.run_folder import MEASUREMENTS, PLAN
-    from rightbatch.training.run_folder import MEMORY as MEMORY_LAW
 
     if measured.name == PLAN:  # what it was decided from lies beside it
         measured = measured.parent
-    path = measured / MEASUREMENTS if measured.is_dir() else measured
-    if not path.exists() and (path.parent / MEMORY_LAW).exists():
-        raise RunFolderError(
-            f"only memory was measured in {path.parent}",
-            why="a cluster needs step times and gradient noise",
-            fix="rightbatch measure JOB, or tune JOB",
-        )
-    return Measurements.load(path)
+    return Measurements.load(measured / MEASUREMENTS if measured.is_dir() else measured)
 
 
 def fleet_of(
@@ -120,33 +92,24 @@ def fleet_of(
     memory: float | None,
     steps: int | None,
     watts: float | None,
-    per_hour: float | None,
+    price: float | None,
     gradient_bytes: float | None,
-    prior: Published | None = None,
+    prior: str | None,
 ) -> Fleet:
     """The job of these measurements, on devices like the one they were made on.
 
     Raises:
-        SettingError: A value is not positive.
+        SettingError: There is no such prior, or nothing fits in the memory.
         UnidentifiedError: Times or noise were not measured.
     """
     from rightbatch.cluster.devices import Fleet
-    from rightbatch.cluster.published import noise_of
+    from rightbatch.cluster.published import noise_of, prior_named
     from rightbatch.fit.step_time import fit_time
     from rightbatch.measure.run_progress import steps_to_target
     from rightbatch.memory.envelope import check_room, fit_points
-    from rightbatch.plan.constraints import memory_limit
     from rightbatch.plan.laws import laws_of
+    from rightbatch.plan.options import memory_limit
 
-    given = {
-        "steps": steps,
-        "watts": watts,
-        "price": per_hour,
-        "gradient-bytes": gradient_bytes,
-    }
-    for name, value in given.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise SettingError(f"{name} must be positive", seen=f"--{name} {value:g}")
     job, limit = measurements.job, memory_limit(measurements, memory)
     time = fit_time(measurements.times, measurements.contention)
     most = time.largest
@@ -156,7 +119,7 @@ def fleet_of(
         most = min(most, law.largest(limit))
     return Fleet(
         time=time,
-        noise=laws_of(measurements).noise if prior is None else noise_of(prior),
+        noise=noise_of(prior_named(prior)) if prior else laws_of(measurements).noise,
         most=most,
         examples=job.examples,
         gradient_bytes=gradient_bytes or GRADIENT_BYTES * job.parameters,
@@ -164,22 +127,8 @@ def fleet_of(
         reference=job.batch_size,
         steps=steps if steps is not None else steps_to_target(measurements),
         watts=watts,
-        per_hour=per_hour,
+        per_hour=price,
     )
-
-
-def prior_named(name: str) -> Published:
-    """A published law by its name; ``lm:300M`` is a language model of that size.
-
-    Raises:
-        SettingError: There is none of that name.
-    """
-    from rightbatch.cluster.published import language_model, published
-
-    match = re.fullmatch(r"lm:([0-9.]+)([MB])", name)
-    if match is None:
-        return published(name)
-    return language_model(float(match[1]) * {"M": 1e6, "B": 1e9}[match[2]])
 
 
 def parse_devices(text: str) -> list[int]:
@@ -247,28 +196,27 @@ def cluster_lines(
 
 
 def _table(planned: Cluster) -> list[str]:
-    amounts: list[tuple[str, list[Any], Callable[[Any], str]]] = [
-        ("energy", [r.joules for r in planned.rows], _joules),
-        ("price", [r.money for r in planned.rows], show_number),
-    ]
-    known = [amount for amount in amounts if amount[1][0] is not None]
-    lines = [
-        f"{'devices':>8} {'batch':>9} {'split':>8} "
-        f"{'time' if planned.seconds else 'time x':>8} {'speedup':>7} {'effic.':>6}"
-        + "".join(f" {name:>8}" for name, *_ in known)
-        + "  lost to"
-    ]
-    for i, row in enumerate(planned.rows):
+    first = planned.rows[0]
+    head = f"{'devices':>8} {'batch':>9} {'split':>8} "
+    head += f"{'time' if planned.seconds else 'time x':>8} {'speedup':>7} {'effic.':>6}"
+    head += f" {'kWh':>8}" if first.joules is not None else ""
+    head += f" {'price':>8}" if first.money is not None else ""
+    lines = [f"{head}  lost to"]
+    for row in planned.rows:
         time = f"{row.time.value:.3g}"
         if planned.seconds:
             time = show_seconds(row.time.value)
         split = f"{row.micro_batch} x {row.accumulation}"
         mark = ">" if row.devices == planned.pays_up_to else " "
-        cells = "".join(f" {show(values[i]):>8}" for _, values, show in known)
-        lines.append(
+        line = (
             f"{mark}{row.devices:>7,} {row.batch_size:>9,} {split:>8} {time:>8} "
-            f"{row.speedup:>6.3g}x {row.efficiency:>6.0%}{cells}  {row.lost_to}"[:80]
+            f"{row.speedup:>6.3g}x {row.efficiency:>6.0%}"
         )
+        if row.joules is not None:
+            line += f" {show_number(row.joules / 3.6e6):>8}"
+        if row.money is not None:
+            line += f" {show_number(row.money):>8}"
+        lines.append(f"{line}  {row.lost_to}"[:80])
     return lines
 
 
@@ -294,33 +242,30 @@ def _paragraph(text: str) -> list[str]:
     return [f" {line}" for line in textwrap.wrap(text, 78)]
 
 
-def _joules(value: Any) -> str:
-    for unit, size in (("GJ", 1e9), ("MJ", 1e6), ("kJ", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.3g} J"
+def _network(bandwidth: float | None, latency: float | None, measure: bool) -> Network:
+    from rightbatch.cluster.network import (
+        ASSUMED,
+        Network,
+        fit_network,
+        measure_network,
+    )
 
-
-def _network(bandwidth: float | None, latency: float | None, measure: bool) -> Any:
-    from rightbatch.cluster.network import ASSUMED, Network, fit_network
-
+    if measure and (bandwidth is not None or latency is not None):
+        raise SettingError(
+            "the network is either measured or given",
+            seen="--measure with --bandwidth or --latency",
+            fix="one of the two",
+        )
     if measure:
-        from rightbatch.cluster.network_time import measure_network
         from rightbatch.training.ranks import join
 
-        if not join():
-            raise SettingError(
-                "there are no processes whose network could be measured",
-                fix="torchrun --nproc-per-node N -m rightbatch cluster PLAN --measure",
-            )
+        join()  # where there is nothing to join, measuring says so
         return fit_network(measure_network())
     if bandwidth is None and latency is None:
         return ASSUMED
-    source = "as given"
-    if bandwidth is None or latency is None:
-        source = "latency assumed" if latency is None else "bandwidth assumed"
+    partly = bandwidth is None or latency is None
     return Network(
-        bandwidth=ASSUMED.bandwidth if bandwidth is None else bandwidth,
-        latency_s=ASSUMED.latency_s if latency is None else latency,
-        source=source,
+        bandwidth=bandwidth or ASSUMED.bandwidth,
+        latency_s=latency or ASSUMED.latency_s,
+        source="partly assumed" if partly else "as given",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -19,7 +20,7 @@ import click
 
 from rightbatch.core.errors import RightbatchError
 from rightbatch.core.machine import installed, summary
-from rightbatch.job.address import JobAddress, look_up
+from rightbatch.job.loading import JobAddress, look_up
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,18 +93,11 @@ def _kept(folder: Path) -> str:
     """What lies in a folder after Ctrl-C, and what can be done with it."""
     from rightbatch.training.run_folder import MEASUREMENTS
 
-    path = folder / MEASUREMENTS
     if not folder.exists():
         return "Interrupted; nothing was kept."
-    if not path.exists():
-        return f"Interrupted. What was saved is in {folder}."
-    from rightbatch.measure.record import Measurements
-
-    measurements = Measurements.load(path)
-    times, points = len(measurements.times), len(measurements.noise)
-    text = f"Interrupted. Kept in {path}: {times} step times, {points} noise points."
-    if times and points >= 2:
-        text += f"\n next   rightbatch plan {shlex.quote(str(path))}"
+    text = f"Interrupted. What was saved is in {folder}."
+    if (folder / MEASUREMENTS).exists():
+        text += f"\n next   rightbatch plan {shlex.quote(str(folder))}"
     return text
 
 
@@ -140,6 +134,30 @@ def finish(
         ("next", following + ("" if job.target is not None else " --epochs 10")),
     ]
     print_plain(console, "\n" + files_lines(files))
+    return status
+
+
+def first_speaks() -> bool:
+    """Silence standard output on all ranks but the first; whether this is the first.
+
+    Errors are not silenced: one may be of this rank alone.
+    """
+    first = int(os.environ.get("RANK", "0")) == 0
+    if not first:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # ruff: ignore[open-file-with-context-handler]
+    return first
+
+
+def end_together(status: int, joined: bool) -> int:
+    """The exit status; with several processes, all end here at once.
+
+    torchrun knows success and failure only, and starts failed processes again: what
+    ended as it should, decided or not, is a success there.
+    """
+    if joined:
+        from rightbatch.training.ranks import leave
+
+        leave(DECIDED if status == UNDECIDED else status)
     return status
 
 

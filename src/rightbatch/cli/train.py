@@ -12,16 +12,16 @@ from rightbatch.cli.console import (
     INTERRUPTED,
     UNDECIDED,
     announce,
+    end_together,
+    first_speaks,
     keep_origin,
     keeping,
     load_quietly,
     print_document,
 )
 from rightbatch.cli.options import DURATION, JOB, JSON, OUT, PATH, THREADS
-from rightbatch.cli.ranks import end_together, first_speaks
 from rightbatch.core.errors import SettingError
-from rightbatch.job.address import look_up
-from rightbatch.job.loading import load_job
+from rightbatch.job.loading import load_job, look_up
 from rightbatch.training.run_folder import PLAN, make_run_folder
 
 
@@ -109,7 +109,7 @@ def train(
 
     from rightbatch.measure.threads import pick_threads
     from rightbatch.report.terminal import print_plain
-    from rightbatch.report.training import TrainingLine, run_lines
+    from rightbatch.report.training import run_lines, training_line
     from rightbatch.schedules.parse import parse_rate, parse_schedule
     from rightbatch.training.plan import Plan
     from rightbatch.training.ranks import join, share_first
@@ -142,7 +142,7 @@ def train(
     )
     with (
         keeping(folder, as_json),
-        TrainingLine(console, loaded, quiet=not first) as line,
+        training_line(console, loaded, quiet=not first) as show,
     ):
         run = run_training(
             loaded,
@@ -151,7 +151,7 @@ def train(
             rate=decay,
             out=folder,
             resume="auto" if resume else False,
-            watch=line.show,
+            watch=show,
             **{k: v for k, v in settings.items() if v is not None},
         )
     if first:

@@ -12,14 +12,14 @@ from rightbatch.cli.console import (
     UNDECIDED,
     announce,
     command_line,
+    end_together,
     finish,
+    first_speaks,
     keeping,
     load_quietly,
 )
 from rightbatch.cli.options import BUDGET, JOB, JSON, OUT, THREADS, deciding
-from rightbatch.cli.ranks import end_together, first_speaks
-from rightbatch.job.address import look_up
-from rightbatch.job.loading import load_job
+from rightbatch.job.loading import load_job, look_up
 from rightbatch.plan.objectives import Objective
 from rightbatch.training.run_folder import MEASUREMENTS, make_run_folder
 

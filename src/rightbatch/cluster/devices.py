@@ -85,13 +85,8 @@ class Fleet:
             batch: Examples of a step.
             draw: Number of a draw of the critical batch; None: the fit itself.
         """
-        noise = self.noise
-        critical = noise.critical_batch.value if draw is None else noise.draws[draw]
-        if math.isinf(critical):
-            ratio = self.reference / batch
-        else:
-            ratio = (1 + critical / batch) / (1 + critical / self.reference)
-        return (self.steps or 1.0) * float(ratio)
+        ratio = self.noise.relative_steps(batch, self.reference, draw)
+        return (self.steps or 1.0) * ratio
 
     def total_s(self, split: Split, draw: int | None = None) -> float:
         """Seconds to the result; where steps are not known, in a unit of its own."""
@@ -200,7 +195,7 @@ def plan_cluster(fleet: Fleet, devices: Sequence[int]) -> Cluster:
     rows = tuple(_row(fleet, split, splits[0]) for split in splits)
     critical = fleet.noise.critical_batch
     low, high = (
-        _pays_up_to(_times(other, _best_splits(other, wanted)))
+        _pays_up_to({s.devices: other.total_s(s) for s in _best_splits(other, wanted)})
         for other in map(fleet.with_critical_batch, (critical.low, critical.high))
     )
     pays_up_to = _pays_up_to({row.devices: row.time.value for row in rows})
@@ -245,10 +240,6 @@ def _best_splits(fleet: Fleet, devices: Sequence[int]) -> list[Split]:
     return [split for split in splits if split is not None]
 
 
-def _times(fleet: Fleet, splits: Sequence[Split]) -> dict[int, float]:
-    return {split.devices: fleet.total_s(split) for split in splits}
-
-
 def _row(fleet: Fleet, split: Split, fewest: Split) -> Row:
     speedup = fleet.total_s(fewest) / fleet.total_s(split)
     efficiency = speedup * fewest.devices / split.devices
@@ -258,7 +249,7 @@ def _row(fleet: Fleet, split: Split, fewest: Split) -> Row:
         total = fleet.total_s(split, draw)
         return total if known else total / fleet.total_s(fewest, draw)
 
-    device_s = split.devices * shown(None) if known else None
+    device_s = split.devices * shown(None)
     return Row(
         devices=split.devices,
         batch_size=split.batch_size,
@@ -275,16 +266,10 @@ def _row(fleet: Fleet, split: Split, fewest: Split) -> Row:
         speedup=speedup,
         efficiency=efficiency,
         exposed=fleet.exposed_s(split) / fleet.step_s(split),
-        joules=_product(device_s, fleet.watts),
-        money=_product(device_s, fleet.per_hour, 1 / 3600),
+        joules=device_s * fleet.watts if known and fleet.watts else None,
+        money=device_s * fleet.per_hour / 3600 if known and fleet.per_hour else None,
         lost_to="" if efficiency > LITTLE else _lost_to(fleet, split.devices),
     )
-
-
-def _product(
-    device_s: float | None, rate: float | None, per: float = 1
-) -> float | None:
-    return None if device_s is None or rate is None else device_s * rate * per
 
 
 def _lost_to(fleet: Fleet, devices: int) -> str:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+import torch.distributed as dist
 from scipy import optimize
 
-from rightbatch.cluster.network_time import LinkPoint
 from rightbatch.core.errors import SettingError, UnidentifiedError
+
+SIZES = (2**10, 2**16, 2**20, 2**22, 2**24)  # bytes
+ROUNDS = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +58,49 @@ class Network:
 
 # A cloud's usual links where nothing is said [assumed].
 ASSUMED = Network(bandwidth=100e9 / 8, latency_s=20e-6, source="assumed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkPoint:
+    """One all-reduce: its size, the processes in it, and its median time."""
+
+    bytes: int
+    devices: int
+    seconds: float
+
+
+def measure_network() -> tuple[LinkPoint, ...]:
+    """Time all-reduces of several sizes over the default group. Collective.
+
+    Raises:
+        SettingError: No process group, or only one process in it.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        raise SettingError(
+            "there is no process group to measure",
+            fix="torchrun --nproc-per-node N -m rightbatch cluster PLAN --measure",
+        )
+    devices = dist.get_world_size()
+    if devices < 2:
+        raise SettingError("one process has no network", seen="world size 1")
+    cuda = "nccl" in dist.get_backend()  # also of "cpu:gloo,cuda:nccl"
+    device = torch.device("cuda" if cuda else "cpu")
+    points = []
+    for size in SIZES:
+        tensor = torch.zeros(size // 4, device=device)
+        times = []
+        for _ in range(ROUNDS + 2):
+            dist.barrier()
+            started = time.perf_counter()
+            dist.all_reduce(tensor)
+            if cuda:
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - started)
+        # The slowest rank ends the exchange; the first two made connections.
+        worst = torch.tensor(statistics.median(times[2:]), device=device)
+        dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+        points.append(LinkPoint(bytes=size, devices=devices, seconds=float(worst)))
+    return tuple(points)
 
 
 def fit_network(points: Sequence[LinkPoint]) -> Network:

@@ -7,6 +7,7 @@ is our own fit (`fit_steps`) of published numbers; the numbers are in the source
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ RCP = "MLCommons reference convergence points (github.com/mlcommons/logging)"
 ZHANG = "Zhang et al. 2024, arXiv:2410.21676, language models, context 512"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Published:
     """A measured critical batch.
 
@@ -29,9 +30,9 @@ class Published:
             (McCandlish et al. 2018), in ``unit``.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        unit: What is counted.
         smallest: Smallest batch it was seen at.
         largest: Largest batch.
+        unit: What is counted.
         source: Whose measurements.
     """
 
@@ -39,10 +40,10 @@ class Published:
     critical_batch: float
     low: float
     high: float
-    unit: str
     smallest: int
     largest: int
-    source: str
+    unit: str = "examples"
+    source: str = RCP
 
     @property
     def domain(self) -> str:
@@ -50,51 +51,30 @@ class Published:
         return f"batches of {self.smallest:,} to {self.largest:,} {self.unit}"
 
 
-def _rcp(
-    workload: str, critical: float, low: float, high: float, first: int, last: int
+def _lm(
+    parameters: str, critical: float, low: float, high: float, source: str = ZHANG
 ) -> Published:
-    return Published(
-        workload=workload,
-        critical_batch=critical,
-        low=low,
-        high=high,
-        unit="examples",
-        smallest=first,
-        largest=last,
-        source=RCP,
-    )
-
-
-def _lm(parameters: str, critical: float, low: float, high: float) -> Published:
-    return Published(
-        workload=f"language model, {parameters} parameters",
-        critical_batch=critical,
-        low=low,
-        high=high,
-        unit="sequences of 512 tokens",
-        smallest=64,
-        largest=16384,
-        source=ZHANG,
-    )
+    name, unit = f"language model, {parameters} parameters", "sequences of 512 tokens"
+    return Published(name, critical, low, high, 64, 16384, unit, source)
 
 
 # `python benchmarks/steps_law.py` fits them again; those with 4 batch sizes or more
 # whose critical batch could be identified, of 23 and 5.
 PUBLISHED: tuple[Published, ...] = (
-    _rcp("bert (phase 2, LAMB)", 12770, 10120, 16560, 256, 16384),
-    _rcp("deepcam (climate segmentation)", 849.7, 475.3, 1614, 128, 2048),
-    _rcp("dlrm_dcnv2 (recommendation)", 316000, 240800, 435700, 32768, 160000),
-    _rcp("flux1 (text to image)", 2752, 1968, 3964, 512, 4096),
-    _rcp("gnn (R-GAT, node classification)", 116200, 104100, 130000, 4096, 262144),
-    _rcp("gpt3 (175 B)", 16820, 11020, 29690, 1536, 8192),
-    _rcp("llama2_70b_lora (fine-tuning)", 39.88, 9.647, 186.2, 8, 128),
-    _rcp("llama31_405b", 5635, 4776, 6696, 1008, 9216),
-    _rcp("llama31_8b", 83.68, 64.04, 111.4, 16, 128),
-    _rcp("maskrcnn", 816.4, 592.1, 1242, 8, 272),
-    _rcp("resnet (ResNet-50, ImageNet)", 47240, 42030, 53390, 1632, 67840),
-    _rcp("retinanet", 1379, 1021, 1882, 256, 4096),
-    _rcp("rnnt (speech)", 3698, 3090, 4462, 512, 6144),
-    _rcp("stable_diffusion", 1137, 790.5, 1675, 256, 2048),
+    Published("bert (phase 2, LAMB)", 12770, 10120, 16560, 256, 16384),
+    Published("deepcam (climate segmentation)", 849.7, 475.3, 1614, 128, 2048),
+    Published("dlrm_dcnv2 (recommendation)", 316000, 240800, 435700, 32768, 160000),
+    Published("flux1 (text to image)", 2752, 1968, 3964, 512, 4096),
+    Published("gnn (R-GAT, node classification)", 116200, 104100, 130000, 4096, 262144),
+    Published("gpt3 (175 B)", 16820, 11020, 29690, 1536, 8192),
+    Published("llama2_70b_lora (fine-tuning)", 39.88, 9.647, 186.2, 8, 128),
+    Published("llama31_405b", 5635, 4776, 6696, 1008, 9216),
+    Published("llama31_8b", 83.68, 64.04, 111.4, 16, 128),
+    Published("maskrcnn", 816.4, 592.1, 1242, 8, 272),
+    Published("resnet (ResNet-50, ImageNet)", 47240, 42030, 53390, 1632, 67840),
+    Published("retinanet", 1379, 1021, 1882, 256, 4096),
+    Published("rnnt (speech)", 3698, 3090, 4462, 512, 6144),
+    Published("stable_diffusion", 1137, 790.5, 1675, 256, 2048),
     _lm("85 M", 2235, 1891, 2650),
     _lm("151 M", 3303, 2693, 4086),
     _lm("302 M", 5433, 4740, 6262),
@@ -131,16 +111,9 @@ def language_model(parameters: float) -> Published:
     critical = LEVEL * parameters**GROWTH
     inside = sizes[0] <= parameters <= sizes[1]
     factor = SCATTER**2 if inside else SCATTER**4
-    return Published(
-        workload=f"language model, {parameters / 1e6:.3g} M parameters",
-        critical_batch=critical,
-        low=critical / factor,
-        high=critical * factor,
-        unit="sequences of 512 tokens",
-        smallest=64,
-        largest=16384,
-        source=f"{ZHANG}, between its sizes" if inside else f"{ZHANG}, extended",
-    )
+    source = f"{ZHANG}, between its sizes" if inside else f"{ZHANG}, extended"
+    low, high = critical / factor, critical * factor
+    return _lm(f"{parameters / 1e6:.3g} M", critical, low, high, source)
 
 
 def noise_of(prior: Published, seed: int = 0) -> NoiseLaw:
@@ -180,3 +153,15 @@ def published(workload: str) -> Published:
             fix=f"one of: {names}",
         )
     return matches[0]
+
+
+def prior_named(name: str) -> Published:
+    """A published law by its name; ``lm:300M`` is a language model of that size.
+
+    Raises:
+        SettingError: There is none of that name.
+    """
+    size = re.fullmatch(r"lm:(\d+\.?\d*)([MB])", name)
+    if size is None:
+        return published(name)
+    return language_model(float(size[1]) * {"M": 1e6, "B": 1e9}[size[2]])

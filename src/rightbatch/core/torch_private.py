@@ -148,23 +148,6 @@ def shut_down_workers(iterator: Any) -> None:
     getattr(iterator, "_shutdown_workers", lambda: None)()
 
 
-def worker_timed_out(error: BaseException) -> bool:
-    """Whether a ``DataLoader`` waited longer than its ``timeout``."""
-    return isinstance(error, RuntimeError) and "DataLoader timed out" in str(error)
-
-
-def worker_died(error: BaseException) -> bool:
-    """Whether the process of a ``DataLoader``'s worker has ended.
-
-    Also told by the socket that is gone by which it was to send a tensor.
-    """
-    if isinstance(error, (EOFError, ConnectionError, FileNotFoundError)):
-        return True
-    ended = r"DataLoader worker.*(exited unexpectedly|killed by signal)"
-    lost = re.search(ended, str(error), re.DOTALL)
-    return isinstance(error, RuntimeError) and lost is not None
-
-
 # Texts of errors
 
 
@@ -174,11 +157,6 @@ def is_lost_connection(error: BaseException) -> bool:
         r"connection (closed|reset|refused)|broken pipe|connectFullMesh|remote process"
     )
     return re.search(lost, str(error), re.IGNORECASE) is not None
-
-
-def has_no_graph(error: BaseException) -> bool:
-    """Whether autograd found no graph to go back through, or one already freed."""
-    return any(part in str(error) for part in ("a second time", "element 0"))
 
 
 def looks_into_tensors(text: str) -> bool:
@@ -191,30 +169,23 @@ def no_room_for_threads(text: str) -> bool:
     return "Resource temporarily unavailable" in text
 
 
-# (kind, pattern, certain). First match wins. A form that is not certain has other
-# causes too: a smaller micro-batch is tried, and if that does not help the error is
-# told as it came. Texts from the libraries' sources and users' reports [cited:
+# Texts from the libraries' sources and users' reports, in lower case [cited:
 # docs/running.md, "Out of memory"].
-_FORMS: tuple[tuple[str, str, bool], ...] = (
-    ("nccl", r"nccl.*(out of memory|unhandled cuda error.*memory)", True),
-    ("nccl", r"cuda failure (\d+ )?'?out of memory", True),
-    ("cublas", r"cublas_status_alloc_failed|hipblas_status_alloc_failed", True),
-    ("cublas", r"cublas_status_not_initialized", False),
-    ("cudnn", r"cudnn_status_alloc_failed|miopenstatusallocfailed", True),
-    ("cudnn", r"cudnn_status_(internal_error|not_supported)", False),
-    ("cufft", r"cufft_alloc_failed", True),
-    ("solver", r"cu(solver|sparse|rand)_status_alloc(ation)?_failed", True),
-    ("driver", r"cuda (driver )?error: out of memory|cudaerrormemoryallocation", True),
-    ("driver", r"triton error \[cuda\]: out of memory", True),
-    ("cuda", r"cuda out of memory", True),
-    ("hip", r"hip (error: )?out of memory|hiperroroutofmemory", True),
-    ("xpu", r"xpu out of memory|ur_result_error_out_of_(device|host)_memory", True),
-    ("xpu", r"ur_result_error_out_of_resources", False),
-    ("mps", r"mps backend out of memory", True),
-    ("cpu", r"defaultcpuallocator|not enough memory: you tried to allocate", True),
-    ("cpu", r"std::bad_alloc|cannot allocate memory", True),
-    ("cpu", r"could not create a (memory object|primitive)", False),  # oneDNN
-    ("device", r"out of memory", True),
+_CERTAIN = (
+    r"out of memory|nccl.*unhandled cuda error.*memory"
+    r"|cudaerrormemoryallocation|hiperroroutofmemory"
+    r"|(cublas|hipblas|cudnn)_status_alloc_failed|miopenstatusallocfailed"
+    r"|cufft_alloc_failed|cu(solver|sparse|rand)_status_alloc(ation)?_failed"
+    r"|ur_result_error_out_of_(device|host)_memory"
+    r"|defaultcpuallocator|not enough memory: you tried to allocate"
+    r"|std::bad_alloc|cannot allocate memory"
+)
+# These have other causes too: a smaller micro-batch is tried, and if that does not help
+# the error is told as it came. The last is oneDNN's.
+_UNCERTAIN = (
+    r"cublas_status_not_initialized|cudnn_status_(internal_error|not_supported)"
+    r"|ur_result_error_out_of_resources"
+    r"|could not create a (memory object|primitive)"
 )
 
 
@@ -223,49 +194,36 @@ class OutOfMemory:
     """An exception understood as memory that ran out.
 
     Attributes:
-        kind: Who ran out: ``"cuda"``, ``"cublas"``, ``"cpu"``, ``"python"``, ….
         certain: Whether the message can mean nothing else.
         text: Its first line.
     """
 
-    kind: str
     certain: bool
     text: str
 
 
 def out_of_memory(error: BaseException) -> OutOfMemory | None:
-    """Who ran out of memory, or None if the exception is something else.
+    """How memory ran out, or None if the exception is something else.
 
     Also sees it behind an exception that was raised ``from`` it.
 
     Example:
-        >>> out_of_memory(RuntimeError("MPS backend out of memory (allocated …)")).kind
-        'mps'
+        >>> out_of_memory(RuntimeError("MPS backend out of memory (allocated …)"))
+        OutOfMemory(certain=True, text='MPS backend out of memory (allocated …)')
         >>> out_of_memory(ValueError("out of memory is a nice title")) is None
         True
     """
-    memory = _recognised(error)
-    if memory is None and error.__cause__ is not None:
-        return out_of_memory(error.__cause__)
-    return memory
-
-
-def _recognised(error: BaseException) -> OutOfMemory | None:
     enforced = r"^\[enforce fail at [^\]]*\] (err == 0\. )?"
-    first = re.sub(enforced, "", first_line(error))
-    if isinstance(error, MemoryError):
-        return OutOfMemory("python", True, first)
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-        return OutOfMemory("python", True, first)
-    if not isinstance(error, RuntimeError):
-        return None
-    text = str(error).lower()
-    for kind, pattern, certain in _FORMS:
-        if re.search(pattern, text, re.DOTALL):
-            return OutOfMemory(kind, certain, first)
-    if isinstance(error, torch.OutOfMemoryError):
-        return OutOfMemory("device", True, first)
-    return None
+    first, text = re.sub(enforced, "", first_line(error)), str(error).lower()
+    system = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if system or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return OutOfMemory(True, first)
+    if isinstance(error, RuntimeError):
+        if re.search(_CERTAIN, text, re.DOTALL):
+            return OutOfMemory(True, first)
+        if re.search(_UNCERTAIN, text):
+            return OutOfMemory(False, first)
+    return None if error.__cause__ is None else out_of_memory(error.__cause__)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""One way to walk, count, cut, stack and move a batch, whatever it is nested in.
+"""One way to walk, count, cut and move a batch, whatever it is nested in.
 
 A batch is a tree. Its nodes are dicts and other mappings (``BatchEncoding``), lists,
 tuples, namedtuples and dataclasses; everything else is a leaf. Walking is torch's
@@ -25,7 +25,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -111,29 +111,6 @@ def to_device(batch: Any, device: torch.device | str) -> Any:
     return map_leaves(
         lambda leaf: leaf.to(device) if movable(leaf) else leaf, batch, is_leaf=movable
     )
-
-
-def stack(examples: Sequence[Any]) -> Any:
-    """Examples of one structure as a batch with a new first axis.
-
-    Tensors and arrays are stacked, of all other leaves a list is made.
-
-    Raises:
-        ValueError: They do not have the same number of leaves.
-
-    Example:
-        >>> stack([(torch.tensor(1), "a"), (torch.tensor(2), "b")])
-        (tensor([1, 2]), ['a', 'b'])
-    """
-    columns = zip(*map(leaves, examples), strict=True)
-
-    def stacked(first: Any) -> Any:
-        column = list(next(columns))
-        if isinstance(first, Tensor):
-            return torch.stack(column)
-        return np.stack(column) if isinstance(first, np.ndarray) else column
-
-    return map_leaves(stacked, examples[0])
 
 
 def example_count(batch: Any, expected: int | None = None) -> int:

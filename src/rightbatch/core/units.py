@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 from rightbatch.core.errors import SettingError
@@ -17,15 +16,15 @@ SECONDS = {
     "d": 86400.0,
 }
 BYTES = {
-    "b": 1,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
+    "b": 1.0,
+    **{f"{prefix}b": 1e3**i for i, prefix in enumerate("kmgt", start=1)},
+    **{f"{prefix}ib": 1024.0**i for i, prefix in enumerate("kmgt", start=1)},
+}
+# A small b is a bit, a large one a byte: here alone letters are told apart.
+BYTES_PER_SECOND = {
+    f"{prefix}{letter}/s": 1e3**i / bits
+    for i, prefix in enumerate("kMGT", start=1)
+    for letter, bits in (("b", 8), ("B", 1))
 }
 
 
@@ -33,13 +32,13 @@ def parse_seconds(text: str) -> float:
     """Seconds from ``"90"``, ``"2h"`` or ``"1.5min"``.
 
     Raises:
-        SettingError: It is neither, or not positive.
+        SettingError: It is none of these, or not positive.
 
     Example:
         >>> parse_seconds("2h")
         7200.0
     """
-    return _parse(text, SECONDS, "a duration", "90, 30s, 10min, 2h")
+    return _parse(text.lower(), {"": 1.0, **SECONDS}, "a duration", "90, 30s, 2h")
 
 
 def parse_bytes(text: str) -> float:
@@ -52,26 +51,20 @@ def parse_bytes(text: str) -> float:
         >>> parse_bytes("1KiB")
         1024.0
     """
-    if text.strip()[-1:].isdigit():
-        raise SettingError(f"{text!r} lacks a unit of memory", fix="16GiB, 500MB")
-    return _parse(text, BYTES, "an amount of memory", "16GiB, 500MB")
+    return _parse(text.lower(), BYTES, "an amount of memory", "16GiB, 500MB")
 
 
 def parse_latency(text: str) -> float:
     """Seconds from ``"20us"`` or ``"0.1ms"``; the unit is required.
 
     Raises:
-        SettingError: It is neither, or negative.
+        SettingError: It is neither, or not positive.
 
     Example:
         >>> round(1e6 * parse_latency("20us"))
         20
     """
-    if text.strip()[-1:].isdigit():
-        raise SettingError(f"{text!r} lacks a unit of time", fix="20us, 0.1ms")
-    if re.fullmatch(r"\s*0+(\.0+)?\s*(us|ms|s)\s*", text):
-        return 0.0
-    return _parse(text, SECONDS, "a latency", "20us, 0.1ms")
+    return _parse(text.lower(), SECONDS, "a latency", "20us, 0.1ms")
 
 
 def parse_bandwidth(text: str) -> float:
@@ -84,31 +77,15 @@ def parse_bandwidth(text: str) -> float:
         >>> parse_bandwidth("400Gb/s")
         50000000000.0
     """
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([kMGT])([bB])/s\s*", text)
-    scale = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-    try:
-        number = float(match[1]) if match else 0.0
-    except ValueError:
-        number = 0.0
-    if match is None or not number > 0:
-        raise SettingError(
-            f"{text!r} is not a bandwidth", fix="400Gb/s (bits), 50GB/s (bytes)"
-        )
-    return number * scale[match[2]] / (8 if match[3] == "b" else 1)
+    forms = "400Gb/s (bits), 50GB/s (bytes)"
+    return _parse(text, BYTES_PER_SECOND, "a bandwidth", forms)
 
 
-def _parse(
-    text: str, units: dict[str, float] | dict[str, int], what: str, forms: str
-) -> float:
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*([a-zA-Z]*)\s*", text)
-    unit = match.group(2).lower() if match else ""
-    try:
-        number = float(match.group(1)) if match else math.nan
-    except ValueError:
-        number = math.nan
-    if not number > 0 or (unit and unit not in units):
+def _parse(text: str, units: dict[str, float], what: str, forms: str) -> float:
+    match = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?)\s*([a-zA-Z/]*)\s*", text)
+    if match is None or match[2] not in units or not float(match[1]) > 0:
         raise SettingError(f"{text!r} is not {what}", fix=forms)
-    return number * float(units[unit] if unit else 1)
+    return float(match[1]) * units[match[2]]
 
 
 def show_seconds(seconds: float) -> str:

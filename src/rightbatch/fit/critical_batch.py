@@ -36,6 +36,20 @@ class NoiseLaw:
     draws: Array
     metric: str
 
+    def relative_steps(
+        self, batch_size: float, baseline: int, draw: int | None = None
+    ) -> float:
+        """Steps to the same result over the baseline's, by the fit or one draw."""
+        critical = self.critical_batch.value if draw is None else self.draws[draw]
+        return relative_steps(float(critical), batch_size, baseline)
+
+
+def relative_steps(critical: float, batch_size: float, baseline: int) -> float:
+    """The law of steps for a critical batch C, (1 + C/B) / (1 + C/baseline)."""
+    if math.isinf(critical):
+        return baseline / batch_size
+    return (1 + critical / batch_size) / (1 + critical / baseline)
+
 
 def critical_from_noise(
     points: Sequence[NoisePoint], batch_size: int, seed: int = 0

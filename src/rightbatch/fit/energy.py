@@ -35,11 +35,6 @@ class EnergyLaw:
         p = self.parameters if draw is None else self.draws[draw % len(self.draws)]
         return float(pieces * (p[0] + p[1] * micro))
 
-    @property
-    def half_batch(self) -> float:
-        """The batch at which half of a step's energy is its fixed part."""
-        return float(self.parameters[0] / max(self.parameters[1], 1e-300))
-
 
 def fit_energy(points: Sequence[EnergyPoint], seed: int = 0) -> EnergyLaw:
     """Least squares on relative errors, both parameters not negative.

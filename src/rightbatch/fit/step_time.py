@@ -84,10 +84,6 @@ class TimeLaw:
         whole = self.seconds(micro, draw)
         return whole + (accumulation - 1) * max(whole - self.update_s, 0.0)
 
-    def predict(self, b: float) -> Estimate:
-        """Step time at micro-batch ``b`` with its interval."""
-        return self._estimate(lambda draw: self.seconds(b, draw), "s")
-
     @property
     def overhead(self) -> Estimate:
         """The fixed part t0, in seconds."""

@@ -1,21 +1,87 @@
-"""From a job's address to the `Job`: its code is imported and run."""
+"""What a user types for a job, ``digits`` or ``train.py:job``, understood and loaded.
+
+To understand it nothing is run, and torch is not imported.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import importlib.util
+import re
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.user_code import user_code
-from rightbatch.job.address import DEFAULT_NAME, FORMS, JobAddress, look_up
+from rightbatch.job.built_in import BUILT_IN
 
 if TYPE_CHECKING:
     from rightbatch.job.job import Job
+
+DEFAULT_NAME = "job"
+FORMS = "a built-in job (digits, stdlib_gpt), file.py:name or package.module:name"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobAddress:
+    """Where a job is to be found.
+
+    Attributes:
+        text: What was typed, completed with the default name.
+        kind: ``"built-in"``, ``"file"`` or ``"module"``.
+        where: Name, path or module.
+        name: The object in it.
+        about: One line for people.
+    """
+
+    text: str
+    kind: str
+    where: str
+    name: str
+    about: str
+
+    @property
+    def stem(self) -> str:
+        """A short name for folders and titles."""
+        return Path(self.where).stem if self.kind == "file" else self.where
+
+
+def look_up(text: str) -> JobAddress:
+    """Understand a job's address, and run nothing.
+
+    Raises:
+        SettingError: There is no such file or built-in job; the nearest is given.
+    """
+    if text in BUILT_IN:
+        return JobAddress(
+            text=text, kind="built-in", where=text, name="", about=BUILT_IN[text]
+        )
+    where, _, name = text.rpartition(":")
+    if not where or "/" in name or name.endswith(".py"):
+        where, name = text, DEFAULT_NAME
+    path = Path(where)
+    if path.is_file():
+        about = f"{path.name}:{name}"
+        text = f"{path}:{name}"
+        return JobAddress(text=text, kind="file", where=where, name=name, about=about)
+    if where.endswith(".py") or path.exists():
+        files = [p.name for p in path.parent.glob("*.py")]
+        near = difflib.get_close_matches(path.name, files, n=1)
+        raise SettingError(
+            f"there is no file {path}",
+            fix=f"did you mean {path.parent / near[0]}?" if near else FORMS,
+        )
+    if ":" in text and re.fullmatch(r"[\w.]+", where):
+        about = f"module {where}"
+        return JobAddress(text=text, kind="module", where=where, name=name, about=about)
+    near = difflib.get_close_matches(text, BUILT_IN, n=1, cutoff=0.5)
+    raise SettingError(
+        f"there is no job {text!r}",
+        fix=f"did you mean {near[0]!r}?" if near else FORMS,
+    )
 
 
 def load_job(text: str) -> Job:
@@ -75,7 +141,8 @@ def load_named(text: str) -> Any:
         return module.make_job()
     module = _imported(address)
     if not hasattr(module, address.name):
-        near = difflib.get_close_matches(address.name, dir(module), n=1)
+        jobs = [name for name, value in vars(module).items() if isinstance(value, Job)]
+        near = jobs or difflib.get_close_matches(address.name, dir(module), n=1)
         raise SettingError(
             f"{address.where} defines no {address.name!r}",
             fix=f"did you mean {address.where}:{near[0]}?" if near else FORMS,

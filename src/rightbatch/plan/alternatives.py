@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from rightbatch.core.units import show_number
-from rightbatch.fit.critical_batch import critical_from_noise
+from rightbatch.fit.critical_batch import critical_from_noise, relative_steps
 from rightbatch.measure.run_progress import points_of_progress
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.laws import Laws
@@ -62,7 +62,7 @@ def _by_other_laws(
 ) -> Alternative:
     def time(option: Option) -> float:
         step_s = laws.time.step_seconds(option.micro_batch, option.accumulation)
-        return laws.steps_at(critical, option.batch_size) * step_s
+        return relative_steps(critical, option.batch_size, laws.baseline) * step_s
 
     best = min(choice.options, key=time)
     kept, penalty = choice.chosen.batch_size, time(choice.chosen) / time(best) - 1

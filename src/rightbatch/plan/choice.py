@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from rightbatch.measure.record import Candidate, Measurements
-from rightbatch.plan.constraints import memory_limit, options_within, within_deadline
 from rightbatch.plan.evidence import (
     Evidence,
     candidate_of,
@@ -18,7 +17,15 @@ from rightbatch.plan.evidence import (
 )
 from rightbatch.plan.laws import Laws, laws_of
 from rightbatch.plan.objectives import Energy, Examples, Objective, Time, no_energy
-from rightbatch.plan.options import Option, best_option, cost, predict
+from rightbatch.plan.options import (
+    Option,
+    best_option,
+    cost,
+    memory_limit,
+    options_within,
+    predict,
+    within_deadline,
+)
 from rightbatch.schedules.scaling import Scaling, scaling_for
 
 FLAT = 1.10  # batches within 10 % of the best count as equally good [assumed]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from rightbatch.fit.critical_batch import NoiseLaw, critical_from_noise
@@ -57,17 +56,7 @@ class Laws:
 
     def steps(self, batch_size: int, draw: int | None = None) -> float:
         """Steps to the same result over the baseline's, by the fit or one draw."""
-        critical = self.noise.critical_batch.value
-        if draw is not None:
-            critical = float(self.noise.draws[draw])
-        return self.steps_at(critical, batch_size)
-
-    def steps_at(self, critical: float, batch_size: int) -> float:
-        """The same for a given critical batch C: (1 + C/B) / (1 + C/B_baseline)."""
-        if math.isinf(critical):
-            return self.baseline / batch_size
-        grown = (batch_size + critical) / (self.baseline + critical)
-        return grown * self.baseline / batch_size
+        return self.noise.relative_steps(batch_size, self.baseline, draw)
 
 
 def laws_of(measurements: Measurements) -> Laws:

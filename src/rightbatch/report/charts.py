@@ -9,8 +9,10 @@ import altair as alt
 
 from rightbatch.measure.record import Race
 from rightbatch.plan.choice import Choice
+from rightbatch.plan.options import Option
 
 Spec = dict[str, Any]
+BATCH = "batch size B (examples per step)"
 # Colours that hold on white and on near-black: chosen, today, neutral.
 CHOSEN, TODAY, PLAIN = "#2a9d6f", "#d1622b", "#5b8def"
 HEIGHT = 240
@@ -48,7 +50,11 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _batch_axis(title: str = "batch size B (examples per step)") -> alt.X:
+def _chart(rows: list[dict[str, Any]]) -> Any:
+    return alt.Chart(alt.Data(values=rows))
+
+
+def _batch_axis(title: str = BATCH) -> alt.X:
     return alt.X(
         "B:Q",
         title=title,
@@ -57,52 +63,59 @@ def _batch_axis(title: str = "batch size B (examples per step)") -> alt.X:
     )
 
 
+def _log_axis(field: str, title: str, **scale: Any) -> alt.Y:
+    return alt.Y(
+        f"{field}:Q", title=title, scale=alt.Scale(type="log", nice=False, **scale)
+    )
+
+
+def _colours(field: str, colours: dict[str, str], *, legend: bool = False) -> alt.Color:
+    return alt.Color(
+        f"{field}:N",
+        title=None,
+        legend=alt.Legend(orient="top") if legend else None,
+        scale=alt.Scale(domain=list(colours), range=list(colours.values())),
+    )
+
+
+def _tooltip(**formats: str) -> list[alt.Tooltip]:
+    return [alt.Tooltip(f"{field}:Q", format=f) for field, f in formats.items()]
+
+
 def _end(value: float, most: float) -> float:
     return min(value, most) if math.isfinite(value) else most
 
 
-def _shown(choice: Choice) -> list[Any]:
+def _shown(choice: Choice) -> list[Option]:
     """Options not absurdly slow: beyond 8 x the best nobody looks."""
     best = choice.by_laws.time.value
     return [o for o in choice.options if o.time.value < 8 * best]
 
 
-def _marks(choice: Choice, y: str) -> Any:
-    """Today's and the chosen batch as labelled points."""
-    picked = [(choice.chosen, "chosen")]
-    if choice.baseline.batch_size != choice.chosen.batch_size:
-        picked.append((choice.baseline, "today"))
+def _marks(choice: Choice, x: alt.X, **place: Any) -> Any:
+    """Today's and the chosen batch as labelled points over their time."""
+    marked = {"today": choice.baseline, "chosen": choice.chosen}
+    if choice.baseline.batch_size == choice.chosen.batch_size:
+        del marked["today"]
     best = choice.chosen.batch_size
-    rows = [
-        {
-            "B": o.batch_size,
-            "time": o.time.value,
-            "examples": o.examples.value,
-            "which": which,
-            "label": f"{which}: B = {o.batch_size}",
-            # Towards the best, where the curve falls away from the label.
-            "align": "left" if o.batch_size < best else "right",
-        }
-        for o, which in picked
-    ]
-    rows[0]["align"] = "center"
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        y=alt.Y(f"{y}:Q"),
-        color=alt.Color(
-            "which:N",
-            legend=None,
-            scale=alt.Scale(domain=["chosen", "today"], range=[CHOSEN, TODAY]),
-        ),
+    base = _chart(
+        [
+            {
+                "B": option.batch_size,
+                "time": option.time.value,
+                "examples": option.examples.value,
+                "which": which,
+                "label": f"{which}: B = {option.batch_size}",
+                # Towards the best, where the curve falls away from the label.
+                "side": (best > option.batch_size) - (best < option.batch_size),
+            }
+            for which, option in marked.items()
+        ]
+    ).encode(
+        x=x, y="time:Q", color=_colours("which", {"chosen": CHOSEN, "today": TODAY})
     )
-    x = _batch_axis() if y == "time" else alt.X("examples:Q")
-    if y != "time":
-        base = base.encode(y=alt.Y("time:Q"))
-    points = base.mark_point(filled=True, size=110, opacity=1).encode(x=x)
-    # Higher in the trade-off, where the curve rises beside the point.
-    place: Spec = {"dx": 2, "align": "left", "dy": -42}
-    if y == "time":
-        place = {"dy": -14, "align": {"expr": "datum.align"}}
-    names = base.mark_text(fontWeight="bold", **place).encode(x=x, text="label:N")
+    points = base.mark_point(filled=True, size=110, opacity=1)
+    names = base.mark_text(fontWeight="bold", **place).encode(text="label:N")
     return points + names
 
 
@@ -116,35 +129,30 @@ def time_chart(choice: Choice) -> Any:
             "time": o.time.value,
             "low": o.time.low,
             "high": _end(o.time.high, most),
-            "split": f"{o.micro_batch} x {o.accumulation}",
         }
         for o in shown
     ]
-    base = alt.Chart(alt.Data(values=rows)).encode(x=_batch_axis())
-    y = alt.Y(
-        "time:Q",
-        title="time to the same result (today = 1)",
-        scale=alt.Scale(type="log", domainMax=most, clamp=True, nice=False),
-    )
+    base = _chart(rows).encode(x=_batch_axis())
+    title, limits = "time to the same result (today = 1)", {"domainMax": most}
     low, high = choice.flat
     flat = (
-        alt.Chart(alt.Data(values=[{"B": low * 0.97, "to": high * 1.03}]))
+        _chart([{"B": low * 0.97, "to": high * 1.03}])
         .mark_rect(color=CHOSEN, opacity=0.13)
         .encode(x=_batch_axis(), x2="to:Q")
     )
-    band = base.mark_area(opacity=0.18, color=PLAIN).encode(y=y, y2="high:Q")
-    band = band.encode(y=alt.Y("low:Q", title="time to the same result (today = 1)"))
-    line = base.mark_line(color=PLAIN, point=alt.OverlayMarkDef(color=PLAIN)).encode(
-        y=y,
-        tooltip=[
-            alt.Tooltip("B:Q", format="d"),
-            alt.Tooltip("time:Q", format=".2f"),
-            alt.Tooltip("low:Q", format=".2f"),
-            alt.Tooltip("high:Q", format=".2f"),
-            "split:N",
-        ],
+    band = base.mark_area(opacity=0.18, color=PLAIN).encode(
+        y=_log_axis("low", title, clamp=True, **limits), y2="high:Q"
     )
-    return flat + band + line + _marks(choice, "time")
+    line = base.mark_line(color=PLAIN, point=alt.OverlayMarkDef(color=PLAIN)).encode(
+        y=_log_axis("time", title, clamp=True, **limits),
+        tooltip=_tooltip(B="d", time=".2f", low=".2f", high=".2f"),
+    )
+    return (
+        flat
+        + band
+        + line
+        + _marks(choice, _batch_axis(), dy=-14, dx={"expr": "42 * datum.side"})
+    )
 
 
 def step_chart(choice: Choice) -> Any:
@@ -164,17 +172,12 @@ def step_chart(choice: Choice) -> Any:
         {"B": b, "ms": 1e3 * law.seconds(b)}
         for b in (least * (most / least) ** (i / 60) for i in range(61))
     ]
-    y = alt.Y("ms:Q", title="step time (ms)", scale=alt.Scale(type="log", nice=False))
-    line = alt.Chart(alt.Data(values=curve)).mark_line(color=PLAIN)
-    line = line.encode(x=_batch_axis("micro-batch (examples)"), y=y)
-    base = alt.Chart(alt.Data(values=points)).encode(
-        x=_batch_axis("micro-batch (examples)")
-    )
-    bars = base.mark_rule(color=TODAY).encode(
-        y=alt.Y("low:Q", title="step time (ms)"), y2="high:Q"
-    )
+    x, title = _batch_axis("micro-batch (examples)"), "step time (ms)"
+    line = _chart(curve).mark_line(color=PLAIN).encode(x=x, y=_log_axis("ms", title))
+    base = _chart(points).encode(x=x)
+    bars = base.mark_rule(color=TODAY).encode(y=_log_axis("low", title), y2="high:Q")
     dots = base.mark_point(filled=True, color=TODAY, opacity=1).encode(
-        y=y, tooltip=[alt.Tooltip("B:Q", format="d"), alt.Tooltip("ms:Q", format=".3g")]
+        y=_log_axis("ms", title), tooltip=_tooltip(B="d", ms=".3g")
     )
     return line + bars + dots
 
@@ -184,58 +187,43 @@ def noise_chart(choice: Choice) -> Any:
     points = choice.measurements.noise
     by_optimizer = choice.laws.noise.metric == "optimizer"
     critical = choice.laws.noise.critical_batch.value
-    ends = [p.noise_scale.high for p in points if p.noise_scale.bounded]
-    top = max([*ends, 1.0])
+    top = max([1.0, *(p.noise_scale.high for p in points if p.noise_scale.bounded)])
     if math.isfinite(critical):
         top = min(max(top, 3 * critical), 30 * critical)
-    rows = []
-    for p in points:
-        e = p.noise_scale
-        rows.append(
+    rows: list[dict[str, Any]] = [
+        {
+            "examples": p.examples,
+            "N": _end(p.noise_scale.value, top),
+            "low": max(min(p.noise_scale.low, top), 0.3),
+            "high": _end(p.noise_scale.high, top),
+            "which": "plain",
+        }
+        for p in points
+    ]
+    colours = {"plain": PLAIN}
+    if by_optimizer:
+        colours["optimizer's metric"] = CHOSEN
+        rows += [
             {
                 "examples": p.examples,
-                "N": _end(e.value, top),
-                "low": max(min(e.low, top), 0.3),
-                "high": _end(e.high, top),
-                "which": "plain",
+                "N": _end(m.trace / m.grad_norm_sq, top) if m.grad_norm_sq > 0 else top,
+                "which": "optimizer's metric",
             }
-        )
-        moments = p.preconditioned if by_optimizer else None
-        if moments is not None:
-            signal, trace = moments.grad_norm_sq, moments.trace
-            rows.append(
-                {
-                    "examples": p.examples,
-                    "N": _end(trace / signal if signal > 0 else math.inf, top),
-                    "which": "optimizer's metric",
-                }
-            )
-    names = ["plain", "optimizer's metric"] if by_optimizer else ["plain"]
-    base = alt.Chart(alt.Data(values=rows)).encode(
+            for p in points
+            if (m := p.preconditioned) is not None
+        ]
+    title = "noise scale (examples)"
+    base = _chart(rows).encode(
         x=alt.X("examples:Q", title="examples seen", axis=alt.Axis(grid=False)),
-        color=alt.Color(
-            "which:N",
-            title=None,
-            scale=alt.Scale(domain=names, range=[PLAIN, CHOSEN][: len(names)]),
-            legend=alt.Legend(orient="top") if by_optimizer else None,
-        ),
+        color=_colours("which", colours, legend=by_optimizer),
     )
-    y = alt.Y(
-        "N:Q", title="noise scale (examples)", scale=alt.Scale(type="log", nice=False)
-    )
-    bars = base.mark_rule(opacity=0.6).encode(
-        y=alt.Y("low:Q", title="noise scale (examples)"), y2="high:Q"
-    )
+    bars = base.mark_rule(opacity=0.6).encode(y=_log_axis("low", title), y2="high:Q")
     bars = bars.transform_filter("isValid(datum.low)")
     dots = base.mark_point(filled=True, opacity=1).encode(
-        y=y, tooltip=["examples:Q", alt.Tooltip("N:Q", format=".3g"), "which:N"]
+        y=_log_axis("N", title), tooltip=_tooltip(examples="d", N=".3g")
     )
-    level = (
-        alt.Chart(alt.Data(values=[{"N": critical, "label": f"B_crit {critical:.3g}"}]))
-        .mark_rule(color=TODAY, strokeDash=[5, 4])
-        .encode(y=y)
-    )
-    return bars + dots + level
+    level = _chart([{"N": critical}]).mark_rule(color=TODAY, strokeDash=[5, 4])
+    return bars + dots + level.encode(y=_log_axis("N", title))
 
 
 def progress_chart(choice: Choice) -> Any:
@@ -246,22 +234,13 @@ def progress_chart(choice: Choice) -> Any:
         for which, value in (("steps", o.steps.value), ("examples", o.examples.value))
     ]
     return (
-        alt.Chart(alt.Data(values=rows))
+        _chart(rows)
         .mark_line(point=True)
         .encode(
             x=_batch_axis(),
-            y=alt.Y(
-                "ratio:Q",
-                title="needed (today = 1)",
-                scale=alt.Scale(type="log", nice=False),
-            ),
-            color=alt.Color(
-                "which:N",
-                title=None,
-                scale=alt.Scale(domain=["steps", "examples"], range=[PLAIN, TODAY]),
-                legend=alt.Legend(orient="top"),
-            ),
-            tooltip=["which:N", alt.Tooltip("B:Q", format="d"), "ratio:Q"],
+            y=_log_axis("ratio", "needed (today = 1)"),
+            color=_colours("which", {"steps": PLAIN, "examples": TODAY}, legend=True),
+            tooltip=_tooltip(B="d", ratio=".3g"),
         )
     )
 
@@ -278,25 +257,21 @@ def tradeoff_chart(choice: Choice) -> Any:
         }
         for o in _shown(choice)
     ]
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X(
-            "examples:Q",
-            title="examples to the same result (today = 1)",
-            scale=alt.Scale(type="log", nice=False, padding=12),
-            axis=alt.Axis(grid=False),
-        ),
-        y=alt.Y(
-            "time:Q",
-            title="time (today = 1)",
-            scale=alt.Scale(type="log", nice=False, padding=16),
-        ),
-        order=alt.Order("B:Q"),
+    x = alt.X(
+        "examples:Q",
+        title="examples to the same result (today = 1)",
+        scale=alt.Scale(type="log", nice=False, padding=12),
+        axis=alt.Axis(grid=False),
+    )
+    base = _chart(rows).encode(
+        x=x, y=_log_axis("time", "time (today = 1)", padding=16), order=alt.Order("B:Q")
     )
     line = base.mark_line(color=PLAIN, point=alt.OverlayMarkDef(color=PLAIN))
     labels = base.mark_text(dx=9, dy=9, fontSize=10, opacity=0.75).encode(
         text="label:N"
     )
-    return line + labels + _marks(choice, "examples")
+    # Higher than the point, since the curve rises beside it.
+    return line + labels + _marks(choice, x, dx=2, dy=-42, align="left")
 
 
 def race_chart(race: Race) -> Any:
@@ -311,21 +286,14 @@ def race_chart(race: Race) -> Any:
         }
         for candidate in race.candidates
     ]
-    base = alt.Chart(alt.Data(values=rows)).encode(
-        y=alt.Y("candidate:N", title=None, sort=None),
-        color=alt.Color(
-            "role:N",
-            legend=None,
-            scale=alt.Scale(
-                domain=["plan", "today", "other"], range=[CHOSEN, TODAY, PLAIN]
-            ),
-        ),
+    colours = {"plan": CHOSEN, "today": TODAY, "other": PLAIN}
+    base = _chart(rows).encode(
+        y=alt.Y("candidate:N", title=None, sort=None), color=_colours("role", colours)
     )
     bars = base.mark_rule(strokeWidth=3).encode(
         x=alt.X("low:Q", title="speed (today's batch = 1)"), x2="high:Q"
     )
     dots = base.mark_point(filled=True, size=140, opacity=1).encode(
-        x=alt.X("speed:Q", scale=alt.Scale(zero=False)),
-        tooltip=["candidate:N", alt.Tooltip("speed:Q", format=".2f")],
+        x=alt.X("speed:Q", scale=alt.Scale(zero=False)), tooltip=_tooltip(speed=".2f")
     )
     return bars + dots

@@ -17,7 +17,7 @@ from rightbatch.core.machine import (
 )
 from rightbatch.core.units import show_bytes, show_seconds
 from rightbatch.measure.energy import find_meter
-from rightbatch.measure.hardware import PRESSURE, PressureGauge
+from rightbatch.measure.hardware import PressureGauge
 
 OPTIONAL = {"scikit-learn": "the built-in job digits"}
 BEATS = 200  # short equal pieces of work whose spread is the clock's jitter
@@ -45,7 +45,6 @@ def examine() -> dict[str, Any]:
         "clock_resolution_s": time.get_clock_info("perf_counter").resolution,
         "jitter": (quantiles[-1] - quantiles[0]) / statistics.median(beats),
         "stalled": contention.stalled,
-        "pressure_file": PRESSURE.exists(),
         "optional": {name: installed(name) for name in OPTIONAL},
     }
 

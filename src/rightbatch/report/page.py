@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +87,13 @@ def _templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        seconds=show_seconds, bytes=show_bytes, estimate=_estimate, three=show_number
+        seconds=show_seconds,
+        bytes=show_bytes,
+        estimate=_without_unit,
+        three=show_number,
     )
     return environment
 
 
-def _estimate(e: Estimate) -> str:
-    """Value with its interval, the interval small beside it."""
-    if e.low == e.high:
-        return show_number(e.value)
-    high = show_number(e.high) if math.isfinite(e.high) else "no upper bound"
-    return f"{show_number(e.value)} ({show_number(e.low)} to {high})"
+def _without_unit(e: Estimate) -> str:
+    return str(replace(e, unit=""))

@@ -1,12 +1,12 @@
-"""The terminal: printing as it is, and phases with a bar and the time left."""
+"""The terminal: printing as it is, and phases with the time left."""
 
 from __future__ import annotations
 
 import textwrap
+import time
 
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TextColumn
-from rich.progress import Progress as LiveBar
+from rich.status import Status
 from rich.text import Text
 
 from rightbatch.core.progress import Phase, Progress
@@ -16,8 +16,33 @@ WIDTH = 80
 PLAIN_EVERY_S = 10.0  # how often a phase says where it is when output is piped
 
 
+class LiveLine:
+    """One line that is overwritten in a terminal; when piped, a line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.spoken = console, time.monotonic()
+        self.status: Status | None = None
+
+    def show(self, text: str) -> None:
+        """The latest state, cut to the width of a line."""
+        if self.console.is_terminal:
+            if self.status is None:
+                self.status = self.console.status("")
+                self.status.start()
+            self.status.update(Text(text[: WIDTH - 2]))
+        elif time.monotonic() - self.spoken > PLAIN_EVERY_S:
+            self.spoken = time.monotonic()
+            print_plain(self.console, text[:WIDTH], "dim")
+
+    def end(self) -> None:
+        """Take it away."""
+        if self.status is not None:
+            self.status.stop()
+            self.status = None
+
+
 class TerminalProgress(Progress):
-    """Prints a line a phase; in a terminal, a live one with a bar and the time left.
+    """Prints a line a phase; while it lasts, a live one with the time left.
 
     Args:
         console: Where to.
@@ -26,45 +51,24 @@ class TerminalProgress(Progress):
 
     def __init__(self, console: Console, phases: int) -> None:
         self.console, self.phases, self.number = console, phases, 0
-        self.bar: LiveBar | None = None
-        self.spoken_s = 0.0
+        self.line = LiveLine(console)
 
     def began(self, phase: Phase) -> None:
         """Open the live line."""
         self.number += 1
-        self.spoken_s = 0.0
-        if self.console.is_terminal:
-            self.bar = LiveBar(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=12),
-                TextColumn("{task.fields[note]}"),
-                console=self.console,
-                transient=True,
-            )
-            self.bar.start()
-            total = max(phase.budget_s, 0.1)
-            self.bar.add_task(self._label(phase), total=total, note="")
+        self.line = LiveLine(self.console)
+        self.line.show(self._label(phase))
 
     def updated(self, phase: Phase, text: str) -> None:
         """Show the latest result and the time left."""
-        elapsed_s = phase.elapsed_s
-        left_s = phase.budget_s - elapsed_s
-        note = text
+        left_s = phase.budget_s - phase.elapsed_s
         if left_s > 1:
-            note += f", up to {show_seconds(round(left_s))} left"
-        if self.bar is not None:
-            task, room = self.bar.task_ids[0], WIDTH - 40
-            self.bar.update(task, completed=elapsed_s, note=note[:room])
-        elif elapsed_s - self.spoken_s > PLAIN_EVERY_S:
-            self.spoken_s = elapsed_s
-            self.console.print(f"{self._label(phase)} {note}"[:WIDTH], style="dim")
+            text += f", up to {show_seconds(round(left_s))} left"
+        self.line.show(f"{self._label(phase)} {text}")
 
     def ended(self, phase: Phase, finished: bool) -> None:
         """Take the live line away; a phase that finished leaves one that lasts."""
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        self.line.end()
         if finished:
             took = show_seconds(phase.elapsed_s)
             line = f"{self._label(phase)} {phase.summary}"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from rightbatch.core.units import show_seconds
 from rightbatch.job.job import Job
 from rightbatch.report.answer import files_lines
-from rightbatch.report.terminal import PLAIN_EVERY_S, WIDTH, print_plain, wrapped
+from rightbatch.report.terminal import LiveLine, print_plain, wrapped
 from rightbatch.training.run_folder import TRACE
 from rightbatch.training.trace import TraceRow
 
@@ -21,45 +20,42 @@ if TYPE_CHECKING:
     from rightbatch.training.train import Run
 
 
-class TrainingLine:
-    """One live line on a training run; when piped, a line now and then."""
+def row_text(row: TraceRow, job: Job) -> str:
+    """Where a run stands, in one line."""
+    text = (
+        f" step {row.steps:,}, B {row.batch_size:,}, {row.examples:,} examples, "
+        f"{show_seconds(row.time_s)}, loss {row.loss:.4g}"
+    )
+    if row.metric is not None:
+        text += f", evaluation {row.metric:.4g}"
+    if job.target is not None:
+        text += f" (target {job.target:.4g})"
+    return text
 
-    def __init__(self, console: Console, job: Job, *, quiet: bool = False) -> None:
-        self.console, self.job, self.quiet = console, job, quiet
-        self.spoken = time.monotonic()
-        self.live: Live | None = None
 
-    def __enter__(self) -> TrainingLine:
-        """Open the live line in a terminal."""
-        if self.console.is_terminal and not self.quiet:
-            self.live = Live(console=self.console, transient=True, refresh_per_second=8)
-            self.live.start()
-        return self
+@contextmanager
+def training_line(
+    console: Console, job: Job, *, quiet: bool
+) -> Iterator[Callable[[TraceRow], None]]:
+    """A live line on a training run: what is given shows a row of its trace.
 
-    def __exit__(self, *unused: object) -> None:
-        """Take the live line away."""
-        if self.live is not None:
-            self.live.stop()
+    Args:
+        console: Where to.
+        job: What is trained.
+        quiet: Say nothing, as on all ranks but the first.
+    """
+    line = LiveLine(console)
 
-    def show(self, row: TraceRow) -> None:
-        """Say where the run stands, and what was decided since."""
-        if self.quiet:
-            return
-        for event in row.events:
-            print_plain(self.console, wrapped("", event))
-        text = (
-            f" step {row.steps:,}, B {row.batch_size:,}, {row.examples:,} examples, "
-            f"{show_seconds(row.time_s)}, loss {row.loss:.4g}"
-        )
-        if row.metric is not None:
-            text += f", evaluation {row.metric:.4g}"
-        if self.job.target is not None:
-            text += f" (target {self.job.target:.4g})"
-        if self.live is not None:
-            self.live.update(Text(text[:WIDTH]))
-        elif time.monotonic() - self.spoken > PLAIN_EVERY_S:
-            self.spoken = time.monotonic()
-            print_plain(self.console, text[:WIDTH])
+    def show(row: TraceRow) -> None:
+        if not quiet:
+            for event in row.events:
+                print_plain(console, wrapped("", event))
+            line.show(row_text(row, job))
+
+    try:
+        yield show
+    finally:
+        line.end()
 
 
 def _range(shown: list[str]) -> str:

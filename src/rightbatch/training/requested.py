@@ -10,8 +10,8 @@ import torch
 
 from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
-from rightbatch.job.address import DEFAULT_NAME
 from rightbatch.job.job import Job
+from rightbatch.job.loading import DEFAULT_NAME
 from rightbatch.schedules.from_json import check_schedule
 from rightbatch.schedules.schedule import Constant, Schedule
 from rightbatch.training.plan import Plan
