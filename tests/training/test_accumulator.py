@@ -278,18 +278,13 @@ def test_the_same_batch_is_made_again_in_smaller_pieces(phase: str) -> None:
     assert {int(s["step"]) for s in adam.state.values()} == {4}
 
 
-def test_it_grows_back_and_waits_longer_after_each_relapse() -> None:
+def test_the_planned_micro_batch_is_tried_again_after_a_hundred_quiet_steps() -> None:
     pieces = MicroBatchSize(most=64, now=64)
-    assert pieces.shrink(64) == 32
-    waits = []
-    for _ in range(3):
-        steps = 0
-        while not pieces.calm():
-            steps += 1
-        waits.append(steps + 1)
+    assert [pieces.shrink(64), pieces.shrink(64)] == [32, 16]
+    for _ in range(2):
+        assert [pieces.calm() for _ in range(100)] == [False] * 99 + [True]
         assert pieces.now == 64
-        pieces.shrink(64)
-    assert waits == [100, 200, 400]
+        assert pieces.shrink(64) == 32
 
 
 def test_a_memory_law_says_where_to_go() -> None:

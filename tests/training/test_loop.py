@@ -1,6 +1,5 @@
 """Training ends where it should, and its files are whole."""
 
-import itertools
 import json
 import math
 from dataclasses import replace
@@ -9,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import strategies as st
 
 import rightbatch as rb
 from cases import made_up, regression_job, with_target
@@ -20,15 +18,6 @@ from rightbatch.training.run_folder import make_run_folder
 from rightbatch.training.run_state import RunState
 from rightbatch.training.settings import Settings
 from rightbatch.training.trace import read_trace
-from rightbatch.tuning.race import MARKS, Curve
-
-curves = st.lists(st.floats(0.01, 10), min_size=MARKS, max_size=MARKS).map(
-    lambda values: Curve(
-        start=5.0,
-        times=[float(i + 1) for i in range(MARKS)],
-        values=list(itertools.accumulate([5.0, *values], min))[1:],
-    )
-)
 
 
 def test_training_ends_at_the_target_with_a_trace(tmp_path: Path) -> None:
@@ -138,7 +127,7 @@ class Malice:
 
 def test_no_code_runs_from_a_checkpoint(tmp_path: Path) -> None:
     torch.save(
-        {"format": "rightbatch/checkpoint/2", "model": Malice()}, tmp_path / "x.pt"
+        {"format": "rightbatch/checkpoint/3", "model": Malice()}, tmp_path / "x.pt"
     )
     with pytest.raises(rb.RunFolderError, match="cannot read"):
         load_checkpoint(tmp_path / "x.pt")

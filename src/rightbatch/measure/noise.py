@@ -210,22 +210,16 @@ def _against(
 ) -> list[list[float]]:
     """Squares and crosses, plain and in the metric, of every parameter."""
     device = next((t.device for t in total if t is not None), torch.device("cpu"))
-    zero = torch.zeros((), device=device)
-    rows: list[list[Tensor]] = [[], [], [], []]
+    columns = []
     for k, (one, whole) in enumerate(zip(gradient, total, strict=True)):
         if one is None or whole is None:
-            for row in rows:
-                row.append(zero)
+            columns.append(torch.zeros(4, device=device))
             continue
-        one = one.float()
-        rows[0].append(inner_product(one, one))
-        rows[1].append(inner_product(one, whole))
-        if metric is not None:
-            own = one * metric[k].float()
-            rows[2].append(inner_product(own, one))
-            rows[3].append(inner_product(own, whole))
-    used = rows if metric is not None else [rows[0], rows[1], rows[0], rows[0]]
-    return torch.stack([torch.stack(row) for row in used]).double().tolist()
+        plain = one.float()
+        own = plain if metric is None else plain * metric[k].float()
+        products = ((plain, plain), (plain, whole), (own, plain), (own, whole))
+        columns.append(torch.stack([inner_product(a, b) for a, b in products]))
+    return torch.stack(columns, 1).double().tolist()
 
 
 def _refuse_nonfinite(loss: float, gradient: list[Tensor | None], step: int) -> None:

@@ -159,7 +159,7 @@ def _step(run: RunState, size: int) -> bool:
     """One step at once; whether it fitted in memory whole."""
     run.split(size)
     fitted = run.step().retries == 0
-    _wait(run.device)
+    wait_for(run.device)
     return fitted
 
 
@@ -194,15 +194,15 @@ def _visit(run: RunState, size: int, visits: _Visits) -> None:
 def _update_time(run: RunState) -> float:
     times = []
     for _ in range(5):
-        _wait(run.device)
+        wait_for(run.device)
         started = time.perf_counter()
         run.optimizer.step()
-        _wait(run.device)
+        wait_for(run.device)
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
     """Let an accelerator finish what was queued, so that a clock means something."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -239,7 +240,7 @@ class Accumulator:
     def state_dict(self) -> dict[str, Any]:
         """The micro-batch in force, and counts; a scaler has a state of its own."""
         return {
-            **self.micro_batch_size.state(),
+            "micro_batch": dataclasses.asdict(self.micro_batch_size),
             "skipped": self.skipped,
             "retries": self.retries,
             "per_example": self.gradient.per_example,
@@ -247,15 +248,8 @@ class Accumulator:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`, on this device's own micro-batch if it differs."""
-        if state["most"] == self.micro_batch_size.most:
-            self.micro_batch_size.now, self.micro_batch_size.patience = (
-                state["now"],
-                state["patience"],
-            )
-            self.micro_batch_size.quiet, self.micro_batch_size.before = (
-                state["quiet"],
-                state["before"],
-            )
+        if state["micro_batch"]["most"] == self.micro_batch_size.most:
+            self.micro_batch_size = MicroBatchSize(**state["micro_batch"])
         self.skipped, self.retries = state["skipped"], state["retries"]
         self.gradient.per_example, self._check = state["per_example"], False
 

@@ -111,32 +111,22 @@ def _causes(
     batch: Any,
     count: int,
 ) -> list[str]:
-    """Switch one suspect after the other off, until the difference is gone."""
+    """The layers that differ while training, and the loss if it still differs after."""
     causes = []
-    dropouts = [
-        m for m in model.modules() if isinstance(m, Dropout) and m.training and m.p > 0
-    ]
-    norms = [m for m in batch_norms(model) if m.training]
-    for module in dropouts:
-        module.eval()
-    if dropouts:
+    if any(isinstance(m, Dropout) and m.training and m.p > 0 for m in model.modules()):
         causes.append(
             "dropout draws other numbers for each piece (harmless: as random as before)"
         )
-        if difference() <= limit:
-            return causes
-    for module in norms:
-        module.eval()
+    norms = [m for m in batch_norms(model) if m.training]
     if norms:
         causes.append(
             f"{type(norms[0]).__name__} normalises each piece by itself: the "
             "micro-batch is part of the model, so keep it fixed, or use GroupNorm"
         )
-        if difference() <= limit:
-            return causes
-    model.eval()  # attention's own dropout, and the like
+    model.eval()
     if difference() <= limit:
-        return [*causes, "some layer behaves otherwise in eval mode (dropout inside)"]
+        inside = "some layer behaves otherwise in eval mode (dropout inside)"
+        return causes or [inside]
     once, again = mean_loss(batch), mean_loss(repeat_examples(batch, 2, count))
     if abs(again - once) > SAME * max(abs(once), 1e-12):
         causes.append(

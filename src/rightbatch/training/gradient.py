@@ -295,24 +295,12 @@ class BatchGradient:
 
     def _over_ranks(self, sums: list[Tensor], counts: list[Any]) -> tuple[float, float]:
         """Loss and count, summed over micro-batches and ranks, on the host."""
-        if self.ranks.size == 1:
-            return _added(sums), _added(counts)
         wide = torch.float32 if self.device.type == "mps" else torch.float64
 
         def added(terms: list[Any]) -> Tensor:
             start = torch.zeros((), dtype=wide, device=self.device)
-            return sum((torch.as_tensor(t).to(start) for t in terms), start=start)
+            return sum((torch.as_tensor(t).to(start).sum() for t in terms), start=start)
 
         both = self.ranks.total(torch.stack([added(sums), added(counts)]))
         loss, count = both.tolist()
         return loss, count
-
-
-def _added(terms: list[Any]) -> float:
-    """Their sum, on the host: one wait for the device at most."""
-    tensors = [t.detach().reshape(()) for t in terms if isinstance(t, Tensor)]
-    plain = sum(t for t in terms if not isinstance(t, Tensor))
-    if not tensors:
-        return float(plain)
-    together = tensors[0] if len(tensors) == 1 else torch.stack(tensors)
-    return float(plain) + math.fsum(together.reshape(-1).tolist())

@@ -63,7 +63,8 @@ def settings_of(
             fields: dict[str, Any] = {
                 "schedule": schedule or Constant(plan.batch_size),
                 "micro_batch": plan.micro_batch,
-                **_rule_of(plan),
+                "rule": plan.scaling.rule,
+                "noise_scale": plan.scaling.noise_scale,
             }
         else:
             size = job.batch_size if batch_size is None else batch_size
@@ -110,23 +111,6 @@ def _with_rate(job: Job, wanted: Settings) -> Settings:
         why="the rest of the run would change nothing",
         fix=f"a rate over {wanted.end:,.0f} examples, or a floor: cosine:9epochs:0.01",
     )
-
-
-def _rule_of(plan: Plan) -> dict[str, Any]:
-    """A plan's rule, with what it needs to be applied to other batches as well."""
-    scaling = plan.scaling
-    if "noise-aware" not in scaling.rule:
-        return {"rule": scaling.rule}
-    # From the factor it gave: (1 + n/B0) / (1 + n/B) = f, with f squared for Adam.
-    power = 2 if scaling.rule.startswith("adam") else 1
-    before, after, factor = scaling.batch_from, scaling.batch_to, scaling.lr**power
-    if before == after:
-        return {"rule": "auto"}
-    bottom = 1 / before - factor / after
-    noise = (factor - 1) / bottom if bottom else math.inf
-    if not 0 < noise < 1e12:  # so far below the noise scale that it is the plain rule
-        return {"rule": "adam-sqrt" if power == 2 else "linear"}
-    return {"rule": scaling.rule, "noise_scale": noise}
 
 
 def _same_run(begun: Settings, wanted: Settings) -> None:
