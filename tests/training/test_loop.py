@@ -120,25 +120,6 @@ def test_a_trace_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
         read_trace(path)
 
 
-class Malice:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (exec, ("raise SystemExit('code was run')",))
-
-
-def test_no_code_runs_from_a_checkpoint(tmp_path: Path) -> None:
-    torch.save(
-        {"format": "rightbatch/checkpoint/3", "model": Malice()}, tmp_path / "x.pt"
-    )
-    with pytest.raises(rb.RunFolderError, match="cannot read"):
-        load_checkpoint(tmp_path / "x.pt")
-    torch.save({"format": "other"}, tmp_path / "y.pt")
-    with pytest.raises(rb.RunFolderError, match="is not a"):
-        load_checkpoint(tmp_path / "y.pt")
-    (tmp_path / "z.pt").write_bytes(b"short")
-    with pytest.raises(rb.RunFolderError):
-        load_checkpoint(tmp_path / "z.pt")
-
-
 def test_scaled_training_follows_the_scaled_rate() -> None:
     """A step after scaling is the step of an optimizer made with the scaled rate."""
     job = regression_job()

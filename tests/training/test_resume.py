@@ -249,6 +249,9 @@ def test_no_code_runs_from_a_checkpoint_that_vouches_for_itself(tmp_path: Path) 
     path.with_suffix(".json").write_text(json.dumps(about))
     with pytest.raises(rb.RunFolderError, match="cannot read"):
         load_checkpoint(path)
+    torch.save({"format": "other"}, tmp_path / "y.pt")
+    with pytest.raises(rb.RunFolderError, match="is not a"):
+        load_checkpoint(tmp_path / "y.pt")
 
 
 @pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"bytes": "x"}'])
@@ -326,9 +329,9 @@ def test_the_checkpoint_of_another_job_is_refused(tmp_path: Path) -> None:
     rb.train(plain_job, batch_size=32, epochs=1, out=out)
     wider = replace(plain_job, model=lambda: torch.nn.Linear(64, 10))
     for other, what in (
-        (wider, "parameters differ"),
-        (replace(plain_job, batch_size=16), "batch_size differ"),
-        (replace(plain_job, seed=3), "seed differ"),
+        (wider, "parameter .* differs"),
+        (replace(plain_job, batch_size=16), "batch_size differs"),
+        (replace(plain_job, seed=3), "seed differs"),
     ):
         with pytest.raises(rb.SettingError, match=what):
             rb.train(other, out=out, resume=True)
@@ -350,7 +353,9 @@ def test_there_must_be_something_to_go_on_with(tmp_path: Path) -> None:
     rb.train(plain_job, epochs=1, out=tmp_path / "half", resume="auto")
 
 
-def test_a_failed_start_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_start_that_trained_nothing_is_made_again_in_its_folder(
+    tmp_path: Path,
+) -> None:
     def broken(model: torch.nn.Module, batch: Any) -> torch.Tensor:
         raise KeyError("a typo")
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rightbatch.core.guards import preserved_rng
+from rightbatch.core.guards import preserved_rng, untouched
 from rightbatch.core.torch_private import Dropout
 from rightbatch.core.trees import repeat_examples, to_device
 from rightbatch.job.loss import Loss, scalar_loss
@@ -95,7 +94,7 @@ def compare(
 
     half = dtype is not None or parameters[0].dtype in HALVES
     limit = ROUGH if half else EXACT
-    with preserved_rng(), _untouched(model, parameters):
+    with preserved_rng(), untouched(model, parameters):
         error = difference()
         if error <= limit:
             return Equality(error, True, (), count)
@@ -139,21 +138,3 @@ def _causes(
             "targets): return (sum, count) instead, and it is exact"
         )
     return causes
-
-
-@contextmanager
-def _untouched(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Gradients, buffers and modes are as before on leaving."""
-    gradients = [p.grad for p in parameters]
-    buffers = [(b, b.clone()) for b in model.buffers()]
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        yield
-    finally:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        with torch.no_grad():
-            for buffer, copy in buffers:
-                buffer.copy_(copy)
-        for module, mode in modes:
-            module.training = mode

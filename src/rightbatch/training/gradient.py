@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,7 @@ def sum_gradients(
     device: torch.device,
     dtype: torch.dtype | None = None,
     divisor: float = 1.0,
-    around: Callable[[Part], Any] | None = None,
+    around: Callable[[Part], Any] = lambda micro: nullcontext(),
     scale: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> tuple[list[Tensor], list[Any]]:
     """Add to ``.grad`` the gradient of the sum of all losses, over ``divisor``.
@@ -98,11 +99,8 @@ def sum_gradients(
     counts: list[Any] = []
     for micro in micro_batches:
         batch = to_device(micro.batch, device)
-        if around is None:
+        with around(micro):
             value, count = scalar_loss(loss, model, batch, dtype)
-        else:
-            with around(micro):
-                value, count = scalar_loss(loss, model, batch, dtype)
         empty = count is not None and not value.requires_grad and float(count) == 0
         if not empty:  # one without targets adds nothing, and may have no gradient
             check_differentiable(value)

@@ -69,14 +69,12 @@ def speedup(candidate: Curve, today: Curve) -> float:
     either way, since nothing is known before the first mark.
     """
     common = max(candidate.values[-1], today.values[-1])
-    moved = [c.values[-1] < c.start for c in (candidate, today)]
-    if not all(moved) or math.isinf(common):
-        # Who never got better than the start, or never had a finite value, has lost.
-        finite = [math.isfinite(c.values[-1]) for c in (candidate, today)]
-        fit = [m and f for m, f in zip(moved, finite, strict=True)]
-        return {(True, False): float(MARKS), (False, True): 1 / MARKS}.get(
-            (fit[0], fit[1]), 1.0
-        )
+    better, today_better = (
+        c.values[-1] < c.start and math.isfinite(c.values[-1])
+        for c in (candidate, today)
+    )
+    if not (better and today_better):  # who never got better than the start has lost
+        return float(MARKS) ** (better - today_better)
     ratio = today.time_to(common) / candidate.time_to(common)
     return min(max(ratio, 1 / MARKS), float(MARKS))
 
