@@ -412,23 +412,6 @@ def test_the_steps_of_a_stream_are_taken_whole() -> None:
     assert stream.epoch == 1
 
 
-def test_it_survives_inside_a_stream_without_losing_an_example() -> None:
-    x = torch.randn(40, 3)
-    stream = rb.BatchStream((x, x.sum(1, keepdim=True)), 20, micro_batch=10, seed=1)
-    model = Blows(4)
-    step = rb.Accumulator(
-        model,
-        mean_loss,
-        torch.optim.SGD(model.parameters(), lr=0.1),
-        10,
-        check=False,
-        tell=lambda text: None,
-    )
-    counts = [step(one).count for one in stream.steps()]
-    assert counts == [20, 20]
-    assert step.retries >= 1
-
-
 def test_faults_in_every_pass_of_a_run_change_nothing() -> None:
     """A fault in each forward and each backward pass in turn; 1e-6 on the end."""
 

@@ -74,13 +74,6 @@ def test_going_further_is_the_longer_run(tmp_path: Path) -> None:
     assert same(one["optimizer"], two["optimizer"])
 
 
-def test_a_run_that_has_ended_is_only_told_again(tmp_path: Path) -> None:
-    first = rb.train(plain_job, batch_size=32, epochs=1, out=tmp_path / "r")
-    again = rb.train(plain_job, out=tmp_path / "r", resume=True)
-    assert again.last == first.last
-    assert again.checkpoint == first.checkpoint
-
-
 def killed(folder: Path, kills: int, workers: int, ranks: int = 1) -> None:
     """SIGKILL the command line so many times at random; then let it finish."""
     start = [sys.executable, "-m", "rightbatch"]
@@ -392,8 +385,15 @@ def test_signals_finish_the_step_and_a_second_ctrl_c_does_not_wait() -> None:
         {"shard": True},
         {"schedule": rb.schedules.Ramp(16, 64, 5000), "rule": "cubic"},
         {"micro_batch": 0},
+        {"batch_size": 4, "examples": 3},
+        {"batch_size": 0},
+        {"batch_size": 4, "epochs": -1},
+        {"batch_size": 4, "epochs": None, "examples": 0},
+        {"batch_size": 1000},
+        {"epochs": None},  # no target: no end
     ],
 )
 def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
+    settings: dict[str, Any] = {"epochs": 50, **wrong}
     with pytest.raises(rb.SettingError):
-        rb.train(plain_job, epochs=50, **wrong)
+        rb.train(plain_job, **settings)

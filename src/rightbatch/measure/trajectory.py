@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rightbatch.measure.held_out import held_out_loss
+from rightbatch.measure.held_out import metric_of
 from rightbatch.measure.noise import measure_noise
 from rightbatch.measure.record import MetricPoint, NoisePoint
 from rightbatch.measure.run_progress import best_step, has_stalled
@@ -98,10 +98,7 @@ def measure_trajectory(
                 found.points, spacing = found.points[1::2], spacing * 2
             tick(found)
         if run.examples >= due and (job.evaluate or held_out is not None):
-            value = run.evaluated() if held_out is None else None
-            if value is None:
-                assert held_out is not None
-                value = held_out_loss(run, held_out)
+            value = metric_of(run, held_out)
             found.metrics.append(
                 MetricPoint(step=run.steps, examples=run.examples, metric=value)
             )

@@ -14,7 +14,7 @@ from scipy import stats
 from rightbatch.core.errors import JobError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.torch_private import is_out_of_memory
-from rightbatch.measure.held_out import held_out_loss
+from rightbatch.measure.held_out import metric_of
 from rightbatch.measure.record import Candidate, Race
 from rightbatch.schedules.scaling import Scaling, apply_scaling
 from rightbatch.training.run_state import RunState, Snapshot
@@ -114,9 +114,7 @@ def race(
     sign = -1.0 if by_evaluate and job.goal == "max" else 1.0
 
     def value() -> float:
-        metric = run.evaluated() if held_out is None else held_out_loss(run, held_out)
-        assert metric is not None, "without held-out examples there is an evaluate"
-        return metric
+        return metric_of(run, held_out)
 
     started = time.perf_counter()
     run.rewind(warm, seed=job.seed)
