@@ -306,29 +306,26 @@ class Accumulator:
         finite = math.isfinite(norm) and math.isfinite(made.loss)
         # A scaler finds its factor by gradients that overflow: those it skips itself.
         scaling = self.scaler is not None and math.isfinite(made.loss)
-        if not finite and self.nonfinite == "stop" and not scaling:
-            if self.scaler is not None:
-                self.scaler.update()
-            self.gradient.before.restore(self.device)
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NotFiniteError(
-                f"the loss became {made.loss:g}, with a gradient of norm {norm:g}",
-                seen=f"mean over {made.count:g}, learning rate "
-                f"{float(self.optimizer.param_groups[0]['lr']):.3g}",
-                why="the update was not made: weights are as before this batch",
-                fix="a lower learning rate, or nonfinite='skip' for a few bad batches",
-            )
-        if self.clip_norm is not None and norm > self.clip_norm:
-            for gradient in gradients:
-                gradient.mul_(self.clip_norm / norm)
         if finite:
+            if self.clip_norm is not None and norm > self.clip_norm:
+                for gradient in gradients:
+                    gradient.mul_(self.clip_norm / norm)
             self._apply()
         else:
-            self.skipped += 1
-            self.gradient.before.restore(self.device)
             if self.scaler is not None:
                 self.scaler.update()
+            self.gradient.before.restore(self.device)
             self.optimizer.zero_grad(set_to_none=True)
+            if self.nonfinite == "stop" and not scaling:
+                raise NotFiniteError(
+                    f"the loss became {made.loss:g}, with a gradient of norm {norm:g}",
+                    seen=f"mean over {made.count:g}, learning rate "
+                    f"{float(self.optimizer.param_groups[0]['lr']):.3g}",
+                    why="the update was not made: weights are as before this batch",
+                    fix="a lower learning rate, or nonfinite='skip' for a few bad "
+                    "batches",
+                )
+            self.skipped += 1
         return Update(
             loss=made.loss,
             count=made.count,
