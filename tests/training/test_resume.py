@@ -21,6 +21,7 @@ import torch
 import rightbatch as rb
 from accumulation_ranks import Faults
 from cases import regression_job
+from launching import SOURCE
 from resumed_job import job as resumed_job
 from resumed_job import plain as plain_job
 from resumed_runs import poisoned, same, state_of, stop_after
@@ -87,7 +88,8 @@ def killed(folder: Path, kills: int, workers: int, ranks: int = 1) -> None:
         *("--workers", str(workers), "--resume", "--save-every", "0.02", "--ledger"),
         "--keep-threads",
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    paths = os.pathsep.join(map(str, (SOURCE, HERE)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
     generator = random.Random(workers)
     code, error = 1, b""
     for life in range(kills + 1):

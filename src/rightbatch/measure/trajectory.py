@@ -17,7 +17,7 @@ from rightbatch.training.run_state import RunState, Snapshot
 
 MOST_POINTS = 12  # at which every other one is dropped and the spacing doubled
 FIRST_SPACING = 2  # updates
-EVALUATION_GROWTH = 1.08  # in examples seen, as in run/loop.py but coarser [assumed]
+EVALUATION_GROWTH = 1.08  # in examples; coarser than training/loop.py [assumed]
 LEAST_POINTS = 4
 WARM_SHARE = 0.3  # of the run, after which its state is kept for a race [assumed]
 GROUP_SHARE = 4  # a group is this fraction of today's batch [assumed]

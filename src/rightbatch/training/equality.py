@@ -17,7 +17,7 @@ from rightbatch.training.batch_norm import batch_norms
 from rightbatch.training.gradient import HALVES, Part, sum_gradients
 
 # Rounding of split sums in float32 stays below 1e-5, in bfloat16 below 3e-2 of the norm
-# [measured: tests/test_accumulate.py]; what breaks equality makes 0.1 and more.
+# [measured: tests/training]; what breaks equality makes 0.1 and more.
 EXACT, ROUGH = 1e-4, 6e-2
 SAME = 1e-3  # how far the loss of doubled examples may be from the loss [assumed]
 Slicing = Callable[[Any, int, int, int], Any]

@@ -177,7 +177,7 @@ def check_optimizer(plan: Plan, facts: dict[str, Any]) -> None:
 
     Args:
         plan: The plan.
-        facts: Of a fresh run of the job, see `training.run_state.facts`.
+        facts: Of a fresh run of the job, see `training.identity.facts`.
 
     Raises:
         SettingError: It is.
