@@ -14,7 +14,6 @@ Times are CPU seconds of training steps on one thread, evaluations left out.
 from __future__ import annotations
 
 import argparse
-import collections
 import dataclasses
 import json
 import math
@@ -84,9 +83,11 @@ def run_to_target(
     if rate is not None:
         for group in run.optimizer.param_groups:
             group["lr"] = rate
-    rows = train_rows(run, time_limit_s=limit_s, clock=time.process_time)
+    row = None
     try:
-        row = collections.deque(rows, maxlen=1).pop()
+        for row in train_rows(run):
+            if row.process_time_s >= limit_s:
+                break
     except rb.JobError:  # diverged
         row = None
     reached = row is not None and row.metric is not None and job.met(row.metric)

@@ -1,24 +1,12 @@
 """The stand-in for ``evaluate``: examples that nobody trains on."""
 
-import itertools
-
 import pytest
 import torch
-from hypothesis import strategies as st
 
 from cases import regression_job
 from rightbatch.data.order.held_out import hold_out
 from rightbatch.measure.held_out import held_out_loss
 from rightbatch.training.run_state import RunState
-from rightbatch.tuning.race import MARKS, Curve
-
-curves = st.lists(st.floats(0.01, 10), min_size=MARKS, max_size=MARKS).map(
-    lambda values: Curve(
-        start=5.0,
-        times=[float(i + 1) for i in range(MARKS)],
-        values=list(itertools.accumulate([5.0, *values], min))[1:],
-    )
-)
 
 
 def test_held_out_loss_is_the_mean_loss_on_examples_nobody_trains_on() -> None:

@@ -1,21 +1,8 @@
 """Along the measuring run."""
 
-import itertools
-
-from hypothesis import strategies as st
-
 from cases import regression_job, with_target
 from rightbatch.measure.trajectory import measure_trajectory
 from rightbatch.training.run_state import RunState
-from rightbatch.tuning.race import MARKS, Curve
-
-curves = st.lists(st.floats(0.01, 10), min_size=MARKS, max_size=MARKS).map(
-    lambda values: Curve(
-        start=5.0,
-        times=[float(i + 1) for i in range(MARKS)],
-        values=list(itertools.accumulate([5.0, *values], min))[1:],
-    )
-)
 
 
 def test_the_warm_start_lies_early_in_the_run() -> None:

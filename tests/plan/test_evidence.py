@@ -49,14 +49,14 @@ def test_laws_alone_are_worth_trying_and_no_verdict() -> None:
     for steps, decided in ((10, True), (9, False)):
         best = choose(reached).chosen
         rivals = {
-            best.batch_size: (1 / best.time.value, 1 / best.time.high, 2.0),
+            best.batch_size: (1 / best.time.value, 0.95, 2.0),
             64: (1, 1, 1),
         }
         assert choose(raced(reached, rivals, steps=steps)).decided is decided
     # An objective whose batch did not race is not proven by the race of another.
     cheap = made_up(t0=0.1, t1=1e-3, critical=100)
     time = choose(cheap).chosen.time
-    won = {choose(cheap).chosen.batch_size: (1 / time.value, 1 / time.high, 9)}
+    won = {choose(cheap).chosen.batch_size: (1 / time.value, 0.95, 1 / time.low)}
     assert choose(raced(cheap, {**won, 64: (1, 1, 1)})).decided
     assert not choose(
         raced(cheap, {**won, 64: (1, 1, 1)}), rb.objectives.Examples()
@@ -87,3 +87,22 @@ def test_a_candidate_counts_only_for_the_split_it_ran() -> None:
     assert choose(fast).chosen.batch_size == 128
     tight = choose(fast, memory_bytes=10_000_000 + 17 * 100_000)
     assert tight.chosen.batch_size != 128  # raced whole, it would have to be split
+
+
+def test_a_race_that_leaves_open_who_is_faster_proves_nothing() -> None:
+    found = made_up(t0=0.05, t1=1e-4, critical=1000)
+    best = choose(found).chosen
+    low, high = 1 / best.time.high, 1 / best.time.low
+    raced_at = {64: (1.0, 1.0, 1.0)}
+    for interval, decided in (
+        ((1.6, 0.54, 4.9), False),  # too wide to say anything
+        ((0.95, 0.5, low), False),  # slower, as likely as not
+        ((1.0, 0.95, high), True),
+    ):
+        plan = rb.decide(raced(found, {best.batch_size: interval, **raced_at})).plan
+        assert plan.decided is decided
+    # The run counts as what was trained without reaching the target, if that is more.
+    longer = [replace(p, examples=10_000_000) for p in found.noise]
+    found = replace(found, noise=tuple(longer))
+    candidates = {best.batch_size: (1 / best.time.value, low, high), **raced_at}
+    assert not rb.decide(raced(found, candidates, steps=157)).plan.decided

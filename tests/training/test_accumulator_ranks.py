@@ -1,15 +1,12 @@
 """The accumulator on 2 and 4 gloo processes: equal gradients, and trouble survived."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parents[1]
+from launching import TESTS, torchrun
 
 
 def _reasons(text: str) -> str:
@@ -19,24 +16,10 @@ def _reasons(text: str) -> str:
     )
 
 
-def torchrun(kind: str, ranks: int, folder: Path) -> list[Any]:
+def on_ranks(kind: str, ranks: int, folder: Path) -> list[Any]:
     out = folder / "found.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={ranks}", str(HERE / "accumulation_ranks.py")]
-    done = subprocess.run(
-        [*command, kind, str(out)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": os.pathsep.join(
-                [str(HERE), os.environ.get("PYTHONPATH", "")]
-            ),
-        },
-    )
+    program = TESTS / "accumulation_ranks.py"
+    done = torchrun(program, kind, str(out), cwd=folder, ranks=ranks)
     assert done.returncode == 0, _reasons(done.stderr)
     return json.loads(out.read_text())
 
@@ -47,7 +30,7 @@ def test_every_case_gives_the_gradient_of_the_whole(
     kind: str, ranks: int, tmp_path: Path
 ) -> None:
     """Against one example at a time in double; float32 leaves 2e-7 at most."""
-    for found in torchrun(kind, ranks, tmp_path):
+    for found in on_ranks(kind, ranks, tmp_path):
         assert len(found) == 5
         assert max(found.values()) <= 1e-6
 
@@ -68,7 +51,7 @@ def test_memory_that_runs_out_on_one_rank_is_survived_by_all(
     fault: str, tmp_path: Path
 ) -> None:
     """The same parameters as without, one step each in the optimizer's state."""
-    for found in torchrun(fault, 2, tmp_path):
+    for found in on_ranks(fault, 2, tmp_path):
         assert found["retries"] >= 1
         assert found["heard"] >= 1
         assert found["micro"] < 3
@@ -77,12 +60,12 @@ def test_memory_that_runs_out_on_one_rank_is_survived_by_all(
 
 
 def test_a_bug_on_one_rank_ends_all_with_a_reason(tmp_path: Path) -> None:
-    first, second = torchrun("failure", 2, tmp_path)
+    first, second = on_ranks("failure", 2, tmp_path)
     assert "another rank" in first["message"] or "rank 1" in first["message"]
     assert "KeyError" in second["message"]
 
 
 def test_a_monitor_beside_it_reads_the_gradient_of_each_rank(tmp_path: Path) -> None:
     """Against one gradient a rank, computed directly; float32 leaves 1e-4."""
-    for found in torchrun("watched", 2, tmp_path):
+    for found in on_ranks("watched", 2, tmp_path):
         assert found["found"] == pytest.approx(found["true"], rel=1e-4)

@@ -1,15 +1,12 @@
 """Training ends where it should, and its files are whole."""
 
-import itertools
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from hypothesis import strategies as st
 
 import rightbatch as rb
 from cases import made_up, regression_job, with_target
@@ -20,15 +17,6 @@ from rightbatch.training.run_folder import make_run_folder
 from rightbatch.training.run_state import RunState
 from rightbatch.training.settings import Settings
 from rightbatch.training.trace import read_trace
-from rightbatch.tuning.race import MARKS, Curve
-
-curves = st.lists(st.floats(0.01, 10), min_size=MARKS, max_size=MARKS).map(
-    lambda values: Curve(
-        start=5.0,
-        times=[float(i + 1) for i in range(MARKS)],
-        values=list(itertools.accumulate([5.0, *values], min))[1:],
-    )
-)
 
 
 def test_training_ends_at_the_target_with_a_trace(tmp_path: Path) -> None:
@@ -44,12 +32,6 @@ def test_training_ends_at_the_target_with_a_trace(tmp_path: Path) -> None:
     assert state["steps"] == run.last.steps
     for name, value in run.model.state_dict().items():
         assert torch.equal(state["model"][name], value)
-
-
-def test_two_runs_of_one_seed_are_alike() -> None:
-    job = with_target(regression_job(), target=1.5)
-    one, two = (rb.train(job, batch_size=8) for _ in range(2))
-    assert [r.loss for r in one.rows] == [r.loss for r in two.rows]
 
 
 def test_a_plan_sets_batch_and_rate() -> None:
@@ -92,22 +74,6 @@ def test_a_stop_between_steps_is_a_clean_end() -> None:
     assert rows[-1].steps == run.steps == 7
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"batch_size": 4, "epochs": 1, "examples": 3},
-        {"batch_size": 0, "epochs": 1},
-        {"batch_size": 4, "epochs": -1},
-        {"batch_size": 4, "examples": 0},
-        {"batch_size": 1000, "epochs": 1},
-        {},  # no target: no end
-    ],
-)
-def test_bad_settings_are_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(rb.SettingError):
-        rb.train(regression_job(), **given)
-
-
 def test_nothing_is_written_over(tmp_path: Path) -> None:
     job = with_target(regression_job(), target=1.5)
     rb.train(job, out=tmp_path / "run")
@@ -129,25 +95,6 @@ def test_a_trace_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
     path.write_text("nonsense\n" + path.read_text())
     with pytest.raises(rb.RunFolderError, match="line 1"):
         read_trace(path)
-
-
-class Malice:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (exec, ("raise SystemExit('code was run')",))
-
-
-def test_no_code_runs_from_a_checkpoint(tmp_path: Path) -> None:
-    torch.save(
-        {"format": "rightbatch/checkpoint/3", "model": Malice()}, tmp_path / "x.pt"
-    )
-    with pytest.raises(rb.RunFolderError, match="cannot read"):
-        load_checkpoint(tmp_path / "x.pt")
-    torch.save({"format": "other"}, tmp_path / "y.pt")
-    with pytest.raises(rb.RunFolderError, match="is not a"):
-        load_checkpoint(tmp_path / "y.pt")
-    (tmp_path / "z.pt").write_bytes(b"short")
-    with pytest.raises(rb.RunFolderError):
-        load_checkpoint(tmp_path / "z.pt")
 
 
 def test_scaled_training_follows_the_scaled_rate() -> None:

@@ -6,50 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import rightbatch as rb
 from cases import regression_job
-from reference import whole_batch_gradient
 from rightbatch.training.run_state import RunState
-
-
-def masked_job(examples: int) -> rb.Job:
-    """A ragged loss: each example has between one and four valid targets."""
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(examples, 4, 3, generator=generator)
-    valid = torch.arange(4) <= torch.randint(0, 4, (examples, 1), generator=generator)
-
-    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        errors = model(batch[0]).squeeze(-1).square() * batch[1]
-        return errors.sum(), batch[1].sum()
-
-    return rb.Job(
-        model=lambda: nn.Linear(3, 1),
-        loss=loss,
-        data=(x, valid),
-        optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
-        batch_size=8,
-    )
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.booleans())
-def test_accumulated_gradient_is_the_whole_batch(
-    size: int, micro: int, ragged: bool
-) -> None:
-    """Relative L2 below 1e-6 in float32 for any split, means and ragged sums alike."""
-    job = masked_job(40) if ragged else regression_job(examples=40)
-    run = RunState.start(job)
-    batch = job.batch(list(range(size)), torch.device("cpu"))
-    expected = whole_batch_gradient(job, run.model, batch)
-    run.accumulator.plan_micro_batch(micro)
-    run.accumulator.differentiate(batch)
-    for p, e in zip(run.model.parameters(), expected, strict=True):
-        assert p.grad is not None
-        assert (p.grad - e).norm() <= 1e-6 * e.norm() + 1e-9
 
 
 def test_a_step_is_the_same_however_it_is_split() -> None:

@@ -130,24 +130,6 @@ def test_a_run_without_its_manifests_is_not_deleted(tmp_path: Path) -> None:
     assert sorted(p.name for p in out.rglob("*")) == before
 
 
-def test_a_start_that_fails_deletes_nothing_of_an_older_run(tmp_path: Path) -> None:
-    out = tmp_path / "r"
-    rb.train(plain_job, batch_size=32, epochs=1, out=out)
-    (out / "plan.json").write_text("{}")
-    before = {p: p.stat().st_size for p in out.rglob("*") if p.is_file()}
-
-    def fails(model: nn.Module, batch: Any) -> Tensor:
-        raise ValueError("a bug")
-
-    broken = replace(plain_job, loss=fails)
-    with pytest.raises(rb.RightbatchError):
-        rb.train(broken, batch_size=32, epochs=2, out=out)
-    with pytest.raises(rb.RightbatchError):
-        rb.train(broken, batch_size=32, epochs=2, out=out, resume="auto")
-    after = {p: p.stat().st_size for p in out.rglob("*") if p.is_file()}
-    assert after.keys() == before.keys()
-
-
 def test_the_steps_of_the_batch_stay_when_a_run_goes_on(tmp_path: Path) -> None:
     """A smooth schedule is rounded to the multiple that it began with."""
     how: dict[str, Any] = {"epochs": 6, "schedule": rb.schedules.Ramp(16, 48, 2000)}

@@ -1,31 +1,12 @@
 """`tune` and `train` on two gloo processes: one answer, that of the first rank."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import rightbatch as rb
-
-SOURCE, TESTS = Path(rb.__file__).parents[1], Path(__file__).parents[1]
-
-
-def torchrun(*program: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node=2", *program]
-    paths = os.pathsep.join([str(SOURCE), str(TESTS), os.environ.get("PYTHONPATH", "")])
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
-        timeout=200,
-        check=False,
-    )
+from launching import TESTS, torchrun
 
 
 def test_two_processes_tune_and_train_by_the_plan(tmp_path: Path) -> None:

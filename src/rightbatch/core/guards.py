@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -51,5 +51,21 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             yield
     finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def untouched(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Gradients, buffers and modes are as before on leaving."""
+    gradients = [p.grad for p in parameters]
+    buffers = {n: b.clone() for n, b in model.named_buffers()}
+    modes = [(m, m.training) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        set_buffers(model, buffers)
         for module, mode in modes:
             module.training = mode

@@ -35,11 +35,6 @@ Dropout: Any = nn.modules.dropout._DropoutNd
 # Tensors and the autograd graph
 
 
-def version(tensor: Tensor) -> int:
-    """How often a tensor has been changed in place (``torch.Tensor._version``)."""
-    return tensor._version
-
-
 def storage_id(tensor: Tensor) -> int:
     """A number that all tensors on one storage share while it lives (``_cdata``)."""
     return tensor.untyped_storage()._cdata

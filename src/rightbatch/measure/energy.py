@@ -15,6 +15,7 @@ import torch
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.measure.record import EnergyPoint
+from rightbatch.measure.time import wait_for
 from rightbatch.training.run_state import RunState
 
 # Counters of GPUs are renewed every 10 ms and more; a window of a second holds enough
@@ -111,14 +112,14 @@ def measure_energy(
         for size in sizes:
             run.split(size)
             run.step()  # the caches still hold another size
-            _wait(run.device)
+            wait_for(run.device)
             meter.begin()
             started, steps = time.perf_counter(), 0
             while run.ranks.first(
                 steps == 0 or time.perf_counter() - started < window_s
             ):
                 run.step()
-                _wait(run.device)
+                wait_for(run.device)
                 steps += 1
             joules = meter.end() / steps
             if math.isfinite(joules) and joules > 0:  # a counter that did not move
@@ -134,8 +135,3 @@ def measure_energy(
         for size, samples in found.items()
         if samples
     )
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

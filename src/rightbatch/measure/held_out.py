@@ -22,3 +22,14 @@ def held_out_loss(run: RunState, indices: torch.Tensor) -> float:
         return total / len(indices)
 
     return run.on_first(mean_loss)
+
+
+def metric_of(run: RunState, held_out: torch.Tensor | None) -> float:
+    """The loss on held-out examples; the job's ``evaluate`` where there are none.
+
+    Raises:
+        JobError: The job's code failed.
+    """
+    metric = run.evaluated() if held_out is None else held_out_loss(run, held_out)
+    assert metric is not None, "without held-out examples there is an evaluate"
+    return metric

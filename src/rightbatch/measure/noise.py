@@ -6,7 +6,6 @@ without bias; the ratio is formed once, at the end.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rightbatch.core.errors import JobError
-from rightbatch.core.guards import preserved_rng, set_buffers
+from rightbatch.core.guards import preserved_rng, untouched
 from rightbatch.measure.record import NoisePoint
 from rightbatch.noise.norms import inner_product
 from rightbatch.noise.statistics.moments import NoiseMoments, jackknife_moments, ratio
@@ -161,8 +160,13 @@ def compare(
         again = _gradients(run, draws, micro_batch)
         rows = [_against(gradient, total, metric) for _, gradient in again]
     values = np.array(rows).transpose(1, 0, 2)  # (4, groups, parameters)
-    if not np.isfinite(values).all():
-        raise _not_finite(run.steps, f"norms up to {np.nanmax(values):.3g}")
+    if not (np.isfinite(values).all() and np.isfinite(losses).all()):
+        raise JobError(
+            f"loss or gradient is not finite at step {run.steps}",
+            seen=f"losses {min(losses):.3g} to {max(losses):.3g}",
+            why="no noise can be measured there, and training has diverged",
+            fix="lower the learning rate, or mask the examples that give NaN",
+        )
     own = (values[2], values[3]) if metric is not None else (None, None)
     return Comparison(values[0], values[1], *own, losses)
 
@@ -174,23 +178,14 @@ def _gradients(
 
     On several ranks each makes its part of every group, and all hold the gradient.
     """
-    parameters = run.parameters
-    buffers = {n: b.clone() for n, b in run.network.named_buffers()}
-    held = [p.grad for p in parameters]
     run.accumulator.plan_micro_batch(micro_batch)
-    try:
+    with untouched(run.network, run.parameters):
         for indices in draws:
             mine = indices[run.ranks.rank :: run.ranks.size]
             made, _ = run.accumulator.differentiate(
                 run.job.batch(mine, run.device), len(indices), count=len(mine)
             )
-            gradient = [p.grad for p in parameters]
-            _refuse_nonfinite(made.loss, gradient, run.steps)
-            yield made.loss, gradient
-    finally:
-        for parameter, old in zip(parameters, held, strict=True):
-            parameter.grad = old
-        set_buffers(run.network, buffers)
+            yield made.loss, [p.grad for p in run.parameters]
 
 
 def _add(total: list[Tensor | None], gradient: list[Tensor | None]) -> None:
@@ -208,41 +203,13 @@ def _against(
 ) -> list[list[float]]:
     """Squares and crosses, plain and in the metric, of every parameter."""
     device = next((t.device for t in total if t is not None), torch.device("cpu"))
-    zero = torch.zeros((), device=device)
-    rows: list[list[Tensor]] = [[], [], [], []]
+    columns = []
     for k, (one, whole) in enumerate(zip(gradient, total, strict=True)):
         if one is None or whole is None:
-            for row in rows:
-                row.append(zero)
+            columns.append(torch.zeros(4, device=device))
             continue
-        one = one.float()
-        rows[0].append(inner_product(one, one))
-        rows[1].append(inner_product(one, whole))
-        if metric is not None:
-            own = one * metric[k].float()
-            rows[2].append(inner_product(own, one))
-            rows[3].append(inner_product(own, whole))
-    used = rows if metric is not None else [rows[0], rows[1], rows[0], rows[0]]
-    return torch.stack([torch.stack(row) for row in used]).double().tolist()
-
-
-def _refuse_nonfinite(loss: float, gradient: list[Tensor | None], step: int) -> None:
-    norms = [g.float().norm() for g in gradient if g is not None]
-    if not norms:
-        raise JobError(
-            "no parameter received a gradient",
-            seen="every .grad is None after the backward pass",
-            fix="let the loss depend on the parameters the optimizer holds",
-        )
-    total = float(torch.stack(norms).norm())
-    if not (math.isfinite(loss) and math.isfinite(total)):
-        raise _not_finite(step, f"loss {loss}, gradient norm {total}")
-
-
-def _not_finite(step: int, seen: str) -> JobError:
-    return JobError(
-        f"loss or gradient is not finite at step {step}",
-        seen=seen,
-        why="no noise can be measured there, and training has diverged",
-        fix="lower the learning rate, or mask the examples that give NaN",
-    )
+        plain = one.float()
+        own = plain if metric is None else plain * metric[k].float()
+        products = ((plain, plain), (plain, whole), (own, plain), (own, whole))
+        columns.append(torch.stack([inner_product(a, b) for a, b in products]))
+    return torch.stack(columns, 1).double().tolist()

@@ -7,6 +7,7 @@ import time
 
 import torch
 
+from rightbatch.measure.time import time_steps
 from rightbatch.training.run_state import RunState
 
 ROUNDS, LEAST_ROUNDS = 7, 2
@@ -45,19 +46,8 @@ def pick_threads(run: RunState) -> tuple[int, dict[int, float]]:
             for threads, times in seconds.items():
                 torch.set_num_threads(threads)
                 run.step()
-                times.append(_visit(run))
+                times.append(statistics.median(time_steps(run, VISIT_S)[0]))
     finally:
         torch.set_num_threads(present)
     medians = {threads: statistics.median(t) for threads, t in seconds.items()}
     return (1 if medians[1] * WORTH < medians[present] else present), medians
-
-
-def _visit(run: RunState) -> float:
-    """Median step time over a short visit, one step at the least."""
-    times: list[float] = []
-    until = time.perf_counter() + VISIT_S
-    while not times or time.perf_counter() < until:
-        started = time.perf_counter()
-        run.step()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)

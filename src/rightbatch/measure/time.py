@@ -127,7 +127,8 @@ def _warm_up(
         size = queue.pop(0)
         try:
             fits = _step(run, size)
-            seconds = run.ranks.first(_fastest(run, size)) if fits else math.inf
+            # The best of them: one stall must not end the growth.
+            seconds = run.ranks.first(min(time_steps(run)[0])) if fits else math.inf
         except JobError as error:
             if size < today:
                 notes.append(f"batch {size} fails and is left out: {error.seen}")
@@ -159,30 +160,32 @@ def _step(run: RunState, size: int) -> bool:
     """One step at once; whether it fitted in memory whole."""
     run.split(size)
     fitted = run.step().retries == 0
-    _wait(run.device)
+    wait_for(run.device)
     return fitted
 
 
-def _fastest(run: RunState, size: int) -> float:
-    """Best of a few steps: one stall must not end the growth. Long steps once."""
-    best, until = math.inf, time.perf_counter() + VISIT_S
-    while run.ranks.first(best == math.inf or time.perf_counter() < until):
-        started = time.perf_counter()
-        _step(run, size)
-        best = min(best, time.perf_counter() - started)
-    return best
+def time_steps(
+    run: RunState, visit_s: float = VISIT_S
+) -> tuple[list[float], list[float]]:
+    """Wall and CPU seconds of each of some steps: for a short visit, one at the least.
+
+    Collective: the first rank's clock ends the visit for all.
+    """
+    wall: list[float] = []
+    process: list[float] = []
+    until = time.perf_counter() + visit_s
+    while run.ranks.first(not wall or time.perf_counter() < until):
+        w, p = time.perf_counter(), time.process_time()
+        run.step()
+        wait_for(run.device)
+        wall.append(time.perf_counter() - w)
+        process.append(time.process_time() - p)
+    return wall, process
 
 
 def _visit(run: RunState, size: int, visits: _Visits) -> None:
-    wall: list[float] = []
-    process: list[float] = []
     _step(run, size)  # the caches still hold another size
-    until = time.perf_counter() + VISIT_S
-    while run.ranks.first(not wall or time.perf_counter() < until):
-        w, p = time.perf_counter(), time.process_time()
-        _step(run, size)
-        wall.append(time.perf_counter() - w)
-        process.append(time.process_time() - p)
+    wall, process = time_steps(run)
     visits.wall.append(statistics.median(wall))
     visits.process.append(statistics.median(process))
     w = time.perf_counter()
@@ -194,15 +197,15 @@ def _visit(run: RunState, size: int, visits: _Visits) -> None:
 def _update_time(run: RunState) -> float:
     times = []
     for _ in range(5):
-        _wait(run.device)
+        wait_for(run.device)
         started = time.perf_counter()
         run.optimizer.step()
-        _wait(run.device)
+        wait_for(run.device)
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
     """Let an accelerator finish what was queued, so that a clock means something."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -217,16 +220,15 @@ def _tight(samples: list[float]) -> bool:
 
 
 def _points(visits: dict[int, _Visits], update: float) -> tuple[TimePoint, ...]:
-    return tuple(_point(size, visits[size], update) for size in sorted(visits))
-
-
-def _point(size: int, visits: _Visits, update: float) -> TimePoint:
-    return TimePoint(
-        micro_batch=size,
-        step_time_s=Estimate.median(visits.wall, "s"),
-        process_time_s=Estimate.median(visits.process, "s"),
-        update_time_s=update,
-        fetch_time_s=statistics.median(visits.fetch),
-        rounds=tuple(visits.wall),
-        process_rounds=tuple(visits.process),
+    return tuple(
+        TimePoint(
+            micro_batch=size,
+            step_time_s=Estimate.median(visit.wall, "s"),
+            process_time_s=Estimate.median(visit.process, "s"),
+            update_time_s=update,
+            fetch_time_s=statistics.median(visit.fetch),
+            rounds=tuple(visit.wall),
+            process_rounds=tuple(visit.process),
+        )
+        for size, visit in sorted(visits.items())
     )

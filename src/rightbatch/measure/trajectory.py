@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rightbatch.measure.held_out import held_out_loss
+from rightbatch.measure.held_out import metric_of
 from rightbatch.measure.noise import measure_noise
 from rightbatch.measure.record import MetricPoint, NoisePoint
 from rightbatch.measure.run_progress import best_step, has_stalled
@@ -17,7 +17,7 @@ from rightbatch.training.run_state import RunState, Snapshot
 
 MOST_POINTS = 12  # at which every other one is dropped and the spacing doubled
 FIRST_SPACING = 2  # updates
-EVALUATION_GROWTH = 1.08  # in examples seen, as in run/loop.py but coarser [assumed]
+EVALUATION_GROWTH = 1.08  # in examples; coarser than training/loop.py [assumed]
 LEAST_POINTS = 4
 WARM_SHARE = 0.3  # of the run, after which its state is kept for a race [assumed]
 GROUP_SHARE = 4  # a group is this fraction of today's batch [assumed]
@@ -98,10 +98,7 @@ def measure_trajectory(
                 found.points, spacing = found.points[1::2], spacing * 2
             tick(found)
         if run.examples >= due and (job.evaluate or held_out is not None):
-            value = run.evaluated() if held_out is None else None
-            if value is None:
-                assert held_out is not None
-                value = held_out_loss(run, held_out)
+            value = metric_of(run, held_out)
             found.metrics.append(
                 MetricPoint(step=run.steps, examples=run.examples, metric=value)
             )

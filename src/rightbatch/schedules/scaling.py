@@ -63,6 +63,7 @@ class Scaling:
         weight_decay: Factor on decoupled weight decay, so that decay per example
             stays; 1 for L2 in the loss, whose minimum does not depend on the batch.
         ema: Power of the decay of an average of weights, see `scaled_ema`.
+        noise_scale: That the rule went by, in examples; None: by none.
     """
 
     rule: str
@@ -76,6 +77,7 @@ class Scaling:
     eps: float = 1.0
     weight_decay: float = 1.0
     ema: float = 1.0
+    noise_scale: float | None = None
 
 
 def scaling_for(
@@ -173,6 +175,7 @@ def scaling_for(
         # arXiv:2405.13698).
         weight_decay=ratio / lr if decoupled_decay and name != "none" else 1.0,
         ema=1.0 if name == "none" else ratio,
+        noise_scale=noise_scale if "noise-aware" in name else None,
     )
 
 

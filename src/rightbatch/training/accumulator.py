@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -239,7 +240,7 @@ class Accumulator:
     def state_dict(self) -> dict[str, Any]:
         """The micro-batch in force, and counts; a scaler has a state of its own."""
         return {
-            **self.micro_batch_size.state(),
+            "micro_batch": dataclasses.asdict(self.micro_batch_size),
             "skipped": self.skipped,
             "retries": self.retries,
             "per_example": self.gradient.per_example,
@@ -247,15 +248,8 @@ class Accumulator:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`, on this device's own micro-batch if it differs."""
-        if state["most"] == self.micro_batch_size.most:
-            self.micro_batch_size.now, self.micro_batch_size.patience = (
-                state["now"],
-                state["patience"],
-            )
-            self.micro_batch_size.quiet, self.micro_batch_size.before = (
-                state["quiet"],
-                state["before"],
-            )
+        if state["micro_batch"]["most"] == self.micro_batch_size.most:
+            self.micro_batch_size = MicroBatchSize(**state["micro_batch"])
         self.skipped, self.retries = state["skipped"], state["retries"]
         self.gradient.per_example, self._check = state["per_example"], False
 
@@ -313,29 +307,26 @@ class Accumulator:
         finite = math.isfinite(norm) and math.isfinite(made.loss)
         # A scaler finds its factor by gradients that overflow: those it skips itself.
         scaling = self.scaler is not None and math.isfinite(made.loss)
-        if not finite and self.nonfinite == "stop" and not scaling:
-            if self.scaler is not None:
-                self.scaler.update()
-            self.gradient.before.restore(self.device)
-            self.optimizer.zero_grad(set_to_none=True)
-            raise NotFiniteError(
-                f"the loss became {made.loss:g}, with a gradient of norm {norm:g}",
-                seen=f"mean over {made.count:g}, learning rate "
-                f"{float(self.optimizer.param_groups[0]['lr']):.3g}",
-                why="the update was not made: weights are as before this batch",
-                fix="a lower learning rate, or nonfinite='skip' for a few bad batches",
-            )
-        if self.clip_norm is not None and norm > self.clip_norm:
-            for gradient in gradients:
-                gradient.mul_(self.clip_norm / norm)
         if finite:
+            if self.clip_norm is not None and norm > self.clip_norm:
+                for gradient in gradients:
+                    gradient.mul_(self.clip_norm / norm)
             self._apply()
         else:
-            self.skipped += 1
-            self.gradient.before.restore(self.device)
             if self.scaler is not None:
                 self.scaler.update()
+            self.gradient.before.restore(self.device)
             self.optimizer.zero_grad(set_to_none=True)
+            if self.nonfinite == "stop" and not scaling:
+                raise NotFiniteError(
+                    f"the loss became {made.loss:g}, with a gradient of norm {norm:g}",
+                    seen=f"mean over {made.count:g}, learning rate "
+                    f"{float(self.optimizer.param_groups[0]['lr']):.3g}",
+                    why="the update was not made: weights are as before this batch",
+                    fix="a lower learning rate, or nonfinite='skip' for a few bad "
+                    "batches",
+                )
+            self.skipped += 1
         return Update(
             loss=made.loss,
             count=made.count,

@@ -54,14 +54,12 @@ class Checkpoints:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                hashing = _Hashing(file)
-                torch.save({"format": FORMAT, **state}, hashing)  # pyrefly: ignore
+                torch.save({"format": FORMAT, **state}, file)
                 file.flush()
                 os.fsync(file.fileno())
             manifest = {
                 "format": FORMAT,
-                "bytes": hashing.length,
-                "sha256": hashing.sha.hexdigest(),
+                **_digest(temporary),
                 "steps": steps,
                 **about,
             }
@@ -161,41 +159,30 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_sum(path: Path) -> None:
-    manifest = path.with_suffix(".json")
-    if not manifest.exists():
+    vouching = path.with_suffix(".json")
+    if not vouching.exists():
         return
     try:
-        told = json.loads(manifest.read_text(encoding="utf-8"))
-        size, digest = int(told["bytes"]), str(told["sha256"])
-        found, same = path.stat().st_size, False
-        if found == size:
-            with path.open("rb") as file:
-                same = hashlib.file_digest(file, "sha256").hexdigest() == digest
+        manifest = json.loads(vouching.read_text(encoding="utf-8"))
+        wanted = {name: manifest[name] for name in ("bytes", "sha256")}
+        present = _digest(path)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(
             f"cannot read the checkpoint {path}", seen=f"{error}"[:160]
         ) from error
-    if found != size or not same:
+    if present != wanted:
         raise RunFolderError(
             f"the checkpoint {path} is damaged",
-            seen=f"{found:,} of {size:,} bytes" if found != size else "another SHA-256",
+            seen=f"{present['bytes']} bytes, SHA-256 {present['sha256'][:8]}; written "
+            f"were {wanted['bytes']} bytes, SHA-256 {str(wanted['sha256'])[:8]}",
             why="it was cut short or changed after it was written",
         )
 
 
-class _Hashing:
-    """A file that knows the digest of what went into it."""
-
-    def __init__(self, file: Any) -> None:
-        self.file, self.sha, self.length = file, hashlib.sha256(), 0
-
-    def write(self, data: Any) -> int:
-        self.sha.update(data)
-        self.length += len(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
 def _plain(value: Any, where: str) -> Any:

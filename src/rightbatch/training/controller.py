@@ -200,7 +200,6 @@ class Controller:
             "calls": self._calls,
             "first_signal": self._first_signal,
             "held": self._held,
-            "largest": self.largest,
             "noise_scale": self.numbers.noise_scale,
             "numbers": self.numbers.state_dict(),
         }

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rightbatch.core.guards import preserved_rng
+from rightbatch.core.guards import preserved_rng, untouched
 from rightbatch.core.torch_private import Dropout
 from rightbatch.core.trees import repeat_examples, to_device
 from rightbatch.job.loss import Loss, scalar_loss
@@ -18,7 +17,7 @@ from rightbatch.training.batch_norm import batch_norms
 from rightbatch.training.gradient import HALVES, Part, sum_gradients
 
 # Rounding of split sums in float32 stays below 1e-5, in bfloat16 below 3e-2 of the norm
-# [measured: tests/test_accumulate.py]; what breaks equality makes 0.1 and more.
+# [measured: tests/training]; what breaks equality makes 0.1 and more.
 EXACT, ROUGH = 1e-4, 6e-2
 SAME = 1e-3  # how far the loss of doubled examples may be from the loss [assumed]
 Slicing = Callable[[Any, int, int, int], Any]
@@ -95,7 +94,7 @@ def compare(
 
     half = dtype is not None or parameters[0].dtype in HALVES
     limit = ROUGH if half else EXACT
-    with preserved_rng(), _untouched(model, parameters):
+    with preserved_rng(), untouched(model, parameters):
         error = difference()
         if error <= limit:
             return Equality(error, True, (), count)
@@ -111,32 +110,22 @@ def _causes(
     batch: Any,
     count: int,
 ) -> list[str]:
-    """Switch one suspect after the other off, until the difference is gone."""
+    """The layers that differ while training, and the loss if it still differs after."""
     causes = []
-    dropouts = [
-        m for m in model.modules() if isinstance(m, Dropout) and m.training and m.p > 0
-    ]
-    norms = [m for m in batch_norms(model) if m.training]
-    for module in dropouts:
-        module.eval()
-    if dropouts:
+    if any(isinstance(m, Dropout) and m.training and m.p > 0 for m in model.modules()):
         causes.append(
             "dropout draws other numbers for each piece (harmless: as random as before)"
         )
-        if difference() <= limit:
-            return causes
-    for module in norms:
-        module.eval()
+    norms = [m for m in batch_norms(model) if m.training]
     if norms:
         causes.append(
             f"{type(norms[0]).__name__} normalises each piece by itself: the "
             "micro-batch is part of the model, so keep it fixed, or use GroupNorm"
         )
-        if difference() <= limit:
-            return causes
-    model.eval()  # attention's own dropout, and the like
+    model.eval()
     if difference() <= limit:
-        return [*causes, "some layer behaves otherwise in eval mode (dropout inside)"]
+        inside = "some layer behaves otherwise in eval mode (dropout inside)"
+        return causes or [inside]
     once, again = mean_loss(batch), mean_loss(repeat_examples(batch, 2, count))
     if abs(again - once) > SAME * max(abs(once), 1e-12):
         causes.append(
@@ -149,21 +138,3 @@ def _causes(
             "targets): return (sum, count) instead, and it is exact"
         )
     return causes
-
-
-@contextmanager
-def _untouched(model: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
-    """Gradients, buffers and modes are as before on leaving."""
-    gradients = [p.grad for p in parameters]
-    buffers = [(b, b.clone()) for b in model.buffers()]
-    modes = [(m, m.training) for m in model.modules()]
-    try:
-        yield
-    finally:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        with torch.no_grad():
-            for buffer, copy in buffers:
-                buffer.copy_(copy)
-        for module, mode in modes:
-            module.training = mode

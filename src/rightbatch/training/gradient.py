@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +70,7 @@ def sum_gradients(
     device: torch.device,
     dtype: torch.dtype | None = None,
     divisor: float = 1.0,
-    around: Callable[[Part], Any] | None = None,
+    around: Callable[[Part], Any] = lambda micro: nullcontext(),
     scale: Callable[[Tensor], Tensor] = lambda value: value,
 ) -> tuple[list[Tensor], list[Any]]:
     """Add to ``.grad`` the gradient of the sum of all losses, over ``divisor``.
@@ -98,11 +99,8 @@ def sum_gradients(
     counts: list[Any] = []
     for micro in micro_batches:
         batch = to_device(micro.batch, device)
-        if around is None:
+        with around(micro):
             value, count = scalar_loss(loss, model, batch, dtype)
-        else:
-            with around(micro):
-                value, count = scalar_loss(loss, model, batch, dtype)
         empty = count is not None and not value.requires_grad and float(count) == 0
         if not empty:  # one without targets adds nothing, and may have no gradient
             check_differentiable(value)
@@ -295,24 +293,12 @@ class BatchGradient:
 
     def _over_ranks(self, sums: list[Tensor], counts: list[Any]) -> tuple[float, float]:
         """Loss and count, summed over micro-batches and ranks, on the host."""
-        if self.ranks.size == 1:
-            return _added(sums), _added(counts)
         wide = torch.float32 if self.device.type == "mps" else torch.float64
 
         def added(terms: list[Any]) -> Tensor:
             start = torch.zeros((), dtype=wide, device=self.device)
-            return sum((torch.as_tensor(t).to(start) for t in terms), start=start)
+            return sum((torch.as_tensor(t).to(start).sum() for t in terms), start=start)
 
         both = self.ranks.total(torch.stack([added(sums), added(counts)]))
         loss, count = both.tolist()
         return loss, count
-
-
-def _added(terms: list[Any]) -> float:
-    """Their sum, on the host: one wait for the device at most."""
-    tensors = [t.detach().reshape(()) for t in terms if isinstance(t, Tensor)]
-    plain = sum(t for t in terms if not isinstance(t, Tensor))
-    if not tensors:
-        return float(plain)
-    together = tensors[0] if len(tensors) == 1 else torch.stack(tensors)
-    return float(plain) + math.fsum(together.reshape(-1).tolist())

@@ -15,30 +15,23 @@ def facts(
     job: Job, model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
     """What must be the same for a checkpoint to be this job's."""
-    return {
+    same: dict[str, Any] = {
         "examples": job.length,
         "batch_size": job.batch_size,
         "seed": job.seed,
         "precision": job.precision,
-        "parameters": [
-            f"{name} {'x'.join(str(n) for n in p.shape)}"
-            for name, p in model.named_parameters()
-        ],
         "optimizer": type(optimizer).__name__,
-        "param groups": [
-            {"tensors": len(group["params"]), **_numbers(group)}
-            for group in optimizer.param_groups
-        ],
     }
-
-
-def _numbers(group: dict[str, Any]) -> dict[str, Any]:
-    """Its learning rate, betas and the like, as lists where they are tuples."""
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in group.items()
-        if key != "params" and isinstance(value, (int, float, str, bool, tuple))
-    }
+    for name, p in model.named_parameters():
+        same[f"parameter {name}"] = list(p.shape)
+    for number, group in enumerate(optimizer.param_groups):
+        same |= {
+            f"param group {number}'s {key}": value
+            for key, value in group.items()
+            if isinstance(value, (int, float, str, bool, tuple))
+        }
+        same[f"param group {number}'s tensors"] = len(group["params"])
+    return same
 
 
 def check_same(saved: dict[str, Any], own: dict[str, Any]) -> None:
@@ -47,26 +40,11 @@ def check_same(saved: dict[str, Any], own: dict[str, Any]) -> None:
     Raises:
         SettingError: It says what differs.
     """
-    for key, value in own.items():
-        if saved.get(key) == value:
-            continue
-        then, now = _told(key, saved.get(key), value)
-        raise SettingError(
-            f"the checkpoint is of another job: its {key} differ",
-            seen=f"{then} then, {now} now",
-            why="going on from it would be neither run",
-            fix="the job as it was, or another --out for a new run",
-        )
-
-
-def _told(key: str, then: Any, now: Any) -> tuple[str, str]:
-    """What differs, in few words."""
-    if key == "parameters":
-        odd = sorted(set(then or []) ^ set(now))
-        return f"{len(then or [])} tensors", f"{len(now)}; {odd[:2]}"
-    if key == "param groups" and then and len(then) == len(now):
-        for a, b in zip(then, now, strict=True):
-            for name in {**a, **b}:
-                if a.get(name) != b.get(name):
-                    return f"{name} {a.get(name)}", f"{name} {b.get(name)}"
-    return str(then), str(now)
+    for key in own | saved:
+        if saved.get(key) != own.get(key):
+            raise SettingError(
+                f"the checkpoint is of another job: its {key} differs",
+                seen=f"{saved.get(key)} then, {own.get(key)} now",
+                why="going on from it would be neither run",
+                fix="the job as it was, or another --out for a new run",
+            )

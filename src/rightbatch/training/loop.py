@@ -21,13 +21,11 @@ def train_rows(
     run: RunState,
     *,
     end: float = math.inf,
-    time_limit_s: float = math.inf,
-    clock: Callable[[], float] = time.perf_counter,
     stop: Callable[[], bool] = lambda: False,
     save: Callable[[], None] = lambda: None,
     save_due: Callable[[], bool] = lambda: False,
 ) -> Iterator[TraceRow]:
-    """Train until the target, the examples or the time run out; yield as we go.
+    """Train until the target is met or the examples run out; yield as we go.
 
     Evaluations fall at fixed numbers of examples, so two runs of one seed are alike.
     The last row is always an evaluation of where the run ended.
@@ -35,8 +33,6 @@ def train_rows(
     Args:
         run: What to move on.
         end: Stop when so many examples have been seen.
-        time_limit_s: Stop when training took so many seconds of ``clock``.
-        clock: What ``time_limit_s`` is measured by.
         stop: Asked in every step whether to end after it; one rank's yes is enough.
         save: Called between two steps, on all ranks, whenever
         save_due: was true on any rank, or the run has ended.
@@ -46,24 +42,16 @@ def train_rows(
     """
     job = run.job
     run.due = run.due or max(run.examples, FIRST_EVALUATION * job.batch_size)
-    limited, done = 0.0, run.examples >= end or run.reached
+    done = run.examples >= end or run.reached
     together = run.ranks.size > 1  # then what one wishes all must hear of in time
-    clocks = (time.perf_counter, time.process_time, clock)
-    started = [read() for read in clocks]
+    started = time.perf_counter(), time.process_time()
 
     def lap() -> None:
-        nonlocal started, limited
-        wall, process, own = (
-            read() - then for read, then in zip(clocks, started, strict=True)
-        )
-        run.time_s += wall
-        run.process_time_s += process
-        limited += own
-        started = [read() for read in clocks]
+        run.time_s += time.perf_counter() - started[0]
+        run.process_time_s += time.process_time() - started[1]
 
     def wishes() -> tuple[float, float]:
-        out_of_time = limited + clock() - started[2] >= time_limit_s
-        return float(stop() or out_of_time), float(save_due())
+        return float(stop()), float(save_due())
 
     while not done:
         run.stream_before = run.stream.state_dict()
@@ -88,11 +76,11 @@ def train_rows(
             events, run.events = tuple(run.events), []
             yield row_of(run, update.loss, metric, batch_size, lr, events)
             wanted |= done
-            started = [read() for read in clocks]
+            started = time.perf_counter(), time.process_time()
         if wanted:
             lap()
             save()
-            started = [read() for read in clocks]
+            started = time.perf_counter(), time.process_time()
         if done:
             return
 

@@ -9,7 +9,7 @@ from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import read_json, write_json
 from rightbatch.schedules.scaling import Scaling
 
-FORMAT = "rightbatch/plan/2"
+FORMAT = "rightbatch/plan/3"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

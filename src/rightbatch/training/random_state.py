@@ -10,10 +10,12 @@ import torch
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Every generator of this process that a step may draw from."""
+    """Every generator of this process that a step may draw from: plain values."""
+    numpy: Any = np.random.get_state()
+    kind, keys, *rest = numpy
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),
     }
     if device.type == "cuda":
@@ -28,7 +30,8 @@ def random_state(device: torch.device) -> dict[str, Any]:
 def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     """Set them back."""
     random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if "device" in state:
         module = getattr(torch, device.type, None)
@@ -43,20 +46,3 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     random.seed(seed)
-
-
-def packed(state: dict[str, Any]) -> dict[str, Any]:
-    """Random states as plain values and tensors."""
-    kind, keys, *rest = state["numpy"]
-    packed = {**state, "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest]}
-    version, numbers, gauss = state["python"]
-    packed["python"] = [version, list(numbers), gauss]
-    return packed
-
-
-def unpacked(state: dict[str, Any]) -> dict[str, Any]:
-    """What `packed` made, as `set_random_state` takes it."""
-    kind, keys, *rest = state["numpy"]
-    version, numbers, gauss = state["python"]
-    numpy = (kind, keys.numpy().astype(np.uint32), *rest)
-    return {**state, "numpy": numpy, "python": (version, tuple(numbers), gauss)}

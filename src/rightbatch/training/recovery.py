@@ -5,17 +5,16 @@ from __future__ import annotations
 import gc
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rightbatch.core.errors import JobError
-from rightbatch.core.torch_private import version
+from rightbatch.core.guards import set_buffers
 from rightbatch.training.random_state import random_state, set_random_state
 
-GROW_AFTER = 100  # steps without trouble after which a larger piece is tried [assumed]
+GROW_AFTER = 100  # steps without trouble until the planned size is tried [assumed]
 # Optimizers hold up to two numbers per parameter, and foreach updates one more for a
 # moment [derived: Adam]. So much is kept free during the first step.
 RESERVED = 3
@@ -25,50 +24,22 @@ class PassState:
     """The state that a forward or backward pass may change, as it was before a step.
 
     Parameters and optimizer change only in the update, which is never tried twice.
-    Buffers of integers (masks, tables) are watched by their version until one changes,
-    not copied; of floats they all are: BatchNorm changes its own without a new version.
+    Every buffer is copied: BatchNorm changes its own without a new version.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._moving: set[str] = set()
-        self._versions: dict[str, tuple[int, int]] = {}
-        self._copies: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
         self._random: dict[str, Any] = {}
-        self._first = True
 
     def take(self, device: torch.device) -> None:
         """Remember."""
         self._random = random_state(device)
-        buffers = dict(self.model.named_buffers())
-        for name, buffer in buffers.items():
-            known = self._versions.get(name)
-            if known is not None and known != (id(buffer), version(buffer)):
-                self._moving.add(name)
-            self._versions[name] = (id(buffer), version(buffer))
-        floats = {n for n, b in buffers.items() if b.is_floating_point()}
-        kept = set(buffers) if self._first else (self._moving | floats) & set(buffers)
-        self._copies = {name: buffers[name].clone() for name in kept}
-        self._first = False
+        self._buffers = {n: b.clone() for n, b in self.model.named_buffers()}
 
     def restore(self, device: torch.device) -> None:
-        """Put everything back.
-
-        Raises:
-            JobError: A buffer changed that never had before, so there is no copy.
-        """
-        for name, buffer in list(self.model.named_buffers()):
-            copy = self._copies.get(name)
-            if copy is not None:
-                with torch.no_grad():
-                    buffer.copy_(copy)
-            elif self._versions.get(name) != (id(buffer), version(buffer)):
-                raise JobError(
-                    f"the buffer {name} cannot be set back after out of memory",
-                    seen="it changed for the first time in the step that failed",
-                    why="the step would be made twice with two different states",
-                    fix="resume from the last checkpoint, with a smaller micro-batch",
-                )
+        """Put everything back; gradients are dropped."""
+        set_buffers(self.model, self._buffers)
         for parameter in self.model.parameters():
             parameter.grad = None
         set_random_state(self._random, device)
@@ -108,23 +79,17 @@ def reserve(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 @dataclass
 class MicroBatchSize:
-    """How large a micro-batch may be: shrinks on trouble, grows back later.
+    """How large a micro-batch may be: shrinks on trouble, is tried again later.
 
     Attributes:
         most: The one that was planned, in examples.
         now: The one in force.
-        patience: Steps without trouble until a larger one is tried.
         quiet: Steps since the last trouble.
-        tried: Whether it has just grown back.
-        before: What it has shrunk from.
     """
 
     most: int
     now: int
-    patience: int = GROW_AFTER
     quiet: int = 0
-    tried: bool = False
-    before: list[int] = field(default_factory=list)
 
     def shrink(self, count: int, fits: int | None = None) -> int:
         """After trouble with ``count`` examples: one piece more, or what should fit.
@@ -134,39 +99,17 @@ class MicroBatchSize:
         """
         used = min(self.now, count)
         pieces = -(-count // used)
-        again = self.quiet == 0 and bool(self.before)
-        smaller = -(-count // (2 * pieces if again else pieces + 1))
-        smaller = min(smaller, used - 1)
+        again = self.quiet == 0 and self.now < self.most
+        smaller = min(-(-count // (2 * pieces if again else pieces + 1)), used - 1)
         if fits is not None and fits < used:
             smaller = fits
-        if self.tried:  # growing back was too early
-            self.patience *= 2
-        self.before.append(used)
-        self.now, self.quiet, self.tried = max(smaller, 0), 0, False
+        self.now, self.quiet = max(smaller, 0), 0
         return self.now
 
     def calm(self) -> bool:
-        """A step went well; whether the micro-batch grows back with the next one."""
+        """A step went well; whether the planned size is tried again with the next."""
         self.quiet += 1
-        if self.before and self.quiet >= self.patience:
-            self.now, self.quiet, self.tried = self.before.pop(), 0, True
+        if self.now < self.most and self.quiet >= GROW_AFTER:
+            self.now, self.quiet = self.most, 0
             return True
-        if self.quiet == 1:
-            self.tried = False
         return False
-
-    def state(self) -> dict[str, Any]:
-        """Plain numbers."""
-        return {
-            "most": self.most,
-            "now": self.now,
-            "patience": self.patience,
-            "quiet": self.quiet,
-            "before": list(self.before),
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from `state`, if it was planned with the same micro-batch."""
-        if state["most"] == self.most:
-            self.now, self.patience = state["now"], state["patience"]
-            self.quiet, self.before = state["quiet"], state["before"]

@@ -53,29 +53,27 @@ def settings_of(
             "give a plan, a batch size or a schedule: one says the batch",
             seen=", ".join([*one_of, *(["schedule"] if schedule else [])]),
         )
-    nothing = plan is None and batch_size is None and schedule is None
-    if begun is not None and nothing:
-        changed = {**options} if end is None else {**options, "end": end}
-        wanted = dataclasses.replace(begun, **changed)
+    asked = dict(options)
+    if plan is not None:
+        check_plan(job, plan)
+        of_plan: dict[str, Any] = {
+            "schedule": Constant(plan.batch_size),
+            "micro_batch": plan.micro_batch,
+            "rule": plan.scaling.rule,
+            "noise_scale": plan.scaling.noise_scale,
+        }
+        asked = of_plan | asked
+    elif batch_size is not None or (schedule is None and begun is None):
+        size = job.batch_size if batch_size is None else batch_size
+        asked["schedule"] = Constant(whole_number(size, "batch_size"))
+    if schedule is not None:
+        asked["schedule"] = schedule
+    if end is not None or begun is None:
+        asked["end"] = _to_target(job) if end is None else end
+    if begun is None:
+        wanted = Settings(**asked)
     else:
-        if plan is not None:
-            check_plan(job, plan)
-            fields: dict[str, Any] = {
-                "schedule": schedule or Constant(plan.batch_size),
-                "micro_batch": plan.micro_batch,
-                **_rule_of(plan),
-            }
-        else:
-            size = job.batch_size if batch_size is None else batch_size
-            whole_number(size, "batch_size")
-            fields = {"schedule": schedule or Constant(size)}
-        if end is None:
-            end = begun.end if begun is not None else _to_target(job)
-        everything: Any = {**fields, "end": end, **options}
-        if begun is not None:
-            everything["multiple"] = begun.multiple
-        wanted = Settings(**everything)
-    if begun is not None:
+        wanted = dataclasses.replace(begun, **asked)
         _same_run(begun, wanted)
     if wanted.num_workers and isinstance(job.data, tuple):
         wanted = dataclasses.replace(wanted, num_workers=0)
@@ -110,23 +108,6 @@ def _with_rate(job: Job, wanted: Settings) -> Settings:
         why="the rest of the run would change nothing",
         fix=f"a rate over {wanted.end:,.0f} examples, or a floor: cosine:9epochs:0.01",
     )
-
-
-def _rule_of(plan: Plan) -> dict[str, Any]:
-    """A plan's rule, with what it needs to be applied to other batches as well."""
-    scaling = plan.scaling
-    if "noise-aware" not in scaling.rule:
-        return {"rule": scaling.rule}
-    # From the factor it gave: (1 + n/B0) / (1 + n/B) = f, with f squared for Adam.
-    power = 2 if scaling.rule.startswith("adam") else 1
-    before, after, factor = scaling.batch_from, scaling.batch_to, scaling.lr**power
-    if before == after:
-        return {"rule": "auto"}
-    bottom = 1 / before - factor / after
-    noise = (factor - 1) / bottom if bottom else math.inf
-    if not 0 < noise < 1e12:  # so far below the noise scale that it is the plain rule
-        return {"rule": "adam-sqrt" if power == 2 else "linear"}
-    return {"rule": scaling.rule, "noise_scale": noise}
 
 
 def _same_run(begun: Settings, wanted: Settings) -> None:
@@ -196,12 +177,12 @@ def check_optimizer(plan: Plan, facts: dict[str, Any]) -> None:
 
     Args:
         plan: The plan.
-        facts: Of a fresh run of the job, see `training.run_state.facts`.
+        facts: Of a fresh run of the job, see `training.identity.facts`.
 
     Raises:
         SettingError: It is.
     """
-    kind, today = facts["optimizer"], float(facts["param groups"][0]["lr"])
+    kind, today = facts["optimizer"], float(facts["param group 0's lr"])
     same_rate = math.isclose(today * plan.scaling.lr, plan.lr, rel_tol=1e-6)
     if kind != plan.optimizer or not same_rate:
         raise SettingError(

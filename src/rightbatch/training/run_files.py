@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 import warnings
 from pathlib import Path
@@ -29,20 +28,15 @@ class RunFiles:
         folder: Of the run.
         run: What is saved.
         every_s: Seconds between checkpoints.
-        again: Whether a run that began here and ended before its first checkpoint may
-            be begun once more.
     """
 
-    def __init__(
-        self, folder: Path, run: RunState, every_s: float, *, again: bool
-    ) -> None:
+    def __init__(self, folder: Path, run: RunState, every_s: float) -> None:
         self.folder, self.run, self.every_s = folder, run, every_s
         self.first = run.ranks.rank == 0
-        self.again = again
         self.checkpoints = Checkpoints(folder / CHECKPOINTS)
         self.rows: tuple[TraceRow, ...] = ()
         self.last: Path | None = None
-        self.resumed = self._mine = False
+        self.resumed = False
         self._saved = time.monotonic()
         self._trace: Trace | None = None
         self._failure: RunFolderError | None = None
@@ -53,10 +47,8 @@ class RunFiles:
             self._restore()
             self.resumed = True
         if self.first:
-            begun = self._begun()
-            if not going_on and not begun:
+            if not going_on and not self._untrained():
                 make_run_folder(self.folder, self.run.job.name)
-            self._mine = not going_on and not begun
             settings.save(self.folder / RUN)
             self._trace = Trace(self.folder / TRACE, self.rows)
         if not going_on:  # to go back to, whatever happens
@@ -64,28 +56,13 @@ class RunFiles:
             if self._failure is not None:
                 raise self._failure
 
-    def _begun(self) -> bool:
-        """Whether a run was begun here that ended before its first checkpoint."""
+    def _untrained(self) -> bool:
+        """Whether a run was begun here that ended before it had trained anything."""
         held = {name for name in KNOWN if (self.folder / name).exists()}
         trace = self.folder / TRACE
         trained = trace.exists() and trace.stat().st_size > 0
         trained |= any(self.checkpoints.folder.glob("step-*[1-9]*.pt"))
-        only = bool(held) and held <= {RUN, TRACE, CHECKPOINTS}
-        return self.again and only and not trained
-
-    def forget(self) -> None:
-        """Nothing was trained: leave no half run behind that blocks the next try."""
-        if not self._mine or self.run.steps:
-            return
-        if self._trace is not None:
-            self._trace.close()
-        with contextlib.suppress(OSError):  # the error that brought us here is told
-            for path in self.checkpoints.folder.glob("step-0000000000.*"):
-                path.unlink()
-            self.checkpoints.folder.rmdir()
-        for name in (TRACE, RUN):
-            with contextlib.suppress(OSError):
-                (self.folder / name).unlink(missing_ok=True)
+        return bool(held) and held <= {RUN, TRACE, CHECKPOINTS} and not trained
 
     def due(self) -> bool:
         """Whether it is time; only the first rank's clock counts."""
@@ -121,7 +98,7 @@ class RunFiles:
         pieces = self.run.accumulator.micro_batch_size
         smaller = pieces.shrink(self.run.batch_size) or 1
         self._restore()
-        pieces.now, pieces.quiet = smaller, 0
+        self.run.accumulator.plan_micro_batch(smaller)  # for good
         self.run.events = told
         self.run.tell(
             f"memory ran out inside the optimizer at step {steps + 1}: back to this "

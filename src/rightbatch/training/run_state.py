@@ -24,13 +24,7 @@ from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.training.accumulator import Accumulator, Update
 from rightbatch.training.controller import Controller
 from rightbatch.training.identity import check_same, facts
-from rightbatch.training.random_state import (
-    packed,
-    random_state,
-    seed_all,
-    set_random_state,
-    unpacked,
-)
+from rightbatch.training.random_state import random_state, seed_all, set_random_state
 from rightbatch.training.ranks import Ranks
 from rightbatch.training.run_folder import LEDGER
 from rightbatch.training.settings import Settings
@@ -338,7 +332,7 @@ class RunState:
             "stream": self.stream.state_dict() if stream is None else stream,
             "accumulator": self.accumulator.state_dict(),
             **{k: None if v is None else v.state_dict() for k, v in parts.items()},
-            "random": self.ranks.gather_objects(packed(random_state(self.device))),
+            "random": self.ranks.gather_objects(random_state(self.device)),
             "steps": self.steps,
             "examples": self.examples,
             "due": self.due,
@@ -365,7 +359,7 @@ class RunState:
             self.monitor.load_state_dict(state["monitor"])
         saved = state["random"]
         if self.ranks.rank < len(saved) and state["world_size"] == self.ranks.size:
-            set_random_state(unpacked(saved[self.ranks.rank]), self.device)
+            set_random_state(saved[self.ranks.rank], self.device)
         else:  # another number of ranks: numbers that no rank has drawn yet
             seed_all(self.job.seed + STRIDE * self.ranks.rank + state["steps"])
         self.steps, self.examples = state["steps"], state["examples"]

@@ -34,7 +34,6 @@ from rightbatch.training.settings import Settings
 from rightbatch.training.trace import TraceRow
 
 SAVE_EVERY_S = 300.0  # seconds between checkpoints [assumed]
-# What gloo and NCCL say when the other end of a connection is gone.
 ROLLBACKS = 3  # times to go back without getting further before giving up [assumed]
 
 
@@ -198,14 +197,12 @@ def train(
         if plan is not None:
             check_optimizer(plan, run.facts)
         if folder is not None:
-            files = RunFiles(folder, run, save_every_s, again=bool(resume))
+            files = RunFiles(folder, run, save_every_s)
             files.open(settings, going_on)
         return _trained(run, settings, files, watch)
     except NotFiniteError:
         raise  # its state was saved to be looked at
     except (RightbatchError, RuntimeError, MemoryError) as error:
-        if files is not None:
-            files.forget()
         if run.ranks.size > 1 and is_lost_connection(error):
             raise JobError(
                 "another rank has ended",

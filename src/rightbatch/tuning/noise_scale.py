@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +19,9 @@ from rightbatch.lint.linter import check
 from rightbatch.measure.noise import Comparison, compare, group_count
 from rightbatch.noise.capture.per_example import PerExample
 from rightbatch.noise.norms import squared_norm
-from rightbatch.noise.statistics.moments import (
-    NoiseMoments,
-    jackknife_moments,
-    mean_estimate,
-    ratio,
-)
-from rightbatch.noise.statistics.reading import USES, by_layer
-from rightbatch.noise.statistics.scale import LayerNoise, MetricNoise, NoiseScale
+from rightbatch.noise.statistics.moments import jackknife_moments, ratio
+from rightbatch.noise.statistics.reading import USES, Part, by_parts
+from rightbatch.noise.statistics.scale import MetricNoise, NoiseScale
 from rightbatch.training.run_state import RunState
 
 GROUP = 8  # examples in a group where the loss allows any [assumed]
@@ -112,83 +108,54 @@ def _sampled(
             torch.randint(job.length, (size,), generator=generator) for _ in range(more)
         ]
         round_started = time.monotonic()
-        found = compare(
+        groups = compare(
             run,
             draws,
             micro_batch=micro_batch,
             tick=lambda: tick(min(1.0, (time.monotonic() - started) / budget_s)),
         )
         took, spent = time.monotonic() - round_started, time.monotonic() - started
-        told = _told(run, found, size)
-        if told.noise_scale.relative <= precision or count >= MOST_GROUPS:
-            return told
-        if spent + 2 * took > budget_s:
-            return told
+        estimate = _estimated(run, groups, size)
+        enough = estimate.noise_scale.relative <= precision or count >= MOST_GROUPS
+        if enough or spent + 2 * took > budget_s:
+            return estimate
         count *= 2
 
 
-def _told(run: RunState, found: Comparison, size: int) -> NoiseScale:
-    names = {id(p): n for n, p in run.network.named_parameters()}
-    owners = [names.get(id(p), "?") for p in run.parameters]
-    groups = len(found.losses)
-    plain = found.plain(size)
-    layers = by_layer(owners)
+def _estimated(run: RunState, groups: Comparison, size: int) -> NoiseScale:
+    count = len(groups.losses)
+    method = f"{count} groups of {size}, Fieller"
 
-    def of(indices: list[int]) -> NoiseMoments:
-        squares, crosses = found.squares[:, indices], found.crosses[:, indices]
-        return jackknife_moments(squares.sum(1), crosses.sum(1), size)
+    def part(parameters: list[int]) -> Part:
+        moments = jackknife_moments(
+            groups.squares[:, parameters].sum(1),
+            groups.crosses[:, parameters].sum(1),
+            size,
+        )
+        return Part.of(moments, samples=count, n=count * size, method=method)
 
-    own = found.own(size)
-    return NoiseScale(
-        noise_scale=_ratio(plain, groups, size),
-        trace=mean_estimate(
-            plain.trace, plain.var_trace, samples=groups, method="jackknife"
-        ),
-        grad_norm_sq=mean_estimate(
-            plain.grad_norm_sq,
-            plain.var_grad_norm_sq,
-            samples=groups,
-            method="jackknife",
-        ),
-        by_layer={
-            name: _layer(of(i), groups, size, plain) for name, i in layers.items()
-        },
-        metrics={}
-        if own is None
-        else {
-            "adam_curvature": MetricNoise(
-                noise_scale=_ratio(own, groups, size),
-                use=USES["adam_curvature"],
-                dominated_by={},
-            )
-        },
+    own, metrics = groups.own(size), {}
+    if own is not None:
+        metrics["adam_curvature"] = MetricNoise(
+            noise_scale=ratio(own, samples=count, n=count * size, method=method),
+            use=USES["adam_curvature"],
+            dominated_by={},
+        )
+    return replace(
+        by_parts(part, _names(run)),
+        metrics=metrics,
         source=f"groups of {size}, drawn with replacement",
         why="at fixed weights any number of independent groups can be drawn",
         batch_size=size,
-        steps=groups,
-        window=groups * size,
+        steps=count,
+        window=count * size,
         example=run.job.example,
     )
 
 
-def _ratio(found: NoiseMoments, groups: int, size: int) -> Estimate:
-    method = f"{groups} groups of {size}, Fieller"
-    return ratio(found, samples=groups, n=groups * size, method=method)
-
-
-def _layer(
-    found: NoiseMoments, groups: int, size: int, whole: NoiseMoments
-) -> LayerNoise:
-    return LayerNoise(
-        noise_scale=_ratio(found, groups, size),
-        trace=mean_estimate(
-            found.trace, found.var_trace, samples=groups, method="jackknife"
-        ),
-        grad_norm_sq=mean_estimate(
-            found.grad_norm_sq, found.var_grad_norm_sq, samples=groups, method=""
-        ),
-        share=found.trace / whole.trace if whole.trace > 0 else 0.0,
-    )
+def _names(run: RunState) -> list[str]:
+    names = {id(p): n for n, p in run.network.named_parameters()}
+    return [names.get(id(p), "?") for p in run.parameters]
 
 
 def _exact(
@@ -217,22 +184,17 @@ def _exact(
     ).double()
     signal = whole / job.length**2
     noise = squares / job.length - signal
-    names = {id(p): n for n, p in model.named_parameters()}
-    layers = by_layer([names.get(id(p), "?") for p in parameters])
-    trace, norm = float(noise.sum()), float(signal.sum())
-    return NoiseScale(
-        noise_scale=_known(trace, norm),
-        trace=Estimate.exact(trace),
-        grad_norm_sq=Estimate.exact(norm),
-        by_layer={
-            name: LayerNoise(
-                noise_scale=_known(float(noise[of].sum()), float(signal[of].sum())),
-                trace=Estimate.exact(float(noise[of].sum())),
-                grad_norm_sq=Estimate.exact(float(signal[of].sum())),
-                share=float(noise[of].sum()) / trace if trace > 0 else 0.0,
-            )
-            for name, of in layers.items()
-        },
+
+    def part(parameters: list[int]) -> Part:
+        trace, norm = float(noise[parameters].sum()), float(signal[parameters].sum())
+        return Part(
+            Estimate.exact(trace / norm if norm > 0 else math.inf, "examples"),
+            Estimate.exact(trace),
+            Estimate.exact(norm),
+        )
+
+    return replace(
+        by_parts(part, _names(run)),
         source=f"every example by itself ({counter.method})",
         why="exact over the full data set was asked for",
         batch_size=job.length,
@@ -241,10 +203,6 @@ def _exact(
         example=job.example,
         population=job.length,
     )
-
-
-def _known(noise: float, signal: float) -> Estimate:
-    return Estimate.exact(noise / signal if signal > 0 else math.inf, "examples")
 
 
 def _load(model: nn.Module, other: nn.Module) -> None:

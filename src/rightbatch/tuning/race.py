@@ -14,7 +14,7 @@ from scipy import stats
 from rightbatch.core.errors import JobError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.torch_private import is_out_of_memory
-from rightbatch.measure.held_out import held_out_loss
+from rightbatch.measure.held_out import metric_of
 from rightbatch.measure.record import Candidate, Race
 from rightbatch.schedules.scaling import Scaling, apply_scaling
 from rightbatch.training.run_state import RunState, Snapshot
@@ -69,14 +69,12 @@ def speedup(candidate: Curve, today: Curve) -> float:
     either way, since nothing is known before the first mark.
     """
     common = max(candidate.values[-1], today.values[-1])
-    moved = [c.values[-1] < c.start for c in (candidate, today)]
-    if not all(moved) or math.isinf(common):
-        # Who never got better than the start, or never had a finite value, has lost.
-        finite = [math.isfinite(c.values[-1]) for c in (candidate, today)]
-        fit = [m and f for m, f in zip(moved, finite, strict=True)]
-        return {(True, False): float(MARKS), (False, True): 1 / MARKS}.get(
-            (fit[0], fit[1]), 1.0
-        )
+    better, today_better = (
+        c.values[-1] < c.start and math.isfinite(c.values[-1])
+        for c in (candidate, today)
+    )
+    if not (better and today_better):  # who never got better than the start has lost
+        return float(MARKS) ** (better - today_better)
     ratio = today.time_to(common) / candidate.time_to(common)
     return min(max(ratio, 1 / MARKS), float(MARKS))
 
@@ -116,9 +114,7 @@ def race(
     sign = -1.0 if by_evaluate and job.goal == "max" else 1.0
 
     def value() -> float:
-        metric = run.evaluated() if held_out is None else held_out_loss(run, held_out)
-        assert metric is not None, "without held-out examples there is an evaluate"
-        return metric
+        return metric_of(run, held_out)
 
     started = time.perf_counter()
     run.rewind(warm, seed=job.seed)

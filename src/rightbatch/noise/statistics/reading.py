@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,15 +60,51 @@ class Window:
         signal, noise = self.signal[:, pick].sum(1), self.noise[:, pick].sum(1)
         return sampled_moments(signal, noise, self.weights)
 
-    def layer(self, parameters: Sequence[int], trace: float) -> LayerNoise:
-        """Some of the parameters; ``trace``: the noise of all of them."""
-        moments, samples = self.moments(parameters), len(self.weights)
-        return LayerNoise(
-            noise_scale=ratio(moments, samples=samples, n=self.count, method="Fieller"),
-            trace=_trace(moments, samples),
-            grad_norm_sq=_signal(moments, samples),
-            share=moments.trace / trace if trace > 0 else 0.0,
+
+class Part(NamedTuple):
+    """What is known of some parameters."""
+
+    noise_scale: Estimate
+    trace: Estimate
+    grad_norm_sq: Estimate
+
+    @classmethod
+    def of(cls, moments: NoiseMoments, *, samples: int, n: int, method: str) -> Part:
+        """From moments with a covariance, of so many independent samples."""
+        return cls(
+            ratio(moments, samples=samples, n=n, method=method),
+            mean_estimate(
+                moments.trace, moments.var_trace, samples=samples, method=method
+            ),
+            mean_estimate(
+                moments.grad_norm_sq,
+                moments.var_grad_norm_sq,
+                samples=samples,
+                method=method,
+            ),
         )
+
+
+def by_parts(part: Callable[[list[int]], Part], names: Sequence[str]) -> NoiseScale:
+    """The noise scale of a model and of its layers.
+
+    Args:
+        part: Tells of the parameters at these places.
+        names: Of all parameters.
+    """
+    whole = part(list(range(len(names))))
+    layers = {name: part(places) for name, places in by_layer(names).items()}
+    trace = whole.trace.value
+    return NoiseScale(
+        **whole._asdict(),
+        by_layer={
+            name: LayerNoise(
+                **layer._asdict(),
+                share=layer.trace.value / trace if trace > 0 else 0.0,
+            )
+            for name, layer in layers.items()
+        },
+    )
 
 
 def noise_scale_of(
@@ -79,16 +116,14 @@ def noise_scale_of(
         nothing = Estimate(value=0.0, low=-math.inf, high=math.inf)
         return NoiseScale(noise_scale=unknown, trace=nothing, grad_norm_sq=nothing)
     window = Window.of(blocks)
-    moments, samples = window.moments(), len(blocks)
     method = f"{window.count} steps, {method}, Fieller"
-    return NoiseScale(
-        noise_scale=ratio(moments, samples=samples, n=window.count, method=method),
-        trace=_trace(moments, samples),
-        grad_norm_sq=_signal(moments, samples),
-        by_layer={
-            name: window.layer(parameters, moments.trace)
-            for name, parameters in by_layer(names).items()
-        },
+
+    def part(parameters: list[int]) -> Part:
+        moments = window.moments(parameters)
+        return Part.of(moments, samples=len(blocks), n=window.count, method=method)
+
+    return replace(
+        by_parts(part, names),
         steps=window.count,
         window=round(blocks[-1].last - blocks[0].first),
     )
@@ -127,15 +162,3 @@ def _sign_scale(inverse_level: float, gain_batch: int) -> float:
     if math.isinf(inverse_level):
         return math.inf
     return sign_scale(1.0, inverse_level, gain_batch) if inverse_level > 0 else 0.0
-
-
-def _trace(moments: NoiseMoments, samples: int) -> Estimate:
-    return mean_estimate(
-        moments.trace, moments.var_trace, samples=samples, method="mean"
-    )
-
-
-def _signal(moments: NoiseMoments, samples: int) -> Estimate:
-    return mean_estimate(
-        moments.grad_norm_sq, moments.var_grad_norm_sq, samples=samples, method="mean"
-    )

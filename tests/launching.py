@@ -1,0 +1,28 @@
+"""Starting programs on several gloo processes of this machine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import rightbatch as rb
+
+SOURCE, TESTS = Path(rb.__file__).parents[1], Path(__file__).parent
+
+
+def torchrun(
+    *program: str | Path, cwd: Path, ranks: int = 2
+) -> subprocess.CompletedProcess[str]:
+    """Run it to its end; this library and the helpers of the tests can be imported."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={ranks}", *map(str, program)]
+    paths = os.pathsep.join(map(str, [SOURCE, TESTS, os.environ.get("PYTHONPATH", "")]))
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        timeout=200,
+        check=False,
+    )
