@@ -126,7 +126,10 @@ def finish(
         return status
     print_plain(console, answer(choice, plan))
     job, size = choice.measurements.job, page.stat().st_size / 1e6
-    following = f"rightbatch train {shlex.quote(job.spec)}"
+    start = "rightbatch"
+    if plan.world_size > 1:  # it is a plan for so many
+        start = f"torchrun --nproc-per-node {plan.world_size} -m rightbatch"
+    following = f"{start} train {shlex.quote(job.spec)}"
     following += f" --plan {shlex.quote(str(path))}"
     files = [
         ("report", f"{page}   {size:.2f} MB, opens offline"),

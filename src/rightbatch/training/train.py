@@ -121,7 +121,7 @@ def train(
         examples: Stop after so many examples.
         epochs: The same, in passes over the data.
         rule: How the learning rate follows from today's batch, without a plan.
-        noise_scale: For the rule; see `plan.scaling.scaling_for`.
+        noise_scale: For the rule; see `rightbatch.schedules.scaling.scaling_for`.
         exponent: For the rule ``"exponent"``.
         micro_batch: Most examples in memory at once on one rank.
         largest: A live schedule's largest batch.

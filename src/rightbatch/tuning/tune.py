@@ -100,7 +100,10 @@ def tune(
         decision = decide(record.measurements, objective, **limits)
         left_s = measured.run.ranks.first(ends - time.monotonic())
         warm = measured.warm
-        if with_race and warm is not None and left_s > RACE_LEAST * budget_s:
+        if with_race and (warm is None or left_s <= RACE_LEAST * budget_s):
+            with progress.phase("Race", 0.0) as phase:
+                phase.summary = "not run: measuring took the budget"
+        elif with_race and warm is not None:
             with record.timed(progress.phase("Race", left_s)) as phase:
                 record.update(race=_race(measured, warm, decision.choice, phase))
             record.share(measured.run.ranks)
@@ -136,7 +139,7 @@ def _race(
         clock=clock,
         tick=tick,
     )
-    phase.summary = "not run: the budget allows too few steps or evaluations"
+    phase.summary = "not run: too few steps fit the budget"
     if result is not None:
         best = max(result.candidates, key=lambda candidate: candidate.speedup.value)
         phase.summary = (
