@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import rightbatch as rb
 from rightbatch.core.estimate import Estimate
-from rightbatch.measure.record import (
+from rightbatch.measure.measurements import (
     Candidate,
     JobFacts,
     Machine,

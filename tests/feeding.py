@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import rightbatch as rb
-from rightbatch.data.loading.steps import MicroBatch
+from rightbatch.data.loading.step import MicroBatch
 
 # torch tells of a worker's death by an error wherever Python is: also where errors are
 # ignored, such as in what hypothesis does at each garbage collection.

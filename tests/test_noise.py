@@ -13,8 +13,8 @@ import rightbatch as rb
 from cases import made_up, regression_job, with_target
 from reference import pairwise_moments, per_example_gradients, true_noise
 from rightbatch.fit.critical_batch import critical_from_noise
+from rightbatch.measure.measurements import MetricPoint
 from rightbatch.measure.noise import compare, measure_noise
-from rightbatch.measure.record import MetricPoint
 from rightbatch.measure.run_progress import (
     has_stalled,
     points_of_progress,

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from rightbatch.core.estimate import Estimate
     from rightbatch.data.audit.audit import audit
     from rightbatch.data.loading.stream import BatchStream
-    from rightbatch.fit.steps import StepsLaw, fit_steps
+    from rightbatch.fit.steps_law import StepsLaw, fit_steps
     from rightbatch.job.job import Job
     from rightbatch.job.loading import load_job
     from rightbatch.lint.linter import check
-    from rightbatch.measure.record import Measurements
+    from rightbatch.measure.measurements import Measurements
     from rightbatch.memory.largest_batch import MemoryLaw, largest_batch
     from rightbatch.noise.monitor import NoiseMonitor
     from rightbatch.noise.statistics.scale import NoiseScale
@@ -98,7 +98,7 @@ __getattr__, __dir__ = lazy_names(
         "core.estimate": ("Estimate",),
         "data.audit.audit": ("audit",),
         "data.loading.stream": ("BatchStream",),
-        "fit.steps": (
+        "fit.steps_law": (
             "StepsLaw",
             "fit_steps",
         ),
@@ -106,7 +106,7 @@ __getattr__, __dir__ = lazy_names(
         "job.loading": ("load_job",),
         "lint.linter": ("check",),
         "tuning.noise_scale": ("noise_scale",),
-        "measure.record": ("Measurements",),
+        "measure.measurements": ("Measurements",),
         "memory.largest_batch": (
             "MemoryLaw",
             "largest_batch",

@@ -12,7 +12,7 @@ import rightbatch as rb
 from cases import made_up, raced
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import from_plain, to_plain, write_json
-from rightbatch.measure.record import Measurements
+from rightbatch.measure.measurements import Measurements
 from rightbatch.plan.decide import decide
 
 finite = st.floats(-1e12, 1e12)

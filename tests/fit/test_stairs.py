@@ -9,7 +9,7 @@ from cases import made_up
 from rightbatch.core.estimate import Estimate
 from rightbatch.fit.stairs import stair
 from rightbatch.fit.step_time import fit_time
-from rightbatch.measure.record import TimePoint
+from rightbatch.measure.measurements import TimePoint
 
 
 def test_stairs_are_noticed_and_left_out_of_the_law() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import rightbatch as rb
 from cases import made_up
 from rightbatch.fit.step_time import fit_time
-from rightbatch.measure.record import Contention
+from rightbatch.measure.measurements import Contention
 
 
 @settings(max_examples=25, deadline=None)

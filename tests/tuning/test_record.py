@@ -8,7 +8,7 @@ import pytest
 import rightbatch as rb
 from cases import made_up, regression_job
 from rightbatch.core.progress import Phase, Progress
-from rightbatch.tuning.record import Record
+from rightbatch.tuning.measurement_record import Record
 
 
 def test_every_change_is_saved_and_phases_are_timed(tmp_path: Path) -> None:

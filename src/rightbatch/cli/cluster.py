@@ -18,7 +18,7 @@ from rightbatch.core.units import show_bytes, show_number, show_seconds
 if TYPE_CHECKING:
     from rightbatch.cluster.devices import Cluster, Fleet
     from rightbatch.cluster.network import Network
-    from rightbatch.measure.record import Measurements
+    from rightbatch.measure.measurements import Measurements
 
 BATCH_NORM = "RB109"  # the finding that splitting changes the model
 GRADIENT_BYTES = 4  # of a parameter, where gradients are exchanged in float32
@@ -77,7 +77,7 @@ def cluster(
 
 
 def _load(measured: Path) -> Measurements:
-    from rightbatch.measure.record import Measurements
+    from rightbatch.measure.measurements import Measurements
     from rightbatch.training.run_folder import MEASUREMENTS, PLAN
 
     if measured.name == PLAN:  # what it was decided from lies beside it

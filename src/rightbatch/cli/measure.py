@@ -34,7 +34,7 @@ def measure(
         from rightbatch.report.terminal import TerminalProgress, print_plain
         from rightbatch.training.run_folder import MEASUREMENTS
         from rightbatch.tuning.measure_job import measure_job
-        from rightbatch.tuning.record import Record
+        from rightbatch.tuning.measurement_record import Record
 
         path = folder / MEASUREMENTS
         record = Record(path, spec=spec.text, command=command_line())

@@ -25,7 +25,7 @@ def plan(
     as_json: bool,
 ) -> int:
     """Decide again from MEASUREMENTS, a file or a run folder."""
-    from rightbatch.measure.record import Measurements
+    from rightbatch.measure.measurements import Measurements
     from rightbatch.plan.decide import decide
     from rightbatch.training.run_folder import MEASUREMENTS, make_run_folder
 

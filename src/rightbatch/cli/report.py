@@ -14,7 +14,7 @@ from rightbatch.cli.options import PATH
 @click.argument("run", type=PATH)
 def report(run: Path) -> int:
     """Write the page of a RUN folder again, from what it holds."""
-    from rightbatch.measure.record import Measurements
+    from rightbatch.measure.measurements import Measurements
     from rightbatch.plan.decide import decide
     from rightbatch.plan.objectives import objective_named
     from rightbatch.report.page import Page

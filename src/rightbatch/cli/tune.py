@@ -53,7 +53,7 @@ def tune(
         console = announce(spec, as_json and first)
         from rightbatch.report.terminal import TerminalProgress
         from rightbatch.training.ranks import join
-        from rightbatch.tuning.record import Record
+        from rightbatch.tuning.measurement_record import Record
         from rightbatch.tuning.tune import tune as find_plan
 
         loaded = load_quietly(load_job, job, as_json)

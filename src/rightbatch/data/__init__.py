@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rightbatch.data.loading.batch_sampler import BatchSampler
     from rightbatch.data.loading.ledger import Ledger
     from rightbatch.data.loading.shard_stream import ShardStream
-    from rightbatch.data.loading.steps import MicroBatch, Step
+    from rightbatch.data.loading.step import MicroBatch, Step
     from rightbatch.data.order.distinct import Distinct
     from rightbatch.data.order.neyman import StratumMeter
     from rightbatch.data.order.pairs import Pairs
@@ -38,7 +38,7 @@ __getattr__, __dir__ = lazy_names(
         "data.loading.batch_sampler": ("BatchSampler",),
         "data.loading.ledger": ("Ledger",),
         "data.loading.shard_stream": ("ShardStream",),
-        "data.loading.steps": (
+        "data.loading.step": (
             "MicroBatch",
             "Step",
         ),

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from rightbatch.core.errors import UnidentifiedError
 from rightbatch.core.estimate import Estimate
-from rightbatch.measure.record import NoisePoint
+from rightbatch.measure.measurements import NoisePoint
 from rightbatch.noise.statistics.moments import NoiseMoments
 
 DRAWS = 400  # Monte-Carlo draws behind an interval [assumed]

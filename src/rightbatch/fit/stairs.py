@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from rightbatch.core.estimate import Estimate
-from rightbatch.measure.record import TimePoint
+from rightbatch.measure.measurements import TimePoint
 
 DRAWS = 120  # bootstrap draws behind the interval
 STAIRS_FROM = 16  # below, one example more is a good deal more work

@@ -14,7 +14,7 @@ from scipy import optimize
 from rightbatch.core.errors import UnidentifiedError
 from rightbatch.core.estimate import Estimate
 from rightbatch.fit.stairs import past_a_stair
-from rightbatch.measure.record import Contention, TimePoint
+from rightbatch.measure.measurements import Contention, TimePoint
 
 DRAWS = 120  # bootstrap draws behind an interval of the time law
 # A law with one parameter more must be this much better on held-out points. [assumed]

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import evaluating
 from rightbatch.core.trees import to_device
 from rightbatch.core.user_code import user_code
+from rightbatch.core.whole_number import whole_number
 from rightbatch.job.loss import PRECISIONS, Loss, scalar_loss
 
 FUNCTION_FORMS = {

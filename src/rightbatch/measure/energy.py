@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from rightbatch.core.estimate import Estimate
-from rightbatch.measure.record import EnergyPoint
+from rightbatch.measure.measurements import EnergyPoint
 from rightbatch.measure.time import wait_for
 from rightbatch.training.run_state import RunState
 

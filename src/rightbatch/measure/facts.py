@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rightbatch.job.optimizers import decay_is_decoupled, optimizer_family
-from rightbatch.measure.record import JobFacts
+from rightbatch.measure.measurements import JobFacts
 from rightbatch.training.run_state import RunState
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from rightbatch.core.machine import free_memory_bytes, processor_name, usable_cores
-from rightbatch.measure.record import Contention, Machine
+from rightbatch.measure.measurements import Contention, Machine
 
 PRESSURE = Path("/proc/pressure/cpu")
 STALLED_LIMIT = 0.10  # share of time waiting for a CPU that we call contended [assumed]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rightbatch.core.errors import JobError
 from rightbatch.core.guards import preserved_rng, untouched
-from rightbatch.measure.record import NoisePoint
+from rightbatch.measure.measurements import NoisePoint
 from rightbatch.noise.norms import inner_product
 from rightbatch.noise.statistics.moments import NoiseMoments, jackknife_moments, ratio
 from rightbatch.noise.statistics.optimizer_metric import optimizer_metric

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from rightbatch.measure.record import Measurements, MetricPoint, NoisePoint
+from rightbatch.measure.measurements import Measurements, MetricPoint, NoisePoint
 
 WINDOW = 5  # latest evaluations whose median counts as the present value
 WORSE = 0.02  # of all that was gained must be lost again at a standstill [assumed]

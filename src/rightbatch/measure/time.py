@@ -16,7 +16,7 @@ from rightbatch.core.estimate import Estimate
 from rightbatch.core.trees import to_device
 from rightbatch.job.job import Job
 from rightbatch.measure.hardware import PressureGauge
-from rightbatch.measure.record import Contention, TimePoint
+from rightbatch.measure.measurements import Contention, TimePoint
 from rightbatch.training.run_state import RunState
 
 MIN_SIZES = 6

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from rightbatch.measure.held_out import metric_of
+from rightbatch.measure.held_out_loss import metric_of
+from rightbatch.measure.measurements import MetricPoint, NoisePoint
 from rightbatch.measure.noise import measure_noise
-from rightbatch.measure.record import MetricPoint, NoisePoint
 from rightbatch.measure.run_progress import best_step, has_stalled
 from rightbatch.training.run_state import RunState, Snapshot
 

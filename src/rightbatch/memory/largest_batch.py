@@ -9,13 +9,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.machine import free_memory_bytes
 from rightbatch.core.progress import Progress
 from rightbatch.core.torch_private import FakeTensorMode
 from rightbatch.core.units import show_bytes
+from rightbatch.core.whole_number import whole_number
 from rightbatch.job.job import Job
 from rightbatch.memory.boundary import Search, malloc_hoards
 from rightbatch.memory.budget import Budget, budget_for

@@ -23,14 +23,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from rightbatch.core.errors import SettingError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.trees import tensors
-from rightbatch.noise.budget import UPFRONT, Budget
 from rightbatch.noise.group_source import GroupSource
 from rightbatch.noise.micro_batches import MicroBatches
-from rightbatch.noise.rank_gradients import RankGradients, world_size_of
-from rightbatch.noise.settings import (
+from rightbatch.noise.monitor_settings import (
     check_settings,
     watched_parameters,
 )
+from rightbatch.noise.overhead import UPFRONT, Budget
+from rightbatch.noise.rank_gradients import RankGradients, world_size_of
 from rightbatch.noise.statistics.history import History
 from rightbatch.noise.statistics.optimizer_metric import OptimizerMetrics, root_moments
 from rightbatch.noise.statistics.reading import metric_noise, noise_scale_of

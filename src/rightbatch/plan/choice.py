@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rightbatch.measure.record import Candidate, Measurements
+from rightbatch.measure.measurements import Candidate, Measurements
 from rightbatch.plan.evidence import (
     Evidence,
     candidate_of,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rightbatch.measure.record import Measurements
+from rightbatch.measure.measurements import Measurements
 from rightbatch.plan.alternatives import alternatives
 from rightbatch.plan.caveats import caveats
 from rightbatch.plan.choice import Choice, choose

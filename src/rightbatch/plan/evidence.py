@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rightbatch.measure.record import Candidate, Measurements, Race
+from rightbatch.measure.measurements import Candidate, Measurements, Race
 from rightbatch.measure.run_progress import steps_to_target
 from rightbatch.plan.options import Option
 

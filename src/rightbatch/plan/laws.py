@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rightbatch.fit.critical_batch import NoiseLaw, critical_from_noise
-from rightbatch.fit.energy import EnergyLaw, fit_energy
+from rightbatch.fit.energy_law import EnergyLaw, fit_energy
 from rightbatch.fit.step_time import TimeLaw, fit_time
-from rightbatch.measure.record import Measurements
+from rightbatch.measure.measurements import Measurements
 from rightbatch.measure.run_progress import points_of_progress, steps_to_target
 from rightbatch.memory.envelope import Envelope, fit_points
 

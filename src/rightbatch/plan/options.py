@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rightbatch.core.errors import SettingError, UnidentifiedError
 from rightbatch.core.estimate import Estimate
-from rightbatch.measure.record import Measurements
+from rightbatch.measure.measurements import Measurements
 from rightbatch.plan.laws import Laws
 from rightbatch.plan.objectives import Energy, Examples, Objective
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.units import show_seconds
-from rightbatch.measure.record import Measurements, Race, TimePoint
+from rightbatch.measure.measurements import Measurements, Race, TimePoint
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.evidence import race_tells
 from rightbatch.plan.options import Option

@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from rightbatch.measure.record import Race
+from rightbatch.measure.measurements import Race
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.options import Option
 

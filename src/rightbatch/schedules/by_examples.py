@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
+from rightbatch.core.whole_number import whole_number
 
 
 class ByExamples:

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
+from rightbatch.core.whole_number import whole_number
 from rightbatch.job.optimizers import decay_is_decoupled, optimizer_family
 from rightbatch.schedules.scaling import (
     RATES,

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
+from rightbatch.core.whole_number import whole_number
 from rightbatch.schedules.schedule import Aim, Reading, Schedule
 
 UNLIMITED = 1 << 40  # examples: no limit

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
+from rightbatch.core.whole_number import whole_number
 from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Aim, Reading, Schedule
 

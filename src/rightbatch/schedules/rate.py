@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import torch
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
+from rightbatch.core.whole_number import whole_number
 
 POINTS = 512  # of a smooth curve: a cosine is off by less than 5e-6 [derived]
 

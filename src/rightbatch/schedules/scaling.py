@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
+from rightbatch.core.whole_number import whole_number
 from rightbatch.job.optimizers import Family, decay_is_decoupled, optimizer_family
 
 Rule = Literal[

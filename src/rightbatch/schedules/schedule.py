@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import to_plain
+from rightbatch.core.whole_number import whole_number
 
 STEP = 1.1  # a smooth schedule moves the batch in steps of this factor [assumed]
 

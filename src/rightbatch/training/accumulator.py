@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import (
     JobError,
     NotFiniteError,
@@ -26,7 +25,8 @@ from rightbatch.core.trees import (
     slice_batch,
 )
 from rightbatch.core.user_code import user_code
-from rightbatch.data.loading.steps import Step
+from rightbatch.core.whole_number import whole_number
+from rightbatch.data.loading.step import Step
 from rightbatch.job.loss import PRECISIONS, Loss
 from rightbatch.training.equality import Equality, compare
 from rightbatch.training.gradient import (

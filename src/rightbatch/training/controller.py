@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
+from rightbatch.core.whole_number import whole_number
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.hyperparameters import Hyperparameters
 from rightbatch.schedules.rate import Rate

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
+from rightbatch.core.whole_number import whole_number
 from rightbatch.job.job import Job
 from rightbatch.job.loading import DEFAULT_NAME
 from rightbatch.schedules.from_json import check_schedule

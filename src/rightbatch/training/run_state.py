@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import preserved_rng, set_buffers
-from rightbatch.data.loading.steps import Step
+from rightbatch.data.loading.step import Step
 from rightbatch.data.loading.stream import BatchStream
 from rightbatch.data.order.held_out import Without
 from rightbatch.job.job import Job

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import RunFolderError, SettingError
 from rightbatch.core.json_io import from_plain, read_plain, to_plain, write_json
+from rightbatch.core.whole_number import whole_number
 from rightbatch.schedules.from_json import schedule_from
 from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Schedule

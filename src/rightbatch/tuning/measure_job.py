@@ -23,14 +23,14 @@ from rightbatch.lint.linter import check
 from rightbatch.measure.energy import find_meter, measure_energy
 from rightbatch.measure.facts import job_facts
 from rightbatch.measure.hardware import machine
-from rightbatch.measure.record import TimePoint
+from rightbatch.measure.measurements import TimePoint
 from rightbatch.measure.threads import pick_threads
 from rightbatch.measure.time import measure_times
 from rightbatch.measure.trajectory import Trajectory, measure_trajectory
 from rightbatch.memory.peak import measure_memory
 from rightbatch.memory.points import MemoryPoint
 from rightbatch.training.run_state import RunState, Snapshot
-from rightbatch.tuning.record import Record
+from rightbatch.tuning.measurement_record import Record
 
 # Shares of the budget [assumed]; what a phase leaves over goes to the race.
 TIME_SHARE, NOISE_SHARE = 0.15, 0.35

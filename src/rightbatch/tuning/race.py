@@ -14,8 +14,8 @@ from scipy import stats
 from rightbatch.core.errors import JobError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.torch_private import is_out_of_memory
-from rightbatch.measure.held_out import metric_of
-from rightbatch.measure.record import Candidate, Race
+from rightbatch.measure.held_out_loss import metric_of
+from rightbatch.measure.measurements import Candidate, Race
 from rightbatch.schedules.scaling import Scaling, apply_scaling
 from rightbatch.training.run_state import RunState, Snapshot
 

@@ -13,7 +13,7 @@ from rightbatch.core.guards import preserved_rng
 from rightbatch.core.progress import Phase, Progress
 from rightbatch.job.job import Job
 from rightbatch.measure.energy import find_meter
-from rightbatch.measure.record import Measurements, Race
+from rightbatch.measure.measurements import Measurements, Race
 from rightbatch.measure.run_progress import steps_of_progress
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.decide import decide
@@ -22,8 +22,8 @@ from rightbatch.training.plan import Plan
 from rightbatch.training.run_state import Snapshot
 from rightbatch.tuning.candidates import race_entries
 from rightbatch.tuning.measure_job import Measured, measure_job
+from rightbatch.tuning.measurement_record import Record
 from rightbatch.tuning.race import Clock, race
-from rightbatch.tuning.record import Record
 
 if TYPE_CHECKING:
     from rightbatch.report.page import Page

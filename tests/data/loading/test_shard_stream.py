@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 import reference
 import rightbatch as rb
 from rightbatch.data.loading.shard_stream import ShardStream
-from rightbatch.data.loading.steps import Step
+from rightbatch.data.loading.step import Step
 
 
 def _same(x: Any) -> Any:

@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, default_collate
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
+from rightbatch.core.whole_number import whole_number
 from rightbatch.data.loading.split_ranks import Parts, split_across_ranks
 from rightbatch.data.loading.state import check_ranks_agree
-from rightbatch.data.loading.steps import (
+from rightbatch.data.loading.step import (
     MicroBatch,
     PlainLoop,
     Step,

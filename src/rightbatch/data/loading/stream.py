@@ -8,20 +8,20 @@ from typing import Any, Never
 
 import torch
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
+from rightbatch.core.whole_number import whole_number
 from rightbatch.data.loading.arguments import fingerprint_of, length_of, refuse
 from rightbatch.data.loading.fetch import Fetch
 from rightbatch.data.loading.ledger import LedgerWriter
 from rightbatch.data.loading.prefetch import Prefetch, start_method
-from rightbatch.data.loading.step_plan import MicroPlan, PlannedSteps, StepPlan
-from rightbatch.data.loading.steps import (
+from rightbatch.data.loading.step import (
     MicroBatch,
     PlainLoop,
     Step,
     step_is_over,
     step_left_open,
 )
+from rightbatch.data.loading.step_plan import MicroPlan, PlannedSteps, StepPlan
 from rightbatch.data.loading.stream_base import StreamBase
 from rightbatch.data.order.order import Cursor, Order
 

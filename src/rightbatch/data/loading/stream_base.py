@@ -9,8 +9,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
+from rightbatch.core.whole_number import whole_number
 from rightbatch.data.loading.arguments import subset_of
 from rightbatch.data.loading.state import (
     VERSION,

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
+from rightbatch.core.whole_number import whole_number
 from rightbatch.data.order.distinct import take_distinct
 from rightbatch.data.order.draws import augment
 from rightbatch.data.order.epochs import ShuffledEpochs

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
+from rightbatch.core.whole_number import whole_number
 from rightbatch.data.order.allocation import (
     Counts,
     allocate,

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int64
 
-from rightbatch.core.arguments import whole_number
 from rightbatch.core.errors import SettingError
+from rightbatch.core.whole_number import whole_number
 from rightbatch.data.order.draws import augment
 from rightbatch.data.order.epochs import BLOCK, Blocks
 from rightbatch.data.order.order import Cursor, Cut, Order, digest_of

@@ -12,7 +12,7 @@ from typing import Any
 
 from rightbatch.core.findings import Finding
 from rightbatch.core.progress import Phase
-from rightbatch.measure.record import JobFacts, Machine, Measurements
+from rightbatch.measure.measurements import JobFacts, Machine, Measurements
 from rightbatch.training.ranks import Ranks
 
 

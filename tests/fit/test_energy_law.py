@@ -11,8 +11,8 @@ import pytest
 import rightbatch as rb
 from cases import made_up
 from rightbatch.core.estimate import Estimate
-from rightbatch.fit.energy import fit_energy
-from rightbatch.measure.record import EnergyPoint, Measurements
+from rightbatch.fit.energy_law import fit_energy
+from rightbatch.measure.measurements import EnergyPoint, Measurements
 
 
 def point(size: int, joules: float) -> EnergyPoint:

@@ -5,7 +5,7 @@ import torch
 
 from cases import regression_job
 from rightbatch.data.order.held_out import hold_out
-from rightbatch.measure.held_out import held_out_loss
+from rightbatch.measure.held_out_loss import held_out_loss
 from rightbatch.training.run_state import RunState
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rightbatch.noise.budget import Budget
+from rightbatch.noise.overhead import Budget
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy import optimize
 
 from rightbatch.core.errors import UnidentifiedError
-from rightbatch.measure.record import EnergyPoint
+from rightbatch.measure.measurements import EnergyPoint
 
 DRAWS = 120
 Array = Float[np.ndarray, "..."]

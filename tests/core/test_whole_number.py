@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import rightbatch as rb
-from rightbatch.core.arguments import whole_number
+from rightbatch.core.whole_number import whole_number
 
 
 def test_integers_of_any_kind_are_taken() -> None:
