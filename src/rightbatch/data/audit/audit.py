@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from rightbatch.core.errors import SettingError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.findings import Finding
-from rightbatch.data.audit import rules
+from rightbatch.data.audit import loader_findings
 from rightbatch.data.audit.mixing import (
     Batches,
     label_noise,
@@ -135,24 +135,24 @@ def audit(
     findings: list[Finding | None] = []
     # What is asked of a stream of ours is no mistake, nor what its order is made for.
     if order is None:
-        findings.append(rules.same_order(draws.same_head, draws.epoch))
+        findings.append(loader_findings.same_order(draws.same_head, draws.epoch))
     if order is None or order.covers:
-        findings.append(rules.mixing(of_places, largest, order is not None))
+        findings.append(loader_findings.mixing(of_places, largest, order is not None))
     if labels is not None:
         names, label = np.unique(np.asarray(labels), return_inverse=True)
         of_labels, shares = label_noise(steps, label), _shares(steps, names, label)
         if order is None or order.covers:
-            findings.append(rules.composition(steps, names, label))
+            findings.append(loader_findings.composition(steps, names, label))
     if lengths is not None:
         of_lengths = length_noise(steps, np.asarray(lengths))
         packed = tokens is not None and tokens.packed
         padding = 0.0 if packed else _padding(draws, np.asarray(lengths))
         findings += [
-            rules.length_mixing(of_lengths, largest, tokens is not None),
-            rules.padding(padding, tokens is not None),
+            loader_findings.length_mixing(of_lengths, largest, tokens is not None),
+            loader_findings.padding(padding, tokens is not None),
         ]
     if order is None and draws.whole:
-        findings.append(rules.coverage(lost, repeated, length, largest))
+        findings.append(loader_findings.coverage(lost, repeated, length, largest))
     return LoaderAudit(
         shuffle_noise=of_places,
         label_noise=of_labels,
