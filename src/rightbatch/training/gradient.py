@@ -293,6 +293,8 @@ class BatchGradient:
 
     def _over_ranks(self, sums: list[Tensor], counts: list[Any]) -> tuple[float, float]:
         """Loss and count, summed over micro-batches and ranks, on the host."""
+        if self.ranks.size == 1:
+            return _total(sums), _total(counts)
         wide = torch.float32 if self.device.type == "mps" else torch.float64
 
         def added(terms: list[Any]) -> Tensor:
@@ -302,3 +304,12 @@ class BatchGradient:
         both = self.ranks.total(torch.stack([added(sums), added(counts)]))
         loss, count = both.tolist()
         return loss, count
+
+
+def _total(terms: list[Any]) -> float:
+    """Their sum, on the host: one wait for the device at most."""
+    if not all(isinstance(term, Tensor) for term in terms):
+        return math.fsum(float(term) for term in terms)
+    one = len(terms) == 1
+    together = terms[0] if one else torch.stack([t.reshape(()) for t in terms])
+    return math.fsum(together.reshape(-1).tolist())
