@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.findings import Finding
@@ -12,7 +13,7 @@ from rightbatch.job.optimizers import Family
 from rightbatch.memory.points import MemoryPoint
 from rightbatch.noise.statistics.moments import NoiseMoments
 
-FORMAT = "rightbatch/measurements/2"
+FORMAT = "rightbatch/measurements/3"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,9 @@ class JobFacts:
     goal: str
     precision: str
     seed: int
+    run_examples: float | None = None
+    rate: str = ""
+    clip_norm: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,48 +162,56 @@ class MetricPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One contestant of the race: a batch with its learning rate.
+class Lane:
+    """One candidate of the race, trained once from the common start.
 
     Attributes:
-        role: ``"plan"``, ``"today"`` or ``"neighbour"``.
         batch_size: Examples per step.
-        micro_batch: Examples in memory at once.
-        lr: Its learning rate.
-        steps: Updates made in one round.
-        metrics: Final held-out value of every round.
-        speedup: How many times sooner than today's candidate it reached today's final
-            value, over the rounds; today's own candidate is 1.
+        micro_batch: Examples in memory at once, over all ranks.
+        lr: Learning rate of the first param group.
+        seed: Of its stream; lanes of one seed see the same examples in one order.
+        step_s: Seconds of a step by the law of step time. A race is timed by steps
+            times these, so that whatever else the machine does changes nothing.
+        steps: Updates made at each evaluation, increasing.
+        metrics: What was found there.
+        end: Why it ended: ``"target"`` met; ``"time"``, as long as the race went;
+            ``"slow"``, far behind; ``"diverged"``.
     """
 
-    role: str
     batch_size: int
     micro_batch: int
     lr: float
-    steps: int
+    seed: int
+    step_s: float
+    steps: tuple[int, ...]
     metrics: tuple[float, ...]
-    speedup: Estimate
+    end: Literal["target", "time", "slow", "diverged"]
+
+    @property
+    def seconds(self) -> float:
+        """How long it trained, by the law of step time."""
+        return self.steps[-1] * self.step_s if self.steps else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Race:
-    """Candidates trained for equal time from one warmed-up start on one stream.
+    """Candidates of batch and learning rate, trained from one start.
 
     Attributes:
         metric: What was compared: ``"evaluate"`` or ``"held-out loss"``.
         goal: ``"min"`` or ``"max"``.
         start: The metric at the common start.
-        seconds: Time of each candidate in each round.
-        rounds: Repetitions, each on another part of the stream.
-        candidates: The contestants.
+        target: The value that ends a run, where there is one.
+        lanes: Every training, in the order in which they were begun.
+        seconds: Wall time of it all.
     """
 
     metric: str
     goal: str
     start: float
+    target: float | None
+    lanes: tuple[Lane, ...]
     seconds: float
-    rounds: int
-    candidates: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

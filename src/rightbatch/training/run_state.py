@@ -286,11 +286,12 @@ class RunState:
         """
         if kept is not None:
             self.kept = kept
-        if seed is not None or kept is not None:
-            self._read_anew(self.job.seed if seed is None else seed)
         state = dict(snapshot.state)
         if seed is not None or kept is not None:
+            self._read_anew(self.job.seed if seed is None else seed)
             state["stream"] = self.stream.state_dict()
+        elif state["stream"]["seed"] != self.stream.seed:  # kept while on another one
+            self._read_anew(state["stream"]["seed"])
         # What an optimizer loads it goes on to write into.
         state["optimizer"] = copy.deepcopy(state["optimizer"])
         self.restore(state)

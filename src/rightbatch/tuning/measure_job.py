@@ -48,13 +48,15 @@ class Measured:
 
     Attributes:
         run: It goes on to race.
-        warm: A warmed-up state of it; None where it was too short for a race.
+        fresh: Its initial state, from which all race.
         held_out: Examples left aside to compare by; None: the job's ``evaluate``.
+        metric_s: Seconds of one such comparison.
     """
 
     run: RunState
-    warm: Snapshot | None
+    fresh: Snapshot
     held_out: torch.Tensor | None
+    metric_s: float
 
 
 def measure_job(
@@ -192,6 +194,7 @@ def _measure_noise(
         kept, held_out = hold_out(job.length, job.seed)
         run.rewind(fresh, kept=kept)
         record.update(metric="held-out loss")
+    start = run.snapshot()
     found = measure_trajectory(
         run,
         budget_s=phase.budget_s,
@@ -205,7 +208,7 @@ def _measure_noise(
         ", at target" if found.reached else ", at a standstill" if found.stalled else ""
     )
     phase.summary = f"{_running(found, job)}, {len(found.points)} points{end}"
-    return Measured(run, found.warm, held_out)
+    return Measured(run, start, held_out, cost or 0.0)
 
 
 def _running(found: Trajectory, job: Job) -> str:

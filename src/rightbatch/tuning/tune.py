@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,22 +12,20 @@ from rightbatch.core.guards import preserved_rng
 from rightbatch.core.progress import Phase, Progress
 from rightbatch.job.job import Job
 from rightbatch.measure.energy import find_meter
-from rightbatch.measure.measurements import Measurements, Race
-from rightbatch.measure.run_progress import steps_of_progress
+from rightbatch.measure.measurements import Measurements
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.decide import decide
-from rightbatch.plan.objectives import Energy, Objective, no_energy
+from rightbatch.plan.laws import laws_of, rate_prior
+from rightbatch.plan.objectives import Energy, Examples, Objective, Time, no_energy
+from rightbatch.plan.options import memory_limit, options_within
 from rightbatch.training.plan import Plan
-from rightbatch.training.run_state import Snapshot
-from rightbatch.tuning.candidates import race_entries
+from rightbatch.tuning.candidates import race_settings
 from rightbatch.tuning.measure_job import Measured, measure_job
 from rightbatch.tuning.measurement_record import Record
-from rightbatch.tuning.race import Clock, race
+from rightbatch.tuning.race import Racing
 
 if TYPE_CHECKING:
     from rightbatch.report.page import Page
-
-RACE_LEAST = 0.1  # of the budget must be left for a race [assumed]
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,6 +84,7 @@ def tune(
         16
     """
     record, progress = record or Record(), progress or Progress()
+    objective = objective or Time()
     if isinstance(objective, Energy) and objective.watts is None:
         meter, why = find_meter(torch.device(job.device or "cpu"))
         if meter is None:
@@ -97,52 +95,45 @@ def tune(
         measured = measure_job(
             job, record, progress, budget_s=budget_s, threads=threads
         )
-        decision = decide(record.measurements, objective, **limits)
-        left_s = measured.run.ranks.first(ends - time.monotonic())
-        warm = measured.warm
-        if with_race and (warm is None or left_s <= RACE_LEAST * budget_s):
-            with progress.phase("Race", 0.0) as phase:
-                phase.summary = "not run: measuring took the budget"
-        elif with_race and warm is not None:
-            with record.timed(progress.phase("Race", left_s)) as phase:
-                record.update(race=_race(measured, warm, decision.choice, phase))
+        if with_race:
+            left_s = measured.run.ranks.first(ends - time.monotonic())
+            with record.timed(progress.phase("Race", max(left_s, 0.0))) as phase:
+                _race(measured, record, objective, memory_bytes, phase)
             record.share(measured.run.ranks)
-            decision = decide(record.measurements, objective, **limits)
+        decision = decide(record.measurements, objective, **limits)
     return Tuning(decision.plan, record.measurements, decision.choice)
 
 
 def _race(
-    measured: Measured, warm: Snapshot, choice: Choice, phase: Phase
-) -> Race | None:
-    measurements, job = choice.measurements, measured.run.job
-
-    def tick(number: int, rounds: int, role: str) -> None:
-        phase.update(f"round {number} of {rounds}: {role}")
-
-    reached = steps_of_progress(measurements)
-    to_target = math.inf
-    if reached is not None:
-        today_s = choice.laws.time.seconds(
-            min(job.batch_size, choice.laws.time.largest)
-        )
-        to_target = max(reached - warm.steps, 1) * today_s
-    contention = measurements.contention
-    busy = contention is not None and contention.busy
-    clock: Clock = time.process_time if busy else time.perf_counter
-    result = race(
-        measured.run,
-        warm,
-        race_entries(choice),
-        budget_s=phase.budget_s,
-        held_out=measured.held_out,
-        to_target_s=to_target,
-        clock=clock,
-        tick=tick,
+    measured: Measured,
+    record: Record,
+    objective: Objective,
+    memory_bytes: float | None,
+    phase: Phase,
+) -> None:
+    """Race until the phase is over; what was raced is recorded as it comes."""
+    measurements, run = record.measurements, measured.run
+    laws = laws_of(measurements)
+    limit = memory_limit(measurements, memory_bytes)
+    options = options_within(laws, measurements.job.examples, limit)
+    settings = race_settings(measurements, laws, options)
+    by_examples = isinstance(objective, Examples)
+    racing = Racing(
+        run,
+        measured.fresh,
+        measured.held_out,
+        settings,
+        rate_prior(measurements, laws.noise, raced=True),
+        metric_s=measured.metric_s,
+        unit_costs=[float(s.batch_size) if by_examples else s.step_s for s in settings],
+        tick=lambda text: phase.update(text),
     )
-    phase.summary = "not run: too few steps fit the budget"
-    if result is not None:
-        best = max(result.candidates, key=lambda candidate: candidate.speedup.value)
-        phase.summary = (
-            f"{result.rounds} rounds, first: B = {best.batch_size} ({best.role})"
-        )
-    return result
+    racing.take_in(measurements.metrics)
+    racing.search(time.monotonic() + phase.budget_s - phase.elapsed_s)
+    race = racing.race()
+    if not any(lane.steps for lane in race.lanes[1:]):
+        phase.summary = "not run: too few steps fit the budget"
+        return
+    record.update(race=race)
+    reached = sum(lane.end == "target" for lane in race.lanes)
+    phase.summary = f"{len(race.lanes)} runs, {reached} to the target"
