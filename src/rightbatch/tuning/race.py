@@ -148,7 +148,7 @@ class Racing:
         standings, passages = self.standings()
         costs = standings.draws + self.log_cost
         ran = standings.runs > 0
-        if not ran.any():
+        if not ran.any() or (standings.lanes > 0).sum() < LEAST_FIELD:
             return False
         mean = np.where(ran, costs.mean(0), np.inf)
         best = int(mean.argmin())
