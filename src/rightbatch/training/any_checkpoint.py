@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,8 +82,6 @@ def load_start(path: str | Path) -> Start:
     path = Path(path)
     if path.is_dir():
         return _of_folder(path)
-    if path.suffix == ".safetensors":
-        return Start(path=path, model=_safetensors(path))
     state = _read_tensors(path)
     if isinstance(state, Mapping):
         if str(state.get("format")).startswith("rightbatch/checkpoint/"):
@@ -121,8 +120,7 @@ def _of_folder(folder: Path) -> Start:
         )
     model: dict[str, Any] = {}
     for file in files:
-        whole = file.suffix == ".safetensors"
-        model |= _safetensors(file) if whole else _read_tensors(file)
+        model |= _read_tensors(file)
     optimizer, progress = folder / HF_OPTIMIZER, folder / HF_PROGRESS
     return Start(
         path=folder,
@@ -145,16 +143,20 @@ def _of_rightbatch(path: Path, state: Mapping[str, Any]) -> Start:
 
 
 def _read_tensors(path: Path) -> Any:
-    """What ``torch.save`` wrote, if it is tensors and plain values only."""
+    """What ``torch.save`` or safetensors wrote, if tensors and plain values only."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise RunFolderError(
             f"cannot read {path}",
-            seen=f"{type(error).__name__}: {error.strerror}",
+            seen=f"{type(error).__name__}: {error.strerror or error}",
             fix="a file that torch.save wrote",
         ) from error
     except Exception as error:  # torch.load raises half a dozen kinds
+        if isinstance(error.__cause__, ImportError):
+            raise MissingExtraError(
+                f"{path.name} is read by safetensors", fix="pip install safetensors"
+            ) from error
         lines = str(error).splitlines() or [type(error).__name__]
         refused = next((x for x in lines if "GLOBAL" in x), lines[0])
         raise RunFolderError(
@@ -163,21 +165,6 @@ def _read_tensors(path: Path) -> Any:
             why="only tensors and plain values are read, so that no code runs from it",
             fix=f"save it again without the rest: {RECIPE}; or allow what it holds by "
             "torch.serialization.add_safe_globals([...]) in the job's file",
-        ) from error
-
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{path.name} is read by safetensors", fix="pip install safetensors"
-        ) from error
-    try:
-        return load_file(path)
-    except Exception as error:  # its own kinds, and those of the file system
-        raise RunFolderError(
-            f"cannot read {path}", seen=str(error).splitlines()[0][:160]
         ) from error
 
 
@@ -205,15 +192,17 @@ def _only(optimizer: Any, path: Path) -> Any:
     return optimizer[0] if optimizer else None
 
 
-def _progress(state: Mapping[str, Any]) -> dict[str, Any]:
+def _progress(state: Any) -> dict[str, Any]:
     """How far the run had come, where that is a number."""
+    if not isinstance(state, Mapping):
+        return {}
 
     def number(names: tuple[str, ...]) -> float | None:
         value = _first(state, names)
         if isinstance(value, Tensor) and value.numel() == 1:
             value = value.item()
         plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return value if plain and value >= 0 else None
+        return value if plain and 0 <= value < math.inf else None
 
     steps, examples = number(STEPS), number(EXAMPLES)
     return {

@@ -101,8 +101,8 @@ def fitting_optimizer(
             f"the optimizer in {path} is not the job's",
             seen=seen,
             why="its moments belong to its parameters, group by group",
-            fix="make the same optimizer in Job(optimizer=...) as was used; or save "
-            "the model alone, and the moments start anew",
+            fix="make the same optimizer in Job(optimizer=...) as was used; or name a "
+            "file of the model alone, and the moments start anew",
         )
 
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):

@@ -61,7 +61,7 @@ def begin_from(run: RunState, start: Start) -> tuple[Finding, ...]:
             raise SettingError(
                 f"the learning rate in {start.path} is zero",
                 why="its schedule has ended, and nothing can be learned from here on",
-                fix="an earlier checkpoint, or the model saved without its optimizer",
+                fix="an earlier checkpoint, or a file of the model alone",
             )
     with user_code("model.load_state_dict"):
         run.network.load_state_dict(model)
@@ -118,7 +118,7 @@ def _findings(
                 what=f"today's {changes}: as {name} has it",
                 why="a run is measured where it is, and its scheduler may have moved "
                 "them since it began",
-                fix="for the job's own, save the model without the optimizer",
+                fix="for the job's own, a file of the model alone",
             )
         )
     return tuple(findings)

@@ -127,11 +127,11 @@ class Course:
         wider where little was measured. A metric with too few samples for two readings
         widens none.
         """
-        judged = [
+        judged = {PLAIN} | {
             name
-            for name in {name: None for s in self.stretches for name in s.sums}
+            for name in {name for s in self.stretches for name in s.sums}
             if sum(s.samples(name) for s in self.stretches) >= 2 * LEAST_SAMPLES
-        ]
+        }
 
         def enough(stretch: Stretch) -> bool:
             return all(stretch.samples(name) >= LEAST_SAMPLES for name in judged)
