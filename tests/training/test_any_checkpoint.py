@@ -82,12 +82,13 @@ def test_a_folder_of_the_hugging_face_trainer(
         load_start(tmp_path)
     assert missing.value.fix == "pip install safetensors"
     package: Any = types.ModuleType("safetensors")
-    package.torch = types.ModuleType("safetensors.torch")
-    package.torch.load_file = lambda path, device: torch.load(
+    reader: Any = types.ModuleType("safetensors.torch")
+    reader.load_file = lambda path, device: torch.load(
         io.BytesIO(Path(path).read_bytes())
     )
+    package.torch = reader
     monkeypatch.setitem(sys.modules, "safetensors", package)
-    monkeypatch.setitem(sys.modules, "safetensors.torch", package.torch)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", reader)
     assert set(load_start(tmp_path).model) == {"weight", "bias"}
     alone = load_start(tmp_path / "model-1-of-2.safetensors")
     assert (set(alone.model), alone.optimizer) == ({"weight"}, None)

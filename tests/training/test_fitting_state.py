@@ -1,6 +1,5 @@
 """Saved states under a job's own names: wrappers, ties, and clear refusals."""
 
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,8 @@ def test_parts_that_are_compiled_here_or_there() -> None:
     part = {"0._orig_mod.weight": torch.ones(2, 3), "0.bias": torch.ones(2)}
     plain = nn.Sequential(nn.Linear(3, 2))
     assert set(fitting_model(plain, part, PATH)) == {"0.weight", "0.bias"}
-    compiled = nn.Sequential(OrderedDict(_orig_mod=nn.Linear(3, 2)))
+    compiled = nn.Sequential()
+    compiled.add_module("_orig_mod", nn.Linear(3, 2))
     found = fitting_model(compiled, nn.Linear(3, 2).state_dict(), PATH)
     assert set(found) == {"_orig_mod.weight", "_orig_mod.bias"}
 
@@ -82,12 +82,10 @@ def test_another_model_is_refused_by_its_first_names() -> None:
     assert more.value.seen.endswith(", and 13 more")
 
 
-def adam(model: nn.Module, *, groups: bool = False, **more: Any) -> Any:
-    """Adam after one step."""
-    parameters = list(model.parameters())
-    given: Any = [{"params": [p]} for p in parameters] if groups else parameters
-    optimizer = torch.optim.Adam(given, **{"lr": 0.1, **more})
-    for p in parameters:
+def adam(model: nn.Module, lr: float = 0.1, **more: Any) -> torch.optim.Adam:
+    """After one step."""
+    optimizer = torch.optim.Adam(model.parameters(), lr, **more)
+    for p in model.parameters():
         p.grad = torch.full_like(p, float(p.numel()))
     optimizer.step()
     return optimizer

@@ -37,8 +37,7 @@ def has_stalled(metrics: Sequence[MetricPoint], goal: str) -> bool:
     values = [sign * m.metric for m in metrics]
     lost = statistics.median(values[-WINDOW:]) - min(values)
     gained = values[0] - min(values)
-    first = metrics[0].step  # of a run that goes on from a checkpoint, far from 0
-    late = metrics[-1].step - first >= STALLED * (best_step(metrics, goal) - first)
+    late = metrics[-1].step >= STALLED * best_step(metrics, goal)
     return late and lost > WORSE * gained > 0
 
 

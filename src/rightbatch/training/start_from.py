@@ -87,41 +87,36 @@ def _examples(start: Start, run: RunState) -> int:
 def _findings(
     start: Start, run: RunState, before: list[dict[str, Any]]
 ) -> tuple[Finding, ...]:
-    name, findings = start.path.name, []
+    name, told = start.path.name, []
     known = (start.steps, start.examples, start.epochs) != (None, None, None)
     where = f"step {run.steps:,}, {run.examples:,} examples"
-    findings.append(
-        Finding(
-            code=CODE,
-            severity="note",
-            what=f"the run begins from {name}: "
+    told.append(
+        (
+            f"the run begins from {name}: "
             + (where if known else "how far it had come is not known"),
-            why="what is decided is for the rest of the run",
+            "what is decided is for the rest of the run",
         )
     )
     if start.optimizer is None:
-        findings.append(
-            Finding(
-                code=CODE,
-                severity="note",
-                what=f"{name} holds no optimizer's state: its moments start anew",
-                why="the measuring run warms them before anything is raced; the rate "
-                "is the job's",
+        told.append(
+            (
+                f"{name} holds no optimizer's state: its moments start anew",
+                "the measuring run warms them before anything is raced; the rate is "
+                "the job's",
             )
         )
     changes = _changes(run, before)
     if changes:
-        findings.append(
-            Finding(
-                code=CODE,
-                severity="note",
-                what=f"today's {changes}: as {name} has it",
-                why="a run is measured where it is, and its scheduler may have moved "
-                "them since it began",
-                fix="for the job's own, a file of the model alone",
+        told.append(
+            (
+                f"today's {changes}: as {name} has it",
+                "a run is measured where it is, and its scheduler may have moved them "
+                "since it began; a file of the model alone leaves them the job's",
             )
         )
-    return tuple(findings)
+    return tuple(
+        Finding(code=CODE, severity="note", what=what, why=why) for what, why in told
+    )
 
 
 def _changes(run: RunState, before: list[dict[str, Any]]) -> str:
