@@ -14,6 +14,7 @@ from rightbatch.memory.points import MemoryPoint
 from rightbatch.noise.statistics.moments import NoiseMoments
 
 FORMAT = "rightbatch/measurements/3"
+THIS_RUN = "this run"  # the measuring run itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,9 +135,10 @@ class NoisePoint:
     Attributes:
         step: Optimizer updates made before it.
         examples: Examples seen before it.
-        loss: Mean loss over the examples measured.
-        groups: Independent groups of examples, all at the same weights.
-        group_size: Examples in a group.
+        loss: Mean loss over the examples measured; None where it was not seen.
+        groups: Independent groups of examples, all at the same weights; of a saved
+            run, measured steps.
+        group_size: Examples in a group, or in a measured step.
         noise_scale: ``trace / grad_norm_sq`` in examples, Fieller interval.
         plain: Moments in the Euclidean metric.
         preconditioned: Moments in the optimizer's own metric, where it has one.
@@ -144,7 +146,7 @@ class NoisePoint:
 
     step: int
     examples: int
-    loss: float
+    loss: float | None
     groups: int
     group_size: int
     noise_scale: Estimate
@@ -219,7 +221,8 @@ class Measurements:
     """Everything measured of a job on a machine; filled in as phases finish.
 
     ``evaluate_s`` is how long one call of the job's ``evaluate`` takes; ``metric`` is
-    what ``metrics`` are: ``"evaluate"`` or ``"held-out loss"``.
+    what ``metrics`` are: ``"evaluate"`` or ``"held-out loss"``; ``noise_source`` is the
+    run that ``noise`` was seen in, in words.
     """
 
     version: str
@@ -233,6 +236,7 @@ class Measurements:
     memory: tuple[MemoryPoint, ...] = ()
     energy: tuple[EnergyPoint, ...] = ()
     noise: tuple[NoisePoint, ...] = ()
+    noise_source: str = THIS_RUN
     metrics: tuple[MetricPoint, ...] = ()
     evaluate_s: float | None = None
     metric: str = "evaluate"

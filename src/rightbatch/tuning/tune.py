@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,14 +14,16 @@ from rightbatch.core.guards import preserved_rng
 from rightbatch.core.progress import Phase, Progress
 from rightbatch.job.job import Job
 from rightbatch.measure.energy import find_meter
-from rightbatch.measure.measurements import Measurements
+from rightbatch.measure.measurements import Measurements, NoisePoint
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.decide import decide
 from rightbatch.plan.laws import laws_of, rate_prior
 from rightbatch.plan.objectives import Energy, Examples, Objective, Time, no_energy
 from rightbatch.plan.options import memory_limit, options_within
+from rightbatch.training.any_checkpoint import load_start
 from rightbatch.training.plan import Plan
 from rightbatch.tuning.candidates import race_settings
+from rightbatch.tuning.given_noise import given_noise
 from rightbatch.tuning.measure_job import Measured, measure_job
 from rightbatch.tuning.measurement_record import Record
 from rightbatch.tuning.race import Racing
@@ -56,6 +60,8 @@ def tune(
     memory_bytes: float | None = None,
     with_race: bool = True,
     threads: Literal["present", "auto"] = "present",
+    start: str | Path | None = None,
+    noise: str | Path | Sequence[NoisePoint] | None = None,
     record: Record | None = None,
     progress: Progress | None = None,
 ) -> Tuning:
@@ -69,12 +75,19 @@ def tune(
         memory_bytes: Bytes a step may take; default 90 % of what is free.
         with_race: Whether to race the plan against today's batch.
         threads: ``"auto"`` sets torch to one thread if that is faster for this job.
+        start: A checkpoint of any trainer, from which the run begins: noise and race
+            are then where the run really is, and the plan is for the rest of it. See
+            `rightbatch.training.any_checkpoint.load_start` for what is understood.
+        noise: What a `NoiseMonitor` saw during a real run, by `NoiseMonitor.save`;
+            then none is measured here, and its time goes to the race.
         record: Keeps the measurements while they grow, in a file if it has one.
         progress: Hears of the phases; default: nobody does.
 
     Raises:
         JobError: The job cannot be measured.
-        SettingError: The budget is too small, or a limit makes no sense.
+        SettingError: The budget is too small, a limit makes no sense, or the
+            checkpoint is of another model, optimizer or batch.
+        RunFolderError: Checkpoint or noise cannot be read.
         UnidentifiedError: The measurements do not suffice for a decision.
 
     Example:
@@ -90,10 +103,18 @@ def tune(
         if meter is None:
             raise no_energy(why)
     limits: dict[str, Any] = {"deadline_s": deadline_s, "memory_bytes": memory_bytes}
+    beginning = None if start is None else load_start(start)
+    known = None if noise is None else given_noise(noise)
     ends = time.monotonic() + budget_s
     with preserved_rng():
         measured = measure_job(
-            job, record, progress, budget_s=budget_s, threads=threads
+            job,
+            record,
+            progress,
+            budget_s=budget_s,
+            threads=threads,
+            start=beginning,
+            noise=known,
         )
         if with_race:
             left_s = measured.run.ranks.first(ends - time.monotonic())
