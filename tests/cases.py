@@ -6,18 +6,21 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import rightbatch as rb
+from reference import steps_by_law
 from rightbatch.core.estimate import Estimate
 from rightbatch.measure.measurements import (
-    Candidate,
     JobFacts,
+    Lane,
     Machine,
     Measurements,
     MetricPoint,
@@ -27,6 +30,7 @@ from rightbatch.measure.measurements import (
 )
 from rightbatch.memory.points import MemoryPoint
 from rightbatch.noise.statistics.moments import NoiseMoments, ratio
+from rightbatch.plan.laws import laws_of
 
 
 def regression_job(
@@ -161,34 +165,109 @@ def made_up(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """Steps of whole runs by batch and rate, as the law of the race has them.
+
+    A rate beyond ``edge`` times the best of its batch diverges.
+    """
+
+    least: float = 100.0
+    critical: float = 64.0
+    power: float = 1.0
+    price: float = 2.0
+    lr_max: float = 0.2
+    edge: float = math.inf
+
+    def steps(self, batch_size: int, lr: float) -> float:
+        """From the start to the target."""
+        by_law = steps_by_law(
+            batch_size, lr, self.critical, self.power, self.price, self.lr_max
+        )
+        return self.least * by_law
+
+    def best_lr(self, batch_size: int) -> float:
+        """Of so many examples per step."""
+        return self.lr_max / (1 + self.critical / batch_size) ** self.power
+
+
+START, TARGET = 3.0, 1.0  # of a made-up race's metric, which is to be small
+
+
 def raced(
     found: Measurements,
-    speeds: dict[int, tuple[float, float, float]],
+    truth: Truth,
+    settings: Sequence[tuple[int, float]],
     *,
-    steps: int = 1000,
+    seconds: float = math.inf,
+    scatter: float = 0.0,
+    seed: int = 0,
+    target: bool = True,
+    goal: Literal["min", "max"] = "min",
+    slower: Mapping[tuple[int, float], float] | None = None,
 ) -> Measurements:
-    """The measurements with a race: batch to (speed, low, high); 1 is today's."""
-    candidates = tuple(
-        Candidate(
-            role="today" if b == found.job.batch_size else "neighbour",
-            batch_size=b,
-            micro_batch=b,
-            lr=0.1,
-            steps=steps,
-            metrics=(1.0, 1.0, 1.0),
-            speedup=Estimate(value=v, low=low, high=high, unit="x", n=3),
+    """The measurements with a race whose lanes follow a known law.
+
+    Args:
+        found: Of the job that raced.
+        truth: What every setting takes.
+        settings: A lane for each; given again, on another stream.
+        seconds: Whoever has no target by then ends there.
+        scatter: Standard deviation of log steps between lanes.
+        seed: Of the scatter.
+        target: Whether the job has one; else the metric only goes by it.
+        goal: ``"max"`` turns the metric round.
+        slower: Settings that take so many times what the law says.
+    """
+    laws, random = laws_of(found), np.random.default_rng(seed)
+    sign = 1.0 if goal == "min" else -1.0
+    lanes: list[Lane] = []
+    for batch_size, lr in settings:
+        whole = truth.steps(batch_size, lr) * math.exp(scatter * random.normal())
+        whole *= (slower or {}).get((batch_size, lr), 1.0)
+        step_s = laws.step_s(batch_size)
+        diverges = lr > truth.edge * truth.best_lr(batch_size)
+        steps, metrics = _curve(whole, min(seconds, 1e3 * whole * step_s) / step_s)
+        end = "target" if target and metrics[-1] <= TARGET else "time"
+        if diverges:
+            steps, metrics, end = steps[:3], [START, 2 * START, math.nan], "diverged"
+        lanes.append(
+            Lane(
+                batch_size=batch_size,
+                micro_batch=batch_size,
+                lr=lr,
+                seed=1000 * settings[: len(lanes)].count((batch_size, lr)),
+                step_s=step_s,
+                steps=tuple(steps),
+                metrics=tuple(sign * m for m in metrics),
+                end=end,
+            )
         )
-        for b, (v, low, high) in speeds.items()
-    )
     race = Race(
         metric="evaluate",
-        goal="min",
-        start=2.0,
-        seconds=1.0,
-        rounds=3,
-        candidates=candidates,
+        goal=goal,
+        start=sign * START,
+        target=sign * TARGET if target else None,
+        lanes=tuple(lanes),
+        seconds=sum(lane.seconds for lane in lanes),
     )
-    return replace(found, race=race)
+    job = replace(
+        found.job, has_evaluate=True, target=race.target, goal=goal, run_examples=None
+    )
+    return replace(found, job=job, race=race)
+
+
+def _curve(whole: float, most: float) -> tuple[list[int], list[float]]:
+    """A metric that is START at 0 and TARGET after the whole run, evaluated often."""
+    steps, metrics = [], []
+    step = 1
+    while True:
+        step = min(step, max(int(most), 1))
+        steps.append(step)
+        metrics.append(START / (1 + (START / TARGET - 1) * step / whole))
+        if metrics[-1] <= TARGET or step >= int(most):
+            return steps, metrics
+        step = max(step + 1, math.ceil(1.05 * step))
 
 
 def ran_to_target(steps: int) -> Measurements:

@@ -74,6 +74,20 @@ def steps_by_grid(b: np.ndarray, steps: np.ndarray) -> float:
     return found
 
 
+def steps_by_law(
+    batch_size: float,
+    lr: float,
+    critical: float,
+    power: float,
+    price: float,
+    lr_max: float,
+) -> float:
+    """The law of batch and rate as it is written down, least steps being 1."""
+    more = 1 + critical / batch_size
+    x = lr * more**power / lr_max
+    return more * (1 / x + x**price / price) / (1 + 1 / price)
+
+
 def group_gradients(
     model: torch.nn.Module, loss: Any, inputs: list[torch.Tensor], cuts: list[int]
 ) -> list[list[torch.Tensor]]:
