@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,7 +30,6 @@ from rightbatch.measure.measurements import (
 )
 from rightbatch.memory.points import MemoryPoint
 from rightbatch.noise.statistics.moments import NoiseMoments, ratio
-from rightbatch.plan.laws import laws_of
 
 
 def regression_job(
@@ -194,8 +193,7 @@ class Truth:
 START, TARGET = 3.0, 1.0  # of a made-up race's metric, which is to be small
 
 
-def raced(
-    found: Measurements,
+def a_race(
     truth: Truth,
     settings: Sequence[tuple[int, float]],
     *,
@@ -205,11 +203,11 @@ def raced(
     target: bool = True,
     goal: Literal["min", "max"] = "min",
     slower: Mapping[tuple[int, float], float] | None = None,
-) -> Measurements:
-    """The measurements with a race whose lanes follow a known law.
+    step_s: Callable[[int], float] = lambda batch_size: 2e-3 + 5e-4 * batch_size,
+) -> Race:
+    """A race whose lanes follow a known law.
 
     Args:
-        found: Of the job that raced.
         truth: What every setting takes.
         settings: A lane for each; given again, on another stream.
         seconds: Whoever has no target by then ends there.
@@ -218,32 +216,32 @@ def raced(
         target: Whether the job has one; else the metric only goes by it.
         goal: ``"max"`` turns the metric round.
         slower: Settings that take so many times what the law says.
+        step_s: Seconds of a step of a batch.
     """
-    laws, random = laws_of(found), np.random.default_rng(seed)
+    random = np.random.default_rng(seed)
     sign = 1.0 if goal == "min" else -1.0
     lanes: list[Lane] = []
     for batch_size, lr in settings:
         whole = truth.steps(batch_size, lr) * math.exp(scatter * random.normal())
         whole *= (slower or {}).get((batch_size, lr), 1.0)
-        step_s = laws.step_s(batch_size)
-        diverges = lr > truth.edge * truth.best_lr(batch_size)
-        steps, metrics = _curve(whole, min(seconds, 1e3 * whole * step_s) / step_s)
+        steps, metrics = _curve(whole, min(seconds / step_s(batch_size), 1e3 * whole))
+        end: Literal["target", "time", "diverged"]
         end = "target" if target and metrics[-1] <= TARGET else "time"
-        if diverges:
-            steps, metrics, end = steps[:3], [START, 2 * START, math.nan], "diverged"
+        if lr > truth.edge * truth.best_lr(batch_size):
+            steps, metrics, end = [1, 2, 3], [START, 2 * START, math.nan], "diverged"
         lanes.append(
             Lane(
                 batch_size=batch_size,
-                micro_batch=batch_size,
+                micro_batch=min(batch_size, 128),
                 lr=lr,
                 seed=1000 * settings[: len(lanes)].count((batch_size, lr)),
-                step_s=step_s,
+                step_s=step_s(batch_size),
                 steps=tuple(steps),
                 metrics=tuple(sign * m for m in metrics),
                 end=end,
             )
         )
-    race = Race(
+    return Race(
         metric="evaluate",
         goal=goal,
         start=sign * START,
@@ -251,9 +249,26 @@ def raced(
         lanes=tuple(lanes),
         seconds=sum(lane.seconds for lane in lanes),
     )
-    job = replace(
-        found.job, has_evaluate=True, target=race.target, goal=goal, run_examples=None
-    )
+
+
+def raced(
+    found: Measurements,
+    truth: Truth,
+    settings: Sequence[tuple[int, float]],
+    **more: Any,
+) -> Measurements:
+    """The measurements with `a_race`, its steps taking what theirs take."""
+    small, large = found.times[-2:]
+    grown = large.step_time_s.value - small.step_time_s.value
+    t1 = grown / (large.micro_batch - small.micro_batch)
+    t0 = large.step_time_s.value - t1 * large.micro_batch
+
+    def step_s(batch_size: int) -> float:
+        pieces = -(-batch_size // large.micro_batch)
+        return pieces * t0 + t1 * batch_size - (pieces - 1) * large.update_time_s
+
+    race = a_race(truth, settings, step_s=step_s, **more)
+    job = replace(found.job, has_evaluate=True, target=race.target, goal=race.goal)
     return replace(found, job=job, race=race)
 
 
