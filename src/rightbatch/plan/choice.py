@@ -129,7 +129,7 @@ def choose(
     allowed = within_deadline(options, deadline_s)
     by_laws = best_option(allowed, objective)
     evidence = evidence_of(measurements, laws)
-    raced = raced_of(measurements, laws, objective)
+    raced = raced_of(measurements, laws, objective, limit)
     place = None if raced is None else _best_raced(raced, allowed, evidence, objective)
     if raced is None or place is None:
         chosen, gain, regret = by_laws, _gain_by_laws(by_laws, objective), math.inf
