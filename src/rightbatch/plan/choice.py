@@ -133,8 +133,12 @@ def choose(
     raced = raced_of(measurements, laws, objective, limit)
     place = None if raced is None else _best_raced(raced, allowed, evidence, objective)
     if raced is None or place is None:
-        chosen, gain, regret = by_laws, _gain_by_laws(by_laws, objective), math.inf
-        contradiction = ""
+        # Where a race got nowhere, the laws that it was to prove are no advice.
+        stays = measurements.race is not None and laws.baseline in {
+            o.batch_size for o in allowed
+        }
+        chosen, regret, contradiction = baseline if stays else by_laws, math.inf, ""
+        gain = _gain_by_laws(chosen, objective)
     else:
         standing = raced.standings[place]
         option = predict(laws, standing.batch_size, limit, standing.lr)

@@ -42,10 +42,17 @@ def verdict(choice: Choice) -> str:
 
 def _by_laws(choice: Choice) -> str:
     job, by_laws = choice.measurements.job, choice.by_laws
-    if choice.measurements.race is not None:
+    race = choice.measurements.race
+    if race is not None:
+        rates = sorted(lane.lr for lane in race.lanes)
+        if all(lane.end == "diverged" for lane in race.lanes):
+            return (
+                f"Undecided: all {len(rates)} runs of the race diverged, at learning "
+                f"rates from {rates[0]:.3g} to {rates[-1]:.3g}."
+            )
         return (
             "Undecided: nothing that was raced got better than the start "
-            f"({show_number(choice.measurements.race.start)})."
+            f"({show_number(race.start)})."
         )
     if by_laws.batch_size == job.batch_size:
         return (
