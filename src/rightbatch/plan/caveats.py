@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 from rightbatch.core.units import show_number, show_seconds
@@ -39,7 +40,8 @@ def _length_of_run(choice: Choice) -> str:
     why = "the job has no target"
     if race.target is not None:
         best = max if race.goal == "max" else min
-        seen = best(m for lane in race.lanes for m in lane.metrics)
+        metrics = [m for lane in race.lanes for m in lane.metrics]
+        seen = best(m for m in metrics if math.isfinite(m))
         why = (
             f"the target {show_number(race.target)} was not reached, best "
             f"{show_number(seen)}"

@@ -33,6 +33,7 @@ WORTH = 0.97  # a change is told only where it surely saves 3 % at the least [as
 # Scatter of a ratio of whole runs beyond that of streams: other initial weights, and
 # the law of step time. Standard deviation of the log. [measured: benchmarks/truth]
 BEYOND = 0.08
+NEAR_RATE = 2.0  # a rate within so much of the best tells how good a batch is [assumed]
 TRIED_FROM_LAWS = 1.30  # laws and runs differ where they exclude each other by so much
 
 
@@ -129,11 +130,15 @@ def choose(
     allowed = within_deadline(options, deadline_s)
     by_laws = best_option(allowed, objective)
     evidence = evidence_of(measurements, laws)
-    raced = raced_of(measurements, laws, objective)
+    raced = raced_of(measurements, laws, objective, limit)
     place = None if raced is None else _best_raced(raced, allowed, evidence, objective)
     if raced is None or place is None:
-        chosen, gain, regret = by_laws, _gain_by_laws(by_laws, objective), math.inf
-        contradiction = ""
+        # Where a race got nowhere, the laws that it was to prove are no advice.
+        stays = measurements.race is not None and laws.baseline in {
+            o.batch_size for o in allowed
+        }
+        chosen, regret, contradiction = baseline if stays else by_laws, math.inf, ""
+        gain = _gain_by_laws(chosen, objective)
     else:
         standing = raced.standings[place]
         option = predict(laws, standing.batch_size, limit, standing.lr)
@@ -282,15 +287,19 @@ def _flat(
 ) -> tuple[int, int]:
     """The range of batches around the chosen one within 10 % of the best.
 
-    Each at the best rate by the laws, where a race ran it by laws and runs together.
+    Each at the best of the rates that a race tried; the best by the laws is one of
+    them only where none near it was tried: what a race saw is not talked away.
     """
-    settings = [(o.batch_size, o.lr) for o in allowed]
     tried = (
         {(p.batch_size, p.lr) for p in laws.passages.deepest}
         if laws.passages
         else set()
     )
-    settings += sorted(tried - set(settings))
+    settings = sorted(tried)
+    for o in allowed:
+        rates = [lr for batch_size, lr in tried if batch_size == o.batch_size]
+        if not any(o.lr / NEAR_RATE <= lr <= o.lr * NEAR_RATE for lr in rates):
+            settings.append((o.batch_size, o.lr))
     costs = standings_of(laws.rate, laws.passages, settings).draws.mean(0)
     by_batch: dict[int, float] = {}
     steps = {o.batch_size: o for o in allowed}

@@ -60,6 +60,8 @@ def evidence_of(measurements: Measurements, laws: Laws) -> Evidence:
     run_examples = job.run_examples or PASSES * job.examples
     known = job.run_examples is not None and job.target is None
     whole = run_examples * today_s
+    if laws.steps_to_target is not None:
+        whole, known = laws.steps_to_target * laws.step_s(job.batch_size), True
     if race is None or passages is None or not passages.levels:
         return Evidence(grade="laws only", share=0.0, run_s=whole, known=known)
     raced = passages.seconds[-1]

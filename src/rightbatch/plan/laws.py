@@ -48,7 +48,8 @@ class Laws:
         passages: Of the race, to which that was fitted; None before one.
         baseline: Today's batch size.
         baseline_lr: Today's learning rate.
-        steps_to_target: Steps it took to the target, where the target was reached.
+        steps_to_target: Steps of today's setting to the target, where a run or the race
+            reached it.
         energy: Energy of a step against micro-batch, where it was measured.
         world_size: Processes that train together.
     """
@@ -60,7 +61,7 @@ class Laws:
     passages: Passages | None
     baseline: int
     baseline_lr: float
-    steps_to_target: int | None
+    steps_to_target: float | None
     energy: EnergyLaw | None = None
     world_size: int = 1
 
@@ -117,15 +118,20 @@ def laws_of(measurements: Measurements) -> Laws:
     noise = critical_from_noise(points, job.batch_size) if len(points) >= 2 else None
     prior = rate_prior(measurements, noise, raced=race is not None)
     passages = None if race is None else passages_of(race)
+    rate = fit_rate_law(passages, prior)
+    steps = steps_to_target(measurements)
+    if passages is not None and passages.to_target:
+        today = np.array([float(job.batch_size)]), np.array([job.lr])
+        steps = math.exp(rate.level + float(rate.log_steps(*today)[0]))
     return Laws(
         time=fit_time(measurements.times, measurements.contention),
         memory=fit_points(memory) if len(memory) >= 2 else None,
         noise=noise,
-        rate=fit_rate_law(passages, prior),
+        rate=rate,
         passages=passages,
         baseline=job.batch_size,
         baseline_lr=job.lr,
-        steps_to_target=steps_to_target(measurements),
+        steps_to_target=steps,
         energy=fit_energy(energy) if len(energy) >= 2 else None,
         world_size=measurements.machine.world_size,
     )

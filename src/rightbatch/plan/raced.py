@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,31 +66,37 @@ class Raced:
 
 
 def raced_of(
-    measurements: Measurements, laws: Laws, objective: Objective
+    measurements: Measurements, laws: Laws, objective: Objective, limit_bytes: float
 ) -> Raced | None:
-    """Every setting that was trained; None where no race has come to any level."""
+    """Every setting that was trained; None where no race has come to any level.
+
+    Each costs what its fastest split within the limit does, however it was raced: a
+    split changes no steps. Today's is compared as it is, also where it does not fit.
+    """
     race, passages = measurements.race, laws.passages
     if race is None or passages is None or not passages.levels:
         return None
-    lanes = {(x.batch_size, x.lr): x for x in race.lanes}
-    settings = [(laws.baseline, laws.baseline_lr)]
-    settings += [s for s in lanes if s != settings[0]]
-    step_s = [lanes[s].step_s if s in lanes else laws.step_s(s[0]) for s in settings]
+    today = (laws.baseline, laws.baseline_lr)
+    settings = list(dict.fromkeys([today, *((x.batch_size, x.lr) for x in race.lanes)]))
+    splits = [
+        laws.split(b, limit_bytes if i else None) or (b, 1)
+        for i, (b, _) in enumerate(settings)
+    ]
+    step_s = [laws.time.step_seconds(*split) for split in splits]
     found = standings_of(laws.rate, passages, settings)
-    log_costs = found.draws + np.log(_unit_costs(laws, objective, settings, step_s))
-    today = log_costs[:, 0]
+    log_costs = found.draws + np.log(_unit_costs(laws, objective, splits))
     diverged = list(passages.diverged)
     return Raced(
         standings=tuple(
             Standing(
                 batch_size=batch_size,
-                micro_batch=_micro_batch(laws, lanes, (batch_size, lr)),
+                micro_batch=splits[i][0],
                 lr=lr,
                 lanes=int(found.lanes[i]),
                 runs=int(found.runs[i]),
                 diverged=diverged.count((batch_size, lr)),
                 seconds=_estimate(found.draws[:, i] + math.log(step_s[i]), found, "s"),
-                cost=_estimate(log_costs[:, i] - today, found, "")
+                cost=_estimate(log_costs[:, i] - log_costs[:, 0], found, "")
                 if i
                 else Estimate.exact(1.0),
             )
@@ -101,26 +108,14 @@ def raced_of(
 
 
 def _unit_costs(
-    laws: Laws,
-    objective: Objective,
-    settings: list[tuple[int, float]],
-    step_s: list[float],
+    laws: Laws, objective: Objective, splits: Sequence[tuple[int, int]]
 ) -> Array:
-    """What one step of each setting costs, in what is to be least."""
+    """What a step of each split costs, in what is to be least."""
     if isinstance(objective, Examples):
-        return np.array([float(b) for b, _ in settings])
+        return np.array([float(b * k) for b, k in splits])
     if isinstance(objective, Energy) and laws.energy is not None:
-        splits = [laws.split(b, None) or (b, 1) for b, _ in settings]
         return np.array([laws.energy.joules(*split) for split in splits])
-    return np.array(step_s)
-
-
-def _micro_batch(laws: Laws, lanes: dict, setting: tuple[int, float]) -> int:
-    if setting in lanes:
-        return int(lanes[setting].micro_batch)
-    split = laws.split(setting[0], None)
-    assert split is not None, "without a limit every batch has a split"
-    return split[0]
+    return np.array([laws.time.step_seconds(*split) for split in splits])
 
 
 def _estimate(log_draws: Array, found: Standings, unit: str) -> Estimate:

@@ -13,6 +13,9 @@ from rightbatch.plan.objectives import Energy, Examples
 # A race takes about so many times what its leader trains: a field that is halved while
 # its length doubles, and repeats. [measured: docs/benchmarks.md]
 RACE_COST = 12.0
+# Where today's setting never got as far, less of its time than this is not claimed: how
+# slow it is beyond what was raced only the law says. [assumed]
+LEAST_TOLD = 0.01
 
 
 def verdict(choice: Choice) -> str:
@@ -29,6 +32,12 @@ def verdict(choice: Choice) -> str:
         )
     if choice.decided and choice.stays:
         return f"Stay at {today} ({grade}): {_rival(choice)} {_flat(choice)}".strip()
+    if choice.raced.standings[0].diverged and not choice.raced.standings[0].runs:
+        today += ", which diverged"
+        if choice.decided:
+            change = f"Train with {here} instead of {today} ({grade})."
+            return f"{change} {_flat(choice)}".strip()
+        return f"Worth trying ({grade}): {here} instead of {today}. {settle(choice)}"
     if choice.decided:
         gain = f"{grade}, the same result should take {_gain(choice)}"
         return f"Train with {here} instead of {today}: {gain}. {_flat(choice)}".strip()
@@ -42,10 +51,17 @@ def verdict(choice: Choice) -> str:
 
 def _by_laws(choice: Choice) -> str:
     job, by_laws = choice.measurements.job, choice.by_laws
-    if choice.measurements.race is not None:
+    race = choice.measurements.race
+    if race is not None:
+        rates = sorted(lane.lr for lane in race.lanes)
+        if all(lane.end == "diverged" for lane in race.lanes):
+            return (
+                f"Undecided: all {len(rates)} runs of the race diverged, at learning "
+                f"rates from {rates[0]:.3g} to {rates[-1]:.3g}."
+            )
         return (
             "Undecided: nothing that was raced got better than the start "
-            f"({show_number(choice.measurements.race.start)})."
+            f"({show_number(race.start)})."
         )
     if by_laws.batch_size == job.batch_size:
         return (
@@ -90,9 +106,8 @@ def _gain(choice: Choice) -> str:
     """What the objective counts over today's."""
     raced, gain = choice.raced, choice.gain
     if raced is not None and not raced.standings[0].runs:
-        if raced.standings[0].diverged:
-            return "what it takes: today's setting diverged"
-        return f"at most {gain.high:.2g} of today's {_unit(choice)}"
+        most = max(gain.high, LEAST_TOLD)
+        return f"at most {most:.2g} of today's {_unit(choice)}"
     return f"{span(gain)} of today's {_unit(choice)}"
 
 
