@@ -17,7 +17,11 @@ FORMAT = "rightbatch/measurements/2"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFacts:
-    """What was measured: the job as JSON can hold it."""
+    """What was measured: the job as JSON can hold it.
+
+    ``run_examples``: what today's run sees, None where its length is not said;
+    ``rate``: its learning-rate schedule in words, empty where the rate stays.
+    """
 
     name: str
     spec: str
@@ -37,6 +41,9 @@ class JobFacts:
     goal: str
     precision: str
     seed: int
+    run_examples: float | None = None
+    rate: str = ""
+    clip_norm: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,14 +53,14 @@ def measure_trajectory(
     least_group: int = 1,
     tick: Callable[[Trajectory], None] = lambda found: None,
 ) -> Trajectory:
-    """Train as today until the target, a standstill or the budget; measure noise.
+    """Train as today, measuring noise, until target, end, standstill or budget.
 
     How long the run will be is not known beforehand. So the spacing starts small and
     doubles whenever there are too many points, every other one being dropped: at any
     moment 6 to 12 evenly spaced points cover all of the run so far.
 
     Args:
-        run: Fresh; it is trained at the job's own batch size and learning rate.
+        run: Fresh; it is trained by the job's own recipe.
         budget_s: Wall seconds for training, measuring and evaluating together.
         held_out: Examples whose loss stands in for the job's ``evaluate``.
         micro_batch: Largest number of examples in memory at once on a rank.
@@ -76,6 +76,7 @@ def measure_trajectory(
     batch = min(job.batch_size, job.length)
     group = max(least_group, batch // GROUP_SHARE)
     group = -(-group // ranks) * ranks  # each rank has as many
+    end = math.inf if job.run_examples is None else job.run_examples
     due, goal = 0, (job.goal if held_out is None else "min")
     kept: list[Snapshot] = []  # the state at every noise point, one third of which last
     # A target met at once still leaves a few points to judge the noise by.
@@ -105,11 +106,11 @@ def measure_trajectory(
             found.reached |= held_out is None and job.met(value)
             found.stalled = has_stalled(found.metrics, goal)
             due = math.ceil(run.examples * EVALUATION_GROWTH)
-        late = time.monotonic() - started > budget_s and len(found.points) >= 2
-        if run.ranks.first(late):
+        over = time.monotonic() - started > budget_s or run.examples >= end
+        if run.ranks.first(over and len(found.points) >= 2):
             break
-    end = best_step(found.metrics, goal) if found.stalled else run.steps
-    found.warm = _nearest(kept, WARM_SHARE * end)
+    last = best_step(found.metrics, goal) if found.stalled else run.steps
+    found.warm = _nearest(kept, WARM_SHARE * last)
     return found
 
 

@@ -69,6 +69,7 @@ class Plan:
         deadline_s: Seconds to the target that were allowed, if limited.
         threads: Threads of torch on the CPU it was measured with; None elsewhere.
         half_batch: The batch at which half of a step's time is overhead, in examples.
+        examples: That the planned run sees; None: its length is not known.
     """
 
     job: str
@@ -96,6 +97,7 @@ class Plan:
     threads: int | None = None
     half_batch: float | None = None
     world_size: int = 1
+    examples: float | None = None
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically.
