@@ -59,7 +59,7 @@ def two_groups(optimizer: torch.optim.Optimizer) -> Any:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lr_scheduler.ReduceLROnPlateau, "steps alone"),
+        (lr_scheduler.ReduceLROnPlateau, "its steps alone"),
         (lambda o: None, "made no scheduler"),
         (two_groups, "another factor for every param group"),
         (lambda o: lr_scheduler.OneCycleLR(o, 0.3, total_steps=90), "momentum"),

@@ -43,12 +43,12 @@ class Clock:
 def trained(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, **more: Any
 ) -> tuple[rb.Run, list[int]]:
-    """A run of 640 steps by that clock, and the steps at which it was evaluated."""
+    """A run of 320 steps by that clock, and the steps at which it was evaluated."""
     times = types.SimpleNamespace(
         perf_counter=lambda: clock.now, process_time=lambda: clock.now
     )
     monkeypatch.setattr(loop, "time", times)
-    run = rb.train(clock.job(), epochs=40, **more)
+    run = rb.train(clock.job(), epochs=20, **more)
     return run, [row.steps for row in run.rows]
 
 
@@ -71,10 +71,10 @@ def test_slow_evaluations_take_their_share(
     clock = Clock(1.0, 10.0)
     run, steps = trained(clock, monkeypatch, evaluate_share=share)
     assert steps[0] == 4  # the first always runs
-    assert steps[-1] == 640  # and the last
+    assert steps[-1] == 320  # and the last
     assert clock.evaluated <= share * clock.trained + 1 + 2 * 10
     assert clock.evaluated >= 0.5 * min(share, 0.25) * clock.trained
-    assert run.last.time_s == pytest.approx(640)
+    assert run.last.time_s == pytest.approx(320)
     (event,) = run.events
     assert "evaluate has taken 10 s" in event
     assert f"{share:.0%}" in event
@@ -84,7 +84,7 @@ def test_only_first_and_last_at_a_share_of_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     _, steps = trained(Clock(1.0, 10.0), monkeypatch, evaluate_share=0)
-    assert steps == [4, 640]
+    assert steps == [4, 320]
     with pytest.raises(rb.SettingError, match="must not be negative"):
         rb.train(regression_job(), epochs=1, evaluate_share=-0.1)
 

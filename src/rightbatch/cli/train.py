@@ -33,7 +33,7 @@ from rightbatch.training.run_folder import PLAN, make_run_folder
     "--schedule",
     help="A batch that changes: ramp:32:512:3epochs, noise:0.5, smith:512, ….",
 )
-@click.option("--rate", help="Of learning: warmup:2k+cosine:10epochs[:0.01], ….")
+@click.option("--rate", help="Learning rate: warmup:2k+cosine:9epochs[:0.01], ….")
 @click.option("--rule", help="How the rate follows the batch: linear, sqrt, ….")
 @click.option("--noise-scale", type=float, help="For the noise-aware rules.")
 @click.option("--exponent", type=float, help="For --rule exponent.")

@@ -85,7 +85,7 @@ class Rate:
 
     def __str__(self) -> str:
         first, last, end = self.factors[0], self.factors[-1], self.examples[-1]
-        way = "in steps" if self.form == "steps" else "over"
+        way = "in steps over" if self.form == "steps" else "over"
         peak = max(self.factors)
         top = self.examples[self.factors.index(peak)]
         risen = f"{peak:.3g} (at {top:,.0f}) -> " if 0 < top < end else ""

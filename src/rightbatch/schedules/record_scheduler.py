@@ -46,7 +46,7 @@ def scheduler_factors(
     follows = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
     if follows or not callable(getattr(scheduler, "step", None)):
         raise SettingError(
-            "this is no scheduler that steps alone decide"
+            "the scheduler does not follow its steps alone"
             if follows
             else "the function made no scheduler",
             seen=type(scheduler).__name__,
