@@ -30,4 +30,7 @@ def job_facts(run: RunState, spec: str) -> JobFacts:
         goal=job.goal,
         precision=job.precision,
         seed=job.seed,
+        run_examples=job.run_examples,
+        rate="" if run.rate is None else str(run.rate),
+        clip_norm=job.clip_norm,
     )

@@ -19,7 +19,11 @@ THIS_RUN = "this run"  # the measuring run itself
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFacts:
-    """What was measured: the job as JSON can hold it."""
+    """What was measured: the job as JSON can hold it.
+
+    ``run_examples``: what today's run sees, None where its length is not said;
+    ``rate``: its learning-rate schedule in words, empty where the rate stays.
+    """
 
     name: str
     spec: str

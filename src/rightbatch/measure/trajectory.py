@@ -54,7 +54,7 @@ def measure_trajectory(
     known: Sequence[NoisePoint] = (),
     tick: Callable[[Trajectory], None] = lambda found: None,
 ) -> Trajectory:
-    """Train as today until the target, a standstill or the budget; measure noise.
+    """Train as today, measuring noise, until target, end, standstill or budget.
 
     The run may stand anywhere; how far it goes counts from there. How long it will be
     is not known beforehand. So the spacing starts small and doubles whenever there are
@@ -62,7 +62,7 @@ def measure_trajectory(
     points cover all of the run so far.
 
     Args:
-        run: It is trained at the job's own batch size and its present rate.
+        run: It is trained by the job's own recipe, from wherever it stands.
         budget_s: Wall seconds for training, measuring and evaluating together.
         held_out: Examples whose loss stands in for the job's ``evaluate``.
         micro_batch: Largest number of examples in memory at once on a rank.
@@ -80,6 +80,7 @@ def measure_trajectory(
     batch = min(job.batch_size, job.length)
     group = max(least_group, batch // GROUP_SHARE)
     group = -(-group // ranks) * ranks  # each rank has as many
+    end = math.inf if job.run_examples is None else job.run_examples
     due, goal = 0, (job.goal if held_out is None else "min")
     kept: list[Snapshot] = []  # the state at every noise point, one third of which last
     # A target met at once still leaves a few points to judge the noise by.
@@ -113,11 +114,11 @@ def measure_trajectory(
             found.stalled = has_stalled(found.metrics, goal)
             seen = run.examples - first_example
             due = first_example + math.ceil(seen * EVALUATION_GROWTH)
-        late = time.monotonic() - started > budget_s and len(found.points) >= 2
-        if run.ranks.first(late):
+        over = time.monotonic() - started > budget_s or run.examples >= end
+        if run.ranks.first(over and len(found.points) >= 2):
             break
-    end = best_step(found.metrics, goal) if found.stalled else run.steps
-    found.warm = _nearest(kept, first_step + WARM_SHARE * (end - first_step))
+    last = best_step(found.metrics, goal) if found.stalled else run.steps
+    found.warm = _nearest(kept, first_step + WARM_SHARE * (last - first_step))
     return found
 
 

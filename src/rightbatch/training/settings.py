@@ -11,6 +11,7 @@ from rightbatch.core.errors import RunFolderError, SettingError
 from rightbatch.core.json_io import from_plain, read_plain, to_plain, write_json
 from rightbatch.core.whole_number import whole_number
 from rightbatch.schedules.from_json import schedule_from
+from rightbatch.schedules.lr_exchange import check_one_decay
 from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Schedule
 
@@ -68,6 +69,7 @@ class Settings:
                 why="a micro-batch is a part of a batch",
                 fix=f"micro_batch={smallest} or less",
             )
+        check_one_decay(self.schedule, self.rate)
         if not self.end > 0 or math.isnan(self.end):
             raise SettingError("a run needs an end", seen=f"end={self.end}")
 
