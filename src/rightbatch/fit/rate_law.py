@@ -54,6 +54,11 @@ class RatePrior:
     power_spread: float
     lr_spread: float
 
+    def stretch(self, batch_size: int) -> float:
+        """Examples to the same result over today's, by what the noise lets expect."""
+        noise = math.exp(self.noise)
+        return (noise + batch_size) / (noise + self.batch_size)
+
     @property
     def centre(self) -> Array:
         """The parameters that are expected."""

@@ -102,4 +102,6 @@ def _time_vs_today(choice: Choice) -> Estimate:
 def _run_examples(choice: Choice) -> float | None:
     """How long the planned run is, where today's has a length."""
     today = choice.measurements.job.run_examples
-    return None if today is None else today * choice.chosen.examples.value
+    if today is None:
+        return None
+    return today * choice.laws.rate.prior.stretch(choice.chosen.batch_size)

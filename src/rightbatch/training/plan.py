@@ -73,7 +73,6 @@ class Plan:
         examples: Length of the planned run, where today's has one; its learning-rate
             schedule is stretched to it.
         half_batch: The batch at which half of a step's time is overhead, in examples.
-        examples: That the planned run sees; None: its length is not known.
     """
 
     job: str
@@ -103,7 +102,6 @@ class Plan:
     examples: float | None = None
     half_batch: float | None = None
     world_size: int = 1
-    examples: float | None = None
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically.

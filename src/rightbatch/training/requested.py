@@ -66,6 +66,7 @@ def settings_of(
             "micro_batch": plan.micro_batch,
             "rule": plan.scaling.rule,
             "noise_scale": plan.scaling.noise_scale,
+            "lr_factor": plan.lr_factor,
         }
         asked = of_plan | asked
     elif batch_size is not None or (schedule is None and begun is None):
@@ -204,12 +205,13 @@ def check_optimizer(plan: Plan, facts: dict[str, Any]) -> None:
         SettingError: It is.
     """
     kind, today = facts["optimizer"], float(facts["param group 0's lr"])
-    same_rate = math.isclose(today * plan.scaling.lr, plan.lr, rel_tol=1e-6)
+    planned = today * plan.scaling.lr * plan.lr_factor
+    same_rate = math.isclose(planned, plan.lr, rel_tol=1e-6)
     if kind != plan.optimizer or not same_rate:
         raise SettingError(
             "the job's optimizer has changed since the plan was made",
             seen=f"plan: {plan.optimizer} to lr {plan.lr:.4g}; job: {kind} at lr "
-            f"{today:.4g}, which the plan would make {today * plan.scaling.lr:.4g}",
+            f"{today:.4g}, which the plan would make {planned:.4g}",
             why="the plan changes today's rate by a factor; it would be applied twice",
             fix="leave the job at the optimizer and rate it was tuned with, or tune "
             "it again",

@@ -23,6 +23,7 @@ from rightbatch.job.job import Job
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.job_rate import rate_of
 from rightbatch.schedules.rate import Rate
+from rightbatch.schedules.scaling import multiply_rates
 from rightbatch.training.accumulator import Accumulator, Update
 from rightbatch.training.controller import Controller
 from rightbatch.training.identity import check_same, facts
@@ -181,6 +182,7 @@ class RunState:
     def _control(self, settings: Settings) -> None:
         """Make batch and rate follow the schedule of the settings."""
         job, micro = self.job, settings.micro_batch
+        multiply_rates(self.optimizer, settings.lr_factor)
         if settings.schedule.live:
             self.monitor = NoiseMonitor(
                 self.model, self.optimizer, OVERHEAD, stream=self.stream, upfront=LOAN

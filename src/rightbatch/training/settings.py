@@ -27,6 +27,7 @@ class Settings:
         micro_batch: Most examples in memory at once on a rank; None: the whole part.
         rule: How the learning rate follows from today's batch.
         noise_scale: For the rule.
+        lr_factor: On the job's learning rates, beside the rule: a better rate found.
         exponent: For the rule.
         rate: A learning-rate decay by examples.
         end: Examples at which it stops, if the target has not been met.
@@ -45,6 +46,7 @@ class Settings:
     micro_batch: int | None = None
     rule: str = "auto"
     noise_scale: float | None = None
+    lr_factor: float = 1.0
     exponent: float | None = None
     rate: Rate | None = None
     largest: int | None = None

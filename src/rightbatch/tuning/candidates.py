@@ -41,6 +41,7 @@ def race_settings(
             lr_factor=lr / (job.lr * scaling.lr),
             scaling=scaling,
             step_s=laws.time.step_seconds(micro_batch, batch_size // micro_batch),
+            stretch=laws.rate.prior.stretch(batch_size),
         )
 
     reach = OCTAVES * PER_OCTAVE

@@ -13,7 +13,7 @@ from rightbatch.core.errors import JobError
 from rightbatch.core.torch_private import is_out_of_memory
 from rightbatch.measure.held_out_loss import metric_of
 from rightbatch.measure.measurements import Lane
-from rightbatch.schedules.scaling import RATES, Scaling, apply_scaling
+from rightbatch.schedules.scaling import Scaling, apply_scaling, multiply_rates
 from rightbatch.training.run_state import RunState, Snapshot
 
 # Evaluations are spaced by this growth in steps, from this many of today's batches on.
@@ -32,6 +32,8 @@ class Setting:
         lr_factor: ``lr`` over what the scaling makes of today's.
         scaling: How the optimizer's numbers follow to the batch.
         step_s: Seconds of a step by the law of step time.
+        stretch: How many times as many examples a run takes as today's, as expected:
+            a schedule of the learning rate keeps its shape over them.
     """
 
     batch_size: int
@@ -40,6 +42,7 @@ class Setting:
     lr_factor: float
     scaling: Scaling
     step_s: float
+    stretch: float = 1.0
 
 
 @dataclass
@@ -91,8 +94,9 @@ class LaneRun:
 def set_up(run: RunState, setting: Setting) -> None:
     """Give a run at today's numbers those of a candidate."""
     apply_scaling(run.optimizer, setting.scaling)
-    for group in run.optimizer.param_groups:
-        group.update({k: group[k] * setting.lr_factor for k in RATES if k in group})
+    multiply_rates(run.optimizer, setting.lr_factor)
+    if run.rate is not None:
+        run.follow(run.rate.stretched(setting.stretch))
 
 
 def train_lane(
