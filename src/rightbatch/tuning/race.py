@@ -246,9 +246,9 @@ class Racing:
             if other is lane:
                 continue
             for step, value in zip(other.steps, other.metrics, strict=True):
-                early = step * other.setting.step_s <= now
+                early = step >= LEAST_STEPS and step * other.setting.step_s <= now
                 if early and self._sign * value < lane.best:
-                    return step >= LEAST_STEPS
+                    return True
         return False
 
     def _reached(self) -> bool:
