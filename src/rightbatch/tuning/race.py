@@ -235,7 +235,7 @@ class Racing:
             late=lambda: bool(self.run.ranks.first(self._left_s() <= 0)),
         )
         self.trained_s += lane.seconds - before
-        self.spent_s += time.monotonic() - clock
+        self.spent_s += self.run.ranks.first(time.monotonic() - clock)
 
     def _behind(self, lane: LaneRun) -> bool:
         """Whether another lane was as good long ago."""
