@@ -124,7 +124,7 @@ def settle(choice: Choice) -> str:
 
 def _more(choice: Choice) -> str:
     evidence, race = choice.evidence, choice.measurements.race
-    needed = RACE_COST * LEAST_SHARE * evidence.run_s
+    needed = max(RACE_COST * LEAST_SHARE * evidence.run_s, 2 * _spent(choice))
     longer = f"a race over {LEAST_SHARE:.0%} of a run, --budget {_minutes(needed)}" + (
         "" if evidence.known else " or more"
     )

@@ -114,7 +114,7 @@ def train_lane(
 
     It ends before where the target is met, where it diverges, and where ``behind`` says
     so after an evaluation. What a lane costs in truth is for ``late`` to judge: it is
-    asked before every step, and stops the lane where it stands. Collective.
+    asked after every step, and stops the lane where it stands. Collective.
 
     Args:
         run: Is moved to the lane's state and on; left somewhere else.
@@ -143,8 +143,8 @@ def train_lane(
     stopped = False
     while done < last and lane.end == "time" and not stopped:
         try:
-            run.step()
             done += 1
+            run.step()
             stopped = late()
             if done < min(due, last) and not stopped:
                 continue
@@ -154,7 +154,7 @@ def train_lane(
             if not isinstance(error, JobError) and not is_out_of_memory(error):
                 raise
             value = math.nan
-        lane.steps.append(max(done, 1))
+        lane.steps.append(done)
         lane.metrics.append(value)
         if not math.isfinite(value):
             lane.end = "diverged"

@@ -235,7 +235,7 @@ class Racing:
             late=lambda: bool(self.run.ranks.first(self._left_s() <= 0)),
         )
         self.trained_s += lane.seconds - before
-        self.spent_s += time.monotonic() - clock
+        self.spent_s += self.run.ranks.first(time.monotonic() - clock)
 
     def _behind(self, lane: LaneRun) -> bool:
         """Whether another lane was as good long ago."""
@@ -246,9 +246,9 @@ class Racing:
             if other is lane:
                 continue
             for step, value in zip(other.steps, other.metrics, strict=True):
-                early = step * other.setting.step_s <= now
+                early = step >= LEAST_STEPS and step * other.setting.step_s <= now
                 if early and self._sign * value < lane.best:
-                    return step >= LEAST_STEPS
+                    return True
         return False
 
     def _reached(self) -> bool:
