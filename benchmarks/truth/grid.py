@@ -7,6 +7,7 @@ the time of a cell is steps times step time, on one thread.
 
     python benchmarks/truth/grid.py                  # all jobs, an hour
     python benchmarks/truth/grid.py --jobs digits    # half a minute
+    python benchmarks/truth/grid.py --times          # only the step times again
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ EVALUATION_GROWTH, FIRST_EVALUATION = 1.04, 4
 GIVE_UP = 3.0  # a cell is stopped at so many times the job's best so far
 DIVERGED = 20.0  # times the first loss, after which a run is called diverged
 SEEDS = 2
-ROUNDS, ROUND_S = 7, 0.1  # of timing: rounds, and CPU seconds a batch in each
+ROUNDS, ROUND_S = 24, 0.03  # of timing: rounds, and CPU seconds a batch in each
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,10 @@ def run_to_target(trainer: Trainer, most_steps: float, first: int) -> Run:
 
 
 def step_times(job: rb.Job, settings: Sequence[tuple[int, int]]) -> list[float]:
-    """CPU seconds of a step for each (batch, piece): the median over rounds."""
+    """CPU seconds of a step for each (batch, piece).
+
+    The lower quartile over rounds: others on the machine can only slow a step down.
+    """
     trainers = [Trainer(job, b, 0, lambda _: None, piece) for b, piece in settings]
     found: list[list[float]] = [[] for _ in settings]
     for trainer in trainers:
@@ -159,7 +163,7 @@ def step_times(job: rb.Job, settings: Sequence[tuple[int, int]]) -> list[float]:
                 trainer.step()
                 steps += 1
             times.append((time.process_time() - start) / steps)
-    return [statistics.median(times) for times in found]
+    return [sorted(times)[ROUNDS // 4] for times in found]
 
 
 def from_the_middle(values: Sequence[Any], middle: Any) -> list[Any]:
@@ -216,6 +220,21 @@ def run_grid(name: str, case: Case) -> dict[str, Any]:
             for b in case.batches
         },
     }
+
+
+def timed_again(name: str, case: Case) -> dict[str, Any]:
+    """The stored grid with its step times measured anew."""
+    found = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    times = step_times(case.make(), [(b, case.piece or 0) for b in case.batches])
+    step_s = {
+        str(b): float(f"{t:.4g}") for b, t in zip(case.batches, times, strict=True)
+    }
+    steps = {
+        b: sum(run[0] for runs in rates.values() for run in runs)
+        for b, rates in found["cells"].items()
+    }
+    cpu_s = round(sum(steps[b] * step_s[b] for b in steps), 2)
+    return found | {"cpu_s": cpu_s, "step_s": step_s}
 
 
 def median_steps(runs: Sequence[Run]) -> float:
@@ -310,6 +329,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=list(JOBS))
     parser.add_argument("--missing", action="store_true", help="only those not stored")
+    parser.add_argument("--times", action="store_true", help="step times only")
     given = parser.parse_args()
     torch.set_num_threads(1)
     FOLDER.mkdir(exist_ok=True)
@@ -317,7 +337,7 @@ def main() -> None:
         path = FOLDER / f"{name}.json"
         if given.missing and path.exists():
             continue
-        found = run_grid(name, JOBS[name])
+        found = (timed_again if given.times else run_grid)(name, JOBS[name])
         path.write_text(json.dumps(found) + "\n", encoding="utf-8")
         truth = Truth.load(name)
         batch, rate = truth.best

@@ -353,9 +353,7 @@ JOBS = {
     "digits": Case(built_in_digits.make_job, powers(4, 512), rates(0.00625, 7)),
     "logistic": Case(logistic, powers(1, 256), rates(0.16, 8)),
     "words": Case(words, powers(8, 2048), rates(2.5e-3, 7)),
-    "batchnorm": Case(
-        batchnorm, powers(8, 256), rates(0.0025, 7), piece=8, todays=(8,)
-    ),
+    "batchnorm": Case(batchnorm, powers(8, 256), rates(0.005, 8), piece=8, todays=(8,)),
     "muon": Case(muon, powers(4, 512), rates(1.25e-3, 7)),
     "contrastive": Case(contrastive, powers(8, 512), rates(2.5e-4, 7)),
     "regression": Case(regression, powers(4, 1024), rates(2.5e-4, 7)),
