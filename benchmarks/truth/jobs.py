@@ -360,7 +360,7 @@ JOBS = {
     "photo": Case(photo, powers(4, 1024), rates(0.0125, 7)),
     "lstm": Case(lstm, powers(4, 256), rates(2e-3, 6)),
     "patches": Case(patches, powers(2, 128), rates(1e-3, 6)),
-    "stdlib_gpt": Case(easier_gpt, powers(2, 128), rates(1e-3, 5), limit_s=40.0),
+    "stdlib_gpt": Case(easier_gpt, powers(2, 64), rates(1e-3, 5), limit_s=40.0),
 }
 
 

@@ -80,7 +80,7 @@ def under_seeds(
     for seed in SEEDS:
         trainer = Trainer(job, batch, seed, change, piece)
         runs.append(run_to_target(trainer, most, truth.first_evaluation))
-        if sum(not run.reached for run in runs) > len(SEEDS) / 2:
+        if sum(not run.reached for run in runs) >= len(SEEDS) / 2:
             break  # the median is infinite already
     return runs
 
