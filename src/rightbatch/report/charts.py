@@ -100,7 +100,9 @@ def time_chart(choice: Choice) -> Any:
         for o in shown
     ]
     base = chart(rows).encode(x=batch_axis())
-    title, limits = "time to the same result (today = 1)", {"domainMax": most}
+    least = min(o.time.value for o in shown) / 4
+    title = "time to the same result (today = 1)"
+    limits = {"domainMin": least, "domainMax": most}
     low, high = choice.flat
     flat = (
         chart([{"B": low * 0.97, "to": high * 1.03}])
@@ -251,11 +253,15 @@ def tradeoff_chart(choice: Choice) -> Any:
         axis=alt.Axis(grid=False),
     )
     base = chart(rows).encode(
-        x=x, y=log_axis("time", "time (today = 1)", padding=16), order=alt.Order("B:Q")
+        x=x, y=log_axis("time", "time (today = 1)", padding=34), order=alt.Order("B:Q")
     )
     line = base.mark_line(color=PLAIN, point=alt.OverlayMarkDef(color=PLAIN))
     labels = base.mark_text(dx=9, dy=9, fontSize=10, opacity=0.75).encode(
         text="label:N"
     )
-    # Higher than the point, since the curve rises beside it.
-    return line + labels + _marks(choice, x, dx=2, dy=-42, align="left")
+    # Below the least of the curve; beside it where it rises.
+    place = {
+        "dx": {"expr": "datum.side ? 10 : -30"},
+        "dy": {"expr": "datum.side > 0 ? -8 : datum.side ? 16 : 26"},
+    }
+    return line + labels + _marks(choice, x, align="left", **place)

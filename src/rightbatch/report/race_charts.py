@@ -33,7 +33,7 @@ DRAWN_SHARE = 0.02  # of the longest run: before it nothing has happened yet
 WORST = 8.0  # times the best: settings as bad or worse have one colour
 COSTS = [1.0, 1.5, 2.0, 4.0, WORST]
 COST_COLOURS = ["#1f8f63", "#8cc152", "#f2c94c", "#e8843c", "#b23a48"]
-DIVERGED = "#c0392b"
+DIVERGED, GREY = "#c0392b", "#888"
 PER_OCTAVE = 4  # rows of the map's background
 
 
@@ -89,7 +89,7 @@ def curves_chart(choice: Choice) -> Any:
     name = f"{'target' if choice.evidence.share >= 1 else 'compared at'} {level}"
     rule = chart([{"metric": float(level.replace(",", "")), "name": name}]).encode(y=y)
     text = rule.mark_text(align="left", dy=-6, x=4, fontSize=11).encode(text="name:N")
-    return layers + rule.mark_rule(strokeDash=[5, 4], color="#888") + text
+    return layers + rule.mark_rule(strokeDash=[5, 4], color=GREY) + text
 
 
 ROLES = {"chosen": CHOSEN, "today": TODAY, "other": PLAIN}
@@ -158,7 +158,7 @@ def map_chart(choice: Choice, raced: Raced) -> Any:
         {"B": o.batch_size, "lr": choice.laws.rate.best_lr(o.batch_size)}
         for o in options
     ]
-    line = chart(best_rates).mark_line(strokeDash=[6, 4], color="#666").encode(x=x, y=y)
+    line = chart(best_rates).mark_line(strokeDash=[6, 4], color=GREY).encode(x=x, y=y)
     least = min((r.cost.value for r in rows if r.reached), default=1.0)
     trained = [
         {
@@ -178,7 +178,7 @@ def map_chart(choice: Choice, raced: Raced) -> Any:
         filled=True, size=150, opacity=1, stroke="#222", strokeWidth=1
     )
     behind = base.transform_filter("datum.which == 'left behind'").mark_point(
-        size=60, opacity=0.9, color="#777", strokeWidth=1.5
+        size=60, opacity=0.9, color=GREY, strokeWidth=1.5
     )
     diverged = base.transform_filter("datum.which == 'diverged'").mark_point(
         shape="cross", angle=45, filled=True, size=120, color=DIVERGED, opacity=1

@@ -60,7 +60,9 @@ def colours(field: str, values: dict[str, str], *, legend: bool = False) -> alt.
     return alt.Color(
         f"{field}:N",
         title=None,
-        legend=alt.Legend(orient="top") if legend else None,
+        legend=alt.Legend(orient="top", symbolOpacity=1, symbolStrokeWidth=3)
+        if legend
+        else None,
         scale=alt.Scale(domain=list(values), range=list(values.values())),
     )
 
