@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rightbatch.core.estimate import Estimate
-from rightbatch.core.findings import Finding
+from rightbatch.core.findings import Coupled, Finding
 from rightbatch.core.json_io import read_json, write_json
 from rightbatch.job.optimizers import Family
 from rightbatch.memory.points import MemoryPoint
@@ -17,7 +17,14 @@ FORMAT = "rightbatch/measurements/2"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFacts:
-    """What was measured: the job as JSON can hold it."""
+    """What was measured: the job as JSON can hold it.
+
+    Attributes:
+        coupled: Where the examples of a batch touch each other, see
+            `rightbatch.coupling.probe.find_coupling`.
+        coupled_batch: How many of them do today: those of one rank, or of all where
+            ranks share their statistics.
+    """
 
     name: str
     spec: str
@@ -37,6 +44,8 @@ class JobFacts:
     goal: str
     precision: str
     seed: int
+    coupled: Coupled = ""
+    coupled_batch: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,6 +69,8 @@ class Plan:
         deadline_s: Seconds to the target that were allowed, if limited.
         threads: Threads of torch on the CPU it was measured with; None elsewhere.
         half_batch: The batch at which half of a step's time is overhead, in examples.
+        coupled_batch: Examples that see each other, where any do: every micro-batch is
+            then kept as it is.
     """
 
     job: str
@@ -96,6 +98,7 @@ class Plan:
     threads: int | None = None
     half_batch: float | None = None
     world_size: int = 1
+    coupled_batch: int | None = None
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically.
