@@ -168,7 +168,9 @@ def race_lines(choice: Choice, plan: Plan) -> str:
     rest = [row for row in rows if row not in shown]
     if rest:
         lines.append(wrapped("", _rest(rest)))
-    lines.append(" > chosen   * today   runs: got there / all   (95 %, of the race alone)")
+    lines.append(
+        " > chosen   * today   runs: got there / all   (95 %, of the race alone)"
+    )
     return "\n".join(lines)
 
 

@@ -116,7 +116,9 @@ def time_chart(choice: Choice) -> Any:
         y=log_axis("time", title, clamp=True, **limits),
         tooltip=tooltip(B="d", lr=".3g", time=".2f", low=".2f", high=".2f"),
     )
-    marks = _marks(choice, batch_axis(), dy=-14, dx={"expr": "datum.side ? 42 * datum.side : 58"})
+    marks = _marks(
+        choice, batch_axis(), dy=-14, dx={"expr": "datum.side ? 42 * datum.side : 58"}
+    )
     return flat + band + line + _raced_times(choice, title, limits, most) + marks
 
 
