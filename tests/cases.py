@@ -6,18 +6,21 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import rightbatch as rb
+from reference import steps_by_law
 from rightbatch.core.estimate import Estimate
 from rightbatch.measure.measurements import (
-    Candidate,
     JobFacts,
+    Lane,
     Machine,
     Measurements,
     MetricPoint,
@@ -161,34 +164,125 @@ def made_up(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Truth:
+    """Steps of whole runs by batch and rate, as the law of the race has them.
+
+    A rate beyond ``edge`` times the best of its batch diverges.
+    """
+
+    least: float = 100.0
+    critical: float = 64.0
+    power: float = 1.0
+    price: float = 2.0
+    lr_max: float = 0.2
+    edge: float = math.inf
+
+    def steps(self, batch_size: int, lr: float) -> float:
+        """From the start to the target."""
+        by_law = steps_by_law(
+            batch_size, lr, self.critical, self.power, self.price, self.lr_max
+        )
+        return self.least * by_law
+
+    def best_lr(self, batch_size: int) -> float:
+        """Of so many examples per step."""
+        return self.lr_max / (1 + self.critical / batch_size) ** self.power
+
+
+START, TARGET = 3.0, 1.0  # of a made-up race's metric, which is to be small
+
+
+def a_race(
+    truth: Truth,
+    settings: Sequence[tuple[int, float]],
+    *,
+    seconds: float = math.inf,
+    scatter: float = 0.0,
+    seed: int = 0,
+    target: bool = True,
+    goal: Literal["min", "max"] = "min",
+    slower: Mapping[tuple[int, float], float] | None = None,
+    step_s: Callable[[int], float] = lambda batch_size: 2e-3 + 5e-4 * batch_size,
+) -> Race:
+    """A race whose lanes follow a known law.
+
+    Args:
+        truth: What every setting takes.
+        settings: A lane for each; given again, on another stream.
+        seconds: Whoever has no target by then ends there.
+        scatter: Standard deviation of log steps between lanes.
+        seed: Of the scatter.
+        target: Whether the job has one; else the metric only goes by it.
+        goal: ``"max"`` turns the metric round.
+        slower: Settings that take so many times what the law says.
+        step_s: Seconds of a step of a batch.
+    """
+    random = np.random.default_rng(seed)
+    sign = 1.0 if goal == "min" else -1.0
+    lanes: list[Lane] = []
+    for batch_size, lr in settings:
+        whole = truth.steps(batch_size, lr) * math.exp(scatter * random.normal())
+        whole *= (slower or {}).get((batch_size, lr), 1.0)
+        steps, metrics = _curve(whole, min(seconds / step_s(batch_size), 1e3 * whole))
+        end: Literal["target", "time", "diverged"]
+        end = "target" if target and metrics[-1] <= TARGET else "time"
+        if lr > truth.edge * truth.best_lr(batch_size):
+            steps, metrics, end = [1, 2, 3], [START, 2 * START, math.nan], "diverged"
+        lanes.append(
+            Lane(
+                batch_size=batch_size,
+                micro_batch=min(batch_size, 128),
+                lr=lr,
+                seed=1000 * settings[: len(lanes)].count((batch_size, lr)),
+                step_s=step_s(batch_size),
+                steps=tuple(steps),
+                metrics=tuple(sign * m for m in metrics),
+                end=end,
+            )
+        )
+    return Race(
+        metric="evaluate",
+        goal=goal,
+        start=sign * START,
+        target=sign * TARGET if target else None,
+        lanes=tuple(lanes),
+        seconds=sum(lane.seconds for lane in lanes),
+    )
+
+
 def raced(
     found: Measurements,
-    speeds: dict[int, tuple[float, float, float]],
-    *,
-    steps: int = 1000,
+    truth: Truth,
+    settings: Sequence[tuple[int, float]],
+    **more: Any,
 ) -> Measurements:
-    """The measurements with a race: batch to (speed, low, high); 1 is today's."""
-    candidates = tuple(
-        Candidate(
-            role="today" if b == found.job.batch_size else "neighbour",
-            batch_size=b,
-            micro_batch=b,
-            lr=0.1,
-            steps=steps,
-            metrics=(1.0, 1.0, 1.0),
-            speedup=Estimate(value=v, low=low, high=high, unit="x", n=3),
-        )
-        for b, (v, low, high) in speeds.items()
-    )
-    race = Race(
-        metric="evaluate",
-        goal="min",
-        start=2.0,
-        seconds=1.0,
-        rounds=3,
-        candidates=candidates,
-    )
-    return replace(found, race=race)
+    """The measurements with `a_race`, its steps taking what theirs take."""
+    small, large = found.times[-2:]
+    grown = large.step_time_s.value - small.step_time_s.value
+    t1 = grown / (large.micro_batch - small.micro_batch)
+    t0 = large.step_time_s.value - t1 * large.micro_batch
+
+    def step_s(batch_size: int) -> float:
+        pieces = -(-batch_size // large.micro_batch)
+        return pieces * t0 + t1 * batch_size - (pieces - 1) * large.update_time_s
+
+    race = a_race(truth, settings, step_s=step_s, **more)
+    job = replace(found.job, has_evaluate=True, target=race.target, goal=race.goal)
+    return replace(found, job=job, race=race)
+
+
+def _curve(whole: float, most: float) -> tuple[list[int], list[float]]:
+    """A metric that is START at 0 and TARGET after the whole run, evaluated often."""
+    steps, metrics = [], []
+    step = 1
+    while True:
+        step = min(step, max(int(most), 1))
+        steps.append(step)
+        metrics.append(START / (1 + (START / TARGET - 1) * step / whole))
+        if metrics[-1] <= TARGET or step >= int(most):
+            return steps, metrics
+        step = max(step + 1, math.ceil(1.05 * step))
 
 
 def ran_to_target(steps: int) -> Measurements:

@@ -74,6 +74,109 @@ def steps_by_grid(b: np.ndarray, steps: np.ndarray) -> float:
     return found
 
 
+def steps_by_law(
+    batch_size: float,
+    lr: float,
+    critical: float,
+    power: float,
+    price: float,
+    lr_max: float,
+) -> float:
+    """The law of batch and rate as it is written down, least steps being 1."""
+    more = 1 + critical / batch_size
+    x = lr * more**power / lr_max
+    return more * (1 / x + x**price / price) / (1 + 1 / price)
+
+
+def law_by_loops(
+    parameters: Sequence[float],
+    today: tuple[int, float],
+    settings: Sequence[tuple[int, float]],
+    depth: float = 0.0,
+) -> list[float]:
+    """Log of steps by the law, from its six parameters, one setting after another.
+
+    The largest rate is counted from ``today``; N and it have moved along the run by
+    ``depth``, the log of a share of its time.
+    """
+    log_n, log_x, power, log_price, growth, drift = parameters
+    batch_today, lr_today = today
+    lr_max = lr_today * (1 + math.exp(log_n) / batch_today) ** power / math.exp(log_x)
+    return [
+        math.log(
+            steps_by_law(
+                batch_size,
+                lr,
+                math.exp(log_n + growth * depth),
+                power,
+                math.exp(log_price),
+                lr_max * math.exp(drift * depth),
+            )
+        )
+        for batch_size, lr in settings
+    ]
+
+
+def steps_by_scan(
+    start: float, steps: Sequence[int], metrics: Sequence[float], level: float
+) -> float:
+    """Steps to a level of a metric that is to be small, by hundredths of a step.
+
+    Between evaluations the best so far is taken to go along a straight line, and
+    straight on to a value after one that is not finite.
+    """
+    best, before, behind = start, start, 0.0
+    for step, metric in zip(steps, metrics, strict=True):
+        best = min(best, metric) if math.isfinite(metric) else best
+        for hundredth in range(101):
+            share = hundredth / 100
+            value = best if share == 1 else before + (best - before) * share
+            if value <= level:
+                return behind + (step - behind) * share
+        before, behind = best, step
+    return math.inf
+
+
+def levels_by_scan(
+    start: float, lanes: Sequence[tuple[float, Sequence[int], Sequence[float]]]
+) -> list[float]:
+    """The best metric of all lanes at 1/8, 1/4, 1/2 and 4/5 of the common time.
+
+    ``lanes`` are seconds a step, steps and metrics; the time is what two have trained.
+    Kept are levels that improve, which their first took four steps for.
+    """
+    ends = sorted(step_s * steps[-1] for step_s, steps, _ in lanes)
+    time = ends[-2] if len(ends) > 1 else ends[0]
+    levels: list[float] = []
+    for share in (0.125, 0.25, 0.5, 0.8):
+        seen = [
+            metric
+            for step_s, steps, metrics in lanes
+            for step, metric in zip(steps, metrics, strict=True)
+            if step * step_s <= share * time * (1 + 1e-9)
+        ]
+        level = min([start, *seen])
+        passed = [
+            (step_s * steps_by_scan(start, steps, metrics, level), step_s)
+            for step_s, steps, metrics in lanes
+        ]
+        seconds, step_s = min(passed)
+        if level < min([start, *levels]) and seconds / step_s >= 4:
+            levels.append(level)
+    return levels
+
+
+def normal_update(
+    mean: float, sd: float, seen: Sequence[float], scatter: float
+) -> tuple[float, float]:
+    """Mean and standard deviation of a normal belief after normal observations."""
+    precision, weighted = 1 / sd**2, mean / sd**2
+    for value in seen:
+        precision += 1 / scatter**2
+        weighted += value / scatter**2
+    return weighted / precision, math.sqrt(1 / precision)
+
+
 def group_gradients(
     model: torch.nn.Module, loss: Any, inputs: list[torch.Tensor], cuts: list[int]
 ) -> list[list[torch.Tensor]]:

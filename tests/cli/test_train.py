@@ -50,7 +50,8 @@ def weights(folder: Path) -> torch.Tensor:
 
 def test_a_decay_is_taken_up_and_the_run_gone_on_with(tmp_path: Path) -> None:
     out = str(tmp_path / "r")
-    begin = ("--rate", "cosine:6epochs:0.05", "--schedule", "smith:128")
+    rate = "warmup:64+cosine:6epochs:0.05"
+    begin = ("--rate", rate, "--schedule", "smith:128")
     done = train(JOB, "--out", out, *begin, "--epochs", "3", "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -77,6 +78,8 @@ def test_a_decay_is_taken_up_and_the_run_gone_on_with(tmp_path: Path) -> None:
         (["--shard"], "several processes"),
         (["--micro-batch", "64"], "larger than the batch"),
         (["--rule", "cubic"], "no scaling rule"),
+        (["--rate", "warmup:9k+cosine:2k"], "as long as the whole"),
+        (["--evaluate-share", "-1"], "must not be negative"),
     ],
 )
 def test_bad_input_is_one_clear_error(

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import rightbatch as rb
 from cases import rightbatch
 from rightbatch.plan.decide import decide
+from watched_loops import watch
 
 
 def test_tune_answers_in_eighty_columns(tuned: tuple[Path, str]) -> None:
@@ -102,6 +105,47 @@ def test_bad_jobs_end_in_one_clear_error(fault: str, tmp_path: Path) -> None:
         else set()
     )
     assert kept <= {"measurements.json"}  # no answer is left behind
+
+
+def real_run(folder: Path) -> None:
+    """Somebody's own loop on the job: its checkpoint, and the noise it saw."""
+    names: dict[str, Any] = {}
+    exec(JOB, names)
+    job = names["job"]
+    model = job.make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.005)
+    with watch(model, optimizer) as monitor:
+        for step in range(40):
+            optimizer.zero_grad()
+            job.loss(model, (job.data[0][step : step + 8],)).backward()
+            optimizer.step()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({**state, "global_step": 40}, folder / "mine.pt")
+    monitor.save(folder / "noise.json")
+
+
+def test_tune_goes_on_from_a_real_run_and_its_noise(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(JOB)
+    real_run(tmp_path)
+    done = rightbatch(
+        *("tune", "job.py", "--budget", "2", "--out", "r"),
+        *("--from", "mine.pt", "--noise", "noise.json"),
+        cwd=tmp_path,
+    )
+    assert done.returncode in (0, 3), done.stderr
+    said = " ".join(done.stdout.split())
+    assert "the run begins from mine.pt: step 40, 320 examples" in said
+    assert "today's lr is 0.005, not 0.01" in said
+    assert "RB121" not in said
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    found = rb.Measurements.load(tmp_path / "r" / "measurements.json")
+    assert found.noise_source == "noise.json, a run of 320 examples"
+    assert found.job.lr == 0.005
+    swapped = ("--from", "mine.pt", "--noise", "mine.pt")
+    done = rightbatch("tune", "job.py", *swapped, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "mine.pt is not JSON" in done.stderr
+    assert done.stderr.count("error:") == 1
 
 
 def test_a_target_that_is_never_met_is_undecided(tmp_path: Path) -> None:

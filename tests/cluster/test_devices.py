@@ -40,7 +40,7 @@ def fleet(
         n=6,
     )
     draws = critical * np.exp(0.1 * np.random.default_rng(0).standard_normal(50))
-    noise = NoiseLaw(Estimate.exact(critical, "examples"), draws, "plain")
+    noise = NoiseLaw(Estimate.exact(critical, "examples"), draws)
     usual: dict[str, Any] = {
         "examples": 10**6,
         "gradient_bytes": 4e6,

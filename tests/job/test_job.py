@@ -1,5 +1,7 @@
 """A job's fields are checked, and its batches are the examples asked for."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,8 +50,43 @@ def test_datasets_and_collate_functions() -> None:
         ({"data": ([1, 2],)}, "tuple must hold tensors"),
         ({"data": iter([1])}, "map-style"),
         ({"collate": lambda x: x}, "no effect"),
+        ({"rate": 0.1}, "rate must be"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive"),
+        ({"epochs": 0}, "epochs must be positive"),
+        ({"num_workers": -1}, "at least 0"),
+        ({"num_workers": 2}, "no effect on a tuple"),
     ],
 )
 def test_bad_fields_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(rb.SettingError, match=message):
         regression_job(**change)
+
+
+def test_the_length_of_todays_run() -> None:
+    job = regression_job(examples=300)
+    assert job.run_examples is None
+    assert replace(job, examples=1000).run_examples == 1000.0
+    assert replace(job, epochs=1.5).run_examples == 450.0
+    assert replace(job, epochs=0.001).run_examples == 1.0
+    with pytest.raises(rb.SettingError, match="not both"):
+        replace(job, examples=1000, epochs=2)
+
+
+def with_scheduler(params: Any) -> torch.optim.Optimizer:
+    optimizer = torch.optim.SGD(params, lr=0.1)
+    torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, total_iters=100)
+    return optimizer
+
+
+def test_a_scheduler_inside_the_optimizer_is_found() -> None:
+    job = regression_job(optimizer=with_scheduler)
+    uses: tuple[Callable[[rb.Job], Any], ...] = (
+        lambda job: rb.train(job, epochs=1),
+        rb.tune,
+        lambda job: rb.check(job).raise_errors(),
+    )
+    for use in uses:
+        with pytest.raises(rb.JobError, match="inside optimizer=") as caught:
+            use(job)
+        assert "Job(rate=" in str(caught.value)
+        assert "lr 0.0001" in str(caught.value)

@@ -34,6 +34,40 @@ def test_schedules_in_one_word(text: str, expected: Schedule) -> None:
     assert found == expected
 
 
+Rate = rb.schedules.Rate
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cosine:9epochs:0.1", Rate.cosine(9000, floor=0.1)),
+        ("warmup:500+cosine:9epochs", Rate.cosine(9000, warmup=500)),
+        ("warmup:0.1epochs+linear:2k:0.2", Rate.linear(2000, floor=0.2, warmup=100)),
+        ("warmup:50+steps:0=1,1k=0.1", Rate.steps({0: 1, 1000: 0.1}, warmup=50)),
+        ("warmup:2k", Rate((0, 2000), (0.0, 1.0))),
+    ],
+)
+def test_rates_in_one_word(text: str, expected: Rate) -> None:
+    assert parse_rate(text, 1000) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "warmup",
+        "warmup:",
+        "warmup:0+cosine:1k",
+        "warmup:5+",
+        "warmup:5+warmup:6",
+        "cosine:1k+warmup:5",
+        "warmup:2k+cosine:1k",
+    ],
+)
+def test_other_warm_ups_are_refused(text: str) -> None:
+    with pytest.raises(rb.SettingError):
+        parse_rate(text, 1000)
+
+
 @pytest.mark.parametrize(
     "text", ["", "ramp", "ramp:1:2", "ramp:a:b:c", "noise:x", "stages:5", "cubic:3"]
 )

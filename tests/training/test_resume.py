@@ -237,7 +237,7 @@ def test_no_code_runs_from_a_checkpoint_that_vouches_for_itself(tmp_path: Path) 
     folder = tmp_path / "r" / "checkpoints"
     folder.mkdir(parents=True)
     path = folder / "step-0000000005.pt"
-    torch.save({"format": "rightbatch/checkpoint/3", "model": Malice()}, path)
+    torch.save({"format": "rightbatch/checkpoint/4", "model": Malice()}, path)
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     about = {"bytes": len(content), "sha256": digest}

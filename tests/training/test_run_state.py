@@ -1,6 +1,7 @@
 """A run in progress: exact steps, snapshots, and nothing left behind."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import rightbatch as rb
 from cases import regression_job
+from resumed_job import plain as plain_job
 from rightbatch.training.run_state import RunState
 
 
@@ -126,3 +128,16 @@ def test_snapshots_need_no_deepcopy() -> None:
     run.rewind(snapshot)
     assert [int(b) for b in run.model.buffers()] == [3]
     assert run.step().loss == loss
+
+
+def test_a_job_says_who_reads_its_data() -> None:
+    """Also after a rewind to another stream."""
+    alone = replace(plain_job, num_workers=0)
+    runs = [RunState.start(alone), RunState.start(replace(alone, num_workers=1))]
+    for run in runs:
+        run.rewind(run.snapshot(), seed=3)
+    one, two = ([run.step().loss for _ in range(3)] for run in runs)
+    assert one == two
+    assert [run.stream.num_workers for run in runs] == [0, 1]
+    for run in runs:
+        run.close()

@@ -119,7 +119,7 @@ def fleet_of(
         most = min(most, law.largest(limit))
     return Fleet(
         time=time,
-        noise=noise_of(prior_named(prior)) if prior else laws_of(measurements).noise,
+        noise=noise_of(prior_named(prior)) if prior else laws_of(measurements).critical,
         most=most,
         examples=job.examples,
         gradient_bytes=gradient_bytes or GRADIENT_BYTES * job.parameters,

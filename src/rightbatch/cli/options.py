@@ -114,6 +114,17 @@ OUT = click.option("--out", type=PATH, help="Run folder; default runs/NAME-DATE-
 JSON = click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document instead."
 )
+START = click.option(
+    "--from",
+    "start",
+    type=PATH,
+    help="A checkpoint of any trainer to begin from; the plan is for the rest.",
+)
+NOISE = click.option(
+    "--noise",
+    type=PATH,
+    help="What a NoiseMonitor saved of a real run; then none is measured.",
+)
 BUDGET = click.option(
     "--budget",
     type=DURATION,

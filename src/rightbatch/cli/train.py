@@ -33,7 +33,7 @@ from rightbatch.training.run_folder import PLAN, make_run_folder
     "--schedule",
     help="A batch that changes: ramp:32:512:3epochs, noise:0.5, smith:512, ….",
 )
-@click.option("--rate", help="Learning-rate decay: cosine:10epochs[:0.01], ….")
+@click.option("--rate", help="Learning rate: warmup:2k+cosine:9epochs[:0.01], ….")
 @click.option("--rule", help="How the rate follows the batch: linear, sqrt, ….")
 @click.option("--noise-scale", type=float, help="For the noise-aware rules.")
 @click.option("--exponent", type=float, help="For --rule exponent.")
@@ -66,6 +66,11 @@ from rightbatch.training.run_folder import PLAN, make_run_folder
     help="Time between checkpoints; 5 min.",
 )
 @click.option(
+    "--evaluate-share",
+    type=float,
+    help="Most of the training time that evaluations may take; 0.2.",
+)
+@click.option(
     "--ledger", is_flag=True, default=None, help="Prove every example seen once."
 )
 @THREADS
@@ -75,7 +80,6 @@ def train(
     job: str,
     plan_path: Path | None,
     schedule: str | None,
-    rate: str | None,
     keep_threads: bool,
     resume: bool,
     out: Path | None,
@@ -110,7 +114,6 @@ def train(
     from rightbatch.measure.threads import pick_threads
     from rightbatch.report.terminal import print_plain
     from rightbatch.report.training import run_lines, training_line
-    from rightbatch.schedules.parse import parse_rate, parse_schedule
     from rightbatch.training.plan import Plan
     from rightbatch.training.ranks import join, share_first
     from rightbatch.training.run_state import RunState
@@ -121,22 +124,11 @@ def train(
     joined = join()
     if not keep_threads and not joined:
         planned = plan.threads if plan is not None else None
-        torch.set_num_threads(
-            planned or pick_threads(RunState.start(loaded, alone=True))[0]
-        )
-    decay = None if rate is None else parse_rate(rate, loaded.length)
-    parsed = None
-    if schedule is not None:
-        parsed = parse_schedule(
-            schedule,
-            batch=plan.batch_size if plan else loaded.batch_size,
-            length=loaded.length,
-            rate=decay,
-            half_batch=plan.half_batch if plan is not None else None,
-        )
-        # Some forms take the decay up.
-        taken = hasattr(parsed, "rate")
-        decay = None if taken else decay
+        if planned is None:
+            trial = RunState.start(loaded, alone=True)
+            planned, _ = pick_threads(trial)
+            trial.close()
+        torch.set_num_threads(planned)
     folder = out or share_first(
         lambda: make_run_folder(None, f"train-{spec.stem}"), first
     )
@@ -147,8 +139,7 @@ def train(
         run = run_training(
             loaded,
             plan,
-            schedule=parsed,
-            rate=decay,
+            schedule=schedule,
             out=folder,
             resume="auto" if resume else False,
             watch=show,

@@ -18,7 +18,16 @@ from rightbatch.cli.console import (
     keeping,
     load_quietly,
 )
-from rightbatch.cli.options import BUDGET, JOB, JSON, OUT, THREADS, deciding
+from rightbatch.cli.options import (
+    BUDGET,
+    JOB,
+    JSON,
+    NOISE,
+    OUT,
+    START,
+    THREADS,
+    deciding,
+)
 from rightbatch.job.loading import load_job, look_up
 from rightbatch.plan.objectives import Objective
 from rightbatch.training.run_folder import MEASUREMENTS, make_run_folder
@@ -27,6 +36,8 @@ from rightbatch.training.run_folder import MEASUREMENTS, make_run_folder
 @click.command()
 @JOB
 @BUDGET
+@START
+@NOISE
 @deciding
 @click.option("--race/--no-race", "with_race", default=True, help="Race the plan.")
 @THREADS
@@ -35,6 +46,8 @@ from rightbatch.training.run_folder import MEASUREMENTS, make_run_folder
 def tune(
     job: str,
     budget: float,
+    start: Path | None,
+    noise: Path | None,
     objective: Objective,
     limits: dict[str, Any],
     with_race: bool,
@@ -65,6 +78,8 @@ def tune(
             budget_s=budget,
             with_race=with_race,
             threads="present" if keep_threads else "auto",
+            start=start,
+            noise=noise,
             record=Record(path, spec=spec.text, command=command_line()),
             progress=TerminalProgress(console, phases=4 if with_race else 3),
             **limits,

@@ -101,7 +101,7 @@ def write_text(path: Path, text: str) -> None:
         raise RunFolderError(
             f"cannot write {path}",
             seen=f"{type(error).__name__}: {error.strerror}",
-            fix="--out DIR with a folder that can be written",
+            fix="a folder that exists and can be written (--out DIR)",
         ) from error
 
 

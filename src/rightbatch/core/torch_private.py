@@ -91,6 +91,17 @@ def without_override_check(function: Any) -> Callable[..., Any] | None:
     return body
 
 
+def has_scheduler(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a learning-rate scheduler was made for it.
+
+    One marks the optimizer's step method (``_wrapped_by_lr_sched``), and keeps the rate
+    that it began with in the param groups.
+    """
+    groups = optimizer.param_groups
+    marked = hasattr(optimizer.step, "_wrapped_by_lr_sched")
+    return marked or any("initial_lr" in group for group in groups)
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Whether ``torch.compile`` has wrapped any part of a model (``_orig_mod``)."""
     return any(hasattr(module, "_orig_mod") for module in model.modules())

@@ -19,6 +19,7 @@ DRAWS = 400  # Monte-Carlo draws behind an interval [assumed]
 # end of a log-normal error of the theory [assumed; the two built-in jobs lie within a
 # factor of 1.7, see docs/how-it-decides.md, other jobs in the literature farther off].
 THEORY_FACTOR = 2.5
+MOST_GROWTH = 1.0  # a steeper rise was never seen over a whole run [measured]
 Array = Float[np.ndarray, "..."]
 
 
@@ -29,12 +30,10 @@ class NoiseLaw:
     Attributes:
         critical_batch: In examples.
         draws: Monte-Carlo draws of it, shape (draws,).
-        metric: ``"optimizer"`` (Adam's own) or ``"plain"``.
     """
 
     critical_batch: Estimate
     draws: Array
-    metric: str
 
     def relative_steps(
         self, batch_size: float, baseline: int, draw: int | None = None
@@ -81,10 +80,7 @@ def critical_from_noise(
             seen=f"{len(points)}",
             fix="a larger --budget",
         )
-    moments = [p.preconditioned for p in points if p.preconditioned is not None]
-    by_optimizer = len(moments) >= max(2, len(points) // 2)
-    if not by_optimizer:
-        moments = [p.plain for p in points]
+    moments = [p.plain for p in points]
     centre = _weighted([(m.grad_norm_sq, m.trace) for m in moments], batch_size)
     random = np.random.default_rng(seed)
     sampled = [
@@ -104,10 +100,26 @@ def critical_from_noise(
         draws.tolist(),
         unit="examples",
         n=len(moments),
-        method=f"noise at {len(moments)} points of a run"
-        + (", optimizer's metric" if by_optimizer else ""),
+        method=f"noise at {len(moments)} points of a run",
     )
-    return NoiseLaw(critical, draws, "optimizer" if by_optimizer else "plain")
+    return NoiseLaw(critical, draws)
+
+
+def noise_growth(points: Sequence[NoisePoint]) -> float | None:
+    """How the noise scale grew along a run: the exponent of a power of time.
+
+    The slope of log noise on log steps, over the later half of the points. None where
+    fewer than three of them have a noise scale that is bounded, or all are at one time.
+    """
+    known = [
+        (math.log(p.step), math.log(p.noise_scale.value))
+        for p in points[len(points) // 2 :]
+        if p.step > 0 and p.noise_scale.bounded and p.noise_scale.value > 0
+    ]
+    if len(known) < 3 or known[0][0] == known[-1][0]:
+        return None
+    times, scales = np.array(known).T
+    return float(np.clip(np.polyfit(times, scales, 1)[0], 0.0, MOST_GROWTH))
 
 
 def _draw(moments: NoiseMoments, random: np.random.Generator) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""The job: what the user trains, as seven facts we never change."""
+"""The job: what the user trains, and by which recipe; we never change it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import evaluating
+from rightbatch.core.torch_private import has_scheduler
 from rightbatch.core.trees import to_device
 from rightbatch.core.user_code import user_code
 from rightbatch.core.whole_number import whole_number
@@ -48,6 +49,15 @@ class Job:
         name: How reports call the job.
         example: What one example is, such as ``"sequence of 64 bytes"``.
         seed: Seed of initial weights and of the order of examples.
+        rate: How the learning rate changes along today's run: a `schedules.Rate`, one
+            word such as ``"warmup:2k+cosine:9epochs"``, or a function
+            ``optimizer -> torch scheduler`` that counts *steps* of today's batch, not
+            epochs (it needs ``examples`` or ``epochs``). Never made inside
+            ``optimizer``: it would not be stepped.
+        clip_norm: Largest norm of the whole gradient.
+        examples: Length of today's run, in examples seen.
+        epochs: The same, in passes over the data.
+        num_workers: Processes that read the data set ahead.
 
     Raises:
         SettingError: A field has a value that cannot work; the message says which.
@@ -80,6 +90,11 @@ class Job:
     name: str = "job"
     example: str = "example"
     seed: int = 0
+    rate: str | Callable[..., Any] | None = None
+    clip_norm: float | None = None
+    examples: int | None = None
+    epochs: float | None = None
+    num_workers: int = 0
 
     def __post_init__(self) -> None:
         whole_number(self.batch_size, "batch_size")
@@ -113,6 +128,35 @@ class Job:
                 fix="leave collate out, or pass a dataset",
             )
         _check_data(self.data)
+        self._check_recipe()
+
+    def _check_recipe(self) -> None:
+        """Refuse a schedule, a length or a reading of the data that cannot work."""
+        rate = self.rate
+        if rate is not None and not isinstance(rate, str) and not callable(rate):
+            raise SettingError(
+                "rate must be a Rate, one word, or a function that makes a scheduler",
+                seen=f"rate={rate!r:.60}",
+                why="a scheduler belongs to one optimizer, and every run has its own",
+                fix="rate=lambda optimizer: CosineAnnealingLR(optimizer, T_max=1000)",
+            )
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise SettingError(
+                "clip_norm must be positive", seen=f"clip_norm={self.clip_norm}"
+            )
+        run_length(self.length, self.examples, self.epochs)
+        whole_number(self.num_workers, "num_workers", least=0)
+        if self.num_workers and isinstance(self.data, tuple):
+            raise SettingError(
+                "num_workers has no effect on a tuple of tensors",
+                seen=f"data is a tuple of tensors, num_workers={self.num_workers}",
+                fix="leave num_workers out, or pass a dataset",
+            )
+
+    @property
+    def run_examples(self) -> float | None:
+        """Examples that today's run sees; None where its length is not said."""
+        return run_length(self.length, self.examples, self.epochs)
 
     @property
     def length(self) -> int:
@@ -145,7 +189,8 @@ class Job:
         """The job's optimizer over the trainable parameters of a model.
 
         Raises:
-            JobError: Nothing is trainable, or no optimizer came back.
+            JobError: Nothing is trainable, no optimizer came back, or it came with a
+                learning-rate scheduler.
         """
         params = [p for p in model.parameters() if p.requires_grad]
         if any(isinstance(p, nn.UninitializedParameter) for p in params):
@@ -168,6 +213,14 @@ class Job:
                 "optimizer(params) did not return a torch.optim.Optimizer",
                 seen=type(optimizer).__name__,
                 fix="Job(optimizer=lambda params: torch.optim.AdamW(params, lr=1e-3))",
+            )
+        if has_scheduler(optimizer):
+            raise JobError(
+                "a learning-rate scheduler is made inside optimizer=",
+                seen=f"lr {float(optimizer.param_groups[0]['lr']):.3g} as it left it",
+                why="nobody steps it: its first factor would stay for the whole run",
+                fix="Job(rate=lambda optimizer: CosineAnnealingLR(optimizer, ...), "
+                "epochs=9), and the optimizer at its plain rate",
             )
         return optimizer
 
@@ -214,6 +267,35 @@ class Job:
         if self.target is None or not math.isfinite(value):
             return False
         return value <= self.target if self.goal == "min" else value >= self.target
+
+
+def run_length(length: int, examples: int | None, epochs: float | None) -> float | None:
+    """Examples that a run sees, if that is said: in examples, or in passes.
+
+    Args:
+        length: Examples in the data set.
+        examples: Of the run.
+        epochs: Instead.
+
+    Raises:
+        SettingError: Both are said, or one that makes no sense.
+
+    Example:
+        >>> run_length(1000, None, 2.5)
+        2500.0
+    """
+    if examples is not None and epochs is not None:
+        raise SettingError(
+            "give examples or epochs, not both",
+            seen=f"examples={examples}, epochs={epochs}",
+        )
+    if examples is not None:
+        return float(whole_number(examples, "examples"))
+    if epochs is not None:
+        if not 0 < epochs < math.inf:
+            raise SettingError("epochs must be positive", seen=f"epochs={epochs}")
+        return float(max(1, round(epochs * length)))
+    return None
 
 
 def _check_data(data: Any) -> None:

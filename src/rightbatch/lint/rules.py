@@ -17,6 +17,7 @@ from rightbatch.core.guards import evaluating
 from rightbatch.coupling.probe import Coupling, find_coupling
 from rightbatch.job.job import Job
 from rightbatch.job.loss import PRECISIONS
+from rightbatch.schedules.job_rate import rate_of
 from rightbatch.training.gradient import Part, sum_gradients
 
 SUM_TOLERANCE = 0.02  # how far from 2 the ratio of a doubled batch may be [assumed]
@@ -83,7 +84,7 @@ def enough_data(probe: Probe) -> Finding | None:
 
 
 def trainable(probe: Probe) -> Finding | None:
-    """Model and optimizer can be made, and something can be trained."""
+    """Model, optimizer and rate can be made, and something can be trained."""
     parameters = {id(p) for p in probe.model.parameters() if p.requires_grad}
     held = {id(p) for g in probe.optimizer.param_groups for p in g["params"]}
     again = {p.data_ptr() for p in probe.job.make_model().parameters()}
@@ -102,6 +103,7 @@ def trainable(probe: Probe) -> Finding | None:
             why="its steps would change nothing",
             fix="Job(optimizer=lambda params: SGD(params, ...)) using the params given",
         )
+    rate_of(probe.job)
     missing = len(parameters - held)
     if missing:
         return Finding(

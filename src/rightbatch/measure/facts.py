@@ -39,6 +39,9 @@ def job_facts(run: RunState, spec: str, coupled: Coupled = "") -> JobFacts:
         goal=job.goal,
         precision=job.precision,
         seed=job.seed,
+        run_examples=job.run_examples,
+        rate="" if run.rate is None else str(run.rate),
+        clip_norm=job.clip_norm,
         coupled=coupled,
         coupled_batch=_coupled_batch(run) if coupled else None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.findings import Coupled, Finding
@@ -12,12 +13,16 @@ from rightbatch.job.optimizers import Family
 from rightbatch.memory.points import MemoryPoint
 from rightbatch.noise.statistics.moments import NoiseMoments
 
-FORMAT = "rightbatch/measurements/2"
+FORMAT = "rightbatch/measurements/3"
+THIS_RUN = "this run"  # the measuring run itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobFacts:
     """What was measured: the job as JSON can hold it.
+
+    ``run_examples``: what today's run sees, None where its length is not said;
+    ``rate``: its learning-rate schedule in words, empty where the rate stays.
 
     Attributes:
         coupled: Where the examples of a batch touch each other, see
@@ -44,6 +49,9 @@ class JobFacts:
     goal: str
     precision: str
     seed: int
+    run_examples: float | None = None
+    rate: str = ""
+    clip_norm: float | None = None
     coupled: Coupled = ""
     coupled_batch: int | None = None
 
@@ -139,9 +147,10 @@ class NoisePoint:
     Attributes:
         step: Optimizer updates made before it.
         examples: Examples seen before it.
-        loss: Mean loss over the examples measured.
-        groups: Independent groups of examples, all at the same weights.
-        group_size: Examples in a group.
+        loss: Mean loss over the examples measured; None where it was not seen.
+        groups: Independent groups of examples, all at the same weights; of a saved
+            run, measured steps.
+        group_size: Examples in a group, or in a measured step.
         noise_scale: ``trace / grad_norm_sq`` in examples, Fieller interval.
         plain: Moments in the Euclidean metric.
         preconditioned: Moments in the optimizer's own metric, where it has one.
@@ -149,7 +158,7 @@ class NoisePoint:
 
     step: int
     examples: int
-    loss: float
+    loss: float | None
     groups: int
     group_size: int
     noise_scale: Estimate
@@ -167,48 +176,56 @@ class MetricPoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One contestant of the race: a batch with its learning rate.
+class Lane:
+    """One candidate of the race, trained once from the common start.
 
     Attributes:
-        role: ``"plan"``, ``"today"`` or ``"neighbour"``.
         batch_size: Examples per step.
-        micro_batch: Examples in memory at once.
-        lr: Its learning rate.
-        steps: Updates made in one round.
-        metrics: Final held-out value of every round.
-        speedup: How many times sooner than today's candidate it reached today's final
-            value, over the rounds; today's own candidate is 1.
+        micro_batch: Examples in memory at once, over all ranks.
+        lr: Learning rate of the first param group.
+        seed: Of its stream; lanes of one seed see the same examples in one order.
+        step_s: Seconds of a step by the law of step time. A race is timed by steps
+            times these, so that whatever else the machine does changes nothing.
+        steps: Updates made at each evaluation, increasing.
+        metrics: What was found there.
+        end: Why it ended: ``"target"`` met; ``"time"``, as long as the race went;
+            ``"slow"``, far behind; ``"diverged"``.
     """
 
-    role: str
     batch_size: int
     micro_batch: int
     lr: float
-    steps: int
+    seed: int
+    step_s: float
+    steps: tuple[int, ...]
     metrics: tuple[float, ...]
-    speedup: Estimate
+    end: Literal["target", "time", "slow", "diverged"]
+
+    @property
+    def seconds(self) -> float:
+        """How long it trained, by the law of step time."""
+        return self.steps[-1] * self.step_s if self.steps else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Race:
-    """Candidates trained for equal time from one warmed-up start on one stream.
+    """Candidates of batch and learning rate, trained from one start.
 
     Attributes:
         metric: What was compared: ``"evaluate"`` or ``"held-out loss"``.
         goal: ``"min"`` or ``"max"``.
         start: The metric at the common start.
-        seconds: Time of each candidate in each round.
-        rounds: Repetitions, each on another part of the stream.
-        candidates: The contestants.
+        target: The value that ends a run, where there is one.
+        lanes: Every training, in the order in which they were begun.
+        seconds: Wall time of it all.
     """
 
     metric: str
     goal: str
     start: float
+    target: float | None
+    lanes: tuple[Lane, ...]
     seconds: float
-    rounds: int
-    candidates: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +233,8 @@ class Measurements:
     """Everything measured of a job on a machine; filled in as phases finish.
 
     ``evaluate_s`` is how long one call of the job's ``evaluate`` takes; ``metric`` is
-    what ``metrics`` are: ``"evaluate"`` or ``"held-out loss"``.
+    what ``metrics`` are: ``"evaluate"`` or ``"held-out loss"``; ``noise_source`` is the
+    run that ``noise`` was seen in, in words.
     """
 
     version: str
@@ -230,6 +248,7 @@ class Measurements:
     memory: tuple[MemoryPoint, ...] = ()
     energy: tuple[EnergyPoint, ...] = ()
     noise: tuple[NoisePoint, ...] = ()
+    noise_source: str = THIS_RUN
     metrics: tuple[MetricPoint, ...] = ()
     evaluate_s: float | None = None
     metric: str = "evaluate"

@@ -5,7 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from rightbatch.measure.measurements import Measurements, MetricPoint, NoisePoint
+from rightbatch.measure.measurements import (
+    THIS_RUN,
+    Measurements,
+    MetricPoint,
+    NoisePoint,
+)
 
 WINDOW = 5  # latest evaluations whose median counts as the present value
 WORSE = 0.02  # of all that was gained must be lost again at a standstill [assumed]
@@ -57,7 +62,12 @@ def steps_of_progress(measurements: Measurements) -> int | None:
 
 
 def points_of_progress(measurements: Measurements) -> tuple[NoisePoint, ...]:
-    """The noise points up to the best evaluation, if the run stood still after it."""
+    """The noise points up to the best evaluation, if the run stood still after it.
+
+    Noise of another run is no matter of how far this one came.
+    """
+    if measurements.noise_source != THIS_RUN:
+        return measurements.noise
     metrics, goal = measurements.metrics, measurements.metric_goal
     if steps_to_target(measurements) is not None or not has_stalled(metrics, goal):
         return measurements.noise

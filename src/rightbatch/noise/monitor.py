@@ -14,6 +14,7 @@ import warnings
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,15 +23,19 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.estimate import Estimate
+from rightbatch.core.json_io import write_json
 from rightbatch.core.trees import tensors
 from rightbatch.noise.group_source import GroupSource
 from rightbatch.noise.micro_batches import MicroBatches
+from rightbatch.noise.monitor_hook import Hook
 from rightbatch.noise.monitor_settings import (
     check_settings,
     watched_parameters,
 )
 from rightbatch.noise.overhead import UPFRONT, Budget
 from rightbatch.noise.rank_gradients import RankGradients, world_size_of
+from rightbatch.noise.saved_noise import FORMAT, SavedNoise
+from rightbatch.noise.statistics.course import PLAIN, Course
 from rightbatch.noise.statistics.history import History
 from rightbatch.noise.statistics.optimizer_metric import OptimizerMetrics, root_moments
 from rightbatch.noise.statistics.reading import metric_noise, noise_scale_of
@@ -46,25 +51,6 @@ LEARNED = 3  # measured steps by which layouts and checkpointing are known [deri
 QUIET = 5  # updates without a forward pass until we say so [assumed]
 
 
-class Hook:
-    """Calls a monitor as long as there is one; a copy of it calls nobody.
-
-    So a watched model can be copied and pickled, and its copy is not watched.
-    """
-
-    def __init__(self, monitor: Any, name: str) -> None:
-        self._monitor, self._name = monitor, name
-
-    def __call__(self, *args: Any) -> None:
-        """Pass the call on, unless a compiler is tracing it."""
-        monitor = None if self._monitor is None else self._monitor()
-        if monitor is not None and not torch.compiler.is_compiling():
-            getattr(monitor, self._name)(*args)
-
-    def __reduce__(self) -> Any:
-        return Hook, (None, self._name)
-
-
 @dataclass
 class Counts:
     """What a monitor has seen so far.
@@ -76,6 +62,7 @@ class Counts:
             update followed.
         batch_size: Examples in the last measured step.
         gain_batch: Examples behind the last gain of a sign step.
+        steps: Updates.
     """
 
     examples: int = 0
@@ -83,6 +70,7 @@ class Counts:
     skipped: int = 0
     batch_size: int = 0
     gain_batch: int = 0
+    steps: int = 0
 
 
 class NoiseMonitor:
@@ -115,7 +103,8 @@ class NoiseMonitor:
         clock: Seconds; what the overhead is measured with.
 
     Attributes:
-        history: The samples so far.
+        history: The samples so far, the recent ones finely.
+        course: The samples from the beginning, for `save`.
         counts: Steps and examples so far.
 
     Raises:
@@ -160,7 +149,7 @@ class NoiseMonitor:
         if stream is not None and population is None and stream.order.covers:
             population = stream.length
         self.model, self.optimizer = model, optimizer
-        self.history, self.counts = History(), Counts()
+        self.history, self.course, self.counts = History(), Course(), Counts()
         watched = watched_parameters(model, optimizer)
         parameters = [p for _, p in watched]
         self._parameters: list[Tensor] = parameters
@@ -230,12 +219,30 @@ class NoiseMonitor:
         """Plain numbers for any logger: ``wandb.log(monitor.log(), step=step)``."""
         return self.read().log(prefix)
 
+    def save(self, path: str | Path) -> None:
+        """Write the noise along the run so far, for ``rightbatch tune JOB --noise``.
+
+        At most 64 readings, evenly spread over the examples seen; one rank is enough.
+        A file that is there is written over.
+
+        Args:
+            path: Such as ``"noise.json"``; its folder exists.
+
+        Raises:
+            RunFolderError: It cannot be written.
+        """
+        size = sum(p.numel() for p in self._parameters)
+        steps = self.counts.steps
+        saved = SavedNoise.of(self.course, self.read(), steps=steps, parameters=size)
+        write_json(path, saved, FORMAT)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything measured so far, as plain numbers."""
         return {
             "parameters": self._names,
             "counts": dataclasses.asdict(self.counts),
             "history": self.history.state(),
+            "course": self.course.state(),
             "metrics": {name: h.state() for name, h in self._metric_histories.items()},
         }
 
@@ -245,7 +252,7 @@ class NoiseMonitor:
         Raises:
             SettingError: The state is of a model with other parameters.
         """
-        if not {"parameters", "counts", "history", "metrics"} <= set(state):
+        if not {"parameters", "counts", "history", "course", "metrics"} <= set(state):
             raise SettingError(
                 "this is not the state of a NoiseMonitor",
                 seen=f"keys {list(state)[:5]}",
@@ -261,6 +268,7 @@ class NoiseMonitor:
             )
         self.counts = Counts(**state["counts"])
         self.history = History.from_state(state["history"])
+        self.course = Course.from_state(state["course"])
         self._metric_histories = {
             name: History.from_state(saved) for name, saved in state["metrics"].items()
         }
@@ -348,6 +356,7 @@ class NoiseMonitor:
         kind, self._kind = self._kind, ""
         if kind:
             self._finish_step(kind)
+        self.counts.steps += 1
         self._last_batches, self._batches = tuple(self._batches), []
         self._budget.step(kind)
 
@@ -425,9 +434,13 @@ class NoiseMonitor:
         counts.batch_size = sample.batch
         counts.gain_batch = sample.gain_batch or counts.gain_batch
         self.history.add(counts.examples, sample.batch, sample.signal, sample.noise)
+        sums = {PLAIN: (float(sample.signal.sum()), float(sample.noise.sum()))}
         for name, (signal, noise) in sample.metrics.items():
+            if name != "sign":  # its two numbers are no signal and noise
+                sums[name] = float(signal.sum()), float(noise.sum())
             history = self._metric_histories.setdefault(name, History())
             history.add(counts.examples, sample.batch, signal, noise)
+        self.course.add(counts.steps, counts.examples, sample.batch, sums)
         share = self._coverage().parameters
         if share < LOW_COVERAGE and counts.measured > LEARNED:
             self._warn(

@@ -36,7 +36,7 @@ def alternatives(choice: Choice) -> tuple[Alternative, ...]:
 
 def _cases(choice: Choice) -> list[tuple[str, float, Laws]]:
     """Conditions, each with the critical batch and the laws that hold under it."""
-    laws, critical = choice.laws, choice.laws.noise.critical_batch.value
+    laws, critical = choice.laws, choice.laws.rate.critical_batch.value
     half = laws.time.parameters.copy()
     half[0] /= 2
     faster = dataclasses.replace(laws.time, parameters=half)

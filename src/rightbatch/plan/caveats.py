@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
 from rightbatch.core.units import show_number, show_seconds
 from rightbatch.fit.stairs import stair
 from rightbatch.measure.run_progress import has_stalled, points_of_progress
 from rightbatch.plan.choice import Choice
-from rightbatch.plan.evidence import race_tells
 from rightbatch.plan.objectives import Energy, Examples, Money
 
 STAIR = 1.05  # a step this much longer just past a power of two is told [assumed]
@@ -17,11 +17,9 @@ SLOW_FETCH = 0.1  # of a step [assumed]
 
 def caveats(choice: Choice) -> tuple[str, ...]:
     """One sentence for everything that was not checked, or is uncertain."""
-    rate = "The learning rate follows from today's by a rule: it is as good as today's."
     sentences = (
         _length_of_run(choice),
-        _race(choice),
-        rate,
+        _noise(choice),
         _contention(choice),
         _largest(choice),
         _stairs(choice),
@@ -32,37 +30,57 @@ def caveats(choice: Choice) -> tuple[str, ...]:
 
 
 def _length_of_run(choice: Choice) -> str:
-    measurements = choice.measurements
-    job = measurements.job
-    if choice.laws.steps_to_target is not None:
-        return ""
+    evidence, race = choice.evidence, choice.measurements.race
+    if race is None:
+        return "No race was run: the comparison rests on the laws alone."
+    if choice.raced is None or evidence.share >= 1.0:
+        if race.target is None or choice.measurements.job.target is not None:
+            return ""
+        return (
+            f"The target raced to, {show_number(race.target)}, is what today's run came "
+            "to at its end."
+        )
+    length = show_seconds(evidence.run_s)
+    taken = f"a run taken as {length}" if not evidence.known else f"a run of {length}"
     why = "the job has no target"
-    if has_stalled(measurements.metrics, measurements.metric_goal):
-        why = f"the {measurements.metric} got worse after that"
-    elif job.has_evaluate and measurements.metric != "evaluate":
-        why = "its evaluation is too slow to be called along the run"
-    elif job.target is not None:
-        why = "the target was not reached within the budget"
-    seen = points_of_progress(measurements)[-1].examples
+    if race.target is not None:
+        best = max if race.goal == "max" else min
+        metrics = [m for lane in race.lanes for m in lane.metrics]
+        seen = best(m for m in metrics if math.isfinite(m))
+        why = (
+            f"the target {show_number(race.target)} was not reached, best "
+            f"{show_number(seen)}"
+        )
+    raced = show_seconds(evidence.share * evidence.run_s)
     return (
-        f"Noise was followed for {seen:,} examples, {show_number(seen / job.examples)} "
-        f"passes over the data ({why}); it usually grows later, which favours larger "
-        "batches."
+        f"The leaders were raced for {raced} of {taken} ({why}). Early, high rates "
+        "look better than they are."
     )
 
 
-def _race(choice: Choice) -> str:
-    race = choice.measurements.race
-    if race is None:
-        return "No race was run: the comparison rests on the laws alone."
-    if not race_tells(race):
+def _noise(choice: Choice) -> str:
+    measurements, noise = choice.measurements, choice.laws.noise
+    if noise is None:
+        return "Gradient noise was not measured: too few steps fitted the budget."
+    law, prior = choice.laws.rate, noise.critical_batch
+    found = law.critical_batch
+    if law.runs and prior.bounded and not found.low <= prior.value <= found.high:
         return (
-            "The race shows nothing: no candidate got better than the start "
-            f"({show_number(race.start)})."
+            f"Gradient noise alone would put the critical batch at {prior}; the runs "
+            f"say {found}, and they decide."
         )
+    if law.runs:
+        return ""
+    points = points_of_progress(measurements)
+    if has_stalled(measurements.metrics, measurements.metric_goal):
+        return (
+            f"The {measurements.metric} got worse in the end; noise until then counts."
+        )
+    seen = points[-1].examples
+    passes = show_number(seen / measurements.job.examples)
     return (
-        f"The race lasted {show_seconds(race.seconds)} a candidate; no run was made to "
-        "the end at the chosen batch."
+        f"Noise was followed for {seen:,} examples, {passes} passes over the data; it "
+        "usually grows later, which favours larger batches."
     )
 
 

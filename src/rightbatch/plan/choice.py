@@ -1,4 +1,4 @@
-"""Choosing a batch: the best by the laws, unless a race knows better."""
+"""Choosing batch and rate: the best of the race; without one, the best by the laws."""
 
 from __future__ import annotations
 
@@ -8,50 +8,54 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rightbatch.measure.measurements import Candidate, Measurements
-from rightbatch.plan.evidence import (
-    Evidence,
-    candidate_of,
-    evidence_for,
-    race_settles,
-)
+from rightbatch.core.estimate import Estimate
+from rightbatch.fit.standings import standings_of
+from rightbatch.measure.measurements import Measurements
+from rightbatch.plan.evidence import Evidence, evidence_of
 from rightbatch.plan.laws import Laws, laws_of
 from rightbatch.plan.objectives import Energy, Examples, Objective, Time, no_energy
 from rightbatch.plan.options import (
     Option,
     best_option,
-    cost,
     memory_limit,
     options_within,
     predict,
     within_deadline,
 )
+from rightbatch.plan.raced import Raced, raced_of
 from rightbatch.schedules.scaling import Scaling, scaling_for
 
 FLAT = 1.10  # batches within 10 % of the best count as equally good [assumed]
-# The laws decide when, in 9 of 10 draws of all that is uncertain, the choice costs at
-# most so much more than the best batch of that draw. [assumed]
+# A choice is sure when, in 9 of 10 draws of all that is uncertain, it costs at most so
+# much more than the best of what was raced. [assumed]
 TOLERATED, SURE = 1.30, 0.9
+WORTH = 0.97  # a change is told only where it surely saves 3 % at the least [assumed]
+# Scatter of a ratio of whole runs beyond that of streams: other initial weights, and
+# the law of step time. Standard deviation of the log. [measured: benchmarks/truth]
+BEYOND = 0.08
+NEAR_RATE = 2.0  # a rate within so much of the best tells how good a batch is [assumed]
+TRIED_FROM_LAWS = 1.30  # laws and runs differ where they exclude each other by so much
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A batch, everything it was chosen from, and how sure the choice is.
+    """Batch and rate, everything they were chosen from, and how sure the choice is.
 
     Attributes:
         measurements: What was measured.
         laws: The laws fitted to it.
         objective: What was to be least.
-        options: Every batch that fits, in order of size.
-        chosen: The one taken.
-        baseline: Today's batch, even where it does not fit.
-        by_laws: What the laws alone would take.
-        flat: Smallest and largest batch predicted within 10 % of the best.
-        regret: What the laws' choice costs over the best, at the 90th percentile.
-        sure: Whether that is little enough, or a race has told it from the others.
-        evidence: What a race said of it against the baseline.
-        decided_by: ``"laws"`` or ``"race"``.
-        scaling: How the optimizer's numbers follow from today's.
+        options: Every batch that fits, at the best rate by the laws, in order of size.
+        chosen: The one taken, at the rate taken.
+        baseline: Today's batch and rate, even where they do not fit.
+        by_laws: The option that the laws alone hold best.
+        raced: What the race found, if it found anything.
+        gain: What the choice costs over today's, by race and laws together.
+        flat: Smallest and largest batch as good within 10 %, each at its best rate.
+        regret: What the choice costs over the best raced, at the 90th percentile.
+        contradiction: Where runs and laws exclude each other, in words; else empty.
+        evidence: How far the race went.
+        scaling: How the optimizer's numbers follow from today's to the batch.
         limit_bytes: Memory the options had to fit in.
         deadline_s: Seconds to the target they had to keep, if any.
     """
@@ -63,24 +67,32 @@ class Choice:
     chosen: Option
     baseline: Option
     by_laws: Option
+    raced: Raced | None
+    gain: Estimate
     flat: tuple[int, int]
     regret: float
-    sure: bool
+    contradiction: str
     evidence: Evidence
-    decided_by: str
     scaling: Scaling
     limit_bytes: float
     deadline_s: float | None
 
     @property
-    def decided(self) -> bool:
-        """Sure, and proven: laws alone are worth trying, never a verdict."""
-        return self.sure and self.evidence.proves
+    def stays(self) -> bool:
+        """Whether today's setting is kept."""
+        job = self.measurements.job
+        return (self.chosen.batch_size, self.chosen.lr) == (job.batch_size, job.lr)
 
     @property
-    def candidate(self) -> Candidate | None:
-        """The race candidate of the chosen batch, if it was raced."""
-        return candidate_of(self.measurements, self.chosen)
+    def decided(self) -> bool:
+        """Proven by a race: laws alone are worth trying, never a verdict."""
+        return (
+            self.raced is not None
+            and self.evidence.enough
+            and self.regret <= TOLERATED
+            and not self.contradiction
+            and (self.stays or self.gain.high < 1)
+        )
 
 
 def choose(
@@ -94,11 +106,12 @@ def choose(
     """Choose batch, split and learning rate from measurements; measure nothing.
 
     Args:
-        measurements: A race in them overrules the laws where they disagree.
+        measurements: With a race, the best of it is taken; without, the laws' best.
         objective: What is to be least; default `Time`.
         deadline_s: Seconds to the target that must not be exceeded.
         memory_bytes: Bytes a step may take; default 90 % of what was free.
-        rule: How the learning rate follows, see `schedules.scaling.scaling_for`.
+        rule: How the optimizer's other numbers follow, see
+            `schedules.scaling.scaling_for`.
 
     Raises:
         SettingError: A limit is not positive, or no batch fits in memory.
@@ -106,23 +119,33 @@ def choose(
             judged because no run has reached the target, or no batch keeps it.
     """
     objective = objective or Time()
+    job = measurements.job
     limit = memory_limit(measurements, memory_bytes)
     laws = laws_of(measurements)
     if isinstance(objective, Energy) and objective.watts is None and not laws.energy:
         raise no_energy("none was measured")
-    options = options_within(laws, measurements.job.examples, limit)
-    baseline = predict(laws, laws.baseline, None)
+    options = options_within(laws, job.examples, limit)
+    baseline = predict(laws, laws.baseline, None, laws.baseline_lr)
     assert baseline is not None, "today's batch was run, so it has a split"
     allowed = within_deadline(options, deadline_s)
     by_laws = best_option(allowed, objective)
-    in_time = _counts_time(laws, objective)
-    chosen = _race_choice(measurements, allowed, by_laws) if in_time else by_laws
-    candidate = candidate_of(measurements, chosen)
-    settled = in_time and race_settles(measurements, candidate)
-    bounded = math.isfinite(laws.noise.critical_batch.value)
-    regret = _regret(laws, allowed, by_laws, objective)
-    best = min(cost(o, objective) for o in allowed)
-    flat = [o.batch_size for o in allowed if cost(o, objective) <= FLAT * best]
+    evidence = evidence_of(measurements, laws)
+    raced = raced_of(measurements, laws, objective, limit)
+    place = None if raced is None else _best_raced(raced, allowed, evidence, objective)
+    if raced is None or place is None:
+        # Where a race got nowhere, the laws that it was to prove are no advice.
+        stays = measurements.race is not None and laws.baseline in {
+            o.batch_size for o in allowed
+        }
+        chosen, regret, contradiction = baseline if stays else by_laws, math.inf, ""
+        gain = _gain_by_laws(chosen, objective)
+    else:
+        standing = raced.standings[place]
+        option = predict(laws, standing.batch_size, limit, standing.lr)
+        chosen = baseline if place == 0 or option is None else option
+        gain = _gain(raced, place, evidence)
+        regret = _regret(raced, place, evidence)
+        contradiction = _contradiction(measurements, laws, raced, place)
     return Choice(
         measurements=measurements,
         laws=laws,
@@ -131,11 +154,12 @@ def choose(
         chosen=chosen,
         baseline=baseline,
         by_laws=by_laws,
-        flat=(flat[0], flat[-1]),
+        raced=raced,
+        gain=gain,
+        flat=_flat(laws, allowed, chosen, objective),
         regret=regret,
-        sure=(regret <= TOLERATED and bounded) or settled,
-        evidence=evidence_for(measurements, options, chosen, by_laws),
-        decided_by="laws" if chosen is by_laws else "race",
+        contradiction=contradiction,
+        evidence=evidence,
         scaling=scaling_of(measurements, laws, chosen.batch_size, rule),
         limit_bytes=limit,
         deadline_s=deadline_s,
@@ -145,62 +169,161 @@ def choose(
 def scaling_of(
     measurements: Measurements, laws: Laws, batch_size: int, rule: str = "auto"
 ) -> Scaling:
-    """How the job's optimizer follows to a batch, with the noise that was measured."""
-    critical = laws.noise.critical_batch
-    # Without an upper bound, what is at least known of it: that rate is the safer one.
-    noise = critical.value if math.isfinite(critical.value) else critical.low
+    """How the job's optimizer follows to a batch; by the noise that was expected.
+
+    A race goes by this too, before it begins: what is raced is what is trained.
+    """
     return scaling_for(
         measurements.job.family,
         laws.baseline,
         batch_size,
         rule=rule,
-        noise_scale=noise,
+        noise_scale=math.exp(laws.rate.prior.noise),
         decoupled_decay=measurements.job.decoupled_decay,
     )
 
 
-def _counts_time(laws: Laws, objective: Objective) -> bool:
-    """Whether the objective is time in another unit, so that a race can settle it."""
-    if isinstance(objective, Energy):
-        return laws.energy is None
-    return not isinstance(objective, Examples)
+def _best_raced(
+    raced: Raced, allowed: Sequence[Option], evidence: Evidence, objective: Objective
+) -> int | None:
+    """Place of the best setting; today's (0) where nothing is surely better."""
+    sizes = {option.batch_size for option in allowed}
+    means = raced.means
+    fits = np.array([s.batch_size in sizes for s in raced.standings])
+    means = np.where(fits, means, math.inf)
+    if not np.isfinite(means).any():
+        return None
+    best = int(means.argmin())
+    if isinstance(objective, Examples):  # of those about as few, the fastest
+        few = means <= means[best] + math.log1p(objective.tolerance)
+        seconds = [s.seconds.value for s in raced.standings]
+        best = int(np.where(few, seconds, math.inf).argmin())
+    stays = (
+        _gain(raced, best, evidence).high > WORTH
+        and _regret(raced, 0, evidence) <= TOLERATED
+    )
+    return 0 if stays and fits[0] and math.isfinite(means[0]) else best
 
 
-def _race_choice(
-    measurements: Measurements, allowed: Sequence[Option], by_laws: Option
-) -> Option:
-    """The laws' choice, unless another candidate was clearly faster in the race."""
-    favourite = candidate_of(measurements, by_laws)
-    if favourite is None or measurements.race is None:
-        return by_laws
-    winner = max(measurements.race.candidates, key=lambda c: c.speedup.value)
-    if winner.speedup.low <= favourite.speedup.high:
-        return by_laws  # the race does not tell them apart
-    won = (o for o in allowed if candidate_of(measurements, o) is winner)
-    return next(won, by_laws)
+def _ratio_draws(
+    raced: Raced, place: int, other: int, evidence: Evidence
+) -> np.ndarray:
+    """Log of one setting's cost over another's, whole runs, as it may be."""
+    logs = raced.log_costs[:, place] - raced.log_costs[:, other]
+    random = np.random.default_rng(1)
+    spread = math.hypot(BEYOND, evidence.shortfall)
+    return logs + spread * random.standard_normal(len(logs))
 
 
-def _regret(
-    laws: Laws, options: Sequence[Option], chosen: Option, objective: Objective
-) -> float:
-    """How many times the best option's cost the chosen one has, at the 90th percentile.
+def _gain(raced: Raced, place: int, evidence: Evidence) -> Estimate:
+    if place == 0:
+        return Estimate.exact(1.0)
+    logs = _ratio_draws(raced, place, 0, evidence)
+    return Estimate.from_draws(
+        math.exp(float(np.median(logs))),
+        np.exp(logs).tolist(),
+        unit="",
+        n=raced.lanes,
+        method=f"{evidence.grade}, with the law of batch and rate",
+    )
 
-    In every draw of the laws, over the best option of that draw.
+
+def _gain_by_laws(option: Option, objective: Objective) -> Estimate:
+    if isinstance(objective, Examples):
+        return option.examples
+    if isinstance(objective, Energy) and option.energy is not None:
+        return option.energy
+    return option.time
+
+
+def _regret(raced: Raced, place: int, evidence: Evidence) -> float:
+    """What a setting costs over the best raced, at the 90th percentile of draws.
+
+    Only settings that got to the last level count: the others were left behind.
     """
+    reached = [i for i, s in enumerate(raced.standings) if s.runs]
+    if place not in reached:
+        return math.inf
+    costs = raced.log_costs[:, reached]
+    excess = costs[:, reached.index(place)] - costs.min(1)
+    return math.exp(float(np.quantile(excess, SURE)))
 
-    def cost_of(option: Option, draw: int) -> float:
-        split = option.micro_batch, option.accumulation
-        if isinstance(objective, Examples):
-            step = float(option.batch_size)
-        elif isinstance(objective, Energy) and laws.energy is not None:
-            step = laws.energy.joules(*split, draw)
-        else:
-            step = laws.time.step_seconds(*split, draw)
-        return laws.steps(option.batch_size, draw) * step
 
-    draws = range(len(laws.noise.draws))
-    costs = np.array([[cost_of(o, draw) for o in options] for draw in draws])
-    allowance = 1 + objective.tolerance if isinstance(objective, Examples) else 1.0
-    index = next(i for i, o in enumerate(options) if o is chosen)
-    excess = costs[:, index] / costs.min(axis=1) / allowance
-    return float(np.quantile(np.maximum(excess, 1.0), SURE))
+def _contradiction(
+    measurements: Measurements, laws: Laws, raced: Raced, place: int
+) -> str:
+    """Where the choice's own runs and the law's prediction exclude each other."""
+    passages, race = laws.passages, measurements.race
+    if place == 0 or passages is None or race is None:
+        return ""
+    chosen, today = raced.standings[place], raced.standings[0]
+    if not today.runs:
+        return ""
+    logs = [
+        [
+            math.log(p.steps)
+            for p in passages.deepest
+            if p.reached and (p.batch_size, p.lr) == (s.batch_size, s.lr)
+        ]
+        for s in (chosen, today)
+    ]
+    seen = float(np.mean(logs[0]) - np.mean(logs[1]))
+    batches = np.array([float(chosen.batch_size), float(today.batch_size)])
+    drawn = laws.rate.log_steps_drawn(batches, np.array([chosen.lr, today.lr]))
+    said = drawn[:, 0] - drawn[:, 1]
+    spread = 2 * math.hypot(float(said.std()), math.sqrt(2) * laws.rate.scatter)
+    off = abs(seen - float(said.mean()))
+    if off <= max(spread, math.log(TRIED_FROM_LAWS)):
+        return ""
+    return (
+        f"at B = {chosen.batch_size} and lr {chosen.lr:.3g} the runs took "
+        f"{math.exp(seen):.2g} of today's steps, the law fitted to all of them says "
+        f"{math.exp(float(said.mean())):.2g}"
+    )
+
+
+def _flat(
+    laws: Laws, allowed: Sequence[Option], chosen: Option, objective: Objective
+) -> tuple[int, int]:
+    """The range of batches around the chosen one within 10 % of the best.
+
+    Each at the best of the rates that a race tried; the best by the laws is one of
+    them only where none near it was tried: what a race saw is not talked away.
+    """
+    tried = (
+        {(p.batch_size, p.lr) for p in laws.passages.deepest}
+        if laws.passages
+        else set()
+    )
+    settings = sorted(tried)
+    for o in allowed:
+        rates = [lr for batch_size, lr in tried if batch_size == o.batch_size]
+        if not any(o.lr / NEAR_RATE <= lr <= o.lr * NEAR_RATE for lr in rates):
+            settings.append((o.batch_size, o.lr))
+    costs = standings_of(laws.rate, laws.passages, settings).draws.mean(0)
+    by_batch: dict[int, float] = {}
+    steps = {o.batch_size: o for o in allowed}
+    for (batch, _), log_steps in zip(settings, costs.tolist(), strict=True):
+        if batch in steps:
+            option = steps[batch]
+            unit = option.step_time_s.value
+            if isinstance(objective, Examples):
+                unit = float(batch)
+            by_batch[batch] = min(
+                by_batch.get(batch, math.inf), log_steps + math.log(unit)
+            )
+    best = min(by_batch.values())
+    good = {b for b, c in by_batch.items() if c <= best + math.log(FLAT)}
+    sizes = sorted(by_batch)
+    low = high = chosen.batch_size
+    if chosen.batch_size in sizes:
+        place = sizes.index(chosen.batch_size)
+        for b in reversed(sizes[:place]):
+            if b not in good:
+                break
+            low = b
+        for b in sizes[place + 1 :]:
+            if b not in good:
+                break
+            high = b
+    return low, high

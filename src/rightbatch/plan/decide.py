@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rightbatch.core.estimate import Estimate
 from rightbatch.measure.measurements import Measurements
 from rightbatch.plan.alternatives import alternatives
 from rightbatch.plan.caveats import caveats
 from rightbatch.plan.choice import Choice, choose
-from rightbatch.plan.objectives import Objective
+from rightbatch.plan.objectives import Money, Objective, Time
 from rightbatch.plan.reasons import reasons
 from rightbatch.plan.verdict import verdict
 from rightbatch.training.plan import Plan
@@ -54,8 +55,8 @@ def make_plan(choice: Choice) -> Plan:
         "step_time_s": chosen.step_time_s,
         "steps_vs_today": chosen.steps,
         "examples_vs_today": chosen.examples,
-        "time_vs_today": chosen.time,
-        "critical_batch": choice.laws.noise.critical_batch,
+        "time_vs_today": _time_vs_today(choice),
+        "critical_batch": choice.laws.rate.critical_batch,
     }
     if chosen.seconds is not None:
         predicted["seconds_to_target"] = chosen.seconds
@@ -65,14 +66,16 @@ def make_plan(choice: Choice) -> Plan:
         job=job.name,
         spec=job.spec,
         decided=choice.decided,
-        decided_by=choice.decided_by,
+        grade=choice.evidence.grade,
         objective=choice.objective.name,
         batch_size=chosen.batch_size,
         micro_batch=-(-chosen.micro_batch // choice.laws.world_size),
         world_size=choice.laws.world_size,
         accumulation=chosen.accumulation,
         optimizer=job.optimizer,
-        lr=job.lr * choice.scaling.lr,
+        lr=chosen.lr,
+        lr_factor=chosen.lr / (job.lr * choice.scaling.lr),
+        examples=_run_examples(choice),
         scaling=choice.scaling,
         schedule="constant",
         today=job.batch_size,
@@ -89,6 +92,20 @@ def make_plan(choice: Choice) -> Plan:
         half_batch=choice.laws.time.half_batch.value,
         coupled_batch=_coupled_batch(choice),
     )
+
+
+def _time_vs_today(choice: Choice) -> Estimate:
+    """Of whatever is to be least, the time: by the race where there was one."""
+    by_time = isinstance(choice.objective, Time | Money)
+    return choice.gain if choice.raced is not None and by_time else choice.chosen.time
+
+
+def _run_examples(choice: Choice) -> float | None:
+    """How long the planned run is, where today's has a length."""
+    today = choice.measurements.job.run_examples
+    if today is None:
+        return None
+    return today * choice.laws.rate.prior.stretch(choice.chosen.batch_size)
 
 
 def _coupled_batch(choice: Choice) -> int | None:

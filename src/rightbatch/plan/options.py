@@ -23,6 +23,7 @@ class Option:
         batch_size: B = micro_batch * accumulation.
         micro_batch: Examples in memory at once, over all ranks.
         accumulation: Micro-batches per optimizer step.
+        lr: The learning rate that the laws hold best for it; today's for the baseline.
         step_time_s: Predicted time of one optimizer step.
         peak_memory_bytes: Predicted peak, None where memory was not measured.
         steps: Optimizer steps to the same result, over the baseline's.
@@ -35,6 +36,7 @@ class Option:
     batch_size: int
     micro_batch: int
     accumulation: int
+    lr: float
     step_time_s: Estimate
     peak_memory_bytes: int | None
     steps: Estimate
@@ -44,19 +46,30 @@ class Option:
     energy: Estimate | None = None
 
 
-def predict(laws: Laws, batch_size: int, limit_bytes: float | None) -> Option | None:
-    """Everything the laws say of one batch; None if no split of it fits."""
+def predict(
+    laws: Laws, batch_size: int, limit_bytes: float | None, lr: float | None = None
+) -> Option | None:
+    """Everything the laws say of one batch at a rate; None if no split of it fits.
+
+    Args:
+        laws: Fitted to measurements.
+        batch_size: The batch.
+        limit_bytes: Memory it has to fit in; None: any.
+        lr: Learning rate; default the best by the laws.
+    """
     split = laws.split(batch_size, limit_bytes)
     baseline = laws.split(laws.baseline, None)
     if split is None:
         return None
     assert baseline is not None, "without a limit every batch has a split"
+    lr = laws.rate.best_lr(batch_size) if lr is None else lr
+    by_fit, by_draw = laws.relative_steps(batch_size, lr)
 
     def step_s(draw: int | None) -> float:
         return laws.time.step_seconds(*split, draw)
 
     def steps(draw: int | None) -> float:
-        return laws.steps(batch_size, draw)
+        return by_fit if draw is None else float(by_draw[draw])
 
     def times(draw: int | None) -> float:
         return steps(draw) * step_s(draw) / laws.time.step_seconds(*baseline, draw)
@@ -73,16 +86,17 @@ def predict(laws: Laws, batch_size: int, limit_bytes: float | None) -> Option | 
     def estimate(f: Callable[[int | None], float], unit: str = "") -> Estimate:
         return Estimate.from_draws(
             f(None),
-            [f(draw) for draw in range(len(laws.noise.draws))],
+            [f(draw) for draw in range(len(by_draw))],
             unit=unit,
-            n=laws.noise.critical_batch.n,
-            method=f"{laws.time.kind} law and noise, joint draws",
+            n=laws.rate.critical_batch.n,
+            method=f"{laws.time.kind} law and law of steps, joint draws",
         )
 
     return Option(
         batch_size=batch_size,
         micro_batch=split[0],
         accumulation=split[1],
+        lr=lr,
         step_time_s=estimate(step_s, "s"),
         peak_memory_bytes=round(laws.memory.peak(split[0])) if laws.memory else None,
         steps=estimate(steps),

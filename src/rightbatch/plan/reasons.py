@@ -6,7 +6,6 @@ import math
 
 from rightbatch.core.units import show_number, show_seconds
 from rightbatch.plan.choice import Choice
-from rightbatch.plan.evidence import vague
 from rightbatch.plan.laws import Laws
 from rightbatch.plan.objectives import Energy, Money
 from rightbatch.plan.verdict import span
@@ -30,7 +29,7 @@ def reasons(choice: Choice) -> tuple[Reason, ...]:
 
 
 def _balance(laws: Laws) -> Reason:
-    critical, half = laws.noise.critical_batch, laws.time.half_batch
+    critical, half = laws.rate.critical_batch, laws.time.half_batch
     if math.isfinite(critical.value):
         past = f"Past about {show_number(critical.value)} examples"
         past += " a batch adds little that is new"
@@ -48,7 +47,7 @@ def _balance(laws: Laws) -> Reason:
 
 
 def _optimum(laws: Laws) -> Reason:
-    time, critical = laws.time, laws.noise.critical_batch.value
+    time, critical = laws.time, laws.rate.critical_batch.value
     half, t0, t1 = time.half_batch.value, time.overhead.value, time.per_example.value
     optimum = math.sqrt(critical * half)
     if not math.isfinite(critical):
@@ -81,24 +80,37 @@ def _optimum(laws: Laws) -> Reason:
 
 
 def _learning_rate(choice: Choice) -> Reason:
-    scaling, job = choice.scaling, choice.measurements.job
-    text = f"{job.lr:.3g}, as today: the batch is the same."
-    if scaling.batch_from != scaling.batch_to:
-        more = ""
-        if job.betas is not None and scaling.beta2 != 1.0 and len(job.betas) > 1:
-            more += f", beta2 {scaled_beta2(job.betas[1], scaling):.4g}"
-        if scaling.eps != 1.0:
-            more += f", eps x {scaling.eps:.3g}"
-        if job.weight_decay and scaling.weight_decay != 1.0:
-            more += f", weight decay x {scaling.weight_decay:.3g}"
+    job, scaling, lr = choice.measurements.job, choice.scaling, choice.chosen.lr
+    rate = choice.laws.rate
+    if choice.stays:
+        text = f"{job.lr:.3g}, as today."
+    elif choice.raced is None:
         text = (
-            f"{job.lr * scaling.lr:.3g} by the {scaling.rule} rule "
-            f"({scaling.reason}): {job.lr:.3g} x {scaling.lr:.3g}{more}."
+            f"{lr:.3g} by the law of batch and rate, if today's {job.lr:.3g} is right "
+            f"for B = {job.batch_size}: no race has tried others."
         )
+    else:
+        tried = sorted({s.lr for s in choice.raced.standings})
+        batch_size = choice.chosen.batch_size
+        text = (
+            f"{lr:.3g}, found by racing {len(tried)} rates from {tried[0]:.3g} to "
+            f"{tried[-1]:.3g}; the law fitted to all runs puts the best for "
+            f"B = {batch_size} at {rate.best_lr(batch_size):.3g}."
+        )
+    if scaling.batch_from != scaling.batch_to:
+        more = []
+        if job.betas is not None and scaling.beta2 != 1.0 and len(job.betas) > 1:
+            more.append(f"beta2 {scaled_beta2(job.betas[1], scaling):.4g}")
+        if scaling.eps != 1.0:
+            more.append(f"eps x {scaling.eps:.3g}")
+        if job.weight_decay and scaling.weight_decay != 1.0:
+            more.append(f"weight decay x {scaling.weight_decay:.3g}")
+        if more:
+            text += f" With the batch go {', '.join(more)}."
     return Reason(
         topic="lr",
         text=text,
-        numbers={"factor": scaling.lr, "from": job.lr},
+        numbers={"factor": lr / job.lr, "from": job.lr, "power": rate.power.value},
         source=scaling.source,
     )
 
@@ -181,29 +193,26 @@ def _amount(choice: Choice) -> Reason | None:
 
 
 def _race(choice: Choice) -> Reason | None:
-    race, candidate = choice.measurements.race, choice.candidate
-    if race is None or candidate is None:
+    """What was raced, and what the law of batch and rate makes of it."""
+    race, raced, law = choice.measurements.race, choice.raced, choice.laws.rate
+    if race is None or raced is None:
         return None
-    raced, by_race = candidate.speedup, choice.decided_by == "race"
-    if candidate.role == "today" and not by_race:
-        return None
-    time = choice.chosen.time
+    diverged = sum(s.diverged for s in raced.standings)
+    batches = sorted({s.batch_size for s in raced.standings})
     text = (
-        f"The laws favoured B = {choice.by_laws.batch_size}; the race was won by "
-        f"B = {candidate.batch_size}, and the race decides."
+        f"{len(race.lanes)} runs of {len(raced.standings)} settings, B = {batches[0]} "
+        f"to {batches[-1]}, {choice.evidence.grade}"
+        + (f", {diverged} diverged" if diverged else "")
+        + f"; {sum(s.runs for s in raced.standings)} got to the last level."
     )
-    if not by_race:
-        overlap = raced.low <= 1 / time.low and raced.high >= 1 / time.high
-        comment = "They agree." if overlap else "They differ."
-        if vague(candidate):
-            comment = "So wide an interval says little."
-        text = (
-            f"{race.rounds} rounds of {show_seconds(race.seconds)} each: "
-            f"{span(raced)} x as fast as B = {choice.laws.baseline}; the laws said "
-            f"{1 / time.value:.2g} x. {comment}"
+    if math.isfinite(law.r_squared):
+        text += (
+            f" The law of batch and rate fits them with R2 {law.r_squared:.2f}, "
+            f"critical batch {law.critical_batch}, rates as (1 + N/B)^-p with p "
+            f"{span(law.power)}."
         )
     return Reason(
         topic="race",
         text=text,
-        numbers={"speedup": raced.value, "predicted": 1 / time.value},
+        numbers={"gain": choice.gain.value, "share": choice.evidence.share},
     )

@@ -5,61 +5,110 @@ from __future__ import annotations
 import math
 
 from rightbatch.core.estimate import Estimate
-from rightbatch.core.units import show_number, show_seconds
-from rightbatch.plan.choice import Choice
-from rightbatch.plan.evidence import LEAST_SHARE, PASSES, vague
+from rightbatch.core.units import show_number
+from rightbatch.plan.choice import TOLERATED, Choice
+from rightbatch.plan.evidence import LEAST_SHARE
 from rightbatch.plan.objectives import Energy, Examples
+
+# A race takes about so many times what its leader trains: a field that is halved while
+# its length doubles, and repeats. [measured: docs/benchmarks.md]
+RACE_COST = 12.0
+# Where today's setting never got as far, less of its time than this is not claimed: how
+# slow it is beyond what was raced only the law says. [assumed]
+LEAST_TOLD = 0.01
 
 
 def verdict(choice: Choice) -> str:
-    """The decision, today's batch as the reference; undecided, what would settle it."""
-    job, chosen = choice.measurements.job, choice.chosen
-    if choice.evidence.contradiction:
+    """The decision against today's setting; undecided, what would settle it."""
+    job, chosen, grade = choice.measurements.job, choice.chosen, choice.evidence.grade
+    if choice.raced is None:
+        return f"{_by_laws(choice)} {settle(choice)}"
+    here = f"B = {chosen.batch_size} and lr {chosen.lr:.3g}"
+    today = f"B = {job.batch_size} and lr {job.lr:.3g}"
+    if choice.contradiction:
         return (
-            f"Undecided, since the race and the laws contradict each other: "
-            f"{choice.evidence.contradiction}. B = {chosen.batch_size} is the best "
-            f"guess. {_settle(choice)}"
+            f"Undecided, since race and laws contradict each other: "
+            f"{choice.contradiction}. {here} is the best guess. {settle(choice)}"
         )
-    if not choice.sure:
-        return (
-            f"Undecided: B = {chosen.batch_size} is the best guess, but with what is "
-            f"known it may cost {choice.regret:.1f} x what the best batch does. "
-            f"{_settle(choice)}"
-        )
-    if chosen.batch_size == job.batch_size:
-        keep = "Keep" if choice.decided else "Probably right as it is:"
-        sentence = f"{keep} B = {job.batch_size} with lr {job.lr:.3g}. {_flat(choice)}"
-        return sentence if choice.decided else f"{sentence} {_settle(choice)}"
-    change = (
-        f"B = {chosen.batch_size} and lr {job.lr * choice.scaling.lr:.3g} instead of "
-        f"B = {job.batch_size}"
-    )
+    if choice.decided and choice.stays:
+        return f"Stay at {today} ({grade}): {_rival(choice)} {_flat(choice)}".strip()
+    if choice.raced.standings[0].diverged and not choice.raced.standings[0].runs:
+        today += ", which diverged"
+        if choice.decided:
+            change = f"Train with {here} instead of {today} ({grade})."
+            return f"{change} {_flat(choice)}".strip()
+        return f"Worth trying ({grade}): {here} instead of {today}. {settle(choice)}"
     if choice.decided:
-        gain = f"the same result should take {_gain(choice)}"
-        return f"Train with {change}: {gain}. {_flat(choice)}"
-    gain = f"By the laws alone the same result takes {_gain(choice)}"
-    return f"Worth trying: {change}. {gain}. {_settle(choice)}"
+        gain = f"{grade}, the same result should take {_gain(choice)}"
+        return f"Train with {here} instead of {today}: {gain}. {_flat(choice)}".strip()
+    if choice.stays:
+        return f"Undecided ({grade}): {today} may be as good as any. {settle(choice)}"
+    return (
+        f"Worth trying ({grade}): {here} instead of {today}; the same result may take "
+        f"{_gain(choice)}. {settle(choice)}"
+    )
+
+
+def _by_laws(choice: Choice) -> str:
+    job, by_laws = choice.measurements.job, choice.by_laws
+    race = choice.measurements.race
+    if race is not None:
+        rates = sorted(lane.lr for lane in race.lanes)
+        if all(lane.end == "diverged" for lane in race.lanes):
+            return (
+                f"Undecided: all {len(rates)} runs of the race diverged, at learning "
+                f"rates from {rates[0]:.3g} to {rates[-1]:.3g}."
+            )
+        return (
+            "Undecided: nothing that was raced got better than the start "
+            f"({show_number(race.start)})."
+        )
+    if by_laws.batch_size == job.batch_size:
+        return (
+            f"Undecided (laws only): they favour today's B = {job.batch_size}, and say "
+            "nothing of its learning rate."
+        )
+    return (
+        f"Worth trying (laws only): B = {by_laws.batch_size} and lr {by_laws.lr:.3g} "
+        f"instead of B = {job.batch_size}; if today's rate is right, the same result "
+        f"takes {_gain(choice)}."
+    )
 
 
 def _flat(choice: Choice) -> str:
     low, high = choice.flat
     if low == high:
-        return f"No other power of two is within 10 % of B = {low}."
-    return f"Any B from {low} to {high} is within 10 % of the best."
+        return ""
+    return f"Any B from {low} to {high}, each at its best rate, is within 10 %."
+
+
+def _rival(choice: Choice) -> str:
+    """The best of what was raced beside today's setting."""
+    assert choice.raced is not None
+    others = [s for s in choice.raced.standings[1:] if s.runs]
+    if not others:
+        return "nothing else that was raced got as far."
+    best = min(others, key=lambda s: s.cost.value)
+    return (
+        f"the best else, B = {best.batch_size} with lr {best.lr:.3g}, took "
+        f"{span(best.cost)} of its {_unit(choice)}."
+    )
+
+
+def _unit(choice: Choice) -> str:
+    if isinstance(choice.objective, Examples):
+        return "examples"
+    energy = isinstance(choice.objective, Energy) and choice.laws.energy is not None
+    return "energy" if energy else "time"
 
 
 def _gain(choice: Choice) -> str:
-    """What the objective counts over today's, and time where that is another."""
-    chosen, candidate = choice.chosen, choice.candidate
-    in_time = f"{span(chosen.time)} of"
-    if isinstance(choice.objective, Examples):
-        return f"{span(chosen.examples)} of today's examples and {in_time} its time"
-    if isinstance(choice.objective, Energy) and chosen.energy is not None:
-        return f"{span(chosen.energy)} of today's energy and {in_time} its time"
-    text = f"{in_time} today's time"
-    if candidate is not None and not vague(candidate):
-        text += f"; in the race it took {span(candidate.speedup.map(lambda x: 1 / x))}"
-    return text
+    """What the objective counts over today's."""
+    raced, gain = choice.raced, choice.gain
+    if raced is not None and not raced.standings[0].runs:
+        most = max(gain.high, LEAST_TOLD)
+        return f"at most {most:.2g} of today's {_unit(choice)}"
+    return f"{span(gain)} of today's {_unit(choice)}"
 
 
 def span(e: Estimate) -> str:
@@ -68,48 +117,43 @@ def span(e: Estimate) -> str:
     return f"{e.value:.2g} ({e.low:.2g} to {high})"
 
 
-def _settle(choice: Choice) -> str:
-    """What would settle an undecided choice: more of what is least known."""
-    laws = choice.laws
-    critical = laws.noise.critical_batch
-    if choice.evidence.contradiction:
-        more = (
-            "a longer race (raise --budget), or whole runs at both settings: one of "
-            "the two is wrong about this job"
-        )
-    elif choice.sure and choice.evidence.share >= LEAST_SHARE:
-        more = (
-            "a longer race (raise --budget): as far as it shows, today's setting may "
-            "be as good or better"
-        )
-    elif choice.sure:
-        more = _longer_race(choice)
-    elif laws.time.half_batch.relative > critical.relative:
-        more = "a quieter machine, or a larger --budget: step times are least known"
-    elif choice.measurements.race is None and not isinstance(
-        choice.objective, Examples
-    ):
-        more = "a race (leave out --no-race, or raise --budget)"
-    else:
-        more = f"a larger --budget: the critical batch, {critical}, is least known"
-    return f"What would settle it: {more}."
+def settle(choice: Choice) -> str:
+    """What would settle an undecided choice, and how long that takes."""
+    return f"What would settle it: {_more(choice)}."
 
 
-def _longer_race(choice: Choice) -> str:
-    """The race that would prove a choice of which the laws are sure."""
-    evidence, baseline = choice.evidence, choice.baseline
-    needed = LEAST_SHARE * evidence.run_examples
-    run = "the way to the target"
-    if not evidence.run_known:
-        run = f"a run (taken as {PASSES} passes over the data: no target was reached)"
-    seconds = needed / baseline.batch_size * baseline.step_time_s.value
-    done = "none was run"
-    if evidence.raced_examples:
-        done = f"it trained on {show_number(evidence.raced_examples)}"
-    elif choice.measurements.race is not None:
-        done = "this batch was not in it, or no candidate got better than the start"
-    return (
-        f"a race against today's setting over a hundredth of {run}, "
-        f"{show_number(needed)} examples or {show_seconds(seconds)} a candidate and "
-        f"round; {done}. Raise --budget, or train both"
+def _more(choice: Choice) -> str:
+    evidence, race = choice.evidence, choice.measurements.race
+    needed = max(RACE_COST * LEAST_SHARE * evidence.run_s, 2 * _spent(choice))
+    longer = f"a race over {LEAST_SHARE:.0%} of a run, --budget {_minutes(needed)}" + (
+        "" if evidence.known else " or more"
     )
+    if race is not None and choice.raced is None:
+        return (
+            "a lower learning rate, or a look at the job: no setting improved on the "
+            "start"
+        )
+    if choice.contradiction or evidence.enough:
+        longer = (
+            f"more runs of the best settings, --budget {_minutes(2 * _spent(choice))}"
+        )
+        if choice.regret <= TOLERATED and not choice.contradiction:
+            longer += "; the two may also be equally good"
+        return longer
+    return (
+        f"{longer}; or, of a real run, its checkpoint (--from FILE) or its noise "
+        "(--noise FILE)"
+    )
+
+
+def _spent(choice: Choice) -> float:
+    return sum((choice.measurements.seconds or {}).values())
+
+
+def _minutes(seconds: float) -> str:
+    """As the option takes it: whole seconds, minutes or hours."""
+    if seconds < 90:
+        return f"{max(math.ceil(seconds), 1)}s"
+    if seconds < 90 * 60:
+        return f"{math.ceil(seconds / 60)}m"
+    return f"{math.ceil(seconds / 3600)}h"

@@ -1,4 +1,4 @@
-"""Schedules from JSON, and checked against a run before it begins."""
+"""Schedules from JSON; schedules and rates checked against a run before it begins."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from rightbatch.core.errors import RunFolderError, SettingError
 from rightbatch.core.json_io import from_plain
 from rightbatch.schedules.live import FollowNoise, SignalToNoise
 from rightbatch.schedules.lr_exchange import AlongRate, InsteadOfDecay
+from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Anneal, Constant, Ramp, Schedule, Stages
 
 KINDS: dict[str, type[Schedule]] = {
@@ -78,3 +79,24 @@ def check_schedule(
             seen=f"{schedule}: batch {most:,}",
             fix="a smaller schedule, or a larger limit",
         )
+
+
+def check_rate(rate: Rate, *, end: float, step: int) -> None:
+    """Refuse a learning rate that has come to nothing before its run ends.
+
+    Args:
+        rate: What is to be followed.
+        end: Examples that the run sees.
+        step: Examples of its last step, which may be made at zero.
+
+    Raises:
+        SettingError: It has.
+    """
+    if rate.factors[-1] > 0 or rate.examples[-1] >= end - step:
+        return
+    raise SettingError(
+        "the learning rate is zero before the run ends",
+        seen=f"zero from {rate.examples[-1]:,.0f} examples on, end at {end:,.0f}",
+        why="the rest of the run would change nothing",
+        fix=f"a rate over {end:,.0f} examples, or a floor: cosine:9epochs:0.01",
+    )

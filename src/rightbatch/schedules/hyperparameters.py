@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rightbatch.core.errors import SettingError
+from rightbatch.core.torch_private import has_scheduler
 from rightbatch.core.whole_number import whole_number
 from rightbatch.job.optimizers import decay_is_decoupled, optimizer_family
 from rightbatch.schedules.scaling import (
@@ -75,8 +76,7 @@ class Hyperparameters:
         self._set = self._now()
         self._base_lrs = list(getattr(scheduler, "base_lrs", []))
         self._before: dict[str, Any] | None = None
-        # A torch scheduler marks the step method of its optimizer.
-        self._counts_steps = hasattr(optimizer.step, "_wrapped_by_lr_sched")
+        self._counts_steps = has_scheduler(optimizer)
         self.scaling = self._scaling(batch_size)
 
     def move(self, batch_size: int, rate: float = 1.0) -> Scaling:

@@ -20,6 +20,21 @@ _POWERS = {"smith": 1.0, "seesaw": 0.5}
 _KEPT = {"temperature": 1.0, "update-variance": 2.0}
 
 
+def check_one_decay(schedule: Schedule, rate: Rate | None) -> None:
+    """Refuse a rate beside a schedule that has taken one up already.
+
+    Raises:
+        SettingError: There are two.
+    """
+    if rate is not None and hasattr(schedule, "rate"):
+        raise SettingError(
+            "two learning-rate decays are given",
+            seen=f"{schedule}, and {rate}",
+            why="the schedule has taken one up already",
+            fix="leave rate out",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class InsteadOfDecay(Schedule):
     """Where a learning rate would have decayed, the batch grows.
@@ -94,7 +109,7 @@ class InsteadOfDecay(Schedule):
 
     def largest(self, examples: float = math.inf) -> int:
         """The largest batch that is reached."""
-        places = [i for i in self.rate.examples if i < examples]
+        places = [int(i) for i in self.rate.examples if i < examples]
         last = int(min(examples, self.rate.examples[-1]))
         return max(map(self.batch_size, (*places, last)))
 

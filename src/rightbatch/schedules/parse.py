@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rightbatch.core.errors import RightbatchError, SettingError
+from rightbatch.core.whole_number import whole_number
 from rightbatch.schedules.live import FollowNoise, SignalToNoise
 from rightbatch.schedules.lr_exchange import AlongRate, InsteadOfDecay
 from rightbatch.schedules.rate import Rate
@@ -23,12 +24,20 @@ SCHEDULES = (
     "noise[::512] (the optimum in time; needs --plan)",
     "signal[:512] (grows as 1 / |G|^2)",
 )
-RATES = ("cosine:10epochs[:0.01]", "linear:10epochs[:0.01]", "steps:0=1,50k=0.1")
+RATES = (
+    "cosine:10epochs[:0.01]",
+    "linear:10epochs[:0.01]",
+    "steps:0=1,50k=0.1",
+    "each after a warm-up: warmup:2k+cosine:10epochs (or warmup:2k alone)",
+)
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000, "b": 1_000_000_000}
 
 
 def parse_rate(text: str, length: int) -> Rate:
     """A `Rate` as it is written in one word.
+
+    All places count from the beginning of the run: ``warmup:500+cosine:9epochs`` rises
+    for 500 examples and has come down at the end of the ninth epoch.
 
     Args:
         text: One of the forms in ``RATES``.
@@ -40,14 +49,23 @@ def parse_rate(text: str, length: int) -> Rate:
     Example:
         >>> parse_rate("cosine:10epochs:0.1", length=500)(5000)
         0.1
+        >>> parse_rate("warmup:0.1epochs+steps:0=1,50k=0.1", length=1000)(50)
+        0.5
     """
+    first, joined, decays = text.partition("+")
+    kind, _, until = first.partition(":")
+    warmup = 0
+    if kind == "warmup":
+        warmup = whole_number(parse_examples(until, length), "warmup")
+        text = decays if joined else "steps:0=1"
 
     def steps(pairs: str) -> Rate:
-        return Rate.steps({at: float(f) for at, f in _pairs(pairs, length)})
+        factors = {at: float(f) for at, f in _pairs(pairs, length)}
+        return Rate.steps(factors, warmup=warmup)
 
     def decay(make: Any) -> Callable[..., Rate]:
         return lambda examples, floor="0": make(
-            parse_examples(examples, length), floor=float(floor)
+            parse_examples(examples, length), floor=float(floor), warmup=warmup
         )
 
     kinds = {"steps": steps, "cosine": decay(Rate.cosine), "linear": decay(Rate.linear)}

@@ -6,13 +6,14 @@ import bisect
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.whole_number import whole_number
+from rightbatch.schedules.record_scheduler import scheduler_factors
 
 POINTS = 512  # of a smooth curve: a cosine is off by less than 5e-6 [derived]
 
@@ -44,7 +45,7 @@ class Rate:
         Loshchilov and Hutter 2017, arXiv:1608.03983 (cosine).
     """
 
-    examples: tuple[int, ...]
+    examples: tuple[float, ...]
     factors: tuple[float, ...]
     form: Literal["linear", "steps"] = "linear"
 
@@ -84,28 +85,63 @@ class Rate:
 
     def __str__(self) -> str:
         first, last, end = self.factors[0], self.factors[-1], self.examples[-1]
-        way = "in steps" if self.form == "steps" else "over"
-        factors = f"{first:.3g} -> {self(end / 4):.3g} -> {last:.3g}"
-        return f"rate {factors} {way} {end:,} examples"
+        way = "in steps over" if self.form == "steps" else "over"
+        peak = max(self.factors)
+        top = self.examples[self.factors.index(peak)]
+        risen = f"{peak:.3g} (at {top:,.0f}) -> " if 0 < top < end else ""
+        quarter = top + (end - top) / 4
+        factors = f"{first:.3g} -> {risen}{self(quarter):.3g} -> {last:.3g}"
+        return f"rate {factors} {way} {end:,.0f} examples"
+
+    def stretched(self, factor: float) -> Rate:
+        """The same shape over ``factor`` times as many examples.
+
+        Raises:
+            SettingError: The factor is not positive.
+
+        Example:
+            >>> import rightbatch as rb
+            >>> rate = rb.schedules.Rate.cosine(1000, warmup=100).stretched(2.5)
+            >>> rate.examples[-1], rate(125), rate(250)
+            (2500.0, 0.5, 1.0)
+        """
+        if not 0 < factor < math.inf:
+            raise SettingError(
+                "a rate is stretched by a positive factor", seen=f"factor={factor}"
+            )
+        return replace(self, examples=tuple(i * factor for i in self.examples))
 
     @classmethod
-    def steps(cls, factors: Mapping[int, float]) -> Rate:
-        """A staircase: ``{0: 1.0, 50_000: 0.1}``."""
+    def steps(cls, factors: Mapping[int, float], *, warmup: int = 0) -> Rate:
+        """A staircase, ``{0: 1.0, 50_000: 0.1}``, under a straight warm-up from 0."""
+        whole_number(warmup, "warmup", least=0)
         places = sorted(factors)
-        return cls(tuple(places), tuple(factors[i] for i in places), "steps")
+        stairs = cls(tuple(places), tuple(factors[i] for i in places), "steps")
+        if not warmup:
+            return stairs
+        corners = {0, warmup, *(i for at in places[1:] for i in (at - 1, at))}
+        kept = sorted(corners)
+        rising = (stairs(i) * min(1.0, i / warmup) for i in kept)
+        return cls(tuple(kept), tuple(rising))
 
     @classmethod
-    def linear(cls, examples: int, *, floor: float = 0.0) -> Rate:
-        """Straight from 1 to ``floor`` over so many examples."""
-        whole_number(examples, "examples")
-        _check_floor(floor)
-        return cls((0, examples), (1.0, floor))
+    def linear(cls, examples: int, *, floor: float = 0.0, warmup: int = 0) -> Rate:
+        """Straight from 1 to ``floor``, after a straight warm-up from 0.
+
+        ``examples`` is where it ends, the warm-up included.
+        """
+        _check_decay(examples, floor, warmup)
+        if not warmup:
+            return cls((0, examples), (1.0, floor))
+        return cls((0, warmup, examples), (0.0, 1.0, floor))
 
     @classmethod
     def cosine(cls, examples: int, *, floor: float = 0.0, warmup: int = 0) -> Rate:
-        """Half a cosine from 1 to ``floor``, after a straight warm-up from near 0."""
-        whole_number(examples, "examples")
-        _check_floor(floor)
+        """Half a cosine from 1 to ``floor``, after a straight warm-up from 0.
+
+        ``examples`` is where it ends, the warm-up included.
+        """
+        _check_decay(examples, floor, warmup)
 
         def factor(seen: float) -> float:
             if seen < warmup:
@@ -140,6 +176,7 @@ class Rate:
         steps: int,
         batch_size: int,
         lr: float = 1.0,
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> Rate:
         """Record a torch scheduler that counts steps, for the batch it was made for.
 
@@ -150,9 +187,14 @@ class Rate:
             batch_size: Examples of a step it was written for.
             lr: The optimizer's rate it was written for, where it has rates of its own
                 (``max_lr``, ``eta_min``).
+            optimizer: Instead, the optimizer itself, where the scheduler asks for more
+                of it; its learning rates are changed, its parameters are not.
 
         Raises:
-            SettingError: It gives no finite rate, or none but zero.
+            SettingError: It is no function of steps alone (it follows a metric, or
+                momentum changes with it), has another rate for every param group, ends
+                before so many steps, or gives no finite rate, or none but zero.
+            JobError: ``make`` raised.
 
         Example:
             >>> import torch, rightbatch as rb
@@ -164,21 +206,27 @@ class Rate:
         """
         whole_number(steps, "steps")
         whole_number(batch_size, "batch_size")
-        weight = torch.nn.Parameter(torch.zeros(()))
-        optimizer = torch.optim.SGD([weight], lr=lr)
-        scheduler = make(optimizer)
-        places, factors = [], []
-        for step in range(steps):
-            factor = float(optimizer.param_groups[0]["lr"]) / lr
-            if not factors or factor != factors[-1]:
-                places.append(step * batch_size)
-                factors.append(factor)
-            optimizer.step()
-            scheduler.step()
-        return cls(tuple(places), tuple(factors), "steps")
+        if optimizer is None:
+            weight = torch.nn.Parameter(torch.zeros(()))
+            optimizer = torch.optim.SGD([weight], lr=lr)
+        factors = scheduler_factors(make, optimizer, steps)
+        table: dict[int, float] = {}
+        for step, factor in enumerate(factors):
+            if not step or factor != factors[step - 1]:
+                table[step * batch_size] = factor
+        return cls.steps(table)
 
 
-def _check_floor(floor: float) -> None:
+def _check_decay(examples: int, floor: float, warmup: int) -> None:
+    whole_number(examples, "examples")
+    whole_number(warmup, "warmup", least=0)
+    if warmup >= examples:
+        raise SettingError(
+            "the warm-up is as long as the whole rate",
+            seen=f"warmup={warmup:,}, examples={examples:,}",
+            why="examples is where the rate ends, its warm-up included",
+            fix=f"warmup={examples // 10}, or a longer rate",
+        )
     if not 0 <= floor <= 1:
         raise SettingError(
             "a decay ends between 0 and 1 of the rate it begins with",

@@ -224,6 +224,12 @@ def apply_scaling(optimizer: torch.optim.Optimizer, scaling: Scaling) -> None:
     assign(optimizer, [scaled_group(g, scaling) for g in optimizer.param_groups])
 
 
+def multiply_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Multiply the learning rates of every param group, a scheduler's base too."""
+    for group in optimizer.param_groups:
+        group.update({key: group[key] * factor for key in RATES if key in group})
+
+
 def assign(optimizer: torch.optim.Optimizer, numbers: list[dict[str, Any]]) -> None:
     """Set numbers of the param groups, keeping Adam's bias-corrected means."""
     for group, new in zip(optimizer.param_groups, numbers, strict=True):

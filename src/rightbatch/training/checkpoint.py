@@ -17,7 +17,7 @@ import torch
 from rightbatch.core.errors import RunFolderError
 from rightbatch.core.json_io import write_text
 
-FORMAT = "rightbatch/checkpoint/3"
+FORMAT = "rightbatch/checkpoint/4"
 KEPT = 2  # the last one, and the one before in case it is damaged
 _NAME = re.compile(r"step-\d+\.pt")
 _PLAIN = (str, bytes, int, float, bool, type(None), torch.Tensor)

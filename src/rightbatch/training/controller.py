@@ -13,6 +13,7 @@ from rightbatch.core.errors import SettingError
 from rightbatch.core.whole_number import whole_number
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.hyperparameters import Hyperparameters
+from rightbatch.schedules.lr_exchange import check_one_decay
 from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Aim, Reading, Schedule
 from rightbatch.training.ranks import Ranks
@@ -122,13 +123,7 @@ class Controller:
                 why="it follows the noise measured in the run",
                 fix="monitor=rb.NoiseMonitor(model, optimizer)",
             )
-        if rate is not None and hasattr(schedule, "rate"):
-            raise SettingError(
-                "two learning-rate decays are given",
-                seen=f"{schedule}, and {rate}",
-                why="the schedule has taken one up already",
-                fix="leave rate out",
-            )
+        check_one_decay(schedule, rate)
         self.schedule, self.monitor, self.stream = schedule, monitor, stream
         self.rate, self.multiple = rate, multiple
         self.largest = (1 << 40) if largest is None else largest

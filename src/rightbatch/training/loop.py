@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from rightbatch.core.errors import JobError
+from rightbatch.training.evaluation_time import EVALUATE_SHARE, EvaluationTime
 from rightbatch.training.run_state import RunState
 from rightbatch.training.trace import TraceRow
 
@@ -24,11 +25,13 @@ def train_rows(
     stop: Callable[[], bool] = lambda: False,
     save: Callable[[], None] = lambda: None,
     save_due: Callable[[], bool] = lambda: False,
+    evaluate_share: float = EVALUATE_SHARE,
 ) -> Iterator[TraceRow]:
     """Train until the target is met or the examples run out; yield as we go.
 
-    Evaluations fall at fixed numbers of examples, so two runs of one seed are alike.
-    The last row is always an evaluation of where the run ended.
+    Evaluations fall at fixed numbers of examples, so two runs of one seed are alike;
+    slow ones are put off by the clock, which changes nothing else. The last row is
+    always an evaluation of where the run ended.
 
     Args:
         run: What to move on.
@@ -36,6 +39,7 @@ def train_rows(
         stop: Asked in every step whether to end after it; one rank's yes is enough.
         save: Called between two steps, on all ranks, whenever
         save_due: was true on any rank, or the run has ended.
+        evaluate_share: Most of the training time that evaluations may take beside it.
 
     Raises:
         JobError: The loss became NaN or infinite, or the job's code raised.
@@ -45,6 +49,14 @@ def train_rows(
     done = run.examples >= end or run.reached
     together = run.ranks.size > 1  # then what one wishes all must hear of in time
     started = time.perf_counter(), time.process_time()
+    before_s, evaluations = run.time_s, EvaluationTime(evaluate_share)
+
+    def put_off() -> bool:
+        trained_s = run.time_s - before_s + time.perf_counter() - started[0]
+        late = not run.ranks.first(evaluations.affords_one(trained_s))
+        if late and (text := evaluations.put_off(trained_s)):
+            run.tell(text)
+        return late
 
     def lap() -> None:
         run.time_s += time.perf_counter() - started[0]
@@ -55,7 +67,7 @@ def train_rows(
 
     while not done:
         run.stream_before = run.stream.state_dict()
-        batch_size, lr = run.batch_size, float(run.optimizer.param_groups[0]["lr"])
+        batch_size, lr = run.batch_size, run.lr
         update = run.step(wishes() if together else ())
         if run.skipped == TOO_MANY:
             raise JobError(
@@ -66,9 +78,11 @@ def train_rows(
             )
         ended, wanted = (f > 0 for f in (update.flags if together else wishes()))
         done = ended or run.examples >= end
-        if done or run.examples >= run.due:
+        if done or (run.examples >= run.due and not put_off()):
             lap()
+            began = time.perf_counter()
             metric = run.evaluated()
+            evaluations.spent_s += time.perf_counter() - began
             run.reached = metric is not None and job.met(metric)
             done |= run.reached
             if run.examples >= run.due:  # not where somebody interrupted

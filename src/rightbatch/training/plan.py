@@ -9,7 +9,7 @@ from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import read_json, write_json
 from rightbatch.schedules.scaling import Scaling
 
-FORMAT = "rightbatch/plan/3"
+FORMAT = "rightbatch/plan/4"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,8 @@ class Plan:
         job: Name of the job it is for.
         spec: How the job is loaded, such as ``"train.py:job"``.
         decided: False when the evidence does not settle the batch.
-        decided_by: ``"laws"`` or ``"race"``.
+        grade: What it rests on: ``"raced to the target"``, ``"raced for 30 % of a
+            run"`` or ``"laws only"``.
         objective: What was to be least.
         batch_size: Examples per optimizer step.
         micro_batch: Examples in memory at once on one rank.
@@ -55,7 +56,8 @@ class Plan:
         world_size: Processes it was measured on: B = b * k * n.
         optimizer: Class of the optimizer it is for.
         lr: Learning rate of the first param group.
-        scaling: How every optimizer number follows from today's.
+        scaling: How every optimizer number follows from today's to the batch.
+        lr_factor: ``lr`` over what the scaling makes of today's rate.
         schedule: ``"constant"``: one batch size for the whole run.
         today: The job's own batch size.
         flat_low: Smallest batch predicted within 10 % of the best.
@@ -68,6 +70,8 @@ class Plan:
         memory_limit_bytes: What a step was allowed to take.
         deadline_s: Seconds to the target that were allowed, if limited.
         threads: Threads of torch on the CPU it was measured with; None elsewhere.
+        examples: Length of the planned run, where today's has one; its learning-rate
+            schedule is stretched to it.
         half_batch: The batch at which half of a step's time is overhead, in examples.
         coupled_batch: Examples that see each other, where any do: every micro-batch is
             then kept as it is.
@@ -76,13 +80,14 @@ class Plan:
     job: str
     spec: str
     decided: bool
-    decided_by: str
+    grade: str
     objective: str
     batch_size: int
     micro_batch: int
     accumulation: int
     optimizer: str
     lr: float
+    lr_factor: float
     scaling: Scaling
     schedule: str
     today: int
@@ -96,6 +101,7 @@ class Plan:
     memory_limit_bytes: float
     deadline_s: float | None = None
     threads: int | None = None
+    examples: float | None = None
     half_batch: float | None = None
     world_size: int = 1
     coupled_batch: int | None = None

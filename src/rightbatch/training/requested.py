@@ -12,7 +12,9 @@ from rightbatch.core.errors import SettingError
 from rightbatch.core.whole_number import whole_number
 from rightbatch.job.job import Job
 from rightbatch.job.loading import DEFAULT_NAME
-from rightbatch.schedules.from_json import check_schedule
+from rightbatch.schedules.from_json import check_rate, check_schedule
+from rightbatch.schedules.job_rate import rate_of
+from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Constant, Schedule
 from rightbatch.training.plan import Plan
 from rightbatch.training.ranks import joined
@@ -37,7 +39,7 @@ def settings_of(
 
     Args:
         job: What is trained.
-        plan: Gives batch, split and rule.
+        plan: Gives batch, split and rule, and the length of a job that has one.
         batch_size: Instead.
         schedule: Instead, or over a plan's split and rule.
         end: Examples at which it stops.
@@ -53,14 +55,18 @@ def settings_of(
             "give a plan, a batch size or a schedule: one says the batch",
             seen=", ".join([*one_of, *(["schedule"] if schedule else [])]),
         )
-    asked = dict(options)
     if plan is not None:
         check_plan(job, plan)
+    asked = dict(options)
+    if begun is None:
+        asked = _recipe(job, plan, schedule, options)
+    if plan is not None:
         of_plan: dict[str, Any] = {
             "schedule": Constant(plan.batch_size),
             "micro_batch": plan.micro_batch,
             "rule": plan.scaling.rule,
             "noise_scale": plan.scaling.noise_scale,
+            "lr_factor": plan.lr_factor,
             "coupled": plan.coupled_batch is not None,
         }
         asked = of_plan | asked
@@ -72,7 +78,7 @@ def settings_of(
     if schedule is not None:
         asked["schedule"] = schedule
     if end is not None or begun is None:
-        asked["end"] = _to_target(job) if end is None else end
+        asked["end"] = end or _planned_examples(job, plan) or _to_target(job)
     if begun is None:
         wanted = Settings(**asked)
     else:
@@ -94,6 +100,41 @@ def settings_of(
     return wanted
 
 
+def planned_rate(job: Job, plan: Plan | None) -> Rate | None:
+    """The job's learning-rate schedule, of the same shape over the planned examples.
+
+    Raises:
+        SettingError: It cannot be read.
+        JobError: The job's own code raised.
+    """
+    rate, today = rate_of(job), job.run_examples
+    planned = _planned_examples(job, plan)
+    if rate is None or today is None or planned is None or planned == today:
+        return rate
+    return rate.stretched(planned / today)
+
+
+def _planned_examples(job: Job, plan: Plan | None) -> float | None:
+    """The length of the run, if the plan or the job says it."""
+    if plan is None or plan.examples is None:
+        return job.run_examples
+    return float(max(1, round(plan.examples)))
+
+
+def _recipe(
+    job: Job, plan: Plan | None, schedule: Schedule | None, options: dict[str, Any]
+) -> dict[str, Any]:
+    """What was asked for, and what the job itself says where nothing was."""
+    recipe: dict[str, Any] = {
+        "clip_norm": job.clip_norm,
+        "num_workers": job.num_workers,
+    }
+    # A schedule may have taken a decay up.
+    if "rate" not in options and not hasattr(schedule, "rate"):
+        recipe["rate"] = planned_rate(job, plan)
+    return recipe | options
+
+
 def _with_rate(job: Job, wanted: Settings) -> Settings:
     """A run does not go on when its learning rate has come to nothing.
 
@@ -101,16 +142,14 @@ def _with_rate(job: Job, wanted: Settings) -> Settings:
         SettingError: It was asked to.
     """
     rate = getattr(wanted.schedule, "rate", None) or wanted.rate
-    if rate is None or rate.factors[-1] > 0 or rate.examples[-1] >= wanted.end:
+    if rate is None:
         return wanted
-    if wanted.end == LONGEST_EPOCHS * job.length:  # to the target, if it is met
-        return dataclasses.replace(wanted, end=rate.examples[-1])
-    raise SettingError(
-        "the learning rate is zero before the run ends",
-        seen=f"zero from {rate.examples[-1]:,} examples on, end at {wanted.end:,.0f}",
-        why="the rest of the run would change nothing",
-        fix=f"a rate over {wanted.end:,.0f} examples, or a floor: cosine:9epochs:0.01",
-    )
+    last = rate.examples[-1]
+    to_target = wanted.end == LONGEST_EPOCHS * job.length  # if it is met
+    if to_target and rate.factors[-1] == 0 and last < wanted.end:
+        return dataclasses.replace(wanted, end=last)
+    check_rate(rate, end=wanted.end, step=max(job.batch_size, wanted.schedule.start))
+    return wanted
 
 
 def _same_run(begun: Settings, wanted: Settings) -> None:
@@ -141,29 +180,12 @@ def _another_micro_batch(together: int | None, asked: int | None) -> SettingErro
     )
 
 
-def end_of(job: Job, examples: int | None, epochs: float | None) -> float | None:
-    """Examples at which a run stops, if that was said.
-
-    Raises:
-        SettingError: Both are options, or they make no sense.
-    """
-    if examples is not None and epochs is not None:
-        raise SettingError("give examples or epochs, not both")
-    if examples is not None:
-        whole_number(examples, "examples")
-        return examples
-    if epochs is not None:
-        if not 0 < epochs < math.inf:
-            raise SettingError("epochs must be positive", seen=f"epochs={epochs}")
-        return max(1, round(epochs * job.length))
-    return None
-
-
 def _to_target(job: Job) -> float:
     if job.target is None:
         raise SettingError(
             "the job has no target, so the run has no end",
-            fix="--epochs 10 or --examples 100000, or a Job with evaluate= and target=",
+            fix="--epochs 10 or --examples 100000, or a Job with epochs=, or with "
+            "evaluate= and target=",
         )
     return LONGEST_EPOCHS * job.length
 
@@ -197,12 +219,13 @@ def check_optimizer(plan: Plan, facts: dict[str, Any]) -> None:
         SettingError: It is.
     """
     kind, today = facts["optimizer"], float(facts["param group 0's lr"])
-    same_rate = math.isclose(today * plan.scaling.lr, plan.lr, rel_tol=1e-6)
+    planned = today * plan.scaling.lr * plan.lr_factor
+    same_rate = math.isclose(planned, plan.lr, rel_tol=1e-6)
     if kind != plan.optimizer or not same_rate:
         raise SettingError(
             "the job's optimizer has changed since the plan was made",
             seen=f"plan: {plan.optimizer} to lr {plan.lr:.4g}; job: {kind} at lr "
-            f"{today:.4g}, which the plan would make {today * plan.scaling.lr:.4g}",
+            f"{today:.4g}, which the plan would make {planned:.4g}",
             why="the plan changes today's rate by a factor; it would be applied twice",
             fix="leave the job at the optimizer and rate it was tuned with, or tune "
             "it again",

@@ -21,9 +21,13 @@ from rightbatch.data.loading.stream import BatchStream
 from rightbatch.data.order.held_out import Without
 from rightbatch.job.job import Job
 from rightbatch.noise.monitor import NoiseMonitor
+from rightbatch.schedules.job_rate import rate_of
+from rightbatch.schedules.rate import Rate
+from rightbatch.schedules.scaling import multiply_rates
 from rightbatch.training.accumulator import Accumulator, Update
 from rightbatch.training.controller import Controller
 from rightbatch.training.identity import check_same, facts
+from rightbatch.training.learning_rate import rate_multiplied
 from rightbatch.training.random_state import random_state, seed_all, set_random_state
 from rightbatch.training.ranks import Ranks
 from rightbatch.training.run_folder import LEDGER
@@ -42,6 +46,7 @@ class Snapshot:
     steps: int
     examples: int
     state: dict[str, Any]
+    rate: Rate | None = None
 
 
 @dataclass
@@ -61,6 +66,7 @@ class RunState:
         accumulator: Makes a step of a batch.
         ranks: The processes that train it together.
         controller: Makes batch and rate follow a schedule; None: they stay.
+        rate: A factor on the learning rate by examples, see `follow`; None: it stays.
         monitor: The noise, where a schedule follows it.
         kept: The examples to train on, where some are held out.
         steps: Updates made or skipped.
@@ -83,6 +89,7 @@ class RunState:
     ranks: Ranks
     facts: dict[str, Any]
     controller: Controller | None = None
+    rate: Rate | None = None
     monitor: NoiseMonitor | None = None
     stream_before: dict[str, Any] | None = None
     kept: Tensor | None = None
@@ -112,8 +119,8 @@ class RunState:
 
         Args:
             job: What is trained.
-            settings: How; None: at the job's own batch and rate, which whoever calls
-                may change from step to step.
+            settings: How; None: by the job's own recipe (batch, rate, schedule of the
+                rate, clipping), which whoever calls may change from step to step.
             folder: Of the run, for its ledger.
             alone: Not with other ranks, even where there are some.
 
@@ -124,6 +131,7 @@ class RunState:
         if job.length == 0:
             raise JobError("the data set is empty", seen="len(data) = 0")
         job = _placed(job)
+        rate = rate_of(job) if settings is None else settings.rate
         torch.manual_seed(job.seed)
         network = job.make_model()
         shard = settings is not None and settings.shard
@@ -152,7 +160,7 @@ class RunState:
             rank=ranks.rank,
             world_size=ranks.size,
             collate_fn=job.collate,
-            num_workers=0 if settings is None else settings.num_workers,
+            num_workers=(settings or job).num_workers,
             ledger=folder / LEDGER if ledger and folder else None,
         )
         accumulator = Accumulator(
@@ -161,19 +169,21 @@ class RunState:
             optimizer,
             micro,
             precision=job.precision,
-            clip_norm=None if settings is None else settings.clip_norm,
+            clip_norm=(settings or job).clip_norm,
             nonfinite="stop" if settings is None else settings.nonfinite,
             coupled=settings is not None and settings.coupled,
             check=settings is not None,
         )
         run = cls(job, model, network, optimizer, stream, accumulator, ranks, own_facts)
+        run.follow(rate)
         if settings is not None:
-            run._follow(settings)
+            run._control(settings)
         return run
 
-    def _follow(self, settings: Settings) -> None:
+    def _control(self, settings: Settings) -> None:
         """Make batch and rate follow the schedule of the settings."""
         job, micro = self.job, settings.micro_batch
+        multiply_rates(self.optimizer, settings.lr_factor)
         if settings.schedule.live:
             self.monitor = NoiseMonitor(
                 self.model, self.optimizer, OVERHEAD, stream=self.stream, upfront=LOAN
@@ -187,7 +197,6 @@ class RunState:
             rule=settings.rule,
             noise_scale=settings.noise_scale,
             exponent=settings.exponent,
-            rate=settings.rate,
             largest=min(job.length, settings.largest or job.length),
             multiple=settings.multiple or (micro or 1) * self.ranks.size,
             model=self.model,
@@ -207,6 +216,25 @@ class RunState:
     def batch_size(self) -> int:
         """Examples of the next step, over all ranks."""
         return self.stream.batch_size
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first param group in the next step."""
+        return float(self.optimizer.param_groups[0]["lr"]) * self._factor()
+
+    def follow(self, rate: Rate | None) -> None:
+        """From the next step on multiply the learning rate by a factor of examples.
+
+        Only within a step: between two the optimizer holds the rate without it.
+
+        Args:
+            rate: Instead of the one in force; None: the learning rate stays. A
+                `rewind` brings back the one in force at its snapshot.
+        """
+        self.rate = rate
+
+    def _factor(self) -> float:
+        return 1.0 if self.rate is None else self.rate(self.examples)
 
     def tell(self, text: str) -> None:
         """Note for the trace what was decided or has happened."""
@@ -236,13 +264,14 @@ class RunState:
                 the job's own code failed.
         """
         batch = self.next_batch()
-        update = self.accumulator(batch, flags=flags)
+        with rate_multiplied(self.optimizer, self._factor()):
+            update = self.accumulator(batch, flags=flags)
         self.steps += 1
         self.examples += batch.examples
         if self.controller is not None:
             change = self.controller(self.examples)
             if change is not None:
-                self.tell(str(change))
+                self.tell(str(dataclasses.replace(change, lr=self.lr)))
         self.skipped = 0 if update.applied else self.skipped + 1
         if self.skipped:
             self.tell(f"batch skipped: its loss was {update.loss:g}")
@@ -269,7 +298,8 @@ class RunState:
 
     def snapshot(self) -> Snapshot:
         """A copy of everything in memory, to come back to by `rewind`. Collective."""
-        return Snapshot(self.steps, self.examples, copy.deepcopy(self.state()))
+        state = copy.deepcopy(self.state())
+        return Snapshot(self.steps, self.examples, state, self.rate)
 
     def rewind(
         self,
@@ -287,14 +317,16 @@ class RunState:
         """
         if kept is not None:
             self.kept = kept
-        if seed is not None or kept is not None:
-            self._read_anew(self.job.seed if seed is None else seed)
         state = dict(snapshot.state)
         if seed is not None or kept is not None:
+            self._read_anew(self.job.seed if seed is None else seed)
             state["stream"] = self.stream.state_dict()
+        elif state["stream"]["seed"] != self.stream.seed:  # kept while on another one
+            self._read_anew(state["stream"]["seed"])
         # What an optimizer loads it goes on to write into.
         state["optimizer"] = copy.deepcopy(state["optimizer"])
         self.restore(state)
+        self.follow(snapshot.rate)
 
     def _read_anew(self, seed: int) -> None:
         """Another stream, over the examples that are kept."""
@@ -310,6 +342,7 @@ class RunState:
             rank=self.ranks.rank,
             world_size=self.ranks.size,
             collate_fn=self.job.collate,
+            num_workers=self.stream.num_workers,
         )
         self._steps = self._endless()
 

@@ -11,6 +11,7 @@ from rightbatch.core.errors import RunFolderError, SettingError
 from rightbatch.core.json_io import from_plain, read_plain, to_plain, write_json
 from rightbatch.core.whole_number import whole_number
 from rightbatch.schedules.from_json import schedule_from
+from rightbatch.schedules.lr_exchange import check_one_decay
 from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Schedule
 
@@ -26,6 +27,7 @@ class Settings:
         micro_batch: Most examples in memory at once on a rank; None: the whole part.
         rule: How the learning rate follows from today's batch.
         noise_scale: For the rule.
+        lr_factor: On the job's learning rates, beside the rule: a better rate found.
         exponent: For the rule.
         rate: A learning-rate decay by examples.
         end: Examples at which it stops, if the target has not been met.
@@ -46,6 +48,7 @@ class Settings:
     micro_batch: int | None = None
     rule: str = "auto"
     noise_scale: float | None = None
+    lr_factor: float = 1.0
     exponent: float | None = None
     rate: Rate | None = None
     largest: int | None = None
@@ -71,6 +74,7 @@ class Settings:
                 why="a micro-batch is a part of a batch",
                 fix=f"micro_batch={smallest} or less",
             )
+        check_one_decay(self.schedule, self.rate)
         if not self.end > 0 or math.isnan(self.end):
             raise SettingError("a run needs an end", seen=f"end={self.end}")
 

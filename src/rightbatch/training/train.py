@@ -18,15 +18,16 @@ from rightbatch.core.errors import (
     UpdateOutOfMemoryError,
 )
 from rightbatch.core.torch_private import is_lost_connection
-from rightbatch.job.job import Job
+from rightbatch.job.job import Job, run_length
 from rightbatch.schedules.parse import parse_rate, parse_schedule
 from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.scaling import Scaling
 from rightbatch.schedules.schedule import Schedule
+from rightbatch.training.evaluation_time import EVALUATE_SHARE
 from rightbatch.training.interrupt import Interrupt
 from rightbatch.training.loop import row_of, train_rows
 from rightbatch.training.plan import Plan
-from rightbatch.training.requested import check_optimizer, end_of, settings_of
+from rightbatch.training.requested import check_optimizer, planned_rate, settings_of
 from rightbatch.training.run_files import RunFiles, has_checkpoint
 from rightbatch.training.run_folder import RUN
 from rightbatch.training.run_state import RunState
@@ -102,23 +103,26 @@ def train(
     out: str | Path | None = None,
     resume: bool | Literal["auto"] = False,
     save_every_s: float = SAVE_EVERY_S,
+    evaluate_share: float = EVALUATE_SHARE,
     watch: Callable[[TraceRow], None] = lambda row: None,
 ) -> Run:
     """Train by a plan, a schedule or a batch size, until the target or the end.
 
     Under torchrun every process calls it alike: the batch is then over all of them.
 
-    What is left out is as `training.settings.Settings` has it; in a run that is gone
-    on with, as it was begun.
+    What is left out is as the job's recipe and `training.settings.Settings` have it; in
+    a run that is gone on with, as it was begun.
 
     Args:
         job: What is trained.
-        plan: Gives batch, split and learning rate.
+        plan: Gives batch, split and learning rate; and where it says the examples, the
+            job's schedule of the rate is stretched to them.
         batch_size: Instead of a plan; the learning rate then follows ``rule``.
         schedule: A batch that changes: a `Schedule`, or one word such as
             ``"ramp:32:512:3epochs"``; with a plan, the plan gives split and rule.
-        rate: A learning-rate decay by examples: a `Rate`, or ``"cosine:9epochs"``.
-        examples: Stop after so many examples.
+        rate: A learning-rate schedule by examples, instead of the job's: a `Rate`, or
+            one word such as ``"warmup:2k+cosine:9epochs"``.
+        examples: Stop after so many examples, instead of the job's length.
         epochs: The same, in passes over the data.
         rule: How the learning rate follows from today's batch, without a plan.
         noise_scale: For the rule; see `rightbatch.schedules.scaling.scaling_for`.
@@ -136,6 +140,9 @@ def train(
             Bit for bit, on as many ranks, unless the schedule is live (it looks at the
             clock); no example lost or repeated on others.
         save_every_s: Seconds between checkpoints.
+        evaluate_share: Most of the training time that ``evaluate`` may take beside it:
+            where it is slow it is called less often (told in the events), and a target
+            can have been met for a while before it is seen.
         watch: Called with every row of the trace, on the first rank.
 
     Raises:
@@ -158,13 +165,22 @@ def train(
         raise SettingError(
             "save_every_s must not be negative", seen=f"save_every_s={save_every_s}"
         )
+    if not evaluate_share >= 0:
+        raise SettingError(
+            "evaluate_share must not be negative",
+            seen=f"evaluate_share={evaluate_share}",
+        )
     if isinstance(rate, str):
         rate = parse_rate(rate, job.length)
     if isinstance(schedule, str):
         size = job.batch_size if plan is None else plan.batch_size
         half = None if plan is None else plan.half_batch
         schedule = parse_schedule(
-            schedule, batch=size, length=job.length, rate=rate, half_batch=half
+            schedule,
+            batch=size,
+            length=job.length,
+            rate=rate or planned_rate(job, plan),
+            half_batch=half,
         )
         rate = None if hasattr(schedule, "rate") else rate
     options = {
@@ -187,7 +203,7 @@ def train(
         plan,
         batch_size=batch_size,
         schedule=schedule,
-        end=end_of(job, examples, epochs),
+        end=run_length(job.length, examples, epochs),
         begun=Settings.load(folder / RUN) if folder is not None and going_on else None,
         options={name: value for name, value in options.items() if value is not None},
     )
@@ -199,7 +215,7 @@ def train(
         if folder is not None:
             files = RunFiles(folder, run, save_every_s)
             files.open(settings, going_on)
-        return _trained(run, settings, files, watch)
+        return _trained(run, settings, files, evaluate_share, watch)
     except NotFiniteError:
         raise  # its state was saved to be looked at
     except (RightbatchError, RuntimeError, MemoryError) as error:
@@ -222,6 +238,7 @@ def _trained(
     run: RunState,
     settings: Settings,
     files: RunFiles | None,
+    evaluate_share: float,
     watch: Callable[[TraceRow], None],
 ) -> Run:
     assert run.controller is not None, "settings bring a schedule"
@@ -231,7 +248,7 @@ def _trained(
     with Interrupt() as interrupt:
         while True:
             try:
-                for row in _rows(run, settings, files, interrupt):
+                for row in _rows(run, settings, files, evaluate_share, interrupt):
                     rows.append(row)
                     if files is not None:
                         files.write(row)
@@ -262,7 +279,11 @@ def _trained(
 
 
 def _rows(
-    run: RunState, settings: Settings, files: RunFiles | None, interrupt: Interrupt
+    run: RunState,
+    settings: Settings,
+    files: RunFiles | None,
+    evaluate_share: float,
+    interrupt: Interrupt,
 ) -> Iterator[TraceRow]:
     """The loop, with what is saved around it."""
     try:
@@ -272,6 +293,7 @@ def _rows(
             stop=lambda: interrupt.asked,
             save=(lambda: None) if files is None else files.save,
             save_due=(lambda: False) if files is None else files.due,
+            evaluate_share=evaluate_share,
         )
     except NotFiniteError as error:
         if files is not None:

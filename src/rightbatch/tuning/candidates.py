@@ -1,51 +1,51 @@
-"""Who races: the plan, today's batch, and a neighbour."""
+"""Everything that may race: batches in powers of two, rates by half powers of two."""
 
 from __future__ import annotations
 
-from rightbatch.plan.choice import Choice, scaling_of
+from collections.abc import Sequence
+
+from rightbatch.measure.measurements import Measurements
+from rightbatch.plan.choice import scaling_of
+from rightbatch.plan.laws import Laws
 from rightbatch.plan.options import Option
-from rightbatch.tuning.race import Entry
+from rightbatch.tuning.lane import Setting
+
+# Rates from today's over 2^8 to times 2^8, so that one 16 x off either way has the best
+# well inside, two to an octave: closer ones cannot be told apart. [assumed]
+OCTAVES, PER_OCTAVE = 8, 2
 
 
-def race_entries(choice: Choice) -> tuple[Entry, ...]:
-    """The plan, today's batch, and the neighbour on the less certain side.
+def race_settings(
+    measurements: Measurements, laws: Laws, options: Sequence[Option]
+) -> tuple[Setting, ...]:
+    """Today's setting, then every option's batch at every rate.
 
-    Where the plan is today's batch, both its neighbours run against it.
+    Args:
+        measurements: Of the job.
+        laws: Fitted to them.
+        options: The batches that fit.
     """
-    sizes = [o.batch_size for o in choice.options]
-    place = sizes.index(choice.chosen.batch_size)
-    below = choice.options[place - 1] if place > 0 else None
-    above = choice.options[place + 1] if place + 1 < len(sizes) else None
-    picked = [("today", choice.baseline)]
-    if choice.chosen.batch_size != choice.baseline.batch_size:
-        picked.insert(0, ("plan", choice.chosen))
-        neighbour = _less_certain(choice, below, above)
-        if neighbour is not None:
-            picked.append(("neighbour", neighbour))
-    else:
-        pairs = (("smaller", below), ("larger", above))
-        picked += [(role, o) for role, o in pairs if o is not None]
-    return tuple(_entry(choice, role, option) for role, option in picked)
+    job = measurements.job
+    splits = {o.batch_size: o.micro_batch for o in options}
+    split = laws.split(job.batch_size, None)
+    assert split is not None, "without a limit every batch has a split"
+    splits.setdefault(job.batch_size, split[0])
 
+    def setting(batch_size: int, lr: float) -> Setting:
+        scaling = scaling_of(measurements, laws, batch_size)
+        micro_batch = splits[batch_size]
+        return Setting(
+            batch_size=batch_size,
+            micro_batch=micro_batch,
+            lr=lr,
+            lr_factor=lr / (job.lr * scaling.lr),
+            scaling=scaling,
+            step_s=laws.time.step_seconds(micro_batch, batch_size // micro_batch),
+            stretch=laws.rate.prior.stretch(batch_size),
+        )
 
-def _less_certain(
-    choice: Choice, below: Option | None, above: Option | None
-) -> Option | None:
-    """The neighbour whose predicted interval reaches lower; never today's batch."""
-    today = choice.baseline.batch_size
-    sides = [o for o in (below, above) if o is not None and o.batch_size != today]
-    return min(sides, key=lambda o: o.time.low, default=None)
-
-
-def _entry(choice: Choice, role: str, option: Option) -> Entry:
-    job = choice.measurements.job
-    rule = choice.scaling.rule
-    scaling = scaling_of(choice.measurements, choice.laws, option.batch_size, rule)
-    return Entry(
-        role=role,
-        batch_size=option.batch_size,
-        micro_batch=option.micro_batch,
-        lr=job.lr * scaling.lr,
-        scaling=scaling,
-        step_s=option.step_time_s.value,
-    )
+    reach = OCTAVES * PER_OCTAVE
+    rates = [job.lr * 2 ** (i / PER_OCTAVE) for i in range(-reach, reach + 1)]
+    others = [setting(b, lr) for b in splits for lr in rates]
+    today = (job.batch_size, job.lr)
+    return (setting(*today), *(s for s in others if (s.batch_size, s.lr) != today))

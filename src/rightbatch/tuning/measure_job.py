@@ -29,11 +29,16 @@ from rightbatch.measure.time import measure_times
 from rightbatch.measure.trajectory import Trajectory, measure_trajectory
 from rightbatch.memory.peak import measure_memory
 from rightbatch.memory.points import MemoryPoint
+from rightbatch.training.any_checkpoint import Start
 from rightbatch.training.run_state import RunState, Snapshot
+from rightbatch.training.start_from import begin_from
+from rightbatch.tuning.given_noise import GivenNoise
 from rightbatch.tuning.measurement_record import Record
 
 # Shares of the budget [assumed]; what a phase leaves over goes to the race.
 TIME_SHARE, NOISE_SHARE = 0.15, 0.35
+# Of the budget, where the noise is known: training for a state to race from. [assumed]
+WARMING_SHARE = 0.1
 LEAST_BUDGET_S = 1.0
 CHECK_S = 3.0  # that the checks usually take [assumed]
 ENERGY_S = 6.0  # of the cost's share; below, a dozen windows of a second take too much
@@ -48,13 +53,15 @@ class Measured:
 
     Attributes:
         run: It goes on to race.
-        warm: A warmed-up state of it; None where it was too short for a race.
+        fresh: Its initial state, from which all race.
         held_out: Examples left aside to compare by; None: the job's ``evaluate``.
+        metric_s: Seconds of one such comparison.
     """
 
     run: RunState
-    warm: Snapshot | None
+    fresh: Snapshot
     held_out: torch.Tensor | None
+    metric_s: float
 
 
 def measure_job(
@@ -64,6 +71,8 @@ def measure_job(
     *,
     budget_s: float,
     threads: Literal["present", "auto"] = "present",
+    start: Start | None = None,
+    noise: GivenNoise | None = None,
 ) -> Measured:
     """Check a job, then measure its time, memory and noise.
 
@@ -75,13 +84,16 @@ def measure_job(
         progress: Hears of three phases.
         budget_s: The whole budget of a tuning; measuring takes about half.
         threads: ``"auto"`` sets torch to one thread if that is faster for this job.
+        start: Where the run begins; None: at the job's initial weights.
+        noise: Known from a real run; then none is measured here.
 
     Returns:
         The run, and where a race can start from.
 
     Raises:
         JobError: The job cannot be measured.
-        SettingError: The budget is below one second, or not a number.
+        SettingError: The budget is below one second, or not a number; or the start is
+            of another model, optimizer or batch.
     """
     if not LEAST_BUDGET_S <= budget_s < math.inf:
         raise SettingError(
@@ -90,19 +102,24 @@ def measure_job(
             fix="--budget 60",
         )
     time_s, noise_s = TIME_SHARE * budget_s, NOISE_SHARE * budget_s
+    noise_s = noise_s if noise is None else WARMING_SHARE * budget_s
     with preserved_rng():
         with record.timed(progress.phase("Check the job", CHECK_S)) as phase:
             findings = check(job)
             findings.raise_errors()
             run = RunState.start(job)
+            notes = () if start is None else begin_from(run, start)
+            notes += () if noise is None else noise.findings(run)
             fresh = run.snapshot()
             note = _set_threads(run, threads)
             run.rewind(fresh)
             record.start(
                 job_facts(run, record.spec, findings.coupled),
                 machine(run.device.type, run.ranks.size),
-                findings.items,
+                (*findings.items, *notes),
             )
+            if noise is not None:
+                record.update(noise=noise.points, noise_source=noise.source)
             kinds = f"{len(findings.warnings)} warnings" if findings.warnings else "ok"
             phase.summary = f"{kinds}: {findings.rules} rules{note}"
         with record.timed(progress.phase("Time and memory", time_s)) as phase:
@@ -110,7 +127,7 @@ def measure_job(
         with record.timed(progress.phase("Gradient noise", noise_s)) as phase:
             run.rewind(fresh)
             measured = _measure_noise(
-                run, fresh, record, phase, EVALUATE_SHARE * budget_s
+                run, fresh, record, phase, EVALUATE_SHARE * budget_s, noise
             )
         record.share(run.ranks)
     return measured
@@ -177,6 +194,7 @@ def _measure_noise(
     record: Record,
     phase: Phase,
     longest_evaluate_s: float,
+    noise: GivenNoise | None,
 ) -> Measured:
     job = run.job
 
@@ -192,12 +210,14 @@ def _measure_noise(
         kept, held_out = hold_out(job.length, job.seed)
         run.rewind(fresh, kept=kept)
         record.update(metric="held-out loss")
+    start = run.snapshot()
     found = measure_trajectory(
         run,
         budget_s=phase.budget_s,
         held_out=held_out,
         micro_batch=-(-max(sizes) // run.ranks.size),
         least_group=_least_group(run, record),
+        known=() if noise is None else noise.points,
         tick=tick,
     )
     record.update(noise=tuple(found.points), metrics=tuple(found.metrics))
@@ -205,7 +225,9 @@ def _measure_noise(
         ", at target" if found.reached else ", at a standstill" if found.stalled else ""
     )
     phase.summary = f"{_running(found, job)}, {len(found.points)} points{end}"
-    return Measured(run, found.warm, held_out)
+    if noise is not None:
+        phase.summary += f", {noise.source}"
+    return Measured(run, start, held_out, cost or 0.0)
 
 
 def _least_group(run: RunState, record: Record) -> int:

@@ -1,217 +1,277 @@
-"""The race: a few batches trained from one start for equal time, round by round."""
+"""The race: a search for batch and learning rate by training, deeper and deeper.
+
+All candidates start from one state and see the same stream, each cutting it by its own
+batch. Rungs of doubling length halve the field; the law of batch and rate, fitted to
+everything trained so far, says what else to try (Thompson sampling: a candidate is
+taken as often as it may be the best). When the target is met, or the budget allows no
+longer rung, the best are repeated on other streams until they are told apart.
+"""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy import stats
 
-from rightbatch.core.errors import JobError
-from rightbatch.core.estimate import Estimate
-from rightbatch.core.torch_private import is_out_of_memory
+from rightbatch.fit.passages import Passages, passages_of
+from rightbatch.fit.rate_law import RatePrior, fit_rate_law
+from rightbatch.fit.standings import Standings, standings_of
 from rightbatch.measure.held_out_loss import metric_of
-from rightbatch.measure.measurements import Candidate, Race
-from rightbatch.schedules.scaling import Scaling, apply_scaling
+from rightbatch.measure.measurements import MetricPoint, Race
 from rightbatch.training.run_state import RunState, Snapshot
+from rightbatch.tuning.lane import LaneRun, Setting, train_lane
 
-MARKS = 10  # evaluations of a candidate in a round
-MIN_ROUNDS, MAX_ROUNDS = 3, 8
-LEAST_STEPS = 20  # updates of the slowest candidate below which a round tells nothing
-Clock = Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
-    """A candidate before the race: ``step_s`` is its predicted step time."""
-
-    role: str
-    batch_size: int
-    micro_batch: int
-    lr: float
-    scaling: Scaling
-    step_s: float
+# The first rung takes this share of the budget a lane, but so many steps of today's at
+# the least; others must have so many in a rung to enter it. [assumed]
+FIRST_RUNG, LEAST_STEPS = 1 / 400, 10
+FIELD, LEAST_FIELD = 10, 3  # candidates in the first rung; in any [assumed]
+RUNG_SHARE = 0.6  # of what is left, at most, for one more rung [assumed]
+DROPPED = 4.0  # behind the leader by so many times its time, a lane ends [assumed]
+PATIENCE = (
+    2.0  # times what the best candidate takes to the target, a lane ends [assumed]
+)
+NEAR = 4.0  # today's setting is repeated where it is within so much [assumed]
+REPEATS = 3  # runs of the best, at the least, on as many streams [assumed]
+SETTLED = 0.03  # expected gain of going on, below which the race ends [assumed]
 
 
-@dataclass
-class Curve:
-    """Best value so far (less is better) at each mark of one candidate in one round.
-
-    ``start`` is the value at the common start, at time 0.
-    """
-
-    start: float = math.inf
-    times: list[float] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    last: float = math.inf
-    steps: int = 0
-
-    def time_to(self, value: float) -> float:
-        """When the curve first reached a value, interpolated between marks."""
-        before, t0 = self.start, 0.0
-        for found, t1 in zip(self.values, self.times, strict=True):
-            if found <= value:
-                if not math.isfinite(before) or before <= value:
-                    return t1
-                return t0 + (t1 - t0) * (before - value) / (before - found)
-            before, t0 = found, t1
-        return math.inf
-
-
-def speedup(candidate: Curve, today: Curve) -> float:
-    """How many times sooner one candidate was where the slower of the two ended.
-
-    Symmetric: exchanging the candidates gives the reciprocal. Bounded by ``MARKS``
-    either way, since nothing is known before the first mark.
-    """
-    common = max(candidate.values[-1], today.values[-1])
-    better, today_better = (
-        c.values[-1] < c.start and math.isfinite(c.values[-1])
-        for c in (candidate, today)
-    )
-    if not (better and today_better):  # who never got better than the start has lost
-        return float(MARKS) ** (better - today_better)
-    ratio = today.time_to(common) / candidate.time_to(common)
-    return min(max(ratio, 1 / MARKS), float(MARKS))
-
-
-def race(
-    run: RunState,
-    warm: Snapshot,
-    entries: Sequence[Entry],
-    *,
-    budget_s: float,
-    held_out: torch.Tensor | None,
-    to_target_s: float = math.inf,
-    clock: Clock = time.perf_counter,
-    tick: Callable[[int, int, str], None] = lambda number, rounds, role: None,
-) -> Race | None:
-    """Train every entry from one warmed-up start for equal time; compare on held-out.
-
-    In a round all candidates see the same stream of examples, cut by their own batch;
-    every round has a stream of its own. The order of candidates rotates from round to
-    round. On several ranks all train together, and the first one's clock counts.
+class Racing:
+    """A race under way.
 
     Args:
         run: What is trained; it is left somewhere else.
-        warm: The common start.
-        entries: The candidates; one has the role ``"today"``.
-        budget_s: Wall seconds for everything.
+        start: The common start.
         held_out: Examples to compare by their loss; None for the job's ``evaluate``.
-        to_target_s: How long today's batch needs from here to the target, if known:
-            there is nothing to compare beyond.
-        clock: What equal time is measured by.
-        tick: Called with (number, rounds, role) before every candidate.
-
-    Returns:
-        The result, or None where the budget allows too few steps to tell anything.
+        settings: Every candidate there may be; the first is today's.
+        prior: What the law is believed to be before.
+        metric_s: Seconds of one evaluation.
+        unit_costs: What one step of each setting costs, in what is to be least.
+        tick: Called with a few words before every lane.
     """
-    job, by_evaluate = run.job, held_out is None
-    sign = -1.0 if by_evaluate and job.goal == "max" else 1.0
 
-    def value() -> float:
-        return metric_of(run, held_out)
+    def __init__(
+        self,
+        run: RunState,
+        start: Snapshot,
+        held_out: torch.Tensor | None,
+        settings: Sequence[Setting],
+        prior: RatePrior,
+        *,
+        metric_s: float,
+        unit_costs: Sequence[float],
+        tick: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.run, self.start, self.held_out = run, start, held_out
+        self.settings, self.prior, self.metric_s = settings, prior, metric_s
+        self.log_cost = np.log(np.asarray(unit_costs, float))
+        self.tick = tick
+        self.lanes: list[LaneRun] = []
+        self.started = time.monotonic()
+        self.trained_s = self.spent_s = 0.0  # by the law; in truth
+        self.start_metric = math.nan
+        self.target = run.job.target if held_out is None else None
+        self._random = np.random.default_rng(run.job.seed)
 
-    started = time.perf_counter()
-    run.rewind(warm, seed=job.seed)
-    rewind_s = time.perf_counter() - started
-    start = value()
-    cost = run.ranks.first(
-        rewind_s + (time.perf_counter() - started - rewind_s) * MARKS
-    )
-    candidate_s = budget_s / (MIN_ROUNDS * len(entries)) - cost
-    candidate_s = run.ranks.first(min(candidate_s, 1.2 * to_target_s))
-    if candidate_s < LEAST_STEPS * max(e.step_s for e in entries):
-        return None
-    rounds = int(run.ranks.first(budget_s / (len(entries) * (candidate_s + cost))))
-    rounds = min(max(rounds, MIN_ROUNDS), MAX_ROUNDS)
-    curves: dict[str, list[Curve]] = {e.role: [] for e in entries}
-    for number in range(rounds):
-        shift = number % len(entries)
-        for entry in [*entries[shift:], *entries[:shift]]:
-            tick(number + 1, rounds, entry.role)
-            run.rewind(warm, seed=job.seed + 1000 + number)
-            apply_scaling(run.optimizer, entry.scaling)
-            run.split(entry.batch_size, -(-entry.micro_batch // run.ranks.size))
-            curve = Curve(start=sign * start)
-            _train_candidate(run, candidate_s, value, sign, clock, curve)
-            curves[entry.role].append(curve)
-    return Race(
-        metric="evaluate" if by_evaluate else "held-out loss",
-        goal=job.goal if by_evaluate else "min",
-        start=start,
-        seconds=candidate_s,
-        rounds=rounds,
-        candidates=tuple(
-            _candidate(e, curves[e.role], curves["today"], sign) for e in entries
-        ),
-    )
+    def take_in(self, metrics: Sequence[MetricPoint]) -> None:
+        """Begin with the measuring run, as it stands, as the first lane of today's."""
+        lane = self._begin(self.today)
+        if metrics and metrics[-1].step == self.run.steps:
+            lane.steps = [point.step for point in metrics]
+            lane.metrics = [point.metric for point in metrics]
+            lane.best = min(self._sign * value for value in lane.metrics)
+            lane.state = self.run.snapshot()
+            length = self.run.job.run_examples
+            if self.target is None and length and self.run.examples >= length:
+                self.target = lane.metrics[-1]  # the result of today's run, sooner
+            if self.met(lane.metrics[-1]):
+                lane.end, lane.state = "target", None
+        self.run.rewind(self.start, seed=self.run.job.seed)
+        self.start_metric = metric_of(self.run, self.held_out)
 
+    def met(self, metric: float) -> bool:
+        """Whether a metric is at the target or beyond it."""
+        if self.target is None or not math.isfinite(metric):
+            return False
+        return self._sign * metric <= self._sign * self.target
 
-def _train_candidate(
-    run: RunState,
-    candidate_s: float,
-    value: Callable[[], float],
-    sign: float,
-    clock: Clock,
-    curve: Curve,
-) -> None:
-    """One candidate of one round; one that fails or diverges goes on infinitely bad."""
-    elapsed, first = 0.0, run.steps
-    best, failed = curve.start, False
-    for mark in range(1, MARKS + 1):
-        until = candidate_s * mark / MARKS
-        try:
-            elapsed += 0.0 if failed else _train_until(run, until - elapsed, clock)
-            curve.last = math.inf if failed else sign * value()
-        except (JobError, RuntimeError, MemoryError) as error:
-            if not isinstance(error, JobError) and not is_out_of_memory(error):
-                raise
-            curve.last, failed = math.inf, True
-        best = min(best, curve.last if math.isfinite(curve.last) else math.inf)
-        curve.times.append(until if failed else elapsed)
-        curve.values.append(best)
-    curve.steps = run.steps - first
+    @property
+    def _sign(self) -> float:
+        """-1 where higher metrics are better."""
+        by_evaluate = self.held_out is None
+        return -1.0 if by_evaluate and self.run.job.goal == "max" else 1.0
 
+    @property
+    def today(self) -> Setting:
+        """Today's setting."""
+        return self.settings[0]
 
-def _train_until(run: RunState, seconds: float, clock: Clock) -> float:
-    """Train for so long by the clock, or four times so long by the wall."""
-    begun, wall = clock(), time.perf_counter()
-    while run.ranks.first(
-        clock() - begun < seconds and time.perf_counter() - wall < 4 * seconds
-    ):
-        run.step()
-    return clock() - begun
-
-
-def _candidate(
-    entry: Entry, own: list[Curve], today: list[Curve], sign: float
-) -> Candidate:
-    ratios = [speedup(a, b) for a, b in zip(own, today, strict=True)]
-    if entry.role == "today":
-        estimate = Estimate.exact(1.0, "x")
-    else:
-        logs = np.log(ratios)
-        wide = float(stats.t.ppf(0.975, len(logs) - 1))
-        half = wide * float(logs.std(ddof=1)) / math.sqrt(len(logs))
-        estimate = Estimate(
-            value=math.exp(logs.mean()),
-            low=math.exp(logs.mean() - half),
-            high=math.exp(logs.mean() + half),
-            unit="x",
-            n=len(logs),
-            method="rounds, t interval of the log ratio",
+    def race(self) -> Race:
+        """What has been raced so far, as a plain value."""
+        job, by_evaluate = self.run.job, self.held_out is None
+        return Race(
+            metric="evaluate" if by_evaluate else "held-out loss",
+            goal=job.goal if by_evaluate else "min",
+            start=self.start_metric,
+            target=self.target,
+            lanes=tuple(lane.lane() for lane in self.lanes),
+            seconds=time.monotonic() - self.started,
         )
-    return Candidate(
-        role=entry.role,
-        batch_size=entry.batch_size,
-        micro_batch=entry.micro_batch,
-        lr=entry.lr,
-        steps=round(sum(c.steps for c in own) / len(own)),
-        metrics=tuple(sign * c.last for c in own),
-        speedup=estimate,
-    )
+
+    def search(self, ends: float) -> None:
+        """Race until the best is told from the rest, or until this monotonic time."""
+        self._ends = ends
+        horizon = FIRST_RUNG * self._left_s()
+        horizon = max(horizon, LEAST_STEPS * self.today.step_s)
+        field = FIELD
+        while True:
+            affordable = RUNG_SHARE * self._left_s() / (self._price() * horizon)
+            if min(field, affordable) >= LEAST_FIELD:
+                self._rung(horizon, min(field, int(affordable)))
+                if self._reached():
+                    break
+                field = max(LEAST_FIELD + 1, round(0.75 * field))
+                horizon *= 2
+            elif not self._repeat(self._trained_to()):
+                return
+        while self._repeat(math.inf):
+            pass
+
+    # The two moves: a rung, and one more run.
+
+    def _rung(self, horizon: float, field: int) -> None:
+        """Train a field of candidates to the horizon: half old, half new."""
+        survivors = self._best_open(-(-field // 2))
+        for lane in survivors:
+            self._train(lane, horizon)
+        for _ in range(field - len(survivors)):
+            if self._reached() or self._left_s() <= 0:
+                return
+            setting = self._drawn(horizon, new=True)
+            if setting is not None:
+                self._train(self._begin(setting), horizon)
+
+    def _repeat(self, horizon: float) -> bool:
+        """One more run, of what it pays most to know; False where nothing pays."""
+        standings, passages = self.standings()
+        costs = standings.draws + self.log_cost
+        ran = standings.runs > 0
+        if not ran.any() or (standings.lanes > 0).sum() < LEAST_FIELD:
+            return False
+        mean = np.where(ran, costs.mean(0), np.inf)
+        best = int(mean.argmin())
+        gain = float((costs[:, best] - costs.min(1)).mean())
+        near_today = costs[:, 0].mean() - mean[best] < math.log(NEAR)
+        wanted = None
+        if standings.lanes[best] < REPEATS:
+            wanted = best
+        elif near_today and standings.lanes[0] < REPEATS - 1:
+            wanted = 0
+        elif gain > SETTLED:
+            drawn = self._drawn(min(horizon, 1e9), new=False)
+            wanted = None if drawn is None else self.settings.index(drawn)
+        if wanted is None:
+            return False
+        log_steps = standings.draws[:, [best, wanted]].mean(0)
+        leader_s, own_s = np.exp(log_steps) * [
+            self.settings[best].step_s,
+            self.settings[wanted].step_s,
+        ]
+        limit = min(horizon, PATIENCE * leader_s) if passages.to_target else horizon
+        if wanted == 0:  # today's, if it is near, as long as it takes
+            limit = max(limit, PATIENCE * min(own_s, NEAR * leader_s))
+        if self._price() * min(limit, own_s) > self._left_s():
+            return False
+        self._train(self._begin(self.settings[wanted]), limit)
+        return True
+
+    # What these go by.
+
+    def standings(self) -> tuple[Standings, Passages]:
+        """Law and runs together, for every setting, at the last level."""
+        passages = passages_of(self.race())
+        law = fit_rate_law(passages, self.prior)
+        pairs = [(s.batch_size, s.lr) for s in self.settings]
+        return standings_of(law, passages, pairs), passages
+
+    def _drawn(self, horizon: float, *, new: bool) -> Setting | None:
+        """The best setting of one draw of all that is uncertain."""
+        standings, _ = self.standings()
+        row = int(self._random.integers(len(standings.draws)))
+        costs = standings.draws[row] + self.log_cost
+        steps = np.array([s.step_s for s in self.settings])
+        costs = np.where(LEAST_STEPS * steps > horizon, np.inf, costs)
+        if new:
+            costs = np.where(standings.lanes > 0, np.inf, costs)
+        place = int(self.run.ranks.first(int(costs.argmin())))
+        return self.settings[place] if math.isfinite(costs[place]) else None
+
+    def _best_open(self, count: int) -> list[LaneRun]:
+        """The lanes that go on: today's first one, and the best of the others."""
+        lanes = [lane for lane in self.lanes if lane.open]
+        if len(self.lanes) == 1:
+            return lanes
+        standings, _ = self.standings()
+        mean = (standings.draws + self.log_cost).mean(0)
+        place = {id(s): i for i, s in enumerate(self.settings)}
+        lanes.sort(key=lambda lane: float(mean[place[id(lane.setting)]]))
+        own = [lane for lane in lanes if lane.setting is self.today]
+        kept = [*own, *(x for x in lanes if x not in own)][: count + len(own)]
+        for lane in lanes:
+            if all(lane is not x for x in kept):
+                lane.state = None  # nothing goes on from it
+        return kept
+
+    def _begin(self, setting: Setting) -> LaneRun:
+        number = sum(lane.setting is setting for lane in self.lanes)
+        lane = LaneRun(setting, self.run.job.seed + 1000 * number)
+        self.lanes.append(lane)
+        return lane
+
+    def _train(self, lane: LaneRun, seconds: float) -> None:
+        setting = lane.setting
+        self.tick(f"B = {setting.batch_size}, lr {setting.lr:.3g}")
+        before, clock = lane.seconds, time.monotonic()
+        train_lane(
+            self.run,
+            self.start,
+            lane,
+            seconds,
+            held_out=self.held_out,
+            metric_s=self.metric_s,
+            met=self.met,
+            behind=self._behind,
+            late=lambda: bool(self.run.ranks.first(self._left_s() <= 0)),
+        )
+        self.trained_s += lane.seconds - before
+        self.spent_s += self.run.ranks.first(time.monotonic() - clock)
+
+    def _behind(self, lane: LaneRun) -> bool:
+        """Whether another lane was as good long ago."""
+        if lane.setting is self.today:
+            return False
+        now = lane.seconds / DROPPED
+        for other in self.lanes:
+            if other is lane:
+                continue
+            for step, value in zip(other.steps, other.metrics, strict=True):
+                early = step >= LEAST_STEPS and step * other.setting.step_s <= now
+                if early and self._sign * value < lane.best:
+                    return True
+        return False
+
+    def _reached(self) -> bool:
+        return any(lane.end == "target" for lane in self.lanes)
+
+    def _trained_to(self) -> float:
+        """How long the second longest lane has trained."""
+        return (sorted(lane.seconds for lane in self.lanes)[-2:] or [0.0])[0]
+
+    def _left_s(self) -> float:
+        return self.run.ranks.first(self._ends - time.monotonic())
+
+    def _price(self) -> float:
+        """Wall seconds of a second by the law, evaluations and forks included."""
+        return (self.spent_s + 0.2) / (self.trained_s + 0.15)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,22 +14,22 @@ from rightbatch.core.guards import preserved_rng
 from rightbatch.core.progress import Phase, Progress
 from rightbatch.job.job import Job
 from rightbatch.measure.energy import find_meter
-from rightbatch.measure.measurements import Measurements, Race
-from rightbatch.measure.run_progress import steps_of_progress
+from rightbatch.measure.measurements import Measurements, NoisePoint
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.decide import decide
-from rightbatch.plan.objectives import Energy, Objective, no_energy
+from rightbatch.plan.laws import laws_of, rate_prior
+from rightbatch.plan.objectives import Energy, Examples, Objective, Time, no_energy
+from rightbatch.plan.options import memory_limit, options_within
+from rightbatch.training.any_checkpoint import load_start
 from rightbatch.training.plan import Plan
-from rightbatch.training.run_state import Snapshot
-from rightbatch.tuning.candidates import race_entries
+from rightbatch.tuning.candidates import race_settings
+from rightbatch.tuning.given_noise import given_noise
 from rightbatch.tuning.measure_job import Measured, measure_job
 from rightbatch.tuning.measurement_record import Record
-from rightbatch.tuning.race import Clock, race
+from rightbatch.tuning.race import Racing
 
 if TYPE_CHECKING:
     from rightbatch.report.page import Page
-
-RACE_LEAST = 0.1  # of the budget must be left for a race [assumed]
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,6 +60,8 @@ def tune(
     memory_bytes: float | None = None,
     with_race: bool = True,
     threads: Literal["present", "auto"] = "present",
+    start: str | Path | None = None,
+    noise: str | Path | Sequence[NoisePoint] | None = None,
     record: Record | None = None,
     progress: Progress | None = None,
 ) -> Tuning:
@@ -72,12 +75,19 @@ def tune(
         memory_bytes: Bytes a step may take; default 90 % of what is free.
         with_race: Whether to race the plan against today's batch.
         threads: ``"auto"`` sets torch to one thread if that is faster for this job.
+        start: A checkpoint of any trainer, from which the run begins: noise and race
+            are then where the run really is, and the plan is for the rest of it. See
+            `rightbatch.training.any_checkpoint.load_start` for what is understood.
+        noise: What a `NoiseMonitor` saw during a real run, by `NoiseMonitor.save`;
+            then none is measured here, and its time goes to the race.
         record: Keeps the measurements while they grow, in a file if it has one.
         progress: Hears of the phases; default: nobody does.
 
     Raises:
         JobError: The job cannot be measured.
-        SettingError: The budget is too small, or a limit makes no sense.
+        SettingError: The budget is too small, a limit makes no sense, or the
+            checkpoint is of another model, optimizer or batch.
+        RunFolderError: Checkpoint or noise cannot be read.
         UnidentifiedError: The measurements do not suffice for a decision.
 
     Example:
@@ -87,62 +97,64 @@ def tune(
         16
     """
     record, progress = record or Record(), progress or Progress()
+    objective = objective or Time()
     if isinstance(objective, Energy) and objective.watts is None:
         meter, why = find_meter(torch.device(job.device or "cpu"))
         if meter is None:
             raise no_energy(why)
     limits: dict[str, Any] = {"deadline_s": deadline_s, "memory_bytes": memory_bytes}
+    beginning = None if start is None else load_start(start)
+    known = None if noise is None else given_noise(noise)
     ends = time.monotonic() + budget_s
     with preserved_rng():
         measured = measure_job(
-            job, record, progress, budget_s=budget_s, threads=threads
+            job,
+            record,
+            progress,
+            budget_s=budget_s,
+            threads=threads,
+            start=beginning,
+            noise=known,
         )
-        decision = decide(record.measurements, objective, **limits)
-        left_s = measured.run.ranks.first(ends - time.monotonic())
-        warm = measured.warm
-        if with_race and (warm is None or left_s <= RACE_LEAST * budget_s):
-            with progress.phase("Race", 0.0) as phase:
-                phase.summary = "not run: measuring took the budget"
-        elif with_race and warm is not None:
-            with record.timed(progress.phase("Race", left_s)) as phase:
-                record.update(race=_race(measured, warm, decision.choice, phase))
+        if with_race:
+            left_s = measured.run.ranks.first(ends - time.monotonic())
+            with record.timed(progress.phase("Race", max(left_s, 0.0))) as phase:
+                _race(measured, record, objective, memory_bytes, phase)
             record.share(measured.run.ranks)
-            decision = decide(record.measurements, objective, **limits)
+        decision = decide(record.measurements, objective, **limits)
     return Tuning(decision.plan, record.measurements, decision.choice)
 
 
 def _race(
-    measured: Measured, warm: Snapshot, choice: Choice, phase: Phase
-) -> Race | None:
-    measurements, job = choice.measurements, measured.run.job
-
-    def tick(number: int, rounds: int, role: str) -> None:
-        phase.update(f"round {number} of {rounds}: {role}")
-
-    reached = steps_of_progress(measurements)
-    to_target = math.inf
-    if reached is not None:
-        today_s = choice.laws.time.seconds(
-            min(job.batch_size, choice.laws.time.largest)
-        )
-        to_target = max(reached - warm.steps, 1) * today_s
-    contention = measurements.contention
-    busy = contention is not None and contention.busy
-    clock: Clock = time.process_time if busy else time.perf_counter
-    result = race(
-        measured.run,
-        warm,
-        race_entries(choice),
-        budget_s=phase.budget_s,
-        held_out=measured.held_out,
-        to_target_s=to_target,
-        clock=clock,
-        tick=tick,
+    measured: Measured,
+    record: Record,
+    objective: Objective,
+    memory_bytes: float | None,
+    phase: Phase,
+) -> None:
+    """Race until the phase is over; what was raced is recorded as it comes."""
+    measurements, run = record.measurements, measured.run
+    laws = laws_of(measurements)
+    limit = memory_limit(measurements, memory_bytes)
+    options = options_within(laws, measurements.job.examples, limit)
+    settings = race_settings(measurements, laws, options)
+    by_examples = isinstance(objective, Examples)
+    racing = Racing(
+        run,
+        measured.fresh,
+        measured.held_out,
+        settings,
+        rate_prior(measurements, laws.noise, raced=True),
+        metric_s=measured.metric_s,
+        unit_costs=[float(s.batch_size) if by_examples else s.step_s for s in settings],
+        tick=lambda text: phase.update(text),
     )
-    phase.summary = "not run: too few steps fit the budget"
-    if result is not None:
-        best = max(result.candidates, key=lambda candidate: candidate.speedup.value)
-        phase.summary = (
-            f"{result.rounds} rounds, first: B = {best.batch_size} ({best.role})"
-        )
-    return result
+    racing.take_in(measurements.metrics)
+    racing.search(time.monotonic() + phase.budget_s - phase.elapsed_s)
+    race = racing.race()
+    if not any(lane.steps for lane in race.lanes[1:]):
+        phase.summary = "not run: too few steps fit the budget"
+        return
+    record.update(race=race)
+    reached = sum(lane.end == "target" for lane in race.lanes)
+    phase.summary = f"{len(race.lanes)} runs, {reached} to the target"

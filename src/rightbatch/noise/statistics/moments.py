@@ -125,12 +125,22 @@ def sampled_moments(
     """
     share = weights / weights.sum()
     values = np.stack([signal, noise])
-    mean, n = values @ share, len(share)
+    mean = values @ share
+    spread = (values - mean[:, None]) * share
+    return moments_of(mean[0], mean[1], spread @ spread.T, len(share))
+
+
+def moments_of(
+    signal: float, noise: float, spread: Float[np.ndarray, "2 2"], samples: int
+) -> NoiseMoments:
+    """Weighted means, from the products of the samples' weighted deviations from them.
+
+    With fewer than two samples the variances are infinite.
+    """
     covariance = np.diag([math.inf, math.inf])
-    if n > 1:
-        spread = (values - mean[:, None]) * share
-        covariance = spread @ spread.T * n / (n - 1)
-    return _moments(mean[0], mean[1], covariance)
+    if samples > 1:
+        covariance = spread * samples / (samples - 1)
+    return _moments(signal, noise, covariance)
 
 
 def _moments(signal: float, noise: float, covariance: np.ndarray) -> NoiseMoments:
