@@ -1,4 +1,4 @@
-"""Measuring a job: what depends on the job, and on where the run begins."""
+"""Measuring: from a checkpoint, and what depends on the job."""
 
 from pathlib import Path
 

@@ -21,10 +21,10 @@ THIS_RUN = "this run"  # the measuring run itself
 class JobFacts:
     """What was measured: the job as JSON can hold it.
 
-    ``run_examples``: what today's run sees, None where its length is not said;
-    ``rate``: its learning-rate schedule in words, empty where the rate stays.
-
     Attributes:
+        run_examples: What today's run sees; None where its length is not said.
+        rate: Its learning-rate schedule in words; empty where the rate stays.
+        clip_norm: Largest norm of its gradient.
         coupled: Where the examples of a batch touch each other, see
             `rightbatch.coupling.probe.find_coupling`.
         coupled_batch: How many of them do today: those of one rank, or of all where

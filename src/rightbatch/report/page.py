@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,10 @@ import vl_convert
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import to_plain, write_text
 from rightbatch.core.units import show_bytes, show_number, show_seconds
-from rightbatch.plan.choice import Choice
+from rightbatch.plan.choice import BEYOND, Choice
+from rightbatch.plan.verdict import cost_unit
 from rightbatch.report.charts import all_charts
+from rightbatch.report.race_rows import last_level, race_rows
 from rightbatch.training.plan import Plan
 from rightbatch.training.trace import TraceRow
 
@@ -40,13 +43,23 @@ class Page:
     def html(self) -> str:
         """The whole file as text; it asks the network for nothing."""
         template = _templates().get_template("page.html.j2")
-        measurements = self.choice.measurements
+        choice, race = self.choice, self.choice.measurements.race
+        measurements, raced = choice.measurements, choice.raced
         text = template.render(
             measurements=measurements,
             plan=self.plan,
-            choice=self.choice,
-            laws=self.choice.laws,
-            charts=_script_json(all_charts(self.choice)),
+            choice=choice,
+            laws=choice.laws,
+            unit=cost_unit(choice),
+            beyond=BEYOND,
+            options=sorted(
+                {*choice.options, choice.chosen, choice.baseline},
+                key=lambda option: (option.batch_size, option.lr),
+            ),
+            race_rows=race_rows(choice, raced) if raced else [],
+            against_today=raced is None or raced.standings[0].runs > 0,
+            level=last_level(choice, race) if race else "",
+            charts=_script_json(all_charts(choice)),
             data=_script_json(
                 {"measurements": to_plain(measurements), "plan": to_plain(self.plan)}
             ),
@@ -91,8 +104,15 @@ def _templates() -> jinja2.Environment:
         bytes=show_bytes,
         estimate=_without_unit,
         three=show_number,
+        two=_two_digits,
+        exp=math.exp,
     )
     return environment
+
+
+def _two_digits(value: float) -> str:
+    """As the verdict gives ratios."""
+    return f"{value:.2g}" if math.isfinite(value) else "no bound"
 
 
 def _without_unit(e: Estimate) -> str:

@@ -225,8 +225,6 @@ def _measure_noise(
         ", at target" if found.reached else ", at a standstill" if found.stalled else ""
     )
     phase.summary = f"{_running(found, job)}, {len(found.points)} points{end}"
-    if noise is not None:
-        phase.summary += f", {noise.source}"
     return Measured(run, start, held_out, cost or 0.0)
 
 

@@ -79,7 +79,7 @@ class Racing:
         """Begin with the measuring run, as it stands, as the first lane of today's."""
         lane = self._begin(self.today)
         if metrics and metrics[-1].step == self.run.steps:
-            lane.steps = [point.step for point in metrics]
+            lane.steps = [point.step - self.start.steps for point in metrics]
             lane.metrics = [point.metric for point in metrics]
             lane.best = min(self._sign * value for value in lane.metrics)
             lane.state = self.run.snapshot()
