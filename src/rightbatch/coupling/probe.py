@@ -112,7 +112,7 @@ def _probed(job: Job, model: nn.Module, allowance_s: float) -> Coupling | None:
     if halves.touch(training):
         with evaluating(model):
             kind = "loss" if halves.touch(halves.table()) else "normalization"
-    if kind == "normalization" and not (_by_type(model).kind or halves.draw_alike()):
+    if kind not in ("", _by_type(model).kind) and not halves.draw_alike():
         return None
     return Coupling(
         kind=kind,
@@ -233,7 +233,7 @@ def _nothing_zero(model: nn.Module) -> Iterator[None]:
     zero = [p for p in model.parameters() if p.requires_grad and not p.any()]
     with torch.no_grad():
         for parameter in zero:
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
+            fan_in = max(parameter.shape[1:].numel(), 1)
             parameter.normal_(std=AWAKE / fan_in**0.5)
     try:
         yield
