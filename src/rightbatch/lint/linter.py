@@ -50,4 +50,5 @@ def check(job: Job) -> Findings:
                 findings.append(finding)
                 if finding.severity == "error":
                     return Findings(items=tuple(findings), rules=count)
-    return Findings(items=tuple(findings), rules=len(RULES))
+    coupled = probe.coupling.kind
+    return Findings(items=tuple(findings), rules=len(RULES), coupled=coupled)

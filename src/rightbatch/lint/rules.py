@@ -14,7 +14,7 @@ from torch import nn
 from rightbatch.core.errors import JobError
 from rightbatch.core.findings import Finding
 from rightbatch.core.guards import evaluating
-from rightbatch.core.torch_private import BatchNorm
+from rightbatch.coupling.probe import Coupling, find_coupling
 from rightbatch.job.job import Job
 from rightbatch.job.loss import PRECISIONS
 from rightbatch.schedules.job_rate import rate_of
@@ -39,6 +39,11 @@ class Probe:
     def optimizer(self) -> torch.optim.Optimizer:
         """Its optimizer, which makes no step."""
         return self.job.make_optimizer(self.model)
+
+    @functools.cached_property
+    def coupling(self) -> Coupling:
+        """Whether the examples of a batch touch each other."""
+        return find_coupling(self.job, self.model)
 
     def batch(self, count: int, repeats: int = 1) -> Any:
         """The first examples of the data, each ``repeats`` times."""
@@ -144,12 +149,13 @@ def scalar_loss(probe: Probe) -> Finding | None:
 
 
 def mean_loss(probe: Probe) -> Finding | None:
-    """A batch with every example twice has the same mean loss, but twice the sum."""
+    """A batch with every example twice has the same mean loss, but twice the sum.
+
+    It is the mean over the batch's examples, each by itself.
+    """
     once = probe.loss(probe.batch(min(FEW, probe.job.batch_size)))
     twice = probe.loss(probe.batch(min(FEW, probe.job.batch_size), repeats=2))
-    if once == 0:
-        return None
-    ratio = twice / once
+    ratio = twice / once if once else 1.0
     if abs(ratio - 2) < 2 * SUM_TOLERANCE:
         raise JobError(
             "the loss is a sum over examples, not a mean",
@@ -157,17 +163,36 @@ def mean_loss(probe: Probe) -> Finding | None:
             why="changing the batch would also multiply the learning rate",
             fix="return loss.mean(), or (loss, number of examples)",
         )
-    if abs(ratio - 1) > SUM_TOLERANCE:
+    if probe.coupling.kind == "loss":
         return Finding(
             code="RB105",
             severity="warning",
             what="an example's loss depends on the others in its batch",
-            seen=f"each example twice in the batch: loss x {ratio:.2f} (a mean: 1.00)",
+            seen=_exchanged(probe.coupling),
             why="the batch size changes what is learned (contrastive losses), so the "
-            "laws compare different objectives",
+            "laws compare different objectives, and no batch is made in pieces",
             fix="read the answer as a hint; let the race decide",
         )
+    if probe.coupling.mean_of_means:
+        return Finding(
+            code="RB105",
+            severity="note",
+            what="the loss is a mean over something else than examples",
+            seen=_exchanged(probe.coupling),
+            why="a batch made in pieces weighs its examples a little otherwise",
+            fix="return (sum, count) of what it is a mean over, such as tokens",
+        )
     return None
+
+
+def _exchanged(coupling: Coupling) -> str:
+    """What was seen when halves of a batch were exchanged."""
+    if coupling.by_type:
+        return "layers that normalise over the batch"
+    return (
+        f"another half of {coupling.examples} examples changes what the first costs "
+        f"by {coupling.share:.1g} of the loss"
+    )
 
 
 def repeatable_loss(probe: Probe) -> Finding | None:
@@ -248,20 +273,17 @@ def every_size(probe: Probe) -> Finding | None:
     )
 
 
-def no_batch_norm(probe: Probe) -> Finding | None:
-    """Layers that mix examples are named."""
-    kinds = {
-        type(m).__name__ for m in probe.model.modules() if isinstance(m, BatchNorm)
-    }
-    if not kinds:
+def no_normalization(probe: Probe) -> Finding | None:
+    """The model looks at each example by itself, in training mode too."""
+    if probe.coupling.kind != "normalization":
         return None
     return Finding(
         code="RB109",
         severity="warning",
         what="the model normalises over the batch",
-        seen=", ".join(sorted(kinds)),
-        why="the function itself depends on the micro-batch: noise is measured for "
-        "groups of one size, and accumulation is not exactly the large batch",
+        seen=_exchanged(probe.coupling),
+        why="the function itself depends on how many examples see each other: that "
+        "number is kept as it is today, and larger batches are made in such pieces",
         fix="GroupNorm or LayerNorm where that is an option",
     )
 
@@ -300,6 +322,6 @@ RULES: dict[str, Callable[[Probe], Finding | None]] = {
     "RB106": repeatable_loss,
     "RB107": differentiable,
     "RB108": every_size,
-    "RB109": no_batch_norm,
+    "RB109": no_normalization,
     "RB110": target_ahead,
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rightbatch.core.estimate import Estimate
-from rightbatch.core.findings import Finding
+from rightbatch.core.findings import Coupled, Finding
 from rightbatch.core.json_io import read_json, write_json
 from rightbatch.job.optimizers import Family
 from rightbatch.memory.points import MemoryPoint
@@ -21,8 +21,14 @@ THIS_RUN = "this run"  # the measuring run itself
 class JobFacts:
     """What was measured: the job as JSON can hold it.
 
-    ``run_examples``: what today's run sees, None where its length is not said;
-    ``rate``: its learning-rate schedule in words, empty where the rate stays.
+    Attributes:
+        run_examples: What today's run sees; None where its length is not said.
+        rate: Its learning-rate schedule in words; empty where the rate stays.
+        clip_norm: Largest norm of its gradient.
+        coupled: Where the examples of a batch touch each other, see
+            `rightbatch.coupling.probe.find_coupling`.
+        coupled_batch: How many of them do today: those of one rank, or of all where
+            ranks share their statistics.
     """
 
     name: str
@@ -46,6 +52,8 @@ class JobFacts:
     run_examples: float | None = None
     rate: str = ""
     clip_norm: float | None = None
+    coupled: Coupled = ""
+    coupled_batch: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

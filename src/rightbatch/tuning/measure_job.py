@@ -114,7 +114,7 @@ def measure_job(
             note = _set_threads(run, threads)
             run.rewind(fresh)
             record.start(
-                job_facts(run, record.spec),
+                job_facts(run, record.spec, findings.coupled),
                 machine(run.device.type, run.ranks.size),
                 (*findings.items, *notes),
             )
@@ -216,7 +216,7 @@ def _measure_noise(
         budget_s=phase.budget_s,
         held_out=held_out,
         micro_batch=-(-max(sizes) // run.ranks.size),
-        least_group=min(sizes),
+        least_group=_least_group(run, record),
         known=() if noise is None else noise.points,
         tick=tick,
     )
@@ -225,9 +225,17 @@ def _measure_noise(
         ", at target" if found.reached else ", at a standstill" if found.stalled else ""
     )
     phase.summary = f"{_running(found, job)}, {len(found.points)} points{end}"
-    if noise is not None:
-        phase.summary += f", {noise.source}"
     return Measured(run, start, held_out, cost or 0.0)
+
+
+def _least_group(run: RunState, record: Record) -> int:
+    """Fewest examples that noise is measured with.
+
+    Where examples touch, fewer of them than today are another function.
+    """
+    job, times = record.measurements.job, record.measurements.times
+    coupled = run.ranks.first(bool(job.coupled))
+    return job.batch_size if coupled else min(p.micro_batch for p in times)
 
 
 def _running(found: Trajectory, job: Job) -> str:
