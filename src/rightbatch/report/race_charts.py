@@ -202,6 +202,8 @@ def _around(choice: Choice, rows: list[RaceRow]) -> list[Option]:
         for i, option in enumerate(choice.options)
         if min(sizes) <= option.batch_size <= max(sizes)
     ]
+    if not places:  # what was raced no longer fits
+        return list(choice.options)
     return list(choice.options[max(places[0] - 1, 0) : places[-1] + 2])
 
 
@@ -220,8 +222,10 @@ def _background(
     steps = np.array([rate.log_steps(batches, np.full(len(batches), v)) for v in lrs])
     costs = costs * np.exp(steps - rate.log_steps(batches, at_best))
     costs = np.minimum(costs / costs.min(), WORST)
-    inner = np.sqrt(batches[1:] * batches[:-1])
-    edges = [batches[0] ** 2 / inner[0], *inner, batches[-1] ** 2 / inner[-1]]
+    logs = np.log(batches)
+    between = (logs[1:] + logs[:-1]) / 2
+    half_cell = (logs[1] - logs[0]) / 2 if len(logs) > 1 else math.log(2) / 2
+    edges = np.exp([logs[0] - half_cell, *between, logs[-1] + half_cell])
     half = 2 ** (0.5 / PER_OCTAVE)
     return [
         {
