@@ -186,7 +186,7 @@ def answer(start: Start, budget_s: float) -> dict[str, Any]:
         "plan_lr": plan.lr,
         "grade": getattr(plan, "grade", None),
         "decided": plan.decided,
-        "decided_by": plan.decided_by,
+        "decided_by": getattr(plan, "decided_by", ""),
         "verdict": plan.verdict,
         "plan_vs_best": planned / best,
         "reached": sum(run.reached for run in runs),

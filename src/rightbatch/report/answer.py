@@ -17,7 +17,7 @@ from rightbatch.report.race_rows import RaceRow, last_level, race_rows, referenc
 from rightbatch.report.terminal import WIDTH, wrapped
 from rightbatch.training.plan import Plan
 
-LABELS = {"balance": "Why", "optimum": "", "split": "Split"}
+LABELS = {"balance": "Why", "optimum": "", "split": "Split", "coupled": "Touch"}
 RACE = "race"  # the reason that the table of the race says
 SHOWN_SETTINGS = 6  # of a race, besides today's and the chosen
 NEAR_RATES = math.log(2) / 2 + 1e-9  # as far apart as the rates of a race
@@ -155,7 +155,7 @@ def race_lines(choice: Choice, plan: Plan) -> str:
         for i, row in enumerate(rows)
         if i < SHOWN_SETTINGS or row.is_today or row.is_chosen
     ]
-    level = last_level(choice, race)
+    level = show_number(last_level(choice))
     by = f"By {race.metric} from {show_number(race.start)} to {level}"
     today = reference(raced) is raced.standings[0]
     over = f"{cost_unit(choice)}, {'today' if today else 'the best'} = 1"
@@ -168,9 +168,8 @@ def race_lines(choice: Choice, plan: Plan) -> str:
     rest = [row for row in rows if row not in shown]
     if rest:
         lines.append(wrapped("", _rest(rest)))
-    lines.append(
-        " > chosen   * today   runs: got there / all   (95 %, of the race alone)"
-    )
+    legend = "runs: got there / all   (95 %, of the race alone)"
+    lines.append(f" > chosen   * today   {legend}")
     return "\n".join(lines)
 
 
@@ -201,7 +200,7 @@ def _rest(rows: Sequence[RaceRow]) -> str:
         default=None,
     )
     if edge is not None:
-        text += f" (from lr {edge.lr:.3g} on, at B = {edge.batch_size})"
+        text += f" (the lowest at lr {edge.lr:.3g}, B = {edge.batch_size})"
     return text
 
 

@@ -26,7 +26,6 @@ from rightbatch.report.vega import (
     tooltip,
 )
 
-
 MAP_HEIGHT = 380
 
 
@@ -58,12 +57,16 @@ def _shown(choice: Choice) -> list[Option]:
     return [o for o in choice.options if o.time.value < 8 * best]
 
 
+def _sizes_axis(options: list[Option]) -> alt.X:
+    return batch_axis(option.batch_size for option in options)
+
+
 def _marks(choice: Choice, x: alt.X, **place: Any) -> Any:
     """Today's and the chosen batch as labelled points over their time."""
     marked = {"today": choice.baseline, "chosen": choice.chosen}
     if choice.stays:
-        del marked["today"]
-    best = choice.chosen.batch_size
+        del marked["chosen"]
+    best, kept = choice.chosen.batch_size, ", kept" if choice.stays else ""
     base = chart(
         [
             {
@@ -71,7 +74,7 @@ def _marks(choice: Choice, x: alt.X, **place: Any) -> Any:
                 "time": option.time.value,
                 "examples": option.examples.value,
                 "which": which,
-                "label": f"{which}: B = {option.batch_size}",
+                "label": f"{which}{kept}: B = {option.batch_size}",
                 # Towards the best, where the curve falls away from the label.
                 "side": (best > option.batch_size) - (best < option.batch_size),
             }
@@ -99,7 +102,8 @@ def time_chart(choice: Choice) -> Any:
         }
         for o in shown
     ]
-    base = chart(rows).encode(x=batch_axis())
+    x = _sizes_axis(shown)
+    base = chart(rows).encode(x=x)
     least = min(o.time.value for o in shown) / 4
     title = "time to the same result (today = 1)"
     limits = {"domainMin": least, "domainMax": most}
@@ -107,7 +111,7 @@ def time_chart(choice: Choice) -> Any:
     flat = (
         chart([{"B": low * 0.97, "to": high * 1.03}])
         .mark_rect(color=CHOSEN, opacity=0.13)
-        .encode(x=batch_axis(), x2="to:Q")
+        .encode(x=x, x2="to:Q")
     )
     band = base.mark_area(opacity=0.18, color=PLAIN).encode(
         y=log_axis("low", title, clamp=True, **limits), y2="high:Q"
@@ -116,18 +120,18 @@ def time_chart(choice: Choice) -> Any:
         y=log_axis("time", title, clamp=True, **limits),
         tooltip=tooltip(B="d", lr=".3g", time=".2f", low=".2f", high=".2f"),
     )
-    marks = _marks(
-        choice, batch_axis(), dy=-14, dx={"expr": "datum.side ? 42 * datum.side : 58"}
-    )
-    return flat + band + line + _raced_times(choice, title, limits, most) + marks
+    place = {
+        "dx": {"expr": "datum.side ? 42 * datum.side : 58"},
+        "dy": {"expr": "datum.side ? -14 : 16"},
+    }
+    marks = _marks(choice, x, **place)
+    return flat + band + line + _raced_times(choice, x, title, limits) + marks
 
 
-def _raced_times(
-    choice: Choice, title: str, limits: dict[str, float], most: float
-) -> Any:
+def _raced_times(choice: Choice, x: alt.X, title: str, limits: dict[str, float]) -> Any:
     """The best setting raced of every batch, where the race was for time."""
     best: dict[int, Standing] = {}
-    standings = choice.raced.standings[1:] if choice.raced is not None else ()
+    standings = choice.raced.standings if choice.raced is not None else ()
     for standing in standings if cost_unit(choice) == "time" else ():
         rival = best.get(standing.batch_size)
         if standing.runs and (rival is None or standing.cost.value < rival.cost.value):
@@ -138,11 +142,11 @@ def _raced_times(
             "lr": standing.lr,
             "time": standing.cost.value,
             "low": standing.cost.low,
-            "high": _end(standing.cost.high, most),
+            "high": _end(standing.cost.high, limits["domainMax"]),
         }
         for batch_size, standing in best.items()
     ]
-    base = chart(rows).encode(x=batch_axis())
+    base = chart(rows).encode(x=x)
     bars = base.mark_rule(color=RACED, strokeWidth=2).encode(
         y=log_axis("low", title, clamp=True, **limits), y2="high:Q"
     )
@@ -170,7 +174,8 @@ def step_chart(choice: Choice) -> Any:
         {"B": b, "ms": 1e3 * law.seconds(b)}
         for b in (least * (most / least) ** (i / 60) for i in range(61))
     ]
-    x, title = batch_axis("micro-batch (examples)"), "step time (ms)"
+    x = batch_axis((p.micro_batch for p in times), "micro-batch (examples)")
+    title = "step time (ms)"
     line = chart(curve).mark_line(color=PLAIN).encode(x=x, y=log_axis("ms", title))
     base = chart(points).encode(x=x)
     bars = base.mark_rule(color=TODAY).encode(y=log_axis("low", title), y2="high:Q")
@@ -219,16 +224,17 @@ def noise_chart(choice: Choice) -> Any:
 
 def progress_chart(choice: Choice) -> Any:
     """Steps and examples to the same result against B: one falls, one rises."""
+    shown = _shown(choice)
     rows = [
         {"B": o.batch_size, "ratio": value, "which": which}
-        for o in _shown(choice)
+        for o in shown
         for which, value in (("steps", o.steps.value), ("examples", o.examples.value))
     ]
     return (
         chart(rows)
         .mark_line(point=True)
         .encode(
-            x=batch_axis(),
+            x=_sizes_axis(shown),
             y=log_axis("ratio", "needed (today = 1)"),
             color=colours("which", {"steps": PLAIN, "examples": TODAY}, legend=True),
             tooltip=tooltip(B="d", ratio=".3g"),

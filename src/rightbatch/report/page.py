@@ -16,14 +16,16 @@ import vl_convert
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import to_plain, write_text
 from rightbatch.core.units import show_bytes, show_number, show_seconds
+from rightbatch.measure.measurements import Measurements
 from rightbatch.plan.choice import BEYOND, Choice
-from rightbatch.plan.verdict import cost_unit
+from rightbatch.plan.verdict import LEAST_TOLD, cost_unit
 from rightbatch.report.charts import all_charts
 from rightbatch.report.race_rows import last_level, race_rows
 from rightbatch.training.plan import Plan
 from rightbatch.training.trace import TraceRow
 
 MOST_BYTES = 2_000_000
+MOST_DATA = 700_000  # of these for measurements and plan
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,12 @@ class Page:
     def html(self) -> str:
         """The whole file as text; it asks the network for nothing."""
         template = _templates().get_template("page.html.j2")
-        choice, race = self.choice, self.choice.measurements.race
-        measurements, raced = choice.measurements, choice.raced
+        choice, raced = self.choice, self.choice.raced
+        measurements = choice.measurements
+        data = _data(measurements, self.plan)
+        ends_only = len(data) > MOST_DATA
+        if ends_only:
+            data = _data(_ends_only(measurements), self.plan)
         text = template.render(
             measurements=measurements,
             plan=self.plan,
@@ -57,12 +63,12 @@ class Page:
                 key=lambda option: (option.batch_size, option.lr),
             ),
             race_rows=race_rows(choice, raced) if raced else [],
-            against_today=raced is None or raced.standings[0].runs > 0,
-            level=last_level(choice, race) if race else "",
+            today=None if raced is None else raced.standings[0],
+            at_most=max(choice.gain.high, LEAST_TOLD),
+            level=show_number(last_level(choice)) if raced else "",
             charts=_script_json(all_charts(choice)),
-            data=_script_json(
-                {"measurements": to_plain(measurements), "plan": to_plain(self.plan)}
-            ),
+            data=data,
+            ends_only=ends_only,
             bundle=_bundle(),
             last=self.rows[-1] if self.rows else None,
         )
@@ -77,6 +83,24 @@ class Page:
         """
         write_text(Path(path), self.html())
         return Path(path)
+
+
+def _data(measurements: Measurements, plan: Plan) -> str:
+    return _script_json(
+        {"measurements": to_plain(measurements), "plan": to_plain(plan)}
+    )
+
+
+def _ends_only(measurements: Measurements) -> Measurements:
+    """The same, with only the last evaluation of every run of the race."""
+    race = measurements.race
+    if race is None:
+        return measurements
+    lanes = tuple(
+        replace(lane, steps=lane.steps[-1:], metrics=lane.metrics[-1:])
+        for lane in race.lanes
+    )
+    return replace(measurements, race=replace(race, lanes=lanes))
 
 
 @functools.cache
@@ -105,7 +129,7 @@ def _templates() -> jinja2.Environment:
         estimate=_without_unit,
         three=show_number,
         two=_two_digits,
-        exp=math.exp,
+        factor=_factor,
     )
     return environment
 
@@ -113,6 +137,11 @@ def _templates() -> jinja2.Environment:
 def _two_digits(value: float) -> str:
     """As the verdict gives ratios."""
     return f"{value:.2g}" if math.isfinite(value) else "no bound"
+
+
+def _factor(spread: float) -> str:
+    """Two standard deviations of a log, as the factor they are."""
+    return _two_digits(math.exp(2 * spread))
 
 
 def _without_unit(e: Estimate) -> str:

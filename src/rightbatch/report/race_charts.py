@@ -23,7 +23,6 @@ from rightbatch.report.vega import (
     batch_axis,
     chart,
     colours,
-    log_axis,
     tooltip,
 )
 
@@ -41,18 +40,20 @@ def curves_chart(choice: Choice) -> Any:
     """The best metric so far against seconds, one line a run."""
     race = choice.measurements.race
     assert race is not None, "without a race there is no curve"
-    drawn = sorted(race.lanes, key=lambda lane: (_role(choice, lane), -lane.seconds))
-    drawn = drawn[:MOST_CURVES]
+    order = list(ROLES)
+    drawn = sorted(
+        race.lanes, key=lambda x: (order.index(_role(choice, x)), -x.seconds)
+    )[:MOST_CURVES]
     earliest = DRAWN_SHARE * max((lane.seconds for lane in drawn), default=0.0)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"run": i, "role": _role(choice, lane), "B": lane.batch_size, "lr": lane.lr}
         | point
         for i, lane in enumerate(drawn)
-        for point in _points(race, lane)
-        if point["seconds"] >= earliest
+        for point in _points(race, lane, earliest)
     ]
-    values = [row["metric"] for row in rows]
-    logs = race.goal == "min" and min(values, default=0.0) > 0
+    seen = {row["role"] for row in rows}
+    roles = {role: colour for role, colour in ROLES.items() if role in seen}
+    logs = race.goal == "min" and all(row["metric"] > 0 for row in rows)
     y = alt.Y(
         "metric:Q",
         title=f"{race.metric}, best so far",
@@ -70,7 +71,7 @@ def curves_chart(choice: Choice) -> Any:
         x=x,
         y=y,
         detail="run:N",
-        color=colours("role", ROLES, legend=True),
+        color=colours("role", roles, legend=True),
         tooltip=tooltip(B="d", lr=".3g", seconds=".3g", metric=".4g"),
     )
     # The few that matter lie on top.
@@ -78,45 +79,51 @@ def curves_chart(choice: Choice) -> Any:
         opacity=0.45, strokeWidth=1.2
     )
     marked = base.transform_filter("datum.role != 'other'").mark_line(strokeWidth=2.2)
-    ends = [row for row in rows if row["diverged"]]
-    crosses = chart(ends).mark_point(
-        shape="cross", angle=45, size=70, filled=True, color=DIVERGED, opacity=1
+    ends = base.transform_filter("datum.end == 'end'").mark_point(filled=True, size=18)
+    crosses = chart([row for row in rows if row["end"] == "diverged"]).mark_point(
+        shape="cross", angle=45, size=90, filled=True, color=DIVERGED, opacity=1
     )
-    layers = others + marked + crosses.encode(x=x, y=y)
-    level = last_level(choice, race)
-    if not level:
+    layers = others + marked + ends + crosses.encode(x=x, y=y)
+    if choice.raced is None:
         return layers
-    name = f"{'target' if choice.evidence.share >= 1 else 'compared at'} {level}"
-    rule = chart([{"metric": float(level.replace(",", "")), "name": name}]).encode(y=y)
+    level, met = last_level(choice), choice.evidence.share >= 1
+    name = f"{'target' if met else 'compared at'} {show_number(level)}"
+    rule = chart([{"metric": level, "name": name}]).encode(y=y)
     text = rule.mark_text(align="left", dy=-6, x=4, fontSize=11).encode(text="name:N")
     return layers + rule.mark_rule(strokeDash=[5, 4], color=GREY) + text
 
 
-ROLES = {"chosen": CHOSEN, "today": TODAY, "other": PLAIN}
+KEPT = "today, kept"
+ROLES = {KEPT: CHOSEN, "chosen": CHOSEN, "today": TODAY, "other": PLAIN}
 
 
 def _role(choice: Choice, lane: Lane) -> str:
     setting, job = (lane.batch_size, lane.lr), choice.measurements.job
+    is_today = setting == (job.batch_size, job.lr)
     if choice.raced and setting == (choice.chosen.batch_size, choice.chosen.lr):
-        return "chosen"
-    return "today" if setting == (job.batch_size, job.lr) else "other"
+        return KEPT if is_today else "chosen"
+    return "today" if is_today else "other"
 
 
-def _points(race: Race, lane: Lane) -> list[dict[str, Any]]:
-    """Where a run got better, thinned, and where it ended."""
+def _points(race: Race, lane: Lane, earliest: float) -> list[dict[str, Any]]:
+    """Where a run got better, thinned, and where it ended, if only at the margin."""
     curve, sign = Curve(race, lane), 1.0 if race.goal == "min" else -1.0
-    last = len(curve.steps) - 1
+    last, end = len(curve.steps) - 1, "diverged" if lane.end == "diverged" else "end"
     better = [
         i
         for i in range(1, last + 1)
-        if i in (1, last) or curve.values[i] < curve.values[i - 1]
+        if i == last
+        or (
+            curve.values[i] < curve.values[i - 1]
+            and curve.steps[i] * lane.step_s >= earliest
+        )
     ]
     places = np.linspace(0, len(better) - 1, min(len(better), MOST_POINTS))
     return [
         {
-            "seconds": _short(curve.steps[i] * lane.step_s),
+            "seconds": _short(max(curve.steps[i] * lane.step_s, earliest)),
             "metric": _short(sign * curve.values[i]),
-            "diverged": i == last and lane.end == "diverged",
+            "end": end if i == last else "",
         }
         for i in (better[round(place)] for place in places)
         if math.isfinite(curve.values[i])
@@ -131,7 +138,7 @@ def map_chart(choice: Choice, raced: Raced) -> Any:
     """Batch against learning rate: the law's cost behind, what was trained on top."""
     rows = race_rows(choice, raced)
     options = _around(choice, rows)
-    x, unit = batch_axis(), cost_unit(choice)
+    x, unit = batch_axis(o.batch_size for o in options), cost_unit(choice)
     y = alt.Y(
         "lr:Q",
         title="learning rate",
@@ -195,6 +202,8 @@ def _around(choice: Choice, rows: list[RaceRow]) -> list[Option]:
         for i, option in enumerate(choice.options)
         if min(sizes) <= option.batch_size <= max(sizes)
     ]
+    if not places:  # what was raced no longer fits
+        return list(choice.options)
     return list(choice.options[max(places[0] - 1, 0) : places[-1] + 2])
 
 
@@ -213,8 +222,10 @@ def _background(
     steps = np.array([rate.log_steps(batches, np.full(len(batches), v)) for v in lrs])
     costs = costs * np.exp(steps - rate.log_steps(batches, at_best))
     costs = np.minimum(costs / costs.min(), WORST)
-    inner = np.sqrt(batches[1:] * batches[:-1])
-    edges = [batches[0] ** 2 / inner[0], *inner, batches[-1] ** 2 / inner[-1]]
+    logs = np.log(batches)
+    between = (logs[1:] + logs[:-1]) / 2
+    half_cell = (logs[1] - logs[0]) / 2 if len(logs) > 1 else math.log(2) / 2
+    edges = np.exp([logs[0] - half_cell, *between, logs[-1] + half_cell])
     half = 2 ** (0.5 / PER_OCTAVE)
     return [
         {
@@ -235,15 +246,12 @@ def _marked(rows: list[RaceRow], x: alt.X, y: alt.Y) -> Any:
         {
             "B": row.standing.batch_size,
             "lr": row.standing.lr,
-            "which": "chosen" if row.is_chosen else "today",
-            "label": "stay at today's"
-            if row.is_chosen and row.is_today
-            else "chosen"
-            if row.is_chosen
-            else "today",
+            "which": which,
+            "label": KEPT if row.is_chosen and row.is_today else which,
         }
         for row in rows
         if row.is_chosen or row.is_today
+        for which in ["chosen" if row.is_chosen else "today"]
     ]
     colour = alt.Color(
         "which:N",

@@ -9,7 +9,6 @@ import numpy as np
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.units import show_number
-from rightbatch.measure.measurements import Race
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.raced import Raced, Standing
 
@@ -97,14 +96,11 @@ def reference(raced: Raced) -> Standing:
     return today if today.runs else raced.standings[int(raced.means.argmin())]
 
 
-def last_level(choice: Choice, race: Race) -> str:
-    """The value of the metric by which settings are compared."""
+def last_level(choice: Choice) -> float:
+    """The value of the metric by which settings are compared: the target, if met."""
     passages = choice.laws.passages
-    if passages is None or not passages.levels:
-        return ""
-    level = race.target if passages.to_target else passages.levels[-1]
-    assert level is not None, "only a target can be reached"
-    return show_number(level)
+    assert passages is not None, "without a race there are no levels"
+    return passages.levels[-1]
 
 
 def _over(raced: Raced, place: int, against: int) -> Estimate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import altair as alt
@@ -38,13 +39,14 @@ def chart(rows: list[dict[str, Any]]) -> Any:
     return alt.Chart(alt.Data(values=rows))
 
 
-def batch_axis(title: str = BATCH, field: str = "B") -> alt.X:
-    """Batch sizes, by powers of two."""
+def batch_axis(sizes: Iterable[int], title: str = BATCH) -> alt.X:
+    """Batch sizes by powers of two, with a tick at each of these."""
+    ticks = sorted(set(sizes))
     return alt.X(
-        f"{field}:Q",
+        "B:Q",
         title=title,
         scale=alt.Scale(type="log", base=2, nice=False),
-        axis=alt.Axis(format="d", labelOverlap=True, grid=False),
+        axis=alt.Axis(format="d", values=ticks, labelOverlap=True, grid=False),
     )
 
 
