@@ -18,6 +18,7 @@ LEAST_SHARE = 0.25
 # Passes over the data that a run takes where nothing says how long it is. Long, so that
 # a race has to be long: the doubt is on the side of "worth trying". [assumed]
 PASSES = 10
+MOST_DOUBLINGS = 6.0  # of what was raced; farther no trend is followed [assumed]
 # Scatter that a race of a share of a run adds to a log ratio of whole runs: standard
 # deviation. [measured: docs/benchmarks.md, regret against the share raced]
 SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -70,8 +71,9 @@ def evidence_of(measurements: Measurements, laws: Laws) -> Evidence:
         return Evidence(grade=grade, share=1.0, run_s=raced, known=True)
     if race.target is not None:
         doublings = doublings_left(race, raced)
-        known = math.isfinite(doublings)
-        whole = raced * 2.0**doublings if known else max(whole, 4 * raced)
+        known = doublings <= MOST_DOUBLINGS
+        far = raced * 2.0 ** min(doublings, MOST_DOUBLINGS)
+        whole = far if known else max(whole, far)
     share = min(raced / whole, 1.0)
     shown = show_number(100 * share) if share < 0.1 else f"{100 * share:.0f}"
     grade = f"raced for {'' if known else 'some '}{shown} % of a run"
