@@ -37,8 +37,8 @@ def _length_of_run(choice: Choice) -> str:
         if race.target is None or choice.measurements.job.target is not None:
             return ""
         return (
-            f"The target raced to, {show_number(race.target)}, is what today's run came "
-            "to at its end."
+            f"The target raced to, {show_number(race.target)}, is what today's run "
+            "came to at its end."
         )
     length = show_seconds(evidence.run_s)
     taken = f"a run taken as {length}" if not evidence.known else f"a run of {length}"
