@@ -4,30 +4,57 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from rightbatch.core.deadline import Deadline
 from rightbatch.core.errors import JobError
 from rightbatch.core.findings import Finding
 from rightbatch.core.guards import evaluating
 from rightbatch.core.torch_private import BatchNorm
 from rightbatch.job.job import Job
 from rightbatch.job.loss import PRECISIONS
+from rightbatch.measure.time import wait_for
 from rightbatch.training.gradient import Part, sum_gradients
 
 SUM_TOLERANCE = 0.02  # how far from 2 the ratio of a doubled batch may be [assumed]
-FEW = 32  # examples for comparisons that need no full batch [assumed]
+# Examples for comparisons that need no full batch: the fewer, the more clearly a loss
+# that couples them shows it. [assumed]
+FEW = 4
+BACKWARD = 3  # forward and backward together cost so many forward passes [derived]
+EVALUATED = 64  # examples that an evaluation looks at, at the least [assumed]
+CHEAP = 0.15  # of the time for all checks: such a pass is always made [assumed]
+
+
+class PassTooLongError(Exception):
+    """A rule would need a pass through the model for which the time is not there."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"a pass of {seconds:.3g} s")
 
 
 @dataclass
 class Probe:
-    """A job with its model and optimizer, made when first asked for."""
+    """A job with its model and optimizer, made when first asked for.
+
+    Attributes:
+        job: What is checked.
+        deadline: Passes that would end after it are refused, unless they are cheap.
+        forward_s: Least seconds for an example of a forward pass so far; 0: none yet.
+        evaluate_s: Seconds that the job's ``evaluate`` took, once it was called.
+    """
 
     job: Job
+    deadline: Deadline = field(default_factory=Deadline.within)
+    forward_s: float = 0.0
+    evaluate_s: float | None = None
 
     @functools.cached_property
     def model(self) -> nn.Module:
@@ -39,27 +66,76 @@ class Probe:
         """Its optimizer, which makes no step."""
         return self.job.make_optimizer(self.model)
 
+    @property
+    def device(self) -> torch.device:
+        """Of the model's parameters."""
+        return next(self.model.parameters()).device
+
     def batch(self, count: int, repeats: int = 1) -> Any:
         """The first examples of the data, each ``repeats`` times."""
         indices = torch.arange(min(count, self.job.length)).repeat(repeats)
-        return self.job.batch(indices, next(self.model.parameters()).device)
+        return self.job.batch(indices, self.device)
+
+    @functools.cached_property
+    def few(self) -> int:
+        """Examples for comparisons: `FEW`, or today's batch if the model needs that."""
+        few = min(FEW, self.job.batch_size)
+        try:
+            self.first_loss(few)
+        except JobError:
+            return self.job.batch_size
+        return few
+
+    def affords(self, examples: float) -> bool:
+        """Whether a forward pass over so many examples is cheap, or ends in time."""
+        seconds = self.forward_s * examples
+        return seconds <= CHEAP * self.deadline.budget_s or self.deadline.allows(
+            seconds
+        )
+
+    @contextmanager
+    def timed(self, examples: float) -> Iterator[None]:
+        """A pass that costs what a forward pass over so many examples does.
+
+        Raises:
+            PassTooLongError: The time for it is not there.
+        """
+        if not self.affords(examples):
+            raise PassTooLongError(self.forward_s * examples)
+        started = time.perf_counter()
+        yield
+        wait_for(self.device)
+        seconds = (time.perf_counter() - started) / examples
+        self.forward_s = min(self.forward_s or math.inf, seconds)
 
     def differentiate(self, size: int) -> None:
         """Leave the gradient of a sum over so many examples in ``.grad``."""
         self.model.zero_grad(set_to_none=True)
-        sum_gradients(
-            self.model,
-            self.job.loss,
-            [Part(self.batch(size), size)],
-            device=next(self.model.parameters()).device,
-            dtype=PRECISIONS[self.job.precision],
-        )
+        batch = self.batch(size)
+        with self.timed(BACKWARD * size):
+            sum_gradients(
+                self.model,
+                self.job.loss,
+                [Part(batch, size)],
+                device=self.device,
+                dtype=PRECISIONS[self.job.precision],
+            )
 
-    def loss(self, batch: Any) -> float:
-        """The mean loss in eval mode, where dropout and BatchNorm stand still."""
-        with evaluating(self.model):
+    def first_loss(self, size: int) -> tuple[float, float | None]:
+        """Value and count of the loss of the first examples, in training mode."""
+        batch = self.batch(size)
+        with self.timed(size):
             value, count = self.job.mean_loss(self.model, batch)
-        return float(value) / (float(count or 0) or 1.0)
+            return float(value.detach()), None if count is None else float(count)
+
+    def loss(self, batch: Any, examples: int) -> float:
+        """The mean loss in eval mode, where dropout and BatchNorm stand still."""
+        with self.timed(examples), evaluating(self.model):
+            value, count = self.job.mean_loss(self.model, batch)
+            return float(value) / (float(count or 0) or 1.0)
+
+
+Rule = Callable[[Probe], Finding | None]
 
 
 def enough_data(probe: Probe) -> Finding | None:
@@ -123,28 +199,32 @@ def one_step_optimizer(probe: Probe) -> Finding | None:
 
 def scalar_loss(probe: Probe) -> Finding | None:
     """The loss of today's batch is one finite number."""
-    value, count = probe.job.mean_loss(probe.model, probe.batch(probe.job.batch_size))
-    first = float(value.detach())
-    if not math.isfinite(first):
-        raise JobError(
-            f"the loss of the first batch is {first}",
-            seen=f"{probe.job.batch_size} examples at the initial weights",
-            why="nothing can be measured from it",
-            fix="look for log(0), division by zero or bad examples in the data",
-        )
-    if count is not None and not 0 < float(count) < math.inf:
-        raise JobError(
-            "the loss returned a count that is not positive",
-            seen=f"count {float(count)}",
-            fix="(sum, count) with the number of terms summed",
-        )
+    today = probe.job.batch_size
+    for size in sorted({probe.few, today}):
+        if size > probe.few and not probe.affords(size):
+            break  # a few examples have shown that it works
+        first, count = probe.first_loss(size)
+        if not math.isfinite(first):
+            raise JobError(
+                f"the loss of the first batch is {first}",
+                seen=f"{size} examples at the initial weights",
+                why="nothing can be measured from it",
+                fix="look for log(0), division by zero or bad examples in the data",
+            )
+        if count is not None and not 0 < count < math.inf:
+            raise JobError(
+                "the loss returned a count that is not positive",
+                seen=f"count {count}",
+                fix="(sum, count) with the number of terms summed",
+            )
     return None
 
 
 def mean_loss(probe: Probe) -> Finding | None:
     """A batch with every example twice has the same mean loss, but twice the sum."""
-    once = probe.loss(probe.batch(min(FEW, probe.job.batch_size)))
-    twice = probe.loss(probe.batch(min(FEW, probe.job.batch_size), repeats=2))
+    few = probe.few
+    once = probe.loss(probe.batch(few), few)
+    twice = probe.loss(probe.batch(few, repeats=2), 2 * few)
     if once == 0:
         return None
     ratio = twice / once
@@ -171,10 +251,11 @@ def mean_loss(probe: Probe) -> Finding | None:
 def repeatable_loss(probe: Probe) -> Finding | None:
     """The same weights, batch and random state give the same loss."""
     values = []
-    batch = probe.batch(min(FEW, probe.job.batch_size))
+    few = probe.few
+    batch = probe.batch(few)
     for _ in range(3):
         torch.manual_seed(0)
-        values.append(probe.loss(batch))
+        values.append(probe.loss(batch, few))
     spread = max(values) - min(values)
     if spread <= 1e-5 * max(abs(values[0]), 1e-12):
         return None
@@ -191,6 +272,8 @@ def repeatable_loss(probe: Probe) -> Finding | None:
 def differentiable(probe: Probe) -> Finding | None:
     """A backward pass gives finite gradients to the parameters."""
     size = min(probe.job.batch_size, probe.job.length)
+    if not probe.affords(BACKWARD * size):
+        size = min(probe.few, size)
     probe.differentiate(size)
     named = [(n, p) for n, p in probe.model.named_parameters() if p.requires_grad]
     sparse = [n for n, p in named if p.grad is not None and p.grad.is_sparse]
@@ -269,7 +352,11 @@ def target_ahead(probe: Probe) -> Finding | None:
     job = probe.job
     if job.evaluate is None:
         return None
+    if not probe.affords(EVALUATED):
+        raise PassTooLongError(EVALUATED * probe.forward_s)
+    started = time.perf_counter()
     value = job.evaluated(probe.model)  # no rule makes a step
+    probe.evaluate_s = time.perf_counter() - started
     if not math.isfinite(value):
         raise JobError(
             f"evaluate(model) returned {value} at the initial weights",
@@ -289,7 +376,7 @@ def target_ahead(probe: Probe) -> Finding | None:
     return None
 
 
-RULES: dict[str, Callable[[Probe], Finding | None]] = {
+RULES: dict[str, Rule] = {
     "RB101": enough_data,
     "RB102": trainable,
     "RB103": one_step_optimizer,
