@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from rightbatch.core.deadline import Deadline
 from rightbatch.core.errors import RightbatchError
 from rightbatch.core.findings import Finding, Findings
 from rightbatch.core.guards import preserved_rng
@@ -23,8 +22,8 @@ def check(job: Job, *, budget_s: float = math.inf) -> Findings:
 
     Args:
         job: What to check.
-        budget_s: Seconds after which rules whose passes take long are left out; a note
-            says which. By default every rule is run.
+        budget_s: Seconds that passes through the model may take; rules that would take
+            more are left out, and a note says so. By default every rule is run.
 
     Returns:
         The findings; true where nothing forbids measuring.
@@ -34,7 +33,7 @@ def check(job: Job, *, budget_s: float = math.inf) -> Findings:
         >>> bool(rb.check(rb.load_job("digits")))
         True
     """
-    return run_rules(Probe(job, Deadline.within(budget_s)))
+    return run_rules(Probe(job, budget_s))
 
 
 def run_rules(probe: Probe) -> Findings:
@@ -54,7 +53,8 @@ def run_rules(probe: Probe) -> Findings:
                 finding = Finding(
                     code=code,
                     severity="error",
-                    what=f"today's batch of {probe.job.batch_size} does not fit in memory",
+                    what=f"today's batch of {probe.job.batch_size} does not fit in "
+                    "memory",
                     seen=first_line(error, 70),
                     fix="a smaller batch_size, with the rate chosen for it",
                 )

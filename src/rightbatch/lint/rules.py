@@ -7,13 +7,12 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from rightbatch.core.deadline import Deadline
 from rightbatch.core.errors import JobError
 from rightbatch.core.findings import Finding
 from rightbatch.core.guards import evaluating
@@ -29,7 +28,7 @@ SUM_TOLERANCE = 0.02  # how far from 2 the ratio of a doubled batch may be [assu
 FEW = 4
 BACKWARD = 3  # forward and backward together cost so many forward passes [derived]
 EVALUATED = 64  # examples that an evaluation looks at, at the least [assumed]
-CHEAP = 0.15  # of the time for all checks: such a pass is always made [assumed]
+CHEAP = 0.15  # of the time for all passes: such a pass is always made [assumed]
 
 
 class PassTooLongError(Exception):
@@ -46,13 +45,16 @@ class Probe:
 
     Attributes:
         job: What is checked.
-        deadline: Passes that would end after it are refused, unless they are cheap.
+        budget_s: Seconds for passes through the model: those that would take more are
+            refused, unless they are cheap.
+        spent_s: Seconds that passes have taken.
         forward_s: Least seconds for an example of a forward pass so far; 0: none yet.
         evaluate_s: Seconds that the job's ``evaluate`` took, once it was called.
     """
 
     job: Job
-    deadline: Deadline = field(default_factory=Deadline.within)
+    budget_s: float = math.inf
+    spent_s: float = 0.0
     forward_s: float = 0.0
     evaluate_s: float | None = None
 
@@ -87,11 +89,10 @@ class Probe:
         return few
 
     def affords(self, examples: float) -> bool:
-        """Whether a forward pass over so many examples is cheap, or ends in time."""
+        """Whether a forward pass over so many examples is cheap, or still fits."""
         seconds = self.forward_s * examples
-        return seconds <= CHEAP * self.deadline.budget_s or self.deadline.allows(
-            seconds
-        )
+        fits = self.spent_s + seconds <= self.budget_s
+        return fits or seconds <= CHEAP * self.budget_s
 
     @contextmanager
     def timed(self, examples: float) -> Iterator[None]:
@@ -103,10 +104,13 @@ class Probe:
         if not self.affords(examples):
             raise PassTooLongError(self.forward_s * examples)
         started = time.perf_counter()
-        yield
-        wait_for(self.device)
-        seconds = (time.perf_counter() - started) / examples
-        self.forward_s = min(self.forward_s or math.inf, seconds)
+        try:
+            yield
+            wait_for(self.device)
+        finally:
+            seconds = time.perf_counter() - started
+            self.spent_s += seconds
+            self.forward_s = min(self.forward_s or math.inf, seconds / examples)
 
     def differentiate(self, size: int) -> None:
         """Leave the gradient of a sum over so many examples in ``.grad``."""

@@ -207,7 +207,9 @@ class Measurements:
     """Everything measured of a job on a machine; filled in as phases finish.
 
     ``evaluate_s`` is how long one call of the job's ``evaluate`` takes; ``metric`` is
-    what ``metrics`` are: ``"evaluate"`` or ``"held-out loss"``.
+    what ``metrics`` are: ``"evaluate"`` or ``"held-out loss"``; ``metric_s`` and
+    ``metric_process_s`` are wall and CPU seconds of one of them, as far as any was
+    made; ``diverged`` says that today's setting ended in a loss that is not finite.
     """
 
     version: str
@@ -224,6 +226,9 @@ class Measurements:
     metrics: tuple[MetricPoint, ...] = ()
     evaluate_s: float | None = None
     metric: str = "evaluate"
+    metric_s: float | None = None
+    metric_process_s: float | None = None
+    diverged: bool = False
     race: Race | None = None
     seconds: dict[str, float] | None = None
 

@@ -6,12 +6,15 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 # Where nothing was repeated, a time is taken to be known within 10 %. [assumed]
 UNKNOWN = 0.05  # standard deviation of the logarithm
 
 
-def pooled_scatter(samples: Iterable[Sequence[float]]) -> float:
+def pooled_scatter(
+    samples: Iterable[Sequence[float] | Float[np.ndarray, " n"]],
+) -> float:
     """Standard deviation of the logarithm of one sample, from all groups together.
 
     ``UNKNOWN`` counts as one observation of it: all there is where nothing was

@@ -19,7 +19,6 @@ from rightbatch.plan.choice import Choice
 from rightbatch.plan.decide import decide
 from rightbatch.plan.objectives import Energy, Objective, no_energy
 from rightbatch.training.plan import Plan
-from rightbatch.training.run_state import Snapshot
 from rightbatch.tuning.candidates import race_entries
 from rightbatch.tuning.measure_job import Measured, measure_job
 from rightbatch.tuning.measurement_record import Record
@@ -99,21 +98,18 @@ def tune(
         )
         decision = decide(record.measurements, objective, **limits)
         left_s = measured.run.ranks.first(ends - time.monotonic())
-        warm = measured.warm
-        if with_race and (warm is None or left_s <= RACE_LEAST * budget_s):
+        if with_race and left_s <= RACE_LEAST * budget_s:
             with progress.phase("Race", 0.0) as phase:
                 phase.summary = "not run: measuring took the budget"
-        elif with_race and warm is not None:
+        elif with_race:
             with record.timed(progress.phase("Race", left_s)) as phase:
-                record.update(race=_race(measured, warm, decision.choice, phase))
+                record.update(race=_race(measured, decision.choice, phase))
             record.share(measured.run.ranks)
             decision = decide(record.measurements, objective, **limits)
     return Tuning(decision.plan, record.measurements, decision.choice)
 
 
-def _race(
-    measured: Measured, warm: Snapshot, choice: Choice, phase: Phase
-) -> Race | None:
+def _race(measured: Measured, choice: Choice, phase: Phase) -> Race | None:
     measurements, job = choice.measurements, measured.run.job
 
     def tick(number: int, rounds: int, role: str) -> None:
@@ -125,13 +121,13 @@ def _race(
         today_s = choice.laws.time.seconds(
             min(job.batch_size, choice.laws.time.largest)
         )
-        to_target = max(reached - warm.steps, 1) * today_s
+        to_target = reached * today_s
     contention = measurements.contention
     busy = contention is not None and contention.busy
     clock: Clock = time.process_time if busy else time.perf_counter
     result = race(
         measured.run,
-        warm,
+        measured.fresh,
         race_entries(choice),
         budget_s=phase.budget_s,
         held_out=measured.held_out,
