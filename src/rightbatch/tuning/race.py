@@ -130,7 +130,7 @@ class Racing:
             affordable = RUNG_SHARE * self._left_s() / (self._price() * horizon)
             if min(field, affordable) >= LEAST_FIELD:
                 self._rung(horizon, min(field, int(affordable)))
-                if self._reached():
+                if self._reached(horizon):
                     break
                 field = max(LEAST_FIELD + 1, round(0.75 * field))
                 horizon *= 2
@@ -147,7 +147,7 @@ class Racing:
         for lane in survivors:
             self._train(lane, horizon)
         for _ in range(field - len(survivors)):
-            if self._reached() or self._left_s() <= 0:
+            if self._reached(horizon) or self._left_s() <= 0:
                 return
             setting = self._drawn(horizon, new=True)
             if setting is not None:
@@ -262,8 +262,9 @@ class Racing:
                     return True
         return False
 
-    def _reached(self) -> bool:
-        return any(lane.end == "target" for lane in self.lanes)
+    def _reached(self, horizon: float) -> bool:
+        """Whether a lane has met the target within the length of a rung."""
+        return any(x.end == "target" and x.seconds <= horizon for x in self.lanes)
 
     def _trained_to(self) -> float:
         """How long the second longest lane has trained."""
