@@ -66,7 +66,7 @@ def test_an_exponential_is_not_taken_for_farther_than_it_is() -> None:
 
 
 def test_what_speeds_up_is_not_taken_to_go_on_so() -> None:
-    line = [100 - t for t in range(1, 65)]
+    line = [100.0 - t for t in range(1, 65)]
     assert doublings_left(race_of(line, 4.0), 64.0) > math.log2(96 / 64)
 
 
