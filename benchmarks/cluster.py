@@ -134,7 +134,7 @@ def predicted(
         for entry in large:
             fleet = Fleet(
                 time=law,
-                noise=NoiseLaw(critical, np.array([critical.value]), "plain"),
+                noise=NoiseLaw(critical, np.array([critical.value])),
                 most=law.largest,
                 examples=int(entry.examples),
                 gradient_bytes=bytes_,

@@ -16,6 +16,7 @@ ROOMS = [
     "core",
     "job",
     "noise",
+    "coupling",
     "data",
     "schedules",
     "training",

@@ -136,7 +136,8 @@ def test_tune_goes_on_from_a_real_run_and_its_noise(tmp_path: Path) -> None:
     said = " ".join(done.stdout.split())
     assert "the run begins from mine.pt: step 40, 320 examples" in said
     assert "today's lr is 0.005, not 0.01" in said
-    assert "RB121" not in said
+    assert "noise is that of noise.json, a run of 320 examples: none is" in said
+    assert "RB121 warning" not in said
     assert max(map(len, done.stdout.splitlines())) <= 80
     found = rb.Measurements.load(tmp_path / "r" / "measurements.json")
     assert found.noise_source == "noise.json, a run of 320 examples"

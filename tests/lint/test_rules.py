@@ -143,3 +143,22 @@ def test_the_users_own_line_is_told() -> None:
     assert "no such column" in findings.errors[0].seen
     assert "test_rules.py" in findings.errors[0].seen
     assert 'raise KeyError("no such column")' in findings.errors[0].seen
+
+
+def test_a_check_tells_where_examples_touch() -> None:
+    def batch_norm() -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+    assert rb.check(regression_job()).coupled == ""
+    assert rb.check(regression_job(model=batch_norm)).coupled == "normalization"
+    assert rb.check(regression_job(loss=in_batch)).coupled == "loss"
+
+
+def test_a_mean_over_something_else_than_examples_is_noted() -> None:
+    def weighted(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        weight = batch[1].abs()
+        return (weight * (model(batch[0]) - batch[1]).square()).sum() / weight.sum()
+
+    findings = rb.check(regression_job(loss=weighted))
+    assert [(f.code, f.severity) for f in findings.items] == [("RB105", "note")]
+    assert findings.coupled == ""

@@ -96,3 +96,19 @@ def test_what_follows_the_batch_is_told() -> None:
     text = texts(found)["lr"]
     for word in ("With the batch go beta2 ", "eps x ", "weight decay x "):
         assert word in text
+
+
+def test_what_stays_together_is_said() -> None:
+    found = made_up(t0=0.1, t1=1e-4, critical=1000, today=8)
+    job = replace(found.job, coupled="normalization", coupled_batch=8)
+    plan = rb.decide(replace(found, job=job)).plan
+    reason = {r.topic: r for r in plan.why}["coupled"]
+    assert reason.text == (
+        "8 examples are normalised together, as today: the plan keeps that "
+        f"({plan.batch_size} = 8 x {plan.accumulation})."
+    )
+    assert reason.numbers == {"coupled_batch": 8}
+    plan = rb.decide(replace(found, job=replace(job, coupled="loss"))).plan
+    text = {r.topic: r.text for r in plan.why}["coupled"]
+    assert text.endswith("a batch in pieces is another loss: none is offered.")
+    assert "coupled" not in {r.topic for r in rb.decide(found).plan.why}

@@ -37,7 +37,9 @@ def test_tune_records_the_noise_and_measures_none(
     assert found.noise == load_noise(path)
     assert found.noise_source == "noise.json, a run of 640 examples"
     assert found.metrics  # it was trained for a state to race from
-    assert not any(f.code == "RB121" for f in found.findings)
+    notes = [f for f in found.findings if f.code == "RB121"]
+    assert [f.severity for f in notes] == ["note"]
+    assert f"of {found.noise_source}: none is measured" in notes[0].what
     found.save(tmp_path / "measurements.json")
     again = rb.Measurements.load(tmp_path / "measurements.json")
     assert again.noise_source == found.noise_source
@@ -59,6 +61,6 @@ def test_points_may_be_given_themselves() -> None:
 def test_the_noise_of_another_model_is_told(tmp_path: Path) -> None:
     path = saved(tmp_path / "noise.json", nn.Linear(5, 1))
     run = RunState.start(regression_job())
-    (finding,) = given_noise(path).findings(run)
+    _, finding = given_noise(path).findings(run)
     assert finding.severity == "warning"
     assert "6 trained parameters, the job's has 5" in finding.what

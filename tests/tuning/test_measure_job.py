@@ -1,12 +1,16 @@
-"""Measuring that begins from a checkpoint."""
+"""Measuring: from a checkpoint, and what depends on the job."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import rightbatch as rb
 from cases import regression_job, with_target
+from rightbatch.core.progress import Progress
+from rightbatch.tuning.measure_job import measure_job
+from rightbatch.tuning.measurement_record import Record
 
 
 def test_tune_begins_where_the_checkpoint_stands(tmp_path: Path) -> None:
@@ -40,3 +44,16 @@ def test_a_checkpoint_of_another_model_ends_it(tmp_path: Path) -> None:
         rb.tune(regression_job(), budget_s=1, start=tmp_path / "a.pt")
     with pytest.raises(rb.RunFolderError, match="cannot read"):
         rb.tune(regression_job(), budget_s=1, start=tmp_path / "missing.pt")
+
+
+def normalised() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+
+def test_noise_is_measured_for_as_many_as_see_each_other() -> None:
+    record = Record()
+    measure_job(regression_job(model=normalised), record, Progress(), budget_s=1)
+    found = record.measurements
+    assert (found.job.coupled, found.job.coupled_batch) == ("normalization", 16)
+    assert {point.group_size for point in found.noise} == {16}
+    assert 16 in {point.micro_batch for point in found.times}

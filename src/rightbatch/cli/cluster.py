@@ -178,7 +178,7 @@ def cluster_lines(
         if finding.code == BATCH_NORM:
             text = f"{finding.code}: {finding.what}; every split is another function."
             lines += _paragraph(text)
-    if fleet.noise.metric == "published":
+    if fleet.noise.published:
         text = f"The critical batch is not measured here but {critical.method}."
         lines += _paragraph(text)
     notes = (

@@ -106,7 +106,7 @@ class Fleet:
     def with_critical_batch(self, critical: float) -> Fleet:
         """The same, were the critical batch exactly this one."""
         value = Estimate.exact(max(critical, 1.0), "examples")
-        noise = NoiseLaw(value, np.array([value.value]))
+        noise = NoiseLaw(value, np.array([value.value]), self.noise.published)
         return dataclasses.replace(self, noise=noise)
 
 

@@ -128,7 +128,7 @@ def noise_of(prior: Published, seed: int = 0) -> NoiseLaw:
         unit="examples",
         method=f"published: {prior.workload}, {prior.domain}",
     )
-    return NoiseLaw(critical, draws)
+    return NoiseLaw(critical, draws, published=True)
 
 
 def published(workload: str) -> Published:

@@ -9,6 +9,8 @@ from rightbatch.core.errors import JobError, RightbatchError
 from rightbatch.core.text import described
 
 Severity = Literal["error", "warning", "note"]
+# Where the examples of a batch touch each other.
+Coupled = Literal["", "normalization", "loss"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +54,12 @@ class Finding:
 class Findings:
     """What all rules found, and how many were run.
 
+    Attributes:
+        items: The findings.
+        rules: How many rules were run.
+        coupled: Where the examples of a batch touch each other: ``"normalization"``
+            in training mode only, ``"loss"`` in eval mode too, ``""`` nowhere.
+
     Example:
         >>> bool(Findings(items=(), rules=14))
         True
@@ -59,6 +67,7 @@ class Findings:
 
     items: tuple[Finding, ...]
     rules: int
+    coupled: Coupled = ""
 
     @property
     def errors(self) -> tuple[Finding, ...]:

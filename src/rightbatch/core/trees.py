@@ -158,6 +158,19 @@ def slice_batch(batch: Any, start: int, stop: int, count: int) -> Any:
     return _selected(batch, slice(start, stop), count)
 
 
+def select_examples(batch: Any, indices: list[int], count: int) -> Any:
+    """The examples at these indices of a batch of ``count``, in this order.
+
+    Raises:
+        JobError: What belongs to which example cannot be told.
+
+    Example:
+        >>> select_examples((torch.arange(3), ["a", "b", "c"]), [2, 0], 3)
+        (tensor([2, 0]), ['c', 'a'])
+    """
+    return _selected(batch, indices, count)
+
+
 def repeat_examples(batch: Any, times: int, count: int) -> Any:
     """A batch of ``count`` with every example so many times.
 

@@ -30,10 +30,12 @@ class NoiseLaw:
     Attributes:
         critical_batch: In examples.
         draws: Monte-Carlo draws of it, shape (draws,).
+        published: Whether it is of another, published job, and not measured.
     """
 
     critical_batch: Estimate
     draws: Array
+    published: bool = False
 
     def relative_steps(
         self, batch_size: float, baseline: int, draw: int | None = None

@@ -10,6 +10,7 @@ from rightbatch.core.estimate import Estimate
 from rightbatch.measure.measurements import TimePoint
 
 DRAWS = 120  # bootstrap draws behind the interval
+LEAST_ROUNDS = 3  # of which scatter can be told at all
 STAIRS_FROM = 16  # below, one example more is a good deal more work
 
 
@@ -20,13 +21,16 @@ def stair(points: Sequence[TimePoint], seed: int = 0) -> tuple[int, Estimate] | 
 
     Returns:
         The batch before the step up, and the ratio of the two times with what one
-        example more costs anyway taken off; None where it was not measured.
+        example more costs anyway taken off; None where it was not measured, or too
+        seldom to tell it from scatter.
     """
     by_size = {p.micro_batch: p for p in points}
     past = [p for p in points if past_a_stair(p, points)]
     if not past:
         return None
     after, edge = past[-1], by_size[past[-1].micro_batch - 1]
+    if min(len(after.rounds), len(edge.rounds)) < LEAST_ROUNDS:
+        return None
     below = by_size.get(edge.micro_batch // 2)
     slope = 0.0
     if below is not None:  # of the line, relative to the time at the edge

@@ -15,20 +15,21 @@ from rightbatch.core.errors import UnidentifiedError
 from rightbatch.core.estimate import Estimate
 from rightbatch.fit.stairs import past_a_stair
 from rightbatch.measure.measurements import Contention, TimePoint
+from rightbatch.measure.scatter import pooled_scatter
 
-DRAWS = 120  # bootstrap draws behind an interval of the time law
+DRAWS = 120  # draws behind an interval of the time law
+FEW_ROUNDS = 5  # below, the scatter of all sizes stands in for a bootstrap [assumed]
 # A law with one parameter more must be this much better on held-out points. [assumed]
 PARSIMONY = 0.8
 GOOD_ENOUGH = 0.005  # relative error below which the line is kept [assumed]
+# Where the points do not tell the exponent of a step's growth, it may be by this factor
+# off the fitted one: the standard deviation of its logarithm. [assumed]
+EXPONENT_SPREAD = 0.4
 Array = Float[np.ndarray, "..."]
 
 
-def _affine(p: Array, b: Array) -> Array:
-    return p[0] + p[1] * b
-
-
 def _power(p: Array, b: Array) -> Array:
-    return p[0] + p[1] * b ** p[2]
+    return p[0] + p[1] * (b ** p[2] if len(p) > 2 else b)
 
 
 def _norm(p: Array, b: Array) -> Array:
@@ -39,8 +40,8 @@ def _norm(p: Array, b: Array) -> Array:
 # arXiv:2008.12260): overhead that overlaps with work. max() is never used: on CPUs it
 # was the worst of all forms [measured].
 KINDS: dict[str, tuple[Callable[[Array, Array], Array], tuple[float, float] | None]] = {
-    "affine": (_affine, None),
-    "affine-power": (_power, (0.6, 1.4)),
+    "affine": (_power, None),
+    "affine-power": (_power, (0.2, 1.4)),
     "p-norm": (_norm, (1.0, 6.0)),
 }
 
@@ -53,7 +54,8 @@ class TimeLaw:
         kind: ``"affine"`` $t_0 + t_1 b$, ``"affine-power"`` $t_0 + k b^\gamma$ or
             ``"p-norm"`` $(t_0^p + (t_1 b)^p)^{1/p}$.
         parameters: As in the formula, in that order.
-        draws: Parameters of the bootstrap refits, shape (draws, parameters).
+        draws: Parameters of refits, shape (draws, parameters). Those of a line have an
+            exponent too: how far from 1 it may be is part of what is not known.
         held_out: Root mean square relative error on left-out points, by kind.
         update_s: Seconds of the part that a step makes once, however it is accumulated.
         clock: ``"wall"``, or ``"process"`` where the machine was busy.
@@ -89,10 +91,59 @@ class TimeLaw:
         """The fixed part t0, in seconds."""
         return self._estimate(lambda d: self._row(d)[0], "s")
 
+    def time_ratio(
+        self,
+        micro: int,
+        accumulation: int,
+        other_micro: int,
+        other_accumulation: int,
+    ) -> Estimate:
+        """Time of one optimizer step over that of another, by joint draws.
+
+        Args:
+            micro: Examples at once in the step judged.
+            accumulation: Micro-batches in it.
+            other_micro: Examples at once in the step it is held against.
+            other_accumulation: Micro-batches in that one.
+
+        Example:
+            >>> from rightbatch.fit.step_time import TimeLaw
+            >>> import numpy as np
+            >>> law = TimeLaw(
+            ...     kind="affine",
+            ...     parameters=np.array([1.0, 0.5]),
+            ...     draws=np.array([[0.8, 0.5], [1.2, 0.5]]),
+            ...     held_out={},
+            ...     update_s=0.0,
+            ...     clock="wall",
+            ...     smallest=1,
+            ...     largest=8,
+            ...     n=4,
+            ... )
+            >>> print(law.time_ratio(8, 1, 4, 1))
+            1.67 (1.62 to 1.71)
+        """
+
+        def ratio(draw: int | None) -> float:
+            other = self.step_seconds(other_micro, other_accumulation, draw)
+            return self.step_seconds(micro, accumulation, draw) / other
+
+        return self._estimate(ratio, "x")
+
     @property
     def per_example(self) -> Estimate:
-        """The slope t1 (in ``affine-power``, k) in seconds per example."""
-        return self._estimate(lambda d: self._row(d)[1], "s")
+        """Seconds that an example adds to the overhead: the slope t1 of a line.
+
+        Of another form it is the mean up to the largest micro-batch timed.
+        """
+
+        def slope(draw: int | None) -> float:
+            if draw is None and self.kind == "affine":
+                return float(self.parameters[1])
+            above = self.seconds(self.largest, draw) - self._row(draw)[0]
+            return float(above / self.largest)
+
+        return self._estimate(slope, "s")
 
     @property
     def half_batch(self) -> Estimate:
@@ -104,11 +155,9 @@ class TimeLaw:
 
     def _half(self, p: Array) -> float:
         ratio = float(p[0] / p[1])
-        if self.kind == "affine-power":
-            return float(ratio ** (1 / p[2]))
         if self.kind == "p-norm":
             return ratio * float((2 ** p[2] - 1) ** (1 / p[2]))
-        return ratio
+        return float(ratio ** (1 / p[2])) if len(p) > 2 else ratio
 
     def _estimate(self, f: Callable[[int | None], float], unit: str) -> Estimate:
         return Estimate.from_draws(
@@ -116,7 +165,7 @@ class TimeLaw:
             [float(f(d)) for d in range(len(self.draws))],
             unit=unit,
             n=self.n,
-            method=f"{self.kind} law, bootstrap over rounds",
+            method=f"{self.kind} law, refits",
         )
 
 
@@ -125,8 +174,10 @@ def fit_time(
 ) -> TimeLaw:
     """Fit step time against micro-batch; the form is chosen on held-out points.
 
-    On a busy machine the process's CPU time is fitted instead of wall time, scaled to
-    wall by the least wall-to-CPU ratio seen.
+    The interval holds what the scatter of the rounds leaves open, how far the points
+    lie off the law, and, for a line or a power, how far they tell the exponent at all:
+    of few sizes, not far. On a busy machine the process's CPU time is fitted instead of
+    wall time, scaled to wall by the least wall-to-CPU ratio seen.
 
     Args:
         points: From `measure.time.measure_times`, three sizes or more.
@@ -158,20 +209,11 @@ def fit_time(
     ):
         kind = "affine"
     best = _fit(kind, sizes, medians)
-    random = np.random.default_rng(seed)
-    draws = [
-        _fit(
-            kind,
-            sizes,
-            np.array([np.median(random.choice(r, len(r))) for r in rounds]),
-            start=best,
-        )
-        for _ in range(DRAWS)
-    ]
+    draws = _refits(kind, best, sizes, rounds, np.random.default_rng(seed))
     return TimeLaw(
         kind=kind,
         parameters=best,
-        draws=np.array(draws),
+        draws=draws,
         held_out=held_out,
         update_s=points[0].update_time_s,
         clock="process" if busy else "wall",
@@ -181,8 +223,60 @@ def fit_time(
     )
 
 
-def _fit(kind: str, sizes: Array, times: Array, start: Any = None) -> Array:
-    """Least squares on log time, every parameter positive."""
+def _refits(
+    kind: str, best: Array, sizes: Array, rounds: list[Array], random: Any
+) -> Array:
+    """Fits to the points as they might have come out, shape (draws, parameters)."""
+    logs = _drawn_logs(rounds, random)
+    known = logs.std(axis=0)
+    centre = np.log([np.median(r) for r in rounds])
+    off = np.log(KINDS[kind][0](best, sizes)) - centre
+    misfit = float(off @ off) / max(len(sizes) - len(best), 1)
+    missing = np.sqrt(np.maximum(misfit - known**2, 0.0))
+    times = np.exp(logs + random.normal(0, 1, logs.shape) * missing)
+    if kind == "p-norm":
+        return np.array([_fit(kind, sizes, t, best) for t in times])
+    start = best if len(best) > 2 else np.append(best, 1.0)
+    pulls = np.log(start[2]) + random.normal(0, EXPONENT_SPREAD, DRAWS)
+    weight = max(float(np.hypot(known, missing).mean()), GOOD_ENOUGH) / EXPONENT_SPREAD
+    return np.array(
+        [
+            _fit("affine-power", sizes, t, start, (float(pull), weight))
+            for t, pull in zip(times, pulls, strict=True)
+        ]
+    )
+
+
+def _drawn_logs(rounds: list[Array], random: Any) -> Array:
+    """Logarithms of medians as they might have come out, shape (draws, sizes)."""
+    scatter = pooled_scatter(rounds)
+    columns = []
+    for r in rounds:
+        if len(r) < FEW_ROUNDS:
+            spread = scatter / math.sqrt(len(r))
+            columns.append(np.log(np.median(r)) + random.normal(0, spread, DRAWS))
+        else:
+            drawn = random.choice(r, (DRAWS, len(r)))
+            columns.append(np.log(np.median(drawn, axis=1)))
+    return np.stack(columns, 1)
+
+
+def _fit(
+    kind: str,
+    sizes: Array,
+    times: Array,
+    start: Any = None,
+    pull: tuple[float, float] | None = None,
+) -> Array:
+    """Least squares on log time, every parameter positive.
+
+    Args:
+        kind: One of `KINDS`.
+        sizes: Micro-batches.
+        times: Seconds.
+        start: Parameters to begin with.
+        pull: Where the logarithm of the exponent is drawn to, and with what weight.
+    """
     law, exponent = KINDS[kind]
     if start is None:
         slope = max(times[-1] - times[0], 1e-3 * times[-1]) / (sizes[-1] - sizes[0])
@@ -194,8 +288,15 @@ def _fit(kind: str, sizes: Array, times: Array, start: Any = None) -> Array:
     if exponent is not None:
         low, high = [*low, exponent[0]], [*high, exponent[1]]
     log_times = np.log(times)
+
+    def residuals(q: Array) -> Array:
+        off = np.log(law(np.exp(q), sizes)) - log_times
+        if pull is None:
+            return off
+        return np.append(off, pull[1] * (q[2] - pull[0]))
+
     fitted = optimize.least_squares(
-        lambda q: np.log(law(np.exp(q), sizes)) - log_times,
+        residuals,
         np.log(np.clip(start, np.array(low) * 1.001, np.array(high) * 0.999)),
         bounds=(np.log(low), np.log(high)),
     )

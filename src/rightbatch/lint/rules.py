@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,21 +16,49 @@ from torch import nn
 from rightbatch.core.errors import JobError
 from rightbatch.core.findings import Finding
 from rightbatch.core.guards import evaluating
-from rightbatch.core.torch_private import BatchNorm
+from rightbatch.coupling.probe import Coupling, find_coupling
 from rightbatch.job.job import Job
 from rightbatch.job.loss import PRECISIONS
+from rightbatch.measure.time import wait_for
 from rightbatch.schedules.job_rate import rate_of
 from rightbatch.training.gradient import Part, sum_gradients
 
 SUM_TOLERANCE = 0.02  # how far from 2 the ratio of a doubled batch may be [assumed]
-FEW = 32  # examples for comparisons that need no full batch [assumed]
+# Examples for comparisons that need no full batch: the fewer, the more clearly a loss
+# that couples them shows it. [assumed]
+FEW = 4
+BACKWARD = 3  # forward and backward together cost so many forward passes [derived]
+EVALUATED = 64  # examples that an evaluation looks at, at the least [assumed]
+COUPLING_S = 3.0  # at most, to find whether examples touch [assumed]
+CHEAP = 0.15  # of the time for all passes: such a pass is always made [assumed]
+
+
+class PassTooLongError(Exception):
+    """A rule would need a pass through the model for which the time is not there."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"a pass of {seconds:.3g} s")
 
 
 @dataclass
 class Probe:
-    """A job with its model and optimizer, made when first asked for."""
+    """A job with its model and optimizer, made when first asked for.
+
+    Attributes:
+        job: What is checked.
+        budget_s: Seconds for passes through the model: those that would take more are
+            refused, unless they are cheap.
+        spent_s: Seconds that passes have taken.
+        forward_s: Least seconds for an example of a forward pass so far; 0: none yet.
+        evaluate_s: Seconds that the job's ``evaluate`` took, once it was called.
+    """
 
     job: Job
+    budget_s: float = math.inf
+    spent_s: float = 0.0
+    forward_s: float = 0.0
+    evaluate_s: float | None = None
 
     @functools.cached_property
     def model(self) -> nn.Module:
@@ -40,27 +70,87 @@ class Probe:
         """Its optimizer, which makes no step."""
         return self.job.make_optimizer(self.model)
 
+    @functools.cached_property
+    def coupling(self) -> Coupling:
+        """Whether the examples of a batch touch each other."""
+        left_s = max(self.budget_s - self.spent_s, CHEAP * self.budget_s)
+        started = time.perf_counter()
+        found = find_coupling(self.job, self.model, allowance_s=min(COUPLING_S, left_s))
+        self.spent_s += time.perf_counter() - started
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        """Of the model's parameters."""
+        return next(self.model.parameters()).device
+
     def batch(self, count: int, repeats: int = 1) -> Any:
         """The first examples of the data, each ``repeats`` times."""
         indices = torch.arange(min(count, self.job.length)).repeat(repeats)
-        return self.job.batch(indices, next(self.model.parameters()).device)
+        return self.job.batch(indices, self.device)
+
+    @functools.cached_property
+    def few(self) -> int:
+        """Examples for comparisons: `FEW`, or today's batch if the model needs that."""
+        few = min(FEW, self.job.batch_size)
+        try:
+            self.first_loss(few)
+        except JobError:
+            return self.job.batch_size
+        return few
+
+    def affords(self, examples: float) -> bool:
+        """Whether a forward pass over so many examples is cheap, or still fits."""
+        seconds = self.forward_s * examples
+        fits = self.spent_s + seconds <= self.budget_s
+        return fits or seconds <= CHEAP * self.budget_s
+
+    @contextmanager
+    def timed(self, examples: float) -> Iterator[None]:
+        """A pass that costs what a forward pass over so many examples does.
+
+        Raises:
+            PassTooLongError: The time for it is not there.
+        """
+        if not self.affords(examples):
+            raise PassTooLongError(self.forward_s * examples)
+        started = time.perf_counter()
+        try:
+            yield
+            wait_for(self.device)
+        finally:
+            seconds = time.perf_counter() - started
+            self.spent_s += seconds
+            self.forward_s = min(self.forward_s or math.inf, seconds / examples)
 
     def differentiate(self, size: int) -> None:
         """Leave the gradient of a sum over so many examples in ``.grad``."""
         self.model.zero_grad(set_to_none=True)
-        sum_gradients(
-            self.model,
-            self.job.loss,
-            [Part(self.batch(size), size)],
-            device=next(self.model.parameters()).device,
-            dtype=PRECISIONS[self.job.precision],
-        )
+        batch = self.batch(size)
+        with self.timed(BACKWARD * size):
+            sum_gradients(
+                self.model,
+                self.job.loss,
+                [Part(batch, size)],
+                device=self.device,
+                dtype=PRECISIONS[self.job.precision],
+            )
 
-    def loss(self, batch: Any) -> float:
-        """The mean loss in eval mode, where dropout and BatchNorm stand still."""
-        with evaluating(self.model):
+    def first_loss(self, size: int) -> tuple[float, float | None]:
+        """Value and count of the loss of the first examples, in training mode."""
+        batch = self.batch(size)
+        with self.timed(size):
             value, count = self.job.mean_loss(self.model, batch)
-        return float(value) / (float(count or 0) or 1.0)
+            return float(value.detach()), None if count is None else float(count)
+
+    def loss(self, batch: Any, examples: int) -> float:
+        """The mean loss in eval mode, where dropout and BatchNorm stand still."""
+        with self.timed(examples), evaluating(self.model):
+            value, count = self.job.mean_loss(self.model, batch)
+            return float(value) / (float(count or 0) or 1.0)
+
+
+Rule = Callable[[Probe], Finding | None]
 
 
 def enough_data(probe: Probe) -> Finding | None:
@@ -125,31 +215,36 @@ def one_step_optimizer(probe: Probe) -> Finding | None:
 
 def scalar_loss(probe: Probe) -> Finding | None:
     """The loss of today's batch is one finite number."""
-    value, count = probe.job.mean_loss(probe.model, probe.batch(probe.job.batch_size))
-    first = float(value.detach())
-    if not math.isfinite(first):
-        raise JobError(
-            f"the loss of the first batch is {first}",
-            seen=f"{probe.job.batch_size} examples at the initial weights",
-            why="nothing can be measured from it",
-            fix="look for log(0), division by zero or bad examples in the data",
-        )
-    if count is not None and not 0 < float(count) < math.inf:
-        raise JobError(
-            "the loss returned a count that is not positive",
-            seen=f"count {float(count)}",
-            fix="(sum, count) with the number of terms summed",
-        )
+    today = probe.job.batch_size
+    for size in sorted({probe.few, today}):
+        if size > probe.few and not probe.affords(size):
+            break  # a few examples have shown that it works
+        first, count = probe.first_loss(size)
+        if not math.isfinite(first):
+            raise JobError(
+                f"the loss of the first batch is {first}",
+                seen=f"{size} examples at the initial weights",
+                why="nothing can be measured from it",
+                fix="look for log(0), division by zero or bad examples in the data",
+            )
+        if count is not None and not 0 < count < math.inf:
+            raise JobError(
+                "the loss returned a count that is not positive",
+                seen=f"count {count}",
+                fix="(sum, count) with the number of terms summed",
+            )
     return None
 
 
 def mean_loss(probe: Probe) -> Finding | None:
-    """A batch with every example twice has the same mean loss, but twice the sum."""
-    once = probe.loss(probe.batch(min(FEW, probe.job.batch_size)))
-    twice = probe.loss(probe.batch(min(FEW, probe.job.batch_size), repeats=2))
-    if once == 0:
-        return None
-    ratio = twice / once
+    """A batch with every example twice has the same mean loss, but twice the sum.
+
+    It is the mean over the batch's examples, each by itself.
+    """
+    few = probe.few
+    once = probe.loss(probe.batch(few), few)
+    twice = probe.loss(probe.batch(few, repeats=2), 2 * few)
+    ratio = twice / once if once else 1.0
     if abs(ratio - 2) < 2 * SUM_TOLERANCE:
         raise JobError(
             "the loss is a sum over examples, not a mean",
@@ -157,26 +252,46 @@ def mean_loss(probe: Probe) -> Finding | None:
             why="changing the batch would also multiply the learning rate",
             fix="return loss.mean(), or (loss, number of examples)",
         )
-    if abs(ratio - 1) > SUM_TOLERANCE:
+    if probe.coupling.kind == "loss":
         return Finding(
             code="RB105",
             severity="warning",
             what="an example's loss depends on the others in its batch",
-            seen=f"each example twice in the batch: loss x {ratio:.2f} (a mean: 1.00)",
+            seen=_exchanged(probe.coupling),
             why="the batch size changes what is learned (contrastive losses), so the "
-            "laws compare different objectives",
+            "laws compare different objectives, and no batch is made in pieces",
             fix="read the answer as a hint; let the race decide",
         )
+    if probe.coupling.mean_of_means:
+        return Finding(
+            code="RB105",
+            severity="note",
+            what="the loss is a mean over something else than examples",
+            seen=_exchanged(probe.coupling),
+            why="a batch made in pieces weighs its examples a little otherwise",
+            fix="return (sum, count) of what it is a mean over, such as tokens",
+        )
     return None
+
+
+def _exchanged(coupling: Coupling) -> str:
+    """What was seen when halves of a batch were exchanged."""
+    if coupling.by_type:
+        return "layers that normalise over the batch"
+    return (
+        f"another half of {coupling.examples} examples changes what the first costs "
+        f"by {coupling.share:.1g} of the loss"
+    )
 
 
 def repeatable_loss(probe: Probe) -> Finding | None:
     """The same weights, batch and random state give the same loss."""
     values = []
-    batch = probe.batch(min(FEW, probe.job.batch_size))
+    few = probe.few
+    batch = probe.batch(few)
     for _ in range(3):
         torch.manual_seed(0)
-        values.append(probe.loss(batch))
+        values.append(probe.loss(batch, few))
     spread = max(values) - min(values)
     if spread <= 1e-5 * max(abs(values[0]), 1e-12):
         return None
@@ -193,6 +308,8 @@ def repeatable_loss(probe: Probe) -> Finding | None:
 def differentiable(probe: Probe) -> Finding | None:
     """A backward pass gives finite gradients to the parameters."""
     size = min(probe.job.batch_size, probe.job.length)
+    if not probe.affords(BACKWARD * size):
+        size = min(probe.few, size)
     probe.differentiate(size)
     named = [(n, p) for n, p in probe.model.named_parameters() if p.requires_grad]
     sparse = [n for n, p in named if p.grad is not None and p.grad.is_sparse]
@@ -248,20 +365,17 @@ def every_size(probe: Probe) -> Finding | None:
     )
 
 
-def no_batch_norm(probe: Probe) -> Finding | None:
-    """Layers that mix examples are named."""
-    kinds = {
-        type(m).__name__ for m in probe.model.modules() if isinstance(m, BatchNorm)
-    }
-    if not kinds:
+def no_normalization(probe: Probe) -> Finding | None:
+    """The model looks at each example by itself, in training mode too."""
+    if probe.coupling.kind != "normalization":
         return None
     return Finding(
         code="RB109",
         severity="warning",
         what="the model normalises over the batch",
-        seen=", ".join(sorted(kinds)),
-        why="the function itself depends on the micro-batch: noise is measured for "
-        "groups of one size, and accumulation is not exactly the large batch",
+        seen=_exchanged(probe.coupling),
+        why="the function itself depends on how many examples see each other: that "
+        "number is kept as it is today, and larger batches are made in such pieces",
         fix="GroupNorm or LayerNorm where that is an option",
     )
 
@@ -271,7 +385,11 @@ def target_ahead(probe: Probe) -> Finding | None:
     job = probe.job
     if job.evaluate is None:
         return None
+    if not probe.affords(EVALUATED):
+        raise PassTooLongError(EVALUATED * probe.forward_s)
+    started = time.perf_counter()
     value = job.evaluated(probe.model)  # no rule makes a step
+    probe.evaluate_s = time.perf_counter() - started
     if not math.isfinite(value):
         raise JobError(
             f"evaluate(model) returned {value} at the initial weights",
@@ -291,7 +409,7 @@ def target_ahead(probe: Probe) -> Finding | None:
     return None
 
 
-RULES: dict[str, Callable[[Probe], Finding | None]] = {
+RULES: dict[str, Rule] = {
     "RB101": enough_data,
     "RB102": trainable,
     "RB103": one_step_optimizer,
@@ -300,6 +418,6 @@ RULES: dict[str, Callable[[Probe], Finding | None]] = {
     "RB106": repeatable_loss,
     "RB107": differentiable,
     "RB108": every_size,
-    "RB109": no_batch_norm,
+    "RB109": no_normalization,
     "RB110": target_ahead,
 }

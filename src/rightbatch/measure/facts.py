@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from torch import nn
+
+from rightbatch.core.findings import Coupled
 from rightbatch.job.optimizers import decay_is_decoupled, optimizer_family
 from rightbatch.measure.measurements import JobFacts
 from rightbatch.training.run_state import RunState
 
 
-def job_facts(run: RunState, spec: str) -> JobFacts:
-    """Read the facts off a fresh run of the job."""
+def job_facts(run: RunState, spec: str, coupled: Coupled = "") -> JobFacts:
+    """Read the facts off a fresh run of the job.
+
+    Args:
+        run: Fresh.
+        spec: How the job is loaded; "": by its name.
+        coupled: Where the examples of a batch touch each other.
+    """
     job, group = run.job, run.optimizer.param_groups[0]
     momentum, betas = group.get("momentum"), group.get("betas")
     return JobFacts(
@@ -33,4 +42,12 @@ def job_facts(run: RunState, spec: str) -> JobFacts:
         run_examples=job.run_examples,
         rate="" if run.rate is None else str(run.rate),
         clip_norm=job.clip_norm,
+        coupled=coupled,
+        coupled_batch=_coupled_batch(run) if coupled else None,
     )
+
+
+def _coupled_batch(run: RunState) -> int:
+    """Examples that see each other at today's batch size."""
+    shared = any(isinstance(m, nn.SyncBatchNorm) for m in run.network.modules())
+    return -(-run.job.batch_size // (1 if shared else run.ranks.size))

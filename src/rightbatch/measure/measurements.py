@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from rightbatch.core.estimate import Estimate
-from rightbatch.core.findings import Finding
+from rightbatch.core.findings import Coupled, Finding
 from rightbatch.core.json_io import read_json, write_json
 from rightbatch.job.optimizers import Family
 from rightbatch.memory.points import MemoryPoint
@@ -21,8 +21,14 @@ THIS_RUN = "this run"  # the measuring run itself
 class JobFacts:
     """What was measured: the job as JSON can hold it.
 
-    ``run_examples``: what today's run sees, None where its length is not said;
-    ``rate``: its learning-rate schedule in words, empty where the rate stays.
+    Attributes:
+        run_examples: What today's run sees; None where its length is not said.
+        rate: Its learning-rate schedule in words; empty where the rate stays.
+        clip_norm: Largest norm of its gradient.
+        coupled: Where the examples of a batch touch each other, see
+            `rightbatch.coupling.probe.find_coupling`.
+        coupled_batch: How many of them do today: those of one rank, or of all where
+            ranks share their statistics.
     """
 
     name: str
@@ -46,6 +52,8 @@ class JobFacts:
     run_examples: float | None = None
     rate: str = ""
     clip_norm: float | None = None
+    coupled: Coupled = ""
+    coupled_batch: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +234,9 @@ class Measurements:
 
     ``evaluate_s`` is how long one call of the job's ``evaluate`` takes; ``metric`` is
     what ``metrics`` are: ``"evaluate"`` or ``"held-out loss"``; ``noise_source`` is the
-    run that ``noise`` was seen in, in words.
+    run that ``noise`` was seen in, in words; ``metric_s`` and ``metric_process_s`` are
+    wall and CPU seconds of one metric, as far as any was taken; ``diverged`` says that
+    today's setting ended in a loss that is not finite.
     """
 
     version: str
@@ -244,6 +254,9 @@ class Measurements:
     metrics: tuple[MetricPoint, ...] = ()
     evaluate_s: float | None = None
     metric: str = "evaluate"
+    metric_s: float | None = None
+    metric_process_s: float | None = None
+    diverged: bool = False
     race: Race | None = None
     seconds: dict[str, float] | None = None
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rightbatch.core.errors import JobError
+from rightbatch.core.errors import NotFiniteError
 from rightbatch.core.guards import preserved_rng, untouched
 from rightbatch.measure.measurements import NoisePoint
 from rightbatch.noise.norms import inner_product
@@ -23,9 +23,10 @@ from rightbatch.training.run_state import RunState
 
 GROUPS = 32  # |G|^2 gains only sqrt(k/(k-1)) beyond 8 [derived]; intervals like more
 FEW_GROUPS = 12
+LEAST_GROUPS = 8
 LARGE_MODEL = 20_000_000  # parameters from which on fewer groups are drawn [assumed]
 # Bytes of gradients that are kept to be compared; above, they are made twice. [assumed]
-KEPT_BYTES = 256 << 20
+KEPT_BYTES = 512 << 20
 
 
 @dataclass
@@ -63,6 +64,29 @@ def group_count(parameters: int) -> int:
     return GROUPS if parameters < LARGE_MODEL else FEW_GROUPS
 
 
+def group_count_within(run: RunState, group_s: float, budget_s: float) -> int:
+    """As many groups as may be compared in so many seconds, `LEAST_GROUPS` at least.
+
+    Args:
+        run: Its model says how many are enough.
+        group_s: Seconds of a forward and backward pass over a group.
+        budget_s: Seconds for all groups.
+    """
+    count = group_count(sum(p.numel() for p in run.parameters))
+    while count > LEAST_GROUPS and comparison_passes(run, count) * group_s > budget_s:
+        count -= 1
+    return count
+
+
+def comparison_passes(run: RunState, groups: int) -> int:
+    """How many gradients of a group `compare` makes: each once, or twice."""
+    return groups if groups * _gradient_bytes(run) <= KEPT_BYTES else 2 * groups
+
+
+def _gradient_bytes(run: RunState) -> int:
+    return sum(p.numel() * p.element_size() for p in run.parameters)
+
+
 def measure_noise(
     run: RunState,
     *,
@@ -87,7 +111,7 @@ def measure_noise(
         tick: Called after every group.
 
     Raises:
-        JobError: A gradient is NaN or infinite.
+        NotFiniteError: A gradient is NaN or infinite.
     """
     parameters = run.parameters
     count = groups or group_count(sum(p.numel() for p in parameters))
@@ -135,10 +159,9 @@ def compare(
         kept_bytes: Most bytes of gradients to keep beside the sum.
 
     Raises:
-        JobError: A gradient is NaN or infinite.
+        NotFiniteError: A gradient is NaN or infinite.
     """
     parameters = run.parameters
-    size = sum(p.numel() * p.element_size() for p in parameters)
     metric = optimizer_metric(run.optimizer, parameters)
     losses: list[float] = []
     total: list[Tensor | None] = [None] * len(parameters)
@@ -150,7 +173,7 @@ def compare(
             tick()
             yield gradient
 
-    if size * len(draws) <= kept_bytes:
+    if _gradient_bytes(run) * len(draws) <= kept_bytes:
         kept = list(first_pass())
         rows = [_against(g, total, metric) for g in kept]
     else:
@@ -161,7 +184,7 @@ def compare(
         rows = [_against(gradient, total, metric) for _, gradient in again]
     values = np.array(rows).transpose(1, 0, 2)  # (4, groups, parameters)
     if not (np.isfinite(values).all() and np.isfinite(losses).all()):
-        raise JobError(
+        raise NotFiniteError(
             f"loss or gradient is not finite at step {run.steps}",
             seen=f"losses {min(losses):.3g} to {max(losses):.3g}",
             why="no noise can be measured there, and training has diverged",

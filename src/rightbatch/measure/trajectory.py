@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
+from rightbatch.core.deadline import Deadline
+from rightbatch.core.errors import NotFiniteError
 from rightbatch.measure.held_out_loss import metric_of
 from rightbatch.measure.measurements import MetricPoint, NoisePoint
-from rightbatch.measure.noise import measure_noise
-from rightbatch.measure.run_progress import best_step, has_stalled
-from rightbatch.training.run_state import RunState, Snapshot
+from rightbatch.measure.noise import (
+    comparison_passes,
+    group_count_within,
+    measure_noise,
+)
+from rightbatch.measure.run_progress import has_stalled
+from rightbatch.measure.time import wait_for
+from rightbatch.training.run_state import RunState
 
 MOST_POINTS = 12  # at which every other one is dropped and the spacing doubled
 FIRST_SPACING = 2  # updates
 EVALUATION_GROWTH = 1.08  # in examples; coarser than training/loop.py [assumed]
 LEAST_POINTS = 4
-WARM_SHARE = 0.3  # of the run, after which its state is kept for a race [assumed]
 GROUP_SHARE = 4  # a group is this fraction of today's batch [assumed]
+# Shares of the time [assumed]: the rest is for training steps.
+NOISE_SHARE, METRIC_SHARE = 0.5, 0.25
+# For the sake of short runs they may run ahead for so much of the time, or so long.
+AHEAD, AHEAD_S = 0.2, 1.0
+POINT_SHARE = 0.1  # one point of noise is made of fewer groups to stay below [assumed]
+COMPARING = 1.5  # comparing gradients costs so much on top of making them [assumed]
+TOLD_S = 1.0  # least seconds between two things told
 
 
 @dataclass
@@ -28,20 +42,114 @@ class Trajectory:
     """What a measuring run has found so far; usable at any moment.
 
     Attributes:
-        points: Noise at evenly spaced steps.
-        metrics: The job's ``evaluate`` along the way.
-        warm: A state of the run about a third of its way, for a race to start from.
+        points: Noise at evenly spaced steps; none where there was no time for it.
+        metrics: The job's ``evaluate`` along the way, at every step to begin with.
         reached: Whether the target was met.
         stalled: Whether ``evaluate`` stopped improving long before the end.
-        seconds: Wall seconds of the training steps alone.
+        diverged: Whether loss, gradient or metric stopped being finite; points and
+            metrics are from before.
+        metric_s: Least wall seconds of one evaluation; None: there was none.
+        metric_process_s: Its CPU seconds.
     """
 
     points: list[NoisePoint]
     metrics: list[MetricPoint]
-    warm: Snapshot | None = None
     reached: bool = False
     stalled: bool = False
-    seconds: float = 0.0
+    diverged: bool = False
+    metric_s: float | None = None
+    metric_process_s: float | None = None
+
+
+@dataclass
+class _Share:
+    """A part of the work that is held to a share of the time."""
+
+    share: float
+    deadline: Deadline
+    next_s: float = 0.0  # what the next of it is predicted to take
+    spent_s: float = 0.0
+
+    def allows(self) -> bool:
+        """Whether the next of it fits, in time and in its share."""
+        budget_s = self.deadline.budget_s
+        ahead_s = max(AHEAD * budget_s, min(AHEAD_S, budget_s))
+        elapsed = max(self.deadline.elapsed_s + self.next_s, ahead_s)
+        within = self.spent_s + self.next_s <= self.share * elapsed
+        return within and self.deadline.allows(self.next_s)
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Do the next of it."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.next_s = time.perf_counter() - started
+            self.spent_s += self.next_s
+
+
+class _NoiseAlong:
+    """Points of noise at evenly spaced steps of a run whose length is not known.
+
+    The spacing starts small and doubles whenever there are too many points, or the next
+    one would take more than its share; those between are dropped then.
+
+    Args:
+        run: It stays where it is.
+        share: The time for it.
+        least_group: Fewest examples the model runs on.
+        micro_batch: Largest number of examples in memory at once on a rank.
+    """
+
+    def __init__(
+        self, run: RunState, share: _Share, least_group: int, micro_batch: int
+    ) -> None:
+        self.run, self.share, self.micro_batch = run, share, micro_batch
+        self.batch, ranks = min(run.job.batch_size, run.job.length), run.ranks.size
+        group = max(least_group, self.batch // GROUP_SHARE)
+        self.group = -(-group // ranks) * ranks  # each rank has as many
+        self.generator = torch.Generator().manual_seed(run.job.seed + 1)
+        self.points: list[NoisePoint] = []
+        self.first_step = run.steps
+        self.spacing, self.group_s = FIRST_SPACING, 0.0
+
+    def visit(self, step_s: float) -> None:
+        """Measure where the run stands, if a point is due there, and fits.
+
+        Args:
+            step_s: What a step of the run takes, by which the first is predicted.
+        """
+        if (self.run.steps - self.first_step) % self.spacing:
+            return
+        first = self.run.ranks.first
+        group_s = self.group_s or COMPARING * step_s * self.group / self.batch
+        budget_s = POINT_SHARE * self.share.deadline.budget_s
+        groups = int(first(group_count_within(self.run, group_s, budget_s)))
+        passes = comparison_passes(self.run, groups)
+        self.share.next_s = passes * group_s
+        if not first(self.share.allows()):
+            self._widen(fewest=1 if self.points else 0)
+            return
+        with self.share.timed():
+            point = measure_noise(
+                self.run,
+                group_size=self.group,
+                micro_batch=min(self.micro_batch, self.group),
+                groups=groups,
+                generator=self.generator,
+            )
+        self.group_s = self.share.next_s / passes
+        self.points.append(point)
+        if len(self.points) >= MOST_POINTS:
+            self._widen()
+
+    def _widen(self, fewest: int = 0) -> None:
+        """Twice the spacing from now on, unless fewer points than that would stay."""
+        apart, first = 2 * self.spacing, self.first_step
+        even = [p for p in self.points if (p.step - first) % apart == 0]
+        if len(even) >= fewest:
+            self.points, self.spacing = even, apart
 
 
 def measure_trajectory(
@@ -52,14 +160,17 @@ def measure_trajectory(
     micro_batch: int | None = None,
     least_group: int = 1,
     known: Sequence[NoisePoint] = (),
+    step_s: float = 0.0,
+    metric_s: float = 0.0,
     tick: Callable[[Trajectory], None] = lambda found: None,
 ) -> Trajectory:
     """Train as today, measuring noise, until target, end, standstill or budget.
 
-    The run may stand anywhere; how far it goes counts from there. How long it will be
-    is not known beforehand. So the spacing starts small and doubles whenever there are
-    too many points, every other one being dropped: at any moment 6 to 12 evenly spaced
-    points cover all of the run so far.
+    The run may stand anywhere; how far it goes counts from there. At any moment of a
+    long run, 6 to 12 evenly spaced points of noise cover all of it so far; where steps
+    are long for the budget there are fewer, or none. What a step, a point or an
+    evaluation will take is predicted from the last one, and none is begun that would
+    not end in time.
 
     Args:
         run: It is trained by the job's own recipe, from wherever it stands.
@@ -68,71 +179,69 @@ def measure_trajectory(
         micro_batch: Largest number of examples in memory at once on a rank.
         least_group: Fewest examples the model runs on.
         known: Noise of a run like this one; if there is any, none is measured.
-        tick: Called after every measurement.
+        step_s: What the first step is predicted to take.
+        metric_s: What the first evaluation is predicted to take.
+        tick: Called every second or so with what is known by then.
 
     Raises:
-        JobError: Loss or gradient stopped being finite.
+        JobError: The job's own code failed.
     """
-    started, found = time.monotonic(), Trajectory(list(known), [])
-    first_step, first_example = run.steps, run.examples
-    job, spacing, ranks = run.job, FIRST_SPACING, run.ranks.size
-    generator = torch.Generator().manual_seed(job.seed + 1)
-    batch = min(job.batch_size, job.length)
-    group = max(least_group, batch // GROUP_SHARE)
-    group = -(-group // ranks) * ranks  # each rank has as many
-    end = math.inf if job.run_examples is None else job.run_examples
-    due, goal = 0, (job.goal if held_out is None else "min")
-    kept: list[Snapshot] = []  # the state at every noise point, one third of which last
-    # A target met at once still leaves a few points to judge the noise by.
-    least = 0 if known else LEAST_POINTS
-    while not ((found.reached or found.stalled) and len(found.points) >= least):
-        step_started = time.perf_counter()
-        run.split(batch, micro_batch)
-        run.step()
-        found.seconds += time.perf_counter() - step_started
-        if known:
-            kept = _keep_warm(kept, run, first_step)
-        elif (run.steps - first_step) % spacing == 0:
-            point = measure_noise(
-                run,
-                group_size=group,
-                micro_batch=min(micro_batch or batch, group),
-                generator=generator,
-            )
-            found.points.append(point)
-            kept = _keep_warm(kept, run, first_step)
-            if len(found.points) >= MOST_POINTS:
-                # The later of each pair stays, so the spacing still counts from 0.
-                found.points, spacing = found.points[1::2], spacing * 2
-            tick(found)
-        if run.examples >= due and (job.evaluate or held_out is not None):
-            value = metric_of(run, held_out)
-            found.metrics.append(
-                MetricPoint(step=run.steps, examples=run.examples, metric=value)
-            )
-            found.reached |= held_out is None and job.met(value)
-            found.stalled = has_stalled(found.metrics, goal)
-            seen = run.examples - first_example
-            due = first_example + math.ceil(seen * EVALUATION_GROWTH)
-        over = time.monotonic() - started > budget_s or run.examples >= end
-        if run.ranks.first(over and len(found.points) >= 2):
+    deadline, found = Deadline.within(budget_s), Trajectory(list(known), [])
+    batch, first = min(run.job.batch_size, run.job.length), run.ranks.first
+    metric = _Share(METRIC_SHARE, deadline, metric_s)
+    noise = _NoiseAlong(
+        run, _Share(NOISE_SHARE, deadline), least_group, micro_batch or batch
+    )
+    evaluates = run.job.evaluate is not None or held_out is not None
+    length = math.inf if run.job.run_examples is None else run.job.run_examples
+    begun, due, told = run.examples, 0, time.monotonic()
+    while first(deadline.allows(step_s)):
+        try:
+            step_s = _train_step(run, batch, micro_batch)
+            over = run.examples >= length
+            if evaluates and (over or run.examples >= due) and first(metric.allows()):
+                with metric.timed():
+                    _evaluate(run, held_out, found)
+                due = begun + math.ceil((run.examples - begun) * EVALUATION_GROWTH)
+            ended = found.reached or found.stalled or over
+            # A target met at once still leaves a few points to judge the noise by.
+            enough = len(noise.points) >= LEAST_POINTS or noise.spacing > FIRST_SPACING
+            if found.diverged or over or (ended and (known or enough)):
+                break
+            if not known:
+                noise.visit(step_s)
+                found.points = noise.points
+        except NotFiniteError:
+            found.diverged = True
             break
-    last = best_step(found.metrics, goal) if found.stalled else run.steps
-    found.warm = _nearest(kept, first_step + WARM_SHARE * (last - first_step))
+        if time.monotonic() - told > TOLD_S:
+            tick(found)
+            told = time.monotonic()
     return found
 
 
-def _keep_warm(kept: list[Snapshot], run: RunState, first_step: int) -> list[Snapshot]:
-    """Keep few states, one of which lies near the warm share of any later end.
-
-    A state is kept when it is twice as far as the last; those that no longer can
-    be nearest (too far below the present step, even if it stalled) are let go.
-    """
-    made = run.steps - first_step
-    if not kept or made >= 2 * (kept[-1].steps - first_step):
-        kept = [*kept, run.snapshot()]
-    return [t for t in kept if t.steps - first_step >= made / 12]
+def _train_step(run: RunState, batch: int, micro_batch: int | None) -> float:
+    """One step as today; its wall seconds."""
+    started = time.perf_counter()
+    run.split(batch, micro_batch)
+    run.step()
+    wait_for(run.device)
+    return time.perf_counter() - started
 
 
-def _nearest(kept: list[Snapshot], steps: float) -> Snapshot | None:
-    return min(kept, key=lambda t: abs(t.steps - steps), default=None)
+def _evaluate(run: RunState, held_out: torch.Tensor | None, found: Trajectory) -> None:
+    """Add the metric where the run stands, and what it says of the run."""
+    wall, process = time.perf_counter(), time.process_time()
+    value = metric_of(run, held_out)
+    wall, process = time.perf_counter() - wall, time.process_time() - process
+    found.metric_s = min(found.metric_s or math.inf, wall)
+    found.metric_process_s = min(found.metric_process_s or math.inf, process)
+    if not math.isfinite(value):
+        found.diverged = True
+        return
+    found.metrics.append(
+        MetricPoint(step=run.steps, examples=run.examples, metric=value)
+    )
+    found.reached |= held_out is None and run.job.met(value)
+    goal = run.job.goal if held_out is None else "min"
+    found.stalled = has_stalled(found.metrics, goal)

@@ -34,7 +34,12 @@ def _length_of_run(choice: Choice) -> str:
     if race is None:
         return "No race was run: the comparison rests on the laws alone."
     if choice.raced is None or evidence.share >= 1.0:
-        return ""
+        if race.target is None or choice.measurements.job.target is not None:
+            return ""
+        return (
+            f"The target raced to, {show_number(race.target)}, is what today's run "
+            "came to at its end."
+        )
     length = show_seconds(evidence.run_s)
     taken = f"a run taken as {length}" if not evidence.known else f"a run of {length}"
     why = "the job has no target"

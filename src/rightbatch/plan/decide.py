@@ -90,6 +90,7 @@ def make_plan(choice: Choice) -> Plan:
         deadline_s=choice.deadline_s,
         threads=machine.threads if machine.device == "cpu" else None,
         half_batch=choice.laws.time.half_batch.value,
+        coupled_batch=_coupled_batch(choice),
     )
 
 
@@ -105,3 +106,11 @@ def _run_examples(choice: Choice) -> float | None:
     if today is None:
         return None
     return today * choice.laws.rate.prior.stretch(choice.chosen.batch_size)
+
+
+def _coupled_batch(choice: Choice) -> int | None:
+    """Examples that see each other under the plan, where any do."""
+    job, laws = choice.measurements.job, choice.laws
+    if job.coupled == "loss":
+        return -(-choice.chosen.micro_batch // laws.world_size)
+    return job.coupled_batch

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from rightbatch.core.findings import Coupled
 from rightbatch.fit.critical_batch import NoiseLaw, critical_from_noise, noise_growth
 from rightbatch.fit.energy_law import EnergyLaw, fit_energy
 from rightbatch.fit.passages import Passages, passages_of
@@ -52,6 +53,7 @@ class Laws:
             reached it.
         energy: Energy of a step against micro-batch, where it was measured.
         world_size: Processes that train together.
+        coupled: Where the examples of a batch touch each other.
     """
 
     time: TimeLaw
@@ -64,6 +66,7 @@ class Laws:
     steps_to_target: float | None
     energy: EnergyLaw | None = None
     world_size: int = 1
+    coupled: Coupled = ""
 
     @property
     def critical(self) -> NoiseLaw:
@@ -80,15 +83,25 @@ class Laws:
         largest = self.time.largest
         if self.memory is not None and limit_bytes is not None:
             largest = min(largest, self.memory.largest(limit_bytes))
-        splits = [
-            (batch_size // k, k)
-            for k in range(1, batch_size + 1)
-            if batch_size % k == 0 and batch_size // k <= largest
-        ]
+        splits = [s for s in self._same_function(batch_size) if s[0] <= largest]
         alike = [split for split in splits if split[0] % self.world_size == 0]
         return min(
             alike or splits, key=lambda s: self.time.step_seconds(*s), default=None
         )
+
+    def _same_function(self, batch_size: int) -> list[tuple[int, int]]:
+        """The splits that leave model and loss what they are.
+
+        A loss that compares examples is made at once; what is normalised together
+        stays as many examples as today.
+        """
+        if self.coupled == "loss":
+            return [(batch_size, 1)]
+        pieces = range(1, batch_size + 1)
+        splits = [(batch_size // k, k) for k in pieces if batch_size % k == 0]
+        if self.coupled == "normalization":
+            return [split for split in splits if split[0] == self.baseline]
+        return splits
 
     def step_s(self, batch_size: int, limit_bytes: float | None = None) -> float:
         """Seconds of a step, by the fastest split."""
@@ -134,6 +147,7 @@ def laws_of(measurements: Measurements) -> Laws:
         steps_to_target=steps,
         energy=fit_energy(energy) if len(energy) >= 2 else None,
         world_size=measurements.machine.world_size,
+        coupled=measurements.job.coupled,
     )
 
 

@@ -110,11 +110,16 @@ def predict(
 def candidate_batches(laws: Laws, examples: int) -> list[int]:
     """Powers of two on every rank, and today's batch.
 
-    The optimum is too flat to need finer steps.
+    The optimum is too flat to need finer steps. What is normalised together today is
+    in the place of one example; a loss that compares examples has batches that were
+    timed at once only.
     """
     top = min(examples, BEYOND * max(laws.time.largest, laws.baseline))
+    if laws.coupled == "loss":
+        top = min(top, laws.time.largest)
     least = laws.time.smallest
-    powers = [laws.world_size * 2**i for i in range(top.bit_length())]
+    unit = laws.baseline if laws.coupled == "normalization" else laws.world_size
+    powers = [unit * 2**i for i in range(top.bit_length())]
     return sorted({*(b for b in powers if least <= b <= top), laws.baseline})
 
 

@@ -19,6 +19,7 @@ def reasons(choice: Choice) -> tuple[Reason, ...]:
         _balance(choice.laws),
         _optimum(choice.laws),
         _learning_rate(choice),
+        _coupled(choice),
         _split(choice),
         _energy(choice),
         _amount(choice),
@@ -114,9 +115,29 @@ def _learning_rate(choice: Choice) -> Reason:
     )
 
 
+def _coupled(choice: Choice) -> Reason | None:
+    """That what touches stays together."""
+    job, chosen = choice.measurements.job, choice.chosen
+    together = job.coupled_batch or job.batch_size
+    if job.coupled == "normalization":
+        text = f"{together} examples are normalised together, as today"
+        if chosen.accumulation > 1:
+            split = f"{chosen.micro_batch} x {chosen.accumulation}"
+            text += f": the plan keeps that ({chosen.batch_size} = {split})"
+    elif job.coupled == "loss":
+        together = chosen.batch_size
+        text = (
+            "The loss compares the examples of a batch, so a batch in pieces is "
+            "another loss: none is offered"
+        )
+    else:
+        return None
+    return Reason(topic="coupled", text=f"{text}.", numbers={"coupled_batch": together})
+
+
 def _split(choice: Choice) -> Reason | None:
     chosen = choice.chosen
-    if chosen.accumulation == 1:
+    if chosen.accumulation == 1 or choice.laws.coupled:
         return None
     return Reason(
         topic="split",

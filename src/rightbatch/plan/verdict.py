@@ -91,11 +91,12 @@ def _rival(choice: Choice) -> str:
     best = min(others, key=lambda s: s.cost.value)
     return (
         f"the best else, B = {best.batch_size} with lr {best.lr:.3g}, took "
-        f"{span(best.cost)} of its {_unit(choice)}."
+        f"{span(best.cost)} of its {cost_unit(choice)}."
     )
 
 
-def _unit(choice: Choice) -> str:
+def cost_unit(choice: Choice) -> str:
+    """What is to be least, in a word."""
     if isinstance(choice.objective, Examples):
         return "examples"
     energy = isinstance(choice.objective, Energy) and choice.laws.energy is not None
@@ -107,8 +108,8 @@ def _gain(choice: Choice) -> str:
     raced, gain = choice.raced, choice.gain
     if raced is not None and not raced.standings[0].runs:
         most = max(gain.high, LEAST_TOLD)
-        return f"at most {most:.2g} of today's {_unit(choice)}"
-    return f"{span(gain)} of today's {_unit(choice)}"
+        return f"at most {most:.2g} of today's {cost_unit(choice)}"
+    return f"{span(gain)} of today's {cost_unit(choice)}"
 
 
 def span(e: Estimate) -> str:

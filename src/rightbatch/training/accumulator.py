@@ -28,6 +28,7 @@ from rightbatch.core.user_code import user_code
 from rightbatch.core.whole_number import whole_number
 from rightbatch.data.loading.step import Step
 from rightbatch.job.loss import PRECISIONS, Loss
+from rightbatch.training.coupled_batch import check_together, no_room_together
 from rightbatch.training.equality import Equality, compare
 from rightbatch.training.gradient import (
     BatchGradient,
@@ -89,6 +90,8 @@ class Accumulator:
         split: ``(batch, start, stop) ->`` the part of it, where they cannot be cut.
         fits: ``examples that did not fit ->`` the most that should, from a memory law;
             default: one piece more than before.
+        coupled: Whether the examples of a micro-batch see each other (BatchNorm): each
+            then holds exactly ``micro_batch`` of them, also when memory runs out.
         check: Whether to compare split and whole gradient once, at the first split.
         tell: Hears of trouble and how it was met; default: a warning.
 
@@ -126,12 +129,15 @@ class Accumulator:
         count: Callable[[Any], int] = example_count,
         split: Callable[[Any, int, int], Any] | None = None,
         fits: Callable[[int], int] | None = None,
+        coupled: bool = False,
         check: bool = True,
         tell: Callable[[str], None] | None = None,
     ) -> None:
         _check_parts(model, loss, optimizer)
         if micro_batch is not None:
             whole_number(micro_batch, "micro_batch")
+        elif coupled:
+            raise SettingError("coupled needs a micro_batch", fix="micro_batch=8")
         _check_settings(clip_norm, precision, scaler, nonfinite)
         if scaler is not None and not scaler.is_enabled():
             scaler = None
@@ -147,7 +153,8 @@ class Accumulator:
         self.plan_micro_batch(micro_batch)
         self.skipped = self.retries = 0
         self.equality: Equality | None = None
-        self._check = check
+        self.coupled = coupled
+        self._check = check and not coupled  # its pieces are meant
         self.tell = tell or (lambda text: warnings.warn(text, stacklevel=4))
 
     def __call__(
@@ -166,9 +173,10 @@ class Accumulator:
             flags: Numbers to tell the other ranks on the way.
 
         Raises:
-            JobError: Not even one example fits; the loss has no gradient, is not
-                finite (with ``nonfinite="stop"``: nothing has changed), or failed on
-                some rank.
+            JobError: Not even one example fits, or not the micro-batch where it is
+                ``coupled``; the loss has no gradient, is not finite (with
+                ``nonfinite="stop"``: nothing has changed), or failed on some rank.
+            SettingError: The batch is no multiple of a ``coupled`` micro-batch.
             UpdateOutOfMemoryError: Memory ran out inside the optimizer.
         """
         before = self.retries
@@ -285,6 +293,9 @@ class Accumulator:
                 Part(self._cutter(piece.batch, *run, piece.count), run[1] - run[0])
                 for run in runs
             ]
+        if self.coupled:
+            together = self.micro_batch_size.most
+            check_together([p.count for p in pieces], together, self.ranks.size)
         if self.ranks.sharded:  # every pass gathers parameters from all ranks
             most = max(int(n) for (n,) in self.ranks.gather([len(pieces)]))
             filler = Part(
@@ -366,15 +377,17 @@ class Accumulator:
         biggest = max(int(n) for (n,) in self.ranks.gather([used]))
         fits = None if self.fits is None else self.fits(biggest)
         text = trouble.memory.text if trouble.memory else "another rank ran out"
-        if biggest == 1 and self.gradient.reserving:
+        if (biggest == 1 or self.coupled) and self.gradient.reserving:
             self.gradient.reserving = (
                 False  # then the optimizer may have to find its own
             )
             self.tell(
-                f"out of memory with one example ({text[:60]}): again, with nothing "
-                "kept free for the optimizer's state"
+                f"out of memory with {biggest} at once ({text[:60]}): again, with "
+                "nothing kept free for the optimizer's state"
             )
             return
+        if self.coupled:
+            raise no_room_together(biggest, text[:120]) from trouble.error
         wanted = self.micro_batch_size.shrink(biggest, fits)
         agreed = min(int(n) for (n,) in self.ranks.gather([wanted]))
         self.micro_batch_size.now = agreed

@@ -73,6 +73,8 @@ class Plan:
         examples: Length of the planned run, where today's has one; its learning-rate
             schedule is stretched to it.
         half_batch: The batch at which half of a step's time is overhead, in examples.
+        coupled_batch: Examples that see each other, where any do: every micro-batch is
+            then kept as it is.
     """
 
     job: str
@@ -102,6 +104,7 @@ class Plan:
     examples: float | None = None
     half_batch: float | None = None
     world_size: int = 1
+    coupled_batch: int | None = None
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically.

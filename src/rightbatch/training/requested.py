@@ -67,8 +67,11 @@ def settings_of(
             "rule": plan.scaling.rule,
             "noise_scale": plan.scaling.noise_scale,
             "lr_factor": plan.lr_factor,
+            "coupled": plan.coupled_batch is not None,
         }
         asked = of_plan | asked
+        if asked["coupled"] and asked["micro_batch"] != plan.micro_batch:
+            raise _another_micro_batch(plan.micro_batch, asked["micro_batch"])
     elif batch_size is not None or (schedule is None and begun is None):
         size = job.batch_size if batch_size is None else batch_size
         asked["schedule"] = Constant(whole_number(size, "batch_size"))
@@ -155,6 +158,8 @@ def _same_run(begun: Settings, wanted: Settings) -> None:
     Raises:
         SettingError: It names the first that differs.
     """
+    if begun.coupled and begun.micro_batch != wanted.micro_batch:
+        raise _another_micro_batch(begun.micro_batch, wanted.micro_batch)
     for name in Settings.__dataclass_fields__:
         then, now = getattr(begun, name), getattr(wanted, name)
         if name not in _FREE and then != now:
@@ -164,6 +169,15 @@ def _same_run(begun: Settings, wanted: Settings) -> None:
                 why="it would be neither the one run nor the other",
                 fix="leave it out, to go on as begun; or another --out",
             )
+
+
+def _another_micro_batch(together: int | None, asked: int | None) -> SettingError:
+    return SettingError(
+        "the examples of a micro-batch see each other in this job",
+        seen=f"{together} of them as planned, micro_batch={asked} asked for",
+        why="another number of them is another function, with another best rate",
+        fix="leave micro_batch out; or train by batch_size, without the plan",
+    )
 
 
 def _to_target(job: Job) -> float:

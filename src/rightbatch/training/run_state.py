@@ -171,6 +171,7 @@ class RunState:
             precision=job.precision,
             clip_norm=(settings or job).clip_norm,
             nonfinite="stop" if settings is None else settings.nonfinite,
+            coupled=settings is not None and settings.coupled,
             check=settings is not None,
         )
         run = cls(job, model, network, optimizer, stream, accumulator, ranks, own_facts)

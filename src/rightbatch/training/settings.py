@@ -37,6 +37,8 @@ class Settings:
         shard: FSDP2 instead of DDP.
         num_workers: Processes that read the data.
         ledger: Whether the run's folder proves that every example was seen once.
+        coupled: Whether the examples of a micro-batch see each other: each then holds
+            exactly ``micro_batch``.
         multiple: What smooth schedules are rounded to; 0: micro-batch times ranks. Kept
             when a run goes on on other ranks, so that its batches are the same.
     """
@@ -55,6 +57,7 @@ class Settings:
     shard: bool = False
     num_workers: int = 0
     ledger: bool = False
+    coupled: bool = False
     multiple: int = 0
 
     def __post_init__(self) -> None:
@@ -95,7 +98,7 @@ class Settings:
         try:
             rate = plain["rate"]
             return cls(
-                **{n: plain[n] for n in _FIELDS if n not in ("rate", "end")},
+                **{n: plain[n] for n in {*_FIELDS} & {*plain} - {"rate", "end"}},
                 end=float(plain["end"]),
                 rate=None if rate is None else from_plain(Rate, rate),
                 schedule=schedule_from(plain["schedule"]),

@@ -32,24 +32,23 @@ class GivenNoise:
     saved: SavedNoise | None = None
 
     def findings(self, run: RunState) -> tuple[Finding, ...]:
-        """What makes the noise another one than the job's."""
-        if self.saved is None:
-            return ()
+        """Where the noise is from, and what makes it another one than the job's."""
         doubts, trained = [], sum(p.numel() for p in run.parameters)
-        if self.saved.parameters != trained:
+        if self.saved is not None and self.saved.parameters != trained:
             doubts.append(
                 f"is of a model with {self.saved.parameters:,} trained parameters, the "
                 f"job's has {trained:,}"
             )
-        if self.saved.coverage < SEEN:
+        if self.saved is not None and self.saved.coverage < SEEN:
             doubts.append(f"is of {self.saved.coverage:.0%} of its model")
-        return tuple(
-            Finding(
-                code=CODE,
-                severity="warning",
-                what=f"the noise in {self.source} {doubt}",
-                why="the critical batch follows from it as if it were the job's own",
-            )
+        known = Finding(
+            code=CODE,
+            severity="note",
+            what=f"the noise is that of {self.source}: none is measured here",
+        )
+        why = "the critical batch follows from it as if it were the job's own"
+        return known, *(
+            Finding(code=CODE, severity="warning", what=f"the noise {doubt}", why=why)
             for doubt in doubts
         )
 

@@ -107,6 +107,7 @@ def train_lane(
     *,
     held_out: torch.Tensor | None,
     metric_s: float,
+    met: Callable[[float], bool],
     behind: Callable[[LaneRun], bool] = lambda lane: False,
     late: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -123,6 +124,7 @@ def train_lane(
         seconds: Since the start.
         held_out: Examples to compare by their loss; None for the job's ``evaluate``.
         metric_s: Seconds of one evaluation.
+        met: Whether a metric is as good as the race's target.
         behind: Whether the lane is too far behind to go on.
         late: Whether there is no more time.
     """
@@ -160,7 +162,7 @@ def train_lane(
             lane.end = "diverged"
             break
         lane.best = min(lane.best, sign * value)
-        if held_out is None and job.met(value):
+        if met(value):
             lane.end = "target"
         elif behind(lane):
             lane.end = "slow"

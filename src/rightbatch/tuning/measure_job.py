@@ -5,22 +5,31 @@ from __future__ import annotations
 import math
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
+from rightbatch.core.deadline import Deadline
 from rightbatch.core.errors import SettingError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.findings import Finding
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.progress import Phase, Progress
 from rightbatch.core.units import show_number, show_seconds
-from rightbatch.data.order.held_out import hold_out
+from rightbatch.data.order.held_out import MOST, hold_out
 from rightbatch.fit.critical_batch import critical_from_noise
 from rightbatch.job.job import Job
-from rightbatch.lint.linter import check
-from rightbatch.measure.energy import find_meter, measure_energy
+from rightbatch.lint.linter import run_rules
+from rightbatch.lint.rules import Probe
+from rightbatch.measure.energy import (
+    MOST_SIZES,
+    ROUNDS,
+    WINDOW_S,
+    find_meter,
+    measure_energy,
+)
 from rightbatch.measure.facts import job_facts
 from rightbatch.measure.hardware import machine
 from rightbatch.measure.measurements import TimePoint
@@ -35,25 +44,32 @@ from rightbatch.training.start_from import begin_from
 from rightbatch.tuning.given_noise import GivenNoise
 from rightbatch.tuning.measurement_record import Record
 
-# Shares of the budget [assumed]; what a phase leaves over goes to the race.
-TIME_SHARE, NOISE_SHARE = 0.15, 0.35
-# Of the budget, where the noise is known: training for a state to race from. [assumed]
-WARMING_SHARE = 0.1
+# Shares of the budget [assumed]; what a phase leaves over goes to the race, and what it
+# takes too much is taken from those after it.
+CHECK_SHARE, THREADS_SHARE, COST_SHARE, NOISE_SHARE = 0.07, 0.03, 0.15, 0.25
+WARMING_SHARE = 0.1  # instead of the last, where the noise is known [assumed]
+TIMES_SHARE = 0.7  # of the cost's time for step times, the rest for memory [assumed]
+ENERGY_SHARE = 0.10  # of the budget, where there is a meter [assumed]
+LEAST_S = 0.5  # shares up to so much are given whole [assumed]
 LEAST_BUDGET_S = 1.0
-CHECK_S = 3.0  # that the checks usually take [assumed]
-ENERGY_S = 6.0  # of the cost's share; below, a dozen windows of a second take too much
+# Threads are worth trying for so long even where the budget is small: they may make
+# every step a hundred times longer. [assumed]
+THREADS_S = 1.0
 # ``evaluate`` is called along the way if one call takes at most this share of the
 # budget; a race makes some hundred calls [assumed].
 EVALUATE_SHARE = 1 / 500
+LEAST_HELD_OUT = 32  # examples whose loss still tells runs apart [assumed]
+WATCHED = 1.5  # a step whose memory is counted takes so many times longer, at first
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The run that was measured, and where a race can start from.
+    """The run that was measured, and where a race starts from.
 
     Attributes:
         run: It goes on to race.
-        fresh: Its initial state, from which all race.
+        fresh: Its initial state, over the examples that are not held out: from it all
+            race.
         held_out: Examples left aside to compare by; None: the job's ``evaluate``.
         metric_s: Seconds of one such comparison.
     """
@@ -82,7 +98,7 @@ def measure_job(
         job: What is measured.
         record: Gets everything that is measured, as soon as it is known.
         progress: Hears of three phases.
-        budget_s: The whole budget of a tuning; measuring takes about half.
+        budget_s: The whole budget of a tuning; measuring takes half of it at most.
         threads: ``"auto"`` sets torch to one thread if that is faster for this job.
         start: Where the run begins; None: at the job's initial weights.
         noise: Known from a real run; then none is measured here.
@@ -94,6 +110,7 @@ def measure_job(
         JobError: The job cannot be measured.
         SettingError: The budget is below one second, or not a number; or the start is
             of another model, optimizer or batch.
+        UnidentifiedError: Not even three sizes of step can be timed in half the budget.
     """
     if not LEAST_BUDGET_S <= budget_s < math.inf:
         raise SettingError(
@@ -101,20 +118,31 @@ def measure_job(
             seen=f"{budget_s:g} s",
             fix="--budget 60",
         )
-    time_s, noise_s = TIME_SHARE * budget_s, NOISE_SHARE * budget_s
-    noise_s = noise_s if noise is None else WARMING_SHARE * budget_s
+    whole = Deadline.within(budget_s)
+    noise_share = NOISE_SHARE if noise is None else WARMING_SHARE
+
+    def left_s(until: float) -> float:
+        return until * budget_s - whole.elapsed_s
+
+    def time_for(share: float, until: float) -> float:
+        """So large a share; less, where the phases before have taken some of it."""
+        share_s = share * budget_s
+        return max(min(share_s, left_s(until)), min(share_s, LEAST_S), share_s / 3)
+
     with preserved_rng():
-        with record.timed(progress.phase("Check the job", CHECK_S)) as phase:
-            findings = check(job)
+        share = CHECK_SHARE + THREADS_SHARE
+        with record.timed(progress.phase("Check the job", share * budget_s)) as phase:
+            probe = Probe(job, CHECK_SHARE * budget_s)
+            findings = run_rules(probe)
             findings.raise_errors()
             run = RunState.start(job)
             notes = () if start is None else begin_from(run, start)
             notes += () if noise is None else noise.findings(run)
             fresh = run.snapshot()
-            note = _set_threads(run, threads)
+            note = _set_threads(run, threads, budget_s)
             run.rewind(fresh)
             record.start(
-                job_facts(run, record.spec),
+                job_facts(run, record.spec, findings.coupled),
                 machine(run.device.type, run.ranks.size),
                 (*findings.items, *notes),
             )
@@ -122,20 +150,26 @@ def measure_job(
                 record.update(noise=noise.points, noise_source=noise.source)
             kinds = f"{len(findings.warnings)} warnings" if findings.warnings else "ok"
             phase.summary = f"{kinds}: {findings.rules} rules{note}"
-        with record.timed(progress.phase("Time and memory", time_s)) as phase:
-            _measure_cost(run, fresh, record, phase)
+        share += COST_SHARE
+        cost_s = time_for(COST_SHARE, share)
+        with record.timed(progress.phase("Time and memory", cost_s)) as phase:
+            most_s = max(left_s(share + noise_share), cost_s)
+            _measure_cost(run, record, phase, most_s)
+            _measure_energy(run, record, phase, left_s(share + ENERGY_SHARE))
+        noise_s = time_for(noise_share, share + noise_share)
         with record.timed(progress.phase("Gradient noise", noise_s)) as phase:
             run.rewind(fresh)
-            measured = _measure_noise(
-                run, fresh, record, phase, EVALUATE_SHARE * budget_s, noise
-            )
+            measured = _measure_noise(run, fresh, record, phase, probe, budget_s, noise)
         record.share(run.ranks)
     return measured
 
 
-def _set_threads(run: RunState, threads: Literal["present", "auto"]) -> str:
+def _set_threads(
+    run: RunState, threads: Literal["present", "auto"], budget_s: float
+) -> str:
     """Time one thread against many; set the faster, or warn. Says what was done."""
-    picked, seconds = pick_threads(run)
+    least = min(THREADS_S, budget_s / 4)
+    picked, seconds = pick_threads(run, max(THREADS_SHARE * budget_s, least))
     if picked == torch.get_num_threads():
         return ""
     one, many = (show_seconds(s) for s in seconds.values())
@@ -150,7 +184,8 @@ def _set_threads(run: RunState, threads: Literal["present", "auto"]) -> str:
     return ""
 
 
-def _measure_cost(run: RunState, fresh: Snapshot, record: Record, phase: Phase) -> None:
+def _measure_cost(run: RunState, record: Record, phase: Phase, most_s: float) -> None:
+    """Step times, then peak memory, of the same sizes."""
     budget_s = phase.budget_s
 
     def tick(size: int, visits: int) -> None:
@@ -160,7 +195,7 @@ def _measure_cost(run: RunState, fresh: Snapshot, record: Record, phase: Phase) 
         record.update(times=points)
 
     times, contention, notes = measure_times(
-        run, budget_s=budget_s, tick=tick, keep=keep
+        run, budget_s=TIMES_SHARE * budget_s, most_s=most_s, tick=tick, keep=keep
     )
     extra = tuple(Finding(code="RB108", severity="note", what=n) for n in notes)
     record.update(
@@ -168,24 +203,47 @@ def _measure_cost(run: RunState, fresh: Snapshot, record: Record, phase: Phase) 
         contention=contention,
         findings=(*record.measurements.findings, *extra),
     )
+    phase.update("memory")
+    deadline = Deadline.within(budget_s - phase.elapsed_s)
+    record.update(memory=_memory_points(run, times, deadline))
     sizes = [p.micro_batch for p in times]
-    run.rewind(fresh)
-    run.split(min(2 * run.ranks.size, run.job.length))
-    run.step()  # makes the optimizer's state
-    # The largest first: the law is the line through the two largest.
-    memory: list[MemoryPoint] = []
-    for size in reversed(sizes):
-        memory.insert(0, measure_memory(run, size))
-        late = len(memory) >= 3 and phase.elapsed_s > 1.5 * budget_s
-        if run.ranks.first(late):
-            break
-    record.update(memory=tuple(memory))
-    meter, _ = find_meter(run.device)
-    if meter is not None and budget_s >= ENERGY_S:
-        phase.update("energy")
-        record.update(energy=measure_energy(run, sizes, meter))
     busy = ", machine busy: CPU time is used" if contention.busy else ""
     phase.summary = f"{len(times)} sizes, {sizes[0]} to {sizes[-1]}{busy}"
+
+
+def _memory_points(
+    run: RunState, times: Sequence[TimePoint], deadline: Deadline
+) -> tuple[MemoryPoint, ...]:
+    """Peaks of the sizes that fit in time, the largest first: they carry the law."""
+    memory: list[MemoryPoint] = []
+    slower = WATCHED
+    for point in reversed(times):
+        step_s = point.step_time_s.value
+        if not run.ranks.first(deadline.allows(slower * step_s)):
+            continue
+        started = time.monotonic()
+        memory.insert(0, measure_memory(run, point.micro_batch))
+        slower = (time.monotonic() - started) / step_s
+    return tuple(memory)
+
+
+def _measure_energy(
+    run: RunState, record: Record, phase: Phase, budget_s: float
+) -> None:
+    """Energy where there is a meter: windows of a few sizes, or of two, if they fit."""
+    meter, _ = find_meter(run.device)
+    if meter is None:
+        return
+    times = record.measurements.times
+    sizes, longest_s = [p.micro_batch for p in times], times[-1].step_time_s.value
+    for chosen in (sizes, [sizes[0], sizes[-1]]):
+        count = min(len(chosen), MOST_SIZES)
+        rounds = int(budget_s / (count * (WINDOW_S + 2 * longest_s)))
+        if run.ranks.first(rounds) >= 1:
+            phase.update("energy")
+            rounds = min(int(run.ranks.first(rounds)), ROUNDS)
+            record.update(energy=measure_energy(run, chosen, meter, rounds=rounds))
+            return
 
 
 def _measure_noise(
@@ -193,47 +251,77 @@ def _measure_noise(
     fresh: Snapshot,
     record: Record,
     phase: Phase,
-    longest_evaluate_s: float,
+    probe: Probe,
+    budget_s: float,
     noise: GivenNoise | None,
 ) -> Measured:
+    """The trajectory of today's setting, by a metric that is cheap enough."""
     job = run.job
 
     def tick(found: Trajectory) -> None:
         record.update(noise=tuple(found.points), metrics=tuple(found.metrics))
-        phase.update(f"step {run.steps}: {_running(found, job)}")
+        scale = short(found.points[-1].noise_scale) if found.points else "not measured"
+        phase.update(f"step {run.steps}: noise scale {scale}")
 
-    sizes = [p.micro_batch for p in record.measurements.times]
-    cost = _evaluate_seconds(run)
-    record.update(evaluate_s=cost)
+    longest_s = EVALUATE_SHARE * budget_s
+    metric_s = _evaluate_seconds(run, probe.evaluate_s)
+    record.update(evaluate_s=metric_s)
     held_out = None
-    if cost is None or cost > longest_evaluate_s:
-        kept, held_out = hold_out(job.length, job.seed)
+    if metric_s is None or metric_s > longest_s:
+        fit = int(run.ranks.first(longest_s / probe.forward_s))
+        most = min(max(fit, LEAST_HELD_OUT), MOST)
+        kept, held_out = hold_out(job.length, job.seed, most)
         run.rewind(fresh, kept=kept)
+        fresh = run.snapshot()
+        metric_s = len(held_out) * probe.forward_s
         record.update(metric="held-out loss")
-    start = run.snapshot()
+    times = {p.micro_batch: p.step_time_s.value for p in record.measurements.times}
+    largest, batch = max(times), min(job.batch_size, job.length)
     found = measure_trajectory(
         run,
-        budget_s=phase.budget_s,
+        budget_s=phase.budget_s - phase.elapsed_s,
         held_out=held_out,
-        micro_batch=-(-max(sizes) // run.ranks.size),
-        least_group=min(sizes),
+        micro_batch=-(-largest // run.ranks.size),
+        least_group=_least_group(run, record),
         known=() if noise is None else noise.points,
+        step_s=times.get(batch, times[largest] * batch / largest),
+        metric_s=metric_s,
         tick=tick,
     )
-    record.update(noise=tuple(found.points), metrics=tuple(found.metrics))
-    end = (
-        ", at target" if found.reached else ", at a standstill" if found.stalled else ""
+    record.update(
+        noise=tuple(found.points),
+        metrics=tuple(found.metrics),
+        metric_s=found.metric_s,
+        metric_process_s=found.metric_process_s,
+        diverged=found.diverged,
     )
-    phase.summary = f"{_running(found, job)}, {len(found.points)} points{end}"
-    if noise is not None:
-        phase.summary += f", {noise.source}"
-    return Measured(run, start, held_out, cost or 0.0)
+    ends = {
+        ", diverged": found.diverged,
+        ", at target": found.reached,
+        ", at a standstill": found.stalled,
+    }
+    end = next((text for text, true in ends.items() if true), "")
+    phase.summary = f"{_noise_seen(found, batch)}, {len(found.points)} points{end}"
+    return Measured(run, fresh, held_out, found.metric_s or metric_s)
 
 
-def _running(found: Trajectory, job: Job) -> str:
-    if len(found.points) < 2:
-        return str(found.points[-1].noise_scale)
-    law = critical_from_noise(found.points, job.batch_size)
+def _least_group(run: RunState, record: Record) -> int:
+    """Fewest examples that noise is measured with.
+
+    Where examples touch, fewer of them than today are another function.
+    """
+    job, times = record.measurements.job, record.measurements.times
+    coupled = run.ranks.first(bool(job.coupled))
+    return job.batch_size if coupled else min(p.micro_batch for p in times)
+
+
+def _noise_seen(found: Trajectory, batch: int) -> str:
+    """What the noise along the run says, in few words."""
+    if not found.points:
+        return "no noise measured"
+    if len(found.points) == 1:
+        return f"noise scale {short(found.points[0].noise_scale)}"
+    law = critical_from_noise(found.points, batch)
     return f"B_crit {short(law.critical_batch)}"
 
 
@@ -243,12 +331,18 @@ def short(e: Estimate) -> str:
     return f"{show_number(e.value)} ({show_number(e.low)} to {high})"
 
 
-def _evaluate_seconds(run: RunState) -> float | None:
-    """How long one call of ``evaluate`` takes: the least of three short ones."""
-    if run.job.evaluate is None:
+def _evaluate_seconds(run: RunState, first_s: float | None) -> float | None:
+    """How long one call of ``evaluate`` takes: the least of a few short ones.
+
+    Args:
+        run: It stays where it is.
+        first_s: The call that the checks have made; None where they made none.
+    """
+    first_s = run.ranks.first(math.nan if first_s is None else first_s)
+    if math.isnan(first_s):
         return None
-    times: list[float] = []
-    while run.ranks.first(len(times) < 3 and sum(times) < 1.0):
+    times = [first_s]
+    while run.ranks.first(len(times) < 4 and sum(times) < 1.0):
         started = time.monotonic()
         run.evaluated()
         times.append(time.monotonic() - started)

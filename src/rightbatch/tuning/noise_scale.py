@@ -26,7 +26,6 @@ from rightbatch.training.run_state import RunState
 
 GROUP = 8  # examples in a group where the loss allows any [assumed]
 MOST_GROUPS = 4096
-COUPLED = ("RB105", "RB109")  # losses and models in which examples touch each other
 
 
 def noise_scale(
@@ -245,11 +244,10 @@ def _refuse(findings: Findings, exact: bool, group_size: int | None) -> None:
             raise JobError(
                 finding.what, seen=finding.seen, why=finding.why, fix=finding.fix
             )
-        if finding.code not in COUPLED or (group_size is not None and not exact):
-            continue
+    if findings.coupled and (group_size is None or exact):
         raise JobError(
-            finding.what,
-            seen=finding.seen,
+            "the examples of a batch touch each other",
+            seen=f"in a {findings.coupled}, see rb.check(job)",
             why="an example has no gradient of its own: the noise is defined only for "
             "batches of one size, and is another one at each",
             fix="group_size=B for the noise of batches of B examples",

@@ -72,20 +72,30 @@ class Racing:
         self.started = time.monotonic()
         self.trained_s = self.spent_s = 0.0  # by the law; in truth
         self.start_metric = math.nan
+        self.target = run.job.target if held_out is None else None
         self._random = np.random.default_rng(run.job.seed)
 
     def take_in(self, metrics: Sequence[MetricPoint]) -> None:
         """Begin with the measuring run, as it stands, as the first lane of today's."""
         lane = self._begin(self.today)
         if metrics and metrics[-1].step == self.run.steps:
-            lane.steps = [point.step for point in metrics]
+            lane.steps = [point.step - self.start.steps for point in metrics]
             lane.metrics = [point.metric for point in metrics]
             lane.best = min(self._sign * value for value in lane.metrics)
             lane.state = self.run.snapshot()
-            if self.held_out is None and self.run.job.met(lane.metrics[-1]):
+            length = self.run.job.run_examples
+            if self.target is None and length and self.run.examples >= length:
+                self.target = lane.metrics[-1]  # the result of today's run, sooner
+            if self.met(lane.metrics[-1]):
                 lane.end, lane.state = "target", None
         self.run.rewind(self.start, seed=self.run.job.seed)
         self.start_metric = metric_of(self.run, self.held_out)
+
+    def met(self, metric: float) -> bool:
+        """Whether a metric is at the target or beyond it."""
+        if self.target is None or not math.isfinite(metric):
+            return False
+        return self._sign * metric <= self._sign * self.target
 
     @property
     def _sign(self) -> float:
@@ -105,7 +115,7 @@ class Racing:
             metric="evaluate" if by_evaluate else "held-out loss",
             goal=job.goal if by_evaluate else "min",
             start=self.start_metric,
-            target=job.target if by_evaluate else None,
+            target=self.target,
             lanes=tuple(lane.lane() for lane in self.lanes),
             seconds=time.monotonic() - self.started,
         )
@@ -120,7 +130,7 @@ class Racing:
             affordable = RUNG_SHARE * self._left_s() / (self._price() * horizon)
             if min(field, affordable) >= LEAST_FIELD:
                 self._rung(horizon, min(field, int(affordable)))
-                if self._reached():
+                if self._reached(horizon):
                     break
                 field = max(LEAST_FIELD + 1, round(0.75 * field))
                 horizon *= 2
@@ -137,7 +147,7 @@ class Racing:
         for lane in survivors:
             self._train(lane, horizon)
         for _ in range(field - len(survivors)):
-            if self._reached() or self._left_s() <= 0:
+            if self._reached(horizon) or self._left_s() <= 0:
                 return
             setting = self._drawn(horizon, new=True)
             if setting is not None:
@@ -231,6 +241,7 @@ class Racing:
             seconds,
             held_out=self.held_out,
             metric_s=self.metric_s,
+            met=self.met,
             behind=self._behind,
             late=lambda: bool(self.run.ranks.first(self._left_s() <= 0)),
         )
@@ -251,8 +262,9 @@ class Racing:
                     return True
         return False
 
-    def _reached(self) -> bool:
-        return any(lane.end == "target" for lane in self.lanes)
+    def _reached(self, horizon: float) -> bool:
+        """Whether a lane has met the target within the length of a rung."""
+        return any(x.end == "target" and x.seconds <= horizon for x in self.lanes)
 
     def _trained_to(self) -> float:
         """How long the second longest lane has trained."""

@@ -18,13 +18,13 @@ SHARE = 20  # one in so many [assumed]
 
 
 def hold_out(
-    length: int, seed: int
+    length: int, seed: int, most: int = MOST
 ) -> tuple[Int64[Tensor, " kept"], Int64[Tensor, " held"]]:
     """Split the indices of a data set into those to train on and those held out.
 
-    A twentieth is held out, 512 at most and 1 at least.
+    A twentieth is held out, ``most`` at most and 1 at least.
     """
-    count = min(MOST, max(1, length // SHARE))
+    count = min(most, max(1, length // SHARE))
     order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
     return order[count:], order[:count]
 

@@ -1,0 +1,1 @@
+"""What happens when the examples of a batch touch each other."""

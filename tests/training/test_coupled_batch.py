@@ -1,0 +1,104 @@
+"""Examples that see each other stay together: no other number of them is trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rightbatch as rb
+from cases import made_up, regression_job
+from rightbatch.training.plan import Plan
+from rightbatch.training.settings import Settings
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 1))
+
+
+class Seen(nn.Module):
+    """Notes how many examples it sees at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.sizes = model(), []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        return self.inner(x)
+
+
+def job_and_plan(make: Any = model) -> tuple[rb.Job, Plan]:
+    """A job at batch 8, and a plan of larger batches."""
+    job = regression_job(examples=1024, batch_size=8, model=make)
+    found = made_up(t0=0.1, t1=1e-4, critical=1000, today=8)
+    facts = replace(
+        found.job, name="job", lr=0.01, coupled="normalization", coupled_batch=8
+    )
+    found = replace(found, job=facts)
+    plan = rb.decide(found).plan
+    assert plan.micro_batch == 8 < plan.batch_size
+    return job, plan
+
+
+def test_a_plan_is_followed_without_a_word() -> None:
+    job, plan = job_and_plan(Seen)
+    run = rb.train(job, plan, examples=2 * plan.batch_size)
+    assert isinstance(run.model, Seen)
+    assert set(run.model.sizes) == {8}
+    assert len(run.model.sizes) == 2 * plan.accumulation
+    assert not [event for event in run.events if "each piece" in event]
+
+
+def test_another_micro_batch_is_refused(tmp_path: Path) -> None:
+    job, plan = job_and_plan()
+    with pytest.raises(rb.SettingError, match="see each other"):
+        rb.train(job, plan, examples=plan.batch_size, micro_batch=4)
+    rb.train(job, plan, examples=plan.batch_size, out=tmp_path)
+    with pytest.raises(rb.SettingError, match="see each other"):
+        rb.train(job, examples=99 * 8, out=tmp_path, resume=True, micro_batch=16)
+
+
+def test_a_batch_that_is_no_multiple_is_refused() -> None:
+    job, plan = job_and_plan()
+    with pytest.raises(rb.SettingError, match="no multiple of the 8") as caught:
+        rb.train(job, plan, schedule=rb.schedules.Constant(20), examples=40)
+    assert "batches of 8 examples, or multiples" in str(caught.value)
+
+
+def test_memory_that_runs_out_makes_no_smaller_pieces() -> None:
+    """Once the optimizer's reserve is let go; then it is an error."""
+    calls = []
+
+    def loss(network: nn.Module, batch: Any) -> Tensor:
+        calls.append(len(batch[0]))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    network, told = model(), []
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    step = rb.Accumulator(
+        network, loss, optimizer, 8, coupled=True, tell=lambda text: told.append(text)
+    )
+    with pytest.raises(rb.JobError, match="the 8 examples that see each other"):
+        step((torch.randn(16, 5), torch.randn(16, 1)))
+    assert calls == [8, 8]
+    assert len(told) == 1
+
+
+def test_coupled_needs_a_number() -> None:
+    network = model()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    with pytest.raises(rb.SettingError, match="micro_batch"):
+        rb.Accumulator(network, lambda m, b: m(b).mean(), optimizer, coupled=True)
+
+
+def test_runs_of_before_are_still_read(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    Settings(schedule=rb.schedules.Constant(16), end=100, micro_batch=8).save(path)
+    path.write_text(path.read_text().replace(' "coupled": false,\n', ""))
+    assert "coupled" not in path.read_text()
+    assert Settings.load(path).micro_batch == 8
