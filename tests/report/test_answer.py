@@ -5,7 +5,7 @@ from dataclasses import replace
 from cases import made_up, raced
 from rightbatch.core.findings import Finding
 from rightbatch.plan.decide import decide
-from rightbatch.report.answer import answer, table
+from rightbatch.report.answer import answer, job_lines, table
 
 
 def test_the_table_never_exceeds_eighty_columns() -> None:
@@ -27,3 +27,14 @@ def test_the_answer_holds_everything_that_was_decided() -> None:
     for part in (plan.verdict, "RB109", *reasons, *alternatives, *plan.limits):
         assert " ".join(part.split()) in words
     assert words.count("3 rounds of") == 2  # as measured, and as a reason
+
+
+def test_a_job_is_called_by_its_name_where_it_has_one() -> None:
+    found = made_up()
+    named, default = (
+        replace(found, job=replace(found.job, name=name, spec="train.py:job"))
+        for name in ("gpt-14m", "job")
+    )
+    assert job_lines(named).startswith(" now    gpt-14m: B = 64")
+    assert job_lines(default).startswith(" now    B = 64")
+    assert job_lines(found).startswith(" now    B = 64")  # as it was asked for
