@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Literal, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from reference import levels_by_scan, steps_by_scan
 from rightbatch.fit.passages import DIVERGED, Passages, passages_of
 from rightbatch.measure.measurements import Lane, Race
 
-ENDS = st.sampled_from(["time", "slow", "diverged"])
+End = Literal["time", "slow", "diverged"]
 
 
 @st.composite
@@ -20,6 +21,7 @@ def lanes(draw: st.DrawFn) -> Lane:
     """A lane whose metric goes up and down, some of it not finite."""
     gaps = draw(st.lists(st.integers(1, 9), min_size=1, max_size=12))
     values = st.floats(0.1, 5.0) | st.sampled_from([math.nan, math.inf])
+    ends: st.SearchStrategy[End] = st.sampled_from(get_args(End))
     metrics = draw(st.lists(values, min_size=len(gaps), max_size=len(gaps)))
     return Lane(
         batch_size=draw(st.sampled_from([8, 16, 32])),
@@ -29,7 +31,7 @@ def lanes(draw: st.DrawFn) -> Lane:
         step_s=draw(st.sampled_from([0.5, 1.0, 2.0])),
         steps=tuple(sum(gaps[: i + 1]) for i in range(len(gaps))),
         metrics=tuple(metrics),
-        end=draw(ENDS),
+        end=draw(ends),
     )
 
 

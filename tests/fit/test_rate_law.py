@@ -19,6 +19,7 @@ from rightbatch.fit.rate_law import (
     fit_rate_law,
     log_shape,
 )
+from rightbatch.job.optimizers import Family
 from rightbatch.schedules.scaling import scaling_for
 
 LOG_PRICE, GROWTH, DRIFT = 3, 4, 5  # places of the other parameters
@@ -114,7 +115,7 @@ def test_at_its_best_rate_a_larger_batch_takes_fewer_steps_and_a_larger_rate(
 @pytest.mark.parametrize(
     ("family", "power"), [("sgd", 1.0), ("adam", 0.5), ("other", 0.5)]
 )
-def test_the_prior_alone_is_the_noise_aware_rule(family: str, power: float) -> None:
+def test_the_prior_alone_is_the_noise_aware_rule(family: Family, power: float) -> None:
     law = fit_rate_law(None, belief(power=power))
     for batch_size in (1, 16, 64, 512):
         rule = scaling_for(family, 64, batch_size, noise_scale=100)

@@ -1,108 +1,178 @@
-"""What a race proves, and what the laws alone do not."""
+"""Evidence: what share of a run was raced, and what is left of it."""
 
+import math
 from dataclasses import replace
 
-import rightbatch as rb
-from cases import made_up, raced, ran_to_target
-from rightbatch.plan.choice import choose
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cases import TARGET, Truth, a_race, made_up, raced, ran_to_target
+from rightbatch.measure.measurements import Lane, Race
+from rightbatch.plan.evidence import (
+    LEAST_SHARE,
+    MOST_DOUBLINGS,
+    PASSES,
+    SHARES,
+    SHORTFALL,
+    Evidence,
+    doublings_left,
+    evidence_of,
+)
+from rightbatch.plan.laws import laws_of
 
 
-def test_race_against_laws_is_undecided() -> None:
-    found = made_up(t0=4e-3, t1=1e-3, critical=100)
-    model = choose(found).chosen.batch_size
-    plan = rb.decide(raced(found, {model: (0.7, 0.6, 0.8), 64: (1, 1, 1)})).plan
-    assert plan.batch_size == 64  # still the best guess
-    assert not plan.decided
-    assert "contradict" in plan.verdict
-    assert "0.6 to 0.8" in plan.verdict
-
-
-def test_today_is_kept_where_race_and_laws_agree() -> None:
-    found = made_up(t0=4e-3, t1=1e-3, critical=100, today=16)
-    assert choose(found).chosen.batch_size == 16
-    rivals = {8: (0.9, 0.8, 1.0), 32: (0.95, 0.85, 1.05), 16: (1, 1, 1)}
-    plan = rb.decide(raced(found, rivals)).plan
-    assert plan.decided
-    assert plan.verdict.startswith("Keep B = 16")
-
-
-def test_laws_alone_are_worth_trying_and_no_verdict() -> None:
-    found = made_up(t0=0.05, t1=1e-4, critical=1000)
-    choice = choose(found)
-    assert choice.sure
-    assert not choice.decided
-    plan = rb.decide(found).plan
-    assert plan.verdict.startswith(f"Worth trying: B = {plan.batch_size}")
-    assert "none was run" in plan.verdict
-    time = choice.chosen.time
-    candidates = {
-        plan.batch_size: (1 / time.value, 1 / time.high, 1 / time.low),
-        64: (1, 1, 1),
-    }
-    # A hundredth of ten passes over 100,000 examples: 157 steps of 64.
-    assert choose(raced(found, candidates, steps=157)).decided
-    short = rb.decide(raced(found, candidates, steps=156)).plan
-    assert not short.decided
-    assert "trained on 9,980" in short.verdict
-    # With a target reached the run is known: 1,000 steps, so ten are a hundredth.
-    reached = ran_to_target(1000)
-    for steps, decided in ((10, True), (9, False)):
-        best = choose(reached).chosen
-        rivals = {
-            best.batch_size: (1 / best.time.value, 0.95, 2.0),
-            64: (1, 1, 1),
-        }
-        assert choose(raced(reached, rivals, steps=steps)).decided is decided
-    # An objective whose batch did not race is not proven by the race of another.
-    cheap = made_up(t0=0.1, t1=1e-3, critical=100)
-    time = choose(cheap).chosen.time
-    won = {choose(cheap).chosen.batch_size: (1 / time.value, 0.95, 1 / time.low)}
-    assert choose(raced(cheap, {**won, 64: (1, 1, 1)})).decided
-    assert not choose(
-        raced(cheap, {**won, 64: (1, 1, 1)}), rb.objectives.Examples()
-    ).decided
-
-
-def test_a_race_that_tells_nothing_settles_nothing() -> None:
-    sizes = (1, 4, 16, 64, 256, 1024, 4096)
-    found = made_up(t0=0.05, t1=1e-4, sizes=sizes, spread=3.0, points=2)
-    chosen = choose(found).chosen.batch_size
-    wide = {chosen: (1.5, 0.5, 4.0), 64: (1.0, 1.0, 1.0)}
-    assert not choose(raced(found, wide)).decided
-    clear = {chosen: (1.5, 1.4, 1.6), 64: (1.0, 1.0, 1.0)}
-    assert choose(raced(found, clear)).decided
-    still = raced(found, clear)
-    assert still.race is not None
-    candidates = tuple(
-        replace(candidate, metrics=(2.0, 2.0, 2.0))
-        for candidate in still.race.candidates
+def race_of(metrics: list[float], target: float | None, goal: str = "min") -> Race:
+    """One lane, evaluated at every step of a second."""
+    lane = Lane(
+        batch_size=8,
+        micro_batch=8,
+        lr=0.1,
+        seed=0,
+        step_s=1.0,
+        steps=tuple(range(1, len(metrics) + 1)),
+        metrics=tuple(metrics),
+        end="time",
     )
-    still = replace(still, race=replace(still.race, candidates=candidates))
-    assert not choose(still).decided  # nobody left the start
+    empty = a_race(Truth(), [(64, 0.1)])
+    return replace(empty, lanes=(lane,), target=target, goal=goal, start=2 * metrics[0])
 
 
-def test_a_candidate_counts_only_for_the_split_it_ran() -> None:
-    found = made_up(t0=4e-3, t1=1e-3, critical=100)
-    fast = raced(found, {128: (3.0, 2.9, 3.1), 16: (1.1, 1.0, 1.2), 64: (1, 1, 1)})
-    assert choose(fast).chosen.batch_size == 128
-    tight = choose(fast, memory_bytes=10_000_000 + 17 * 100_000)
-    assert tight.chosen.batch_size != 128  # raced whole, it would have to be split
+@settings(max_examples=50, deadline=None)
+@given(st.floats(0.05, 1.5), st.floats(0, 5), st.floats(0.1, 8))
+def test_a_power_of_time_is_followed_exactly(
+    power: float, floor: float, doublings: float
+) -> None:
+    curve = [floor + t**-power for t in range(1, 65)]
+    target = floor + (64 * 2**doublings) ** -power
+    race = race_of(curve, target)
+    assert doublings_left(race, 64.0) == pytest.approx(doublings, rel=1e-6)
+    turned = race_of([-value for value in curve], -target, goal="max")
+    assert doublings_left(turned, 64.0) == pytest.approx(doublings, rel=1e-6)
 
 
-def test_a_race_that_leaves_open_who_is_faster_proves_nothing() -> None:
-    found = made_up(t0=0.05, t1=1e-4, critical=1000)
-    best = choose(found).chosen
-    low, high = 1 / best.time.high, 1 / best.time.low
-    raced_at = {64: (1.0, 1.0, 1.0)}
-    for interval, decided in (
-        ((1.6, 0.54, 4.9), False),  # too wide to say anything
-        ((0.95, 0.5, low), False),  # slower, as likely as not
-        ((1.0, 0.95, high), True),
-    ):
-        plan = rb.decide(raced(found, {best.batch_size: interval, **raced_at})).plan
-        assert plan.decided is decided
-    # The run counts as what was trained without reaching the target, if that is more.
-    longer = [replace(p, examples=10_000_000) for p in found.noise]
-    found = replace(found, noise=tuple(longer))
-    candidates = {best.batch_size: (1 / best.time.value, low, high), **raced_at}
-    assert not rb.decide(raced(found, candidates, steps=157)).plan.decided
+def test_a_logarithm_of_time_gains_as_much_at_every_doubling() -> None:
+    curve = [10 - math.log2(t) for t in range(1, 65)]
+    assert doublings_left(race_of(curve, 1.0), 64.0) == pytest.approx(3.0)
+
+
+def test_an_exponential_is_not_taken_for_farther_than_it_is() -> None:
+    """It gains less at every doubling than the trend says, and comes to an end."""
+    curve = [math.exp(-t / 20) for t in range(1, 65)]
+    true = math.log2(-20 * math.log(0.01) / 64)
+    assert 0.3 * true < doublings_left(race_of(curve, 0.01), 64.0) <= true
+    assert doublings_left(race_of(curve, -0.5), 64.0) == math.inf
+
+
+def test_what_speeds_up_is_not_taken_to_go_on_so() -> None:
+    line = [100.0 - t for t in range(1, 65)]
+    assert doublings_left(race_of(line, 4.0), 64.0) > math.log2(96 / 64)
+
+
+@pytest.mark.parametrize("values", [[5.0] * 64, [*([5.0] * 40), *([4.0] * 24)]])
+def test_where_nothing_is_gained_no_end_is_seen(values: list[float]) -> None:
+    assert doublings_left(race_of(values, 1.0), 64.0) == math.inf
+    assert doublings_left(race_of(values, 6.0), 64.0) == 0.0
+
+
+def test_laws_only() -> None:
+    """The run is then some passes over the data, as many as the job says, or known."""
+    found = made_up()
+    evidence = evidence_of(found, laws_of(found))
+    example_s = (2e-3 + 64 * 5e-4) / 64
+    assert evidence.grade == "laws only"
+    assert evidence.share == 0.0
+    assert not evidence.enough
+    assert not evidence.known
+    assert evidence.run_s == pytest.approx(PASSES * 100_000 * example_s, rel=0.02)
+    told = replace(found, job=replace(found.job, run_examples=64_000.0))
+    evidence = evidence_of(told, laws_of(told))
+    assert evidence.known
+    assert evidence.run_s == pytest.approx(64_000 * example_s, rel=0.02)
+    reached = ran_to_target(500)
+    evidence = evidence_of(reached, laws_of(reached))
+    assert evidence.known
+    assert evidence.run_s == pytest.approx(500 * 64 * example_s, rel=0.02)
+    assert evidence.grade == "laws only"
+
+
+def test_raced_to_the_target() -> None:
+    truth, tried = Truth(critical=100), [(64, 0.1), (16, 0.03), (32, 0.05)]
+    found = raced(made_up(critical=100), truth, tried)
+    evidence = evidence_of(found, laws_of(found))
+    assert evidence.grade == "raced to the target"
+    assert evidence.share == 1.0
+    assert evidence.enough
+    assert evidence.shortfall == 0.0
+    least = min(truth.steps(b, lr) * (2e-3 + 5e-4 * b) for b, lr in tried)
+    assert evidence.run_s == pytest.approx(least, rel=0.02)
+
+
+def test_raced_for_a_share() -> None:
+    """Of the run to its target by the trend; of what the job says; of ten passes."""
+    truth, tried = Truth(critical=100, least=2000), [(64, 0.1), (16, 0.03), (32, 0.05)]
+    least = min(truth.steps(b, lr) * (2e-3 + 5e-4 * b) for b, lr in tried)
+    found = raced(made_up(critical=100), truth, tried, seconds=0.5 * least)
+    evidence = evidence_of(found, laws_of(found))
+    assert evidence.share == pytest.approx(0.4, rel=0.15)  # its level is at 4/5
+    assert evidence.known
+    assert evidence.grade == f"raced for {100 * evidence.share:.0f} % of a run"
+    assert evidence.run_s == pytest.approx(least, rel=0.15)
+    without = raced(
+        made_up(critical=100), truth, tried, seconds=0.5 * least, target=False
+    )
+    long = replace(without, job=replace(without.job, run_examples=1e6))
+    short = evidence_of(long, laws_of(long))
+    raced_s = laws_of(long).passages
+    assert raced_s is not None
+    run_s = 1e6 / 64 * (2e-3 + 64 * 5e-4)
+    assert short.share == pytest.approx(raced_s.seconds[-1] / run_s, rel=0.02)
+    assert short.known
+    assert "some" not in short.grade
+    unknown = evidence_of(without, laws_of(without))
+    assert not unknown.known
+    assert unknown.grade.startswith("raced for some ")
+    tiny = replace(without, job=replace(without.job, examples=10))
+    assert evidence_of(tiny, laws_of(tiny)).share == 1.0
+
+
+@pytest.mark.parametrize("target", [0.0, 1e-9, 0.5])
+def test_a_target_that_no_trend_reaches_proves_nothing(target: float) -> None:
+    """However long the race was against the passes that are presumed."""
+    truth, tried = Truth(critical=100), [(64, 0.1), (16, 0.03), (32, 0.05)]
+    found = raced(made_up(critical=100), truth, tried, seconds=5.0, target=False)
+    assert found.race is not None
+    assert min(m for lane in found.race.lanes for m in lane.metrics) > TARGET
+    race = replace(found.race, target=target)
+    job = replace(found.job, target=target, examples=10)
+    found = replace(found, race=race, job=job)
+    evidence = evidence_of(found, laws_of(found))
+    assert not evidence.known
+    assert not evidence.enough
+    assert evidence.share == pytest.approx(2**-MOST_DOUBLINGS)
+    assert math.isfinite(evidence.run_s)
+
+
+def test_a_race_without_any_level_is_no_race() -> None:
+    found = raced(made_up(), Truth(edge=1e-3), [(64, 0.1), (16, 0.1)])
+    evidence = evidence_of(found, laws_of(found))
+    assert (evidence.grade, evidence.share) == ("laws only", 0.0)
+
+
+@given(st.floats(1e-6, 1), st.floats(1e-6, 1))
+def test_a_longer_race_leaves_less_in_doubt(a: float, b: float) -> None:
+    short, long = (
+        Evidence(grade="", share=share, run_s=1.0, known=True)
+        for share in sorted((a, b))
+    )
+    assert short.shortfall >= long.shortfall >= 0
+    assert short.shortfall <= SHORTFALL[0]
+    assert long.enough or not short.enough
+    assert long.enough == (max(a, b) >= LEAST_SHARE)
+
+
+def test_the_table_of_shortfalls_is_met() -> None:
+    for share, shortfall in zip(SHARES, SHORTFALL, strict=True):
+        evidence = Evidence(grade="", share=share, run_s=1.0, known=True)
+        assert np.isclose(evidence.shortfall, shortfall)

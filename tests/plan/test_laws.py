@@ -1,18 +1,133 @@
-"""Which splits a batch may have where its examples touch each other."""
+"""The laws of a job: what noise and race say together, and what they predict."""
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import rightbatch as rb
-from cases import made_up
+from cases import Truth, made_up, raced, ran_to_target
+from reference import relative_time
 from rightbatch.core.findings import Coupled
+from rightbatch.fit.critical_batch import critical_from_noise
+from rightbatch.fit.rate_law import NOISE
 from rightbatch.measure.measurements import Measurements
+from rightbatch.noise.statistics.moments import NoiseMoments
 from rightbatch.plan.choice import choose
-from rightbatch.plan.laws import laws_of
+from rightbatch.plan.laws import GROWTH, NOISE_SPREAD, POWERS, laws_of, rate_prior
 from rightbatch.plan.options import candidate_batches
 
 MANY = 100_000
+
+
+def prior_of(found: Measurements, *, raced: bool = True):
+    points = found.noise
+    noise = (
+        critical_from_noise(points, found.job.batch_size) if len(points) > 1 else None
+    )
+    return rate_prior(found, noise, raced=raced)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW"])
+def test_the_noise_is_what_is_believed_before(optimizer: str) -> None:
+    found = made_up(critical=200, optimizer=optimizer)
+    prior = prior_of(found)
+    assert math.exp(prior.noise) == pytest.approx(200, rel=0.02)
+    assert NOISE_SPREAD <= prior.noise_spread < 1.5 * NOISE_SPREAD
+    assert (prior.power, prior.power_spread) == POWERS[found.job.family]
+    assert (prior.batch_size, prior.lr) == (64, 0.1)
+    assert prior.growth == 0.0  # as along the run: the noise stayed
+    assert prior.lr_spread > 1
+
+
+def test_without_a_race_todays_rate_is_taken_as_right() -> None:
+    prior = prior_of(made_up(), raced=False)
+    assert prior.lr_spread <= 0.02
+    law = laws_of(made_up()).rate
+    assert law.best_lr(64) == pytest.approx(0.1)
+
+
+def test_noise_that_is_not_bounded_or_not_known_is_a_wide_belief() -> None:
+    found = made_up()
+    none = prior_of(replace(found, noise=()))
+    assert math.exp(none.noise) == pytest.approx(64)
+    assert none.noise_spread >= 2 * NOISE_SPREAD
+    assert none.growth == GROWTH
+    silent = replace(found.noise[0].plain, grad_norm_sq=-0.05)
+    open_end = replace(
+        found, noise=tuple(replace(p, plain=silent) for p in found.noise)
+    )
+    assert not critical_from_noise(open_end.noise, 64).critical_batch.bounded
+    belief = prior_of(open_end)
+    assert math.isfinite(belief.noise)
+    assert belief.noise_spread > NOISE_SPREAD
+
+
+def test_growth_of_the_noise_along_the_run_is_believed() -> None:
+    found = made_up(critical=100)
+
+    def grown(point: NoiseMoments, factor: float) -> NoiseMoments:
+        return replace(point, trace=factor * point.trace)
+
+    points = [
+        replace(
+            p,
+            plain=grown(p.plain, (p.step / 10) ** 0.6),
+            noise_scale=p.noise_scale.scale((p.step / 10) ** 0.6),
+        )
+        for p in found.noise
+    ]
+    assert prior_of(replace(found, noise=tuple(points))).growth == pytest.approx(0.6)
+
+
+def test_a_race_says_how_good_todays_rate_is() -> None:
+    """It is four times too small; the noise measured was twice too large."""
+    truth = Truth(critical=100, lr_max=4 * 0.1 * (1 + 100 / 64))
+    tried = [(b, lr) for b in (8, 32, 64, 128) for lr in (0.05, 0.1, 0.2, 0.4, 0.8)]
+    laws = laws_of(raced(made_up(critical=200), truth, [(64, 0.1), *tried]))
+    assert laws.rate.best_lr(64) == pytest.approx(0.4, rel=0.1)
+    critical = laws.rate.critical_batch
+    assert critical.low <= 100 <= critical.high
+    assert critical.value == pytest.approx(100, rel=0.25)
+    assert laws.noise is not None
+    assert laws.noise.critical_batch.value == pytest.approx(200, rel=0.02)
+    assert laws.critical.critical_batch == critical
+    assert laws.critical.draws == pytest.approx(np.exp(laws.rate.draws[:, NOISE]))
+    value, draws = laws.relative_steps(16, 0.1)
+    expected = truth.steps(16, 0.1) / truth.steps(64, 0.1)
+    assert value == pytest.approx(expected, rel=0.1)
+    assert np.quantile(draws, 0.025) <= expected <= np.quantile(draws, 0.975)
+    assert laws.relative_steps(64, 0.1)[0] == 1.0
+
+
+def test_how_long_a_run_takes_is_known_from_runs_that_reached_the_target() -> None:
+    assert laws_of(made_up()).steps_to_target is None
+    assert laws_of(ran_to_target(1000)).steps_to_target == 1000
+    truth, tried = Truth(critical=100), [(64, 0.1), (16, 0.03), (32, 0.05)]
+    by_race = laws_of(raced(made_up(critical=100), truth, tried)).steps_to_target
+    assert by_race == pytest.approx(truth.steps(64, 0.1), rel=0.05)
+    # Today's does not get there: what it would take is the law's.
+    others = raced(made_up(critical=100), truth, [(16, 0.03), (32, 0.05), (32, 0.03)])
+    by_law = laws_of(others).steps_to_target
+    assert by_law == pytest.approx(truth.steps(64, 0.1), rel=0.15)
+    short = raced(made_up(critical=100), truth, tried, seconds=2.0)
+    assert laws_of(short).steps_to_target is None
+
+
+def test_a_batch_is_split_as_is_fastest_within_memory_and_alike_on_ranks() -> None:
+    laws = laws_of(made_up(t0=0.1, t1=1e-4))
+    assert laws.split(512, None) == (128, 4)
+    assert laws.split(96, None) == (96, 1)
+    limit = 10_000_000 + 17 * 100_000
+    assert laws.split(512, limit) == (16, 32)
+    assert laws.split(512, 9_000_000) is None
+    both = replace(laws, world_size=3)
+    assert both.split(24, limit) == (12, 2)
+    assert both.split(8, limit) == (8, 1)  # not alike, but there is no other
+    expected = relative_time(0.1, 1e-4, 1, 128, 64) * 65 / 64 / (1 + 1 / 128)
+    ratio = laws.step_s(128) / laws.step_s(64)
+    assert ratio == pytest.approx(expected, rel=0.02)
 
 
 def coupled(kind: Coupled, *, today: int = 8, world_size: int = 1) -> Measurements:
@@ -54,7 +169,7 @@ def test_a_loss_that_compares_examples_is_made_at_once() -> None:
     assert plan.coupled_batch == plan.micro_batch == plan.batch_size
 
 
-def test_other_jobs_are_split_as_is_fastest() -> None:
+def test_where_nothing_touches_splits_are_free() -> None:
     laws = laws_of(made_up(today=8))
     assert laws.split(128, None) == (128, 1)
     assert candidate_batches(laws, MANY)[0] == 1

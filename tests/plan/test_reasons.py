@@ -1,11 +1,24 @@
-"""Reasons: the closed form and the amounts, with their numbers."""
+"""Reasons: the closed form, the rate, the race and the amounts, with their numbers."""
 
 from dataclasses import replace
 
 import pytest
 
 import rightbatch as rb
-from cases import made_up, ran_to_target
+from cases import Truth, made_up, raced, ran_to_target
+from rightbatch.measure.measurements import Measurements
+from rightbatch.plan.decide import decide
+
+
+def texts(found: Measurements) -> dict[str, str]:
+    return {reason.topic: reason.text for reason in decide(found).plan.why}
+
+
+TRUTH = Truth(critical=100, least=500)
+TRIED = [
+    (64, 0.1),
+    *((b, TRUTH.best_lr(b) * off) for b in (16, 32) for off in (0.5, 1)),
+]
 
 
 def test_closed_form_is_said_with_its_numbers() -> None:
@@ -26,6 +39,63 @@ def test_amounts_are_told() -> None:
         hours = plan.predicted["seconds_to_target"].value / 3600
         expected = hours * (3.0 if topic == "money" else 65)
         assert next(iter(reason.numbers.values())) == pytest.approx(expected)
+
+
+def test_a_rate_that_no_race_has_tried_is_said_to_be_so() -> None:
+    found = made_up(t0=4e-3, t1=1e-3, critical=100)
+    plan = decide(found).plan
+    assert plan.batch_size != 64
+    assert texts(found)["lr"].startswith(
+        f"{plan.lr:.3g} by the law of batch and rate, if today's 0.1 is right for "
+        "B = 64"
+    )
+    assert "race" not in texts(found)
+
+
+def test_a_rate_that_was_raced_is_told_with_those_beside_it() -> None:
+    found = raced(made_up(t0=4e-3, t1=1e-3, critical=100), TRUTH, TRIED)
+    plan = decide(found).plan
+    assert plan.batch_size in (16, 32)
+    rates = sorted({lr for _, lr in TRIED})
+    best = decide(found).choice.laws.rate.best_lr(plan.batch_size)
+    assert texts(found)["lr"].startswith(
+        f"{plan.lr:.3g}, found by racing {len(rates)} rates from {rates[0]:.3g} to "
+        f"{rates[-1]:.3g}; the law fitted to all runs puts the best for "
+        f"B = {plan.batch_size} at {best:.3g}."
+    )
+
+
+@pytest.mark.parametrize("edge", [100.0, 1e-3])
+def test_todays_rate_is_kept_as_it_is(edge: float) -> None:
+    """Where nothing was better, and where everything diverged."""
+    truth = Truth(critical=100, lr_max=0.1 * (1 + 100 / 16), edge=edge)
+    found = made_up(t0=4e-3, t1=1e-3, critical=100, today=16)
+    tried = [*[(16, 0.1)] * 3, (32, 0.05), (8, 0.2)]
+    assert texts(raced(found, truth, tried))["lr"] == "0.1, as today."
+
+
+def test_the_race_is_told_in_numbers() -> None:
+    wild = replace(TRUTH, edge=4.0)
+    tried = [(64, 0.1), (64, 1.0), *TRIED, *TRIED]
+    found = raced(made_up(critical=100), wild, tried, scatter=0.02)
+    text = texts(found)["race"]
+    assert text.startswith(
+        "12 runs of 6 settings, B = 16 to 64, raced to the target, 1 diverged; "
+        "11 got to the last level. The law of batch and rate fits them with R2 "
+    )
+    choice = decide(found).choice
+    assert f"critical batch {choice.laws.rate.critical_batch}" in text
+    reason = next(r for r in decide(found).plan.why if r.topic == "race")
+    assert reason.numbers == {"gain": choice.gain.value, "share": 1.0}
+
+
+def test_what_follows_the_batch_is_told() -> None:
+    found = made_up(t0=0.1, t1=1e-4, critical=1000, optimizer="AdamW")
+    plan = decide(found).plan
+    assert plan.batch_size > 64
+    text = texts(found)["lr"]
+    for word in ("With the batch go beta2 ", "eps x ", "weight decay x "):
+        assert word in text
 
 
 def test_what_stays_together_is_said() -> None:

@@ -43,6 +43,8 @@ def _length_of_run(choice: Choice) -> str:
     length = show_seconds(evidence.run_s)
     taken = f"a run taken as {length}" if not evidence.known else f"a run of {length}"
     why = "the job has no target"
+    if choice.measurements.job.target is not None:
+        why = f"it was raced by {race.metric}, not to the target"
     if race.target is not None:
         best = max if race.goal == "max" else min
         metrics = [m for lane in race.lanes for m in lane.metrics]

@@ -34,7 +34,7 @@ PATIENCE = (
     2.0  # times what the best candidate takes to the target, a lane ends [assumed]
 )
 NEAR = 4.0  # today's setting is repeated where it is within so much [assumed]
-REPEATS = 3  # runs of the best, at the least, on as many streams [assumed]
+REPEATS = 4  # runs of the best, at the least, on as many streams [assumed]
 SETTLED = 0.03  # expected gain of going on, below which the race ends [assumed]
 
 
@@ -126,17 +126,14 @@ class Racing:
         horizon = FIRST_RUNG * self._left_s()
         horizon = max(horizon, LEAST_STEPS * self.today.step_s)
         field = FIELD
-        while True:
+        while not self._reached(horizon / 2):
             affordable = RUNG_SHARE * self._left_s() / (self._price() * horizon)
-            if min(field, affordable) >= LEAST_FIELD:
-                self._rung(horizon, min(field, int(affordable)))
-                if self._reached(horizon):
-                    break
-                field = max(LEAST_FIELD + 1, round(0.75 * field))
-                horizon *= 2
-            elif not self._repeat(self._trained_to()):
-                return
-        while self._repeat(math.inf):
+            if min(field, affordable) < LEAST_FIELD:
+                break
+            self._rung(horizon, min(field, int(affordable)))
+            field = max(LEAST_FIELD + 1, round(0.75 * field))
+            horizon *= 2
+        while self._repeat():
             pass
 
     # The two moves: a rung, and one more run.
@@ -153,24 +150,29 @@ class Racing:
             if setting is not None:
                 self._train(self._begin(setting), horizon)
 
-    def _repeat(self, horizon: float) -> bool:
+    def _repeat(self) -> bool:
         """One more run, of what it pays most to know; False where nothing pays."""
         standings, passages = self.standings()
+        horizon = math.inf if passages.to_target else self._trained_to()
         costs = standings.draws + self.log_cost
         ran = standings.runs > 0
-        if not ran.any() or (standings.lanes > 0).sum() < LEAST_FIELD:
+        tried = int((standings.lanes > 0).sum())
+        if not ran.any() or (tried < LEAST_FIELD and not passages.to_target):
             return False
         mean = np.where(ran, costs.mean(0), np.inf)
         best = int(mean.argmin())
         gain = float((costs[:, best] - costs.min(1)).mean())
         near_today = costs[:, 0].mean() - mean[best] < math.log(NEAR)
         wanted = None
-        if standings.lanes[best] < REPEATS:
+        if passages.to_target and tried < FIELD:
+            drawn = self._drawn(horizon, new=True)
+            wanted = None if drawn is None else self.settings.index(drawn)
+        elif standings.lanes[best] < REPEATS:
             wanted = best
-        elif near_today and standings.lanes[0] < REPEATS - 1:
+        elif near_today and standings.lanes[0] < REPEATS:
             wanted = 0
         elif gain > SETTLED:
-            drawn = self._drawn(min(horizon, 1e9), new=False)
+            drawn = self._drawn(horizon, new=False)
             wanted = None if drawn is None else self.settings.index(drawn)
         if wanted is None:
             return False
