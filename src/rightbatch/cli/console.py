@@ -134,8 +134,12 @@ def finish(
     files = [
         ("report", f"{page}   {size:.2f} MB, opens offline"),
         ("plan", str(path)),
-        ("next", following + ("" if job.target is not None else " --epochs 10")),
     ]
+    got_nowhere = choice.measurements.race is not None and choice.raced is None
+    if not got_nowhere:  # else there is nothing worth training
+        files.append(
+            ("next", following + ("" if job.target is not None else " --epochs 10"))
+        )
     print_plain(console, "\n" + files_lines(files))
     return status
 

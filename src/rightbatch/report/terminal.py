@@ -73,7 +73,9 @@ class TerminalProgress(Progress):
             took = show_seconds(phase.elapsed_s)
             line = f"{self._label(phase)} {phase.summary}"
             room = WIDTH - len(took) - 1
-            print_plain(self.console, f"{line[:room]:<{room}} {took}")
+            if len(line) > room:  # a part less, rather than half a word
+                line = line[:room].rpartition(",")[0] or line[:room]
+            print_plain(self.console, f"{line:<{room}} {took}")
 
     def _label(self, phase: Phase) -> str:
         return f" {self.number}/{self.phases}  {phase.name:<16}"
