@@ -1,9 +1,9 @@
 """What a short race misses: regret against the share of a run that is raced.
 
-Every setting of a stored grid trains from initial weights, by the plain loop, for shares
-of the time of the grid's best run. Whichever is best then, by the held-out metric of its
-last weights or of its weights averaged over the last half, is looked up in the grid: its
-time to the target over the grid's best.
+Every setting of a stored grid trains from initial weights, by the plain loop, for
+shares of the time of the grid's best run. Whichever is best then, by the held-out
+metric of its last weights or of weights averaged over the last half, is looked up in
+the grid: its time to the target over the grid's best. No law helps.
 
     python benchmarks/truth/shares.py --jobs digits
     python benchmarks/truth/shares.py --chart docs/regret-by-share.svg
