@@ -68,6 +68,40 @@ def with_target(job: rb.Job, target: float = 2.0) -> rb.Job:
     return replace(job, evaluate=evaluate, target=target)
 
 
+def noisy_quadratic_job(
+    lr: float, batch_size: int = 16, *, width: int = 128, target: float = 0.004
+) -> rb.Job:
+    """A bowl whose sides are 30 times as steep one way as another, and its middle.
+
+    `reference.quadratic_steps` says what batches and rates take.
+    """
+    generator = torch.Generator().manual_seed(0)
+    middles = torch.randn(1024, width, generator=generator)
+    middles -= middles.mean(0)
+    steep = torch.logspace(0, -1.5, width)
+
+    class Place(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.at = nn.Parameter(torch.ones(width))
+
+    def loss(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
+        return 0.5 * (steep * (model.at - batch[0]).square()).sum(1).mean()
+
+    def evaluate(model: nn.Module) -> float:
+        return float(0.5 * (steep * model.at.square()).mean())
+
+    return rb.Job(
+        model=Place,
+        loss=loss,
+        data=(middles,),
+        optimizer=lambda params: torch.optim.SGD(params, lr=lr),
+        batch_size=batch_size,
+        evaluate=evaluate,
+        target=target,
+    )
+
+
 def made_up(
     *,
     t0: float = 2e-3,

@@ -177,6 +177,35 @@ def normal_update(
     return weighted / precision, math.sqrt(1 / precision)
 
 
+def quadratic_steps(
+    batch_size: int,
+    lr: float,
+    *,
+    width: int = 128,
+    target: float = 0.004,
+    runs: int = 32,
+) -> float:
+    """Steps of `cases.noisy_quadratic_job` to its target, by simulation.
+
+    Coordinates are trained one by one on gradients with independent normal noise;
+    the geometric mean of many runs, infinite where they diverge.
+    """
+    random = np.random.default_rng(0)
+    steep = np.logspace(0, -1.5, width)
+    at = np.ones((runs, width))
+    first = np.full(runs, np.inf)
+    for step in range(1, 2000):
+        noise = random.standard_normal(at.shape) / math.sqrt(batch_size)
+        at = at - lr * steep * (at - noise)
+        loss = 0.5 * (steep * at**2).mean(1)
+        first = np.where((loss <= target) & np.isinf(first), step, first)
+        if np.isfinite(first).all():
+            return float(np.exp(np.log(first).mean()))
+        if loss.max() > 1e6:
+            return math.inf
+    return math.inf
+
+
 def group_gradients(
     model: torch.nn.Module, loss: Any, inputs: list[torch.Tensor], cuts: list[int]
 ) -> list[list[torch.Tensor]]:

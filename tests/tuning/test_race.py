@@ -1,120 +1,319 @@
-"""The race is fair, and a candidate that fails has lost it."""
+"""The race finds the best batch and rate, by steps and not by the clock."""
 
-import itertools
-import types
-from dataclasses import replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from torch import nn
 
-from cases import made_up, raced, regression_job, with_target
-from rightbatch.plan.choice import choose
+import rightbatch as rb
+from cases import noisy_quadratic_job, regression_job, with_target
+from reference import quadratic_steps
+from rightbatch.fit.rate_law import RatePrior
+from rightbatch.measure.measurements import MetricPoint, Race
 from rightbatch.schedules.scaling import scaling_for
 from rightbatch.training.run_state import RunState
-from rightbatch.tuning.candidates import race_entries
-from rightbatch.tuning.race import MARKS, Curve, Entry, race, speedup
+from rightbatch.tuning.lane import LaneRun, Setting
+from rightbatch.tuning.race import REPEATS, Racing
 
-curves = st.lists(st.floats(0.01, 10), min_size=MARKS, max_size=MARKS).map(
-    lambda values: Curve(
-        start=5.0,
-        times=[float(i + 1) for i in range(MARKS)],
-        values=list(itertools.accumulate([5.0, *values], min))[1:],
-    )
-)
+BATCHES = (4, 8, 16, 32, 64, 128)
+BEST_LR = 1.0  # at a batch of 16
+NOW = "rightbatch.tuning.race.time"
 
 
-@given(curves, curves)
-def test_speed_is_symmetric_and_bounded(a: Curve, b: Curve) -> None:
-    forth, back = speedup(a, b), speedup(b, a)
-    assert 1 / MARKS <= forth <= MARKS
-    assert forth * back == pytest.approx(1.0)
+def step_s(batch_size: int) -> float:
+    """What a step takes by the law, and by the clock of these tests."""
+    return 1 + batch_size / 16
 
 
-def test_twice_as_fast_is_two() -> None:
-    times = [float(i + 1) for i in range(MARKS)]
-    slow = Curve(start=10.0, times=times, values=[10 - t / 2 for t in times])
-    fast = Curve(start=10.0, times=times, values=[10 - t for t in times])
-    assert speedup(fast, slow) == pytest.approx(2.0)
+def settings_of(job: rb.Job, lr: float, octaves: int = 8) -> list[Setting]:
+    """Today's first, then every batch at rates a factor of the square root of 2."""
+
+    def setting(batch_size: int, own_lr: float) -> Setting:
+        return Setting(
+            batch_size=batch_size,
+            micro_batch=batch_size,
+            lr=own_lr,
+            lr_factor=own_lr / lr,
+            scaling=scaling_for("sgd", job.batch_size, batch_size, rule="none"),
+            step_s=step_s(batch_size),
+        )
+
+    rates = [lr * 2 ** (i / 2) for i in range(-2 * octaves, 2 * octaves + 1)]
+    grid = [(b, r) for b in BATCHES for r in rates if (b, r) != (job.batch_size, lr)]
+    return [setting(job.batch_size, lr), *(setting(*pair) for pair in grid)]
 
 
-def entry(role: str, size: int, lr: float = 0.01) -> Entry:
-    scaling = scaling_for("sgd", 16, size, rule="none")
-    return Entry(
-        role=role,
-        batch_size=size,
-        micro_batch=size,
+@dataclass
+class Timed:
+    """A race, and the clock that only its steps move."""
+
+    racing: Racing
+    clock: list[float]
+
+    def search(self, seconds: float) -> Race:
+        self.racing.search(self.clock[0] + seconds)
+        return self.racing.race()
+
+    def best(self) -> Setting:
+        """Of least expected cost among those that reached the last level."""
+        standings, _ = self.racing.standings()
+        costs = (standings.draws + self.racing.log_cost).mean(0)
+        place = int(np.where(standings.runs > 0, costs, np.inf).argmin())
+        return self.racing.settings[place]
+
+
+def begun(
+    monkeypatch: pytest.MonkeyPatch,
+    job: rb.Job,
+    lr: float,
+    *,
+    cost: Callable[[int], float] = step_s,
+    metrics: Sequence[MetricPoint] = (),
+    measured_steps: int = 0,
+) -> Timed:
+    """A race of a job at its own start; its noise is expected to be 64."""
+    run, clock = RunState.start(job), [0.0]
+    start, step = run.snapshot(), run.step
+    for _ in range(measured_steps):
+        run.step()
+
+    def counted() -> Any:
+        clock[0] += step_s(run.batch_size)
+        return step()
+
+    monkeypatch.setattr(run, "step", counted)
+    monkeypatch.setattr(NOW, SimpleNamespace(monotonic=lambda: clock[0]))
+    settings = settings_of(job, lr)
+    prior = RatePrior(
+        batch_size=job.batch_size,
         lr=lr,
-        scaling=scaling,
-        step_s=1e-4,
+        noise=math.log(64),
+        noise_spread=1.2,
+        growth=0.3,
+        growth_spread=0.3,
+        power=0.95,
+        power_spread=0.2,
+        lr_spread=1.4,
     )
+    racing = Racing(
+        run,
+        start,
+        None,
+        settings,
+        prior,
+        metric_s=0.0,
+        unit_costs=[cost(s.batch_size) for s in settings],
+    )
+    racing.take_in(metrics)
+    return Timed(racing, clock)
 
 
-def test_a_race_of_equals_is_a_draw_and_a_handicap_is_seen(
+def quadratic(
+    monkeypatch: pytest.MonkeyPatch, off: float, **more: Any
+) -> tuple[Timed, float]:
+    lr = BEST_LR * off
+    job = noisy_quadratic_job(lr)
+    job = replace(job, **{k: v for k, v in more.items() if k in ("target", "goal")})
+    rest = {k: v for k, v in more.items() if k not in ("target", "goal")}
+    return begun(monkeypatch, job, lr, **rest), lr
+
+
+def true_costs(cost: Callable[[int], float] = step_s) -> dict[tuple[int, int], float]:
+    """Of batches, and of rates in half octaves about the best at 16, by simulation."""
+    return {
+        (b, half): quadratic_steps(b, BEST_LR * 2 ** (half / 2)) * cost(b)
+        for b in BATCHES
+        for half in range(-5, 4)
+    }
+
+
+@pytest.mark.parametrize("off", [16.0, 1 / 16])
+def test_the_best_is_found_from_a_rate_far_off(
+    off: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within 1.3 x of the best of all, from today's at 16 x too much or too little."""
+    race, lr = quadratic(monkeypatch, off)
+    result = race.search(3000)
+    best, least = race.best(), min(true_costs().values())
+    found = quadratic_steps(best.batch_size, best.lr) * step_s(best.batch_size)
+    assert found <= 1.3 * least
+    today = quadratic_steps(16, lr) * step_s(16)
+    assert today > 5 * least
+    # The best ran often enough, each time on a stream of its own.
+    own = [
+        x for x in result.lanes if (x.batch_size, x.lr) == (best.batch_size, best.lr)
+    ]
+    assert len(own) >= REPEATS
+    assert len({lane.seed for lane in own}) == len(own)
+    assert all(lane.end == "target" for lane in own)
+    # Today's is the first, on the job's own stream.
+    first = result.lanes[0]
+    assert (first.batch_size, first.lr, first.seed) == (16, lr, 0)
+    assert first.end != "slow"
+    assert result.target == 0.004
+    # All within a fraction of what one run of every setting of the grid would take.
+    assert race.clock[0] < 3000
+    assert len(result.lanes) < len(race.racing.settings) / 4
+
+
+def test_the_same_again_is_the_same_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    races = [quadratic(monkeypatch, 4.0)[0].search(250) for _ in range(2)]
+    assert repr(races[0]) == repr(races[1])
+    assert len(races[0].lanes) > 5
+
+
+def test_fewest_examples_are_searched_for_where_these_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two candidates alike: the interval holds 1; a hundredth of the rate is slower.
+    race, _ = quadratic(monkeypatch, 1.0, cost=float)
+    race.search(2000)
+    best, least = race.best(), min(true_costs(float).values())
+    found = quadratic_steps(best.batch_size, best.lr) * best.batch_size
+    assert found <= 1.3 * least
+    assert best.batch_size <= 8
 
-    The clock counts readings, so the race is the same on any machine.
-    """
-    job = with_target(regression_job(examples=512), target=0.0)
-    run = RunState.start(job)
-    for _ in range(5):
-        run.step()
-    warm = run.snapshot()
-    slow = replace(entry("slow", 16), scaling=replace(entry("x", 16).scaling, lr=0.01))
-    counter = itertools.count()
-    still = types.SimpleNamespace(perf_counter=lambda: 0.0)  # no wall clock
-    monkeypatch.setattr("rightbatch.tuning.race.time", still)
-    result = race(
-        run,
-        warm,
-        [entry("plan", 16), entry("today", 16), slow],
-        budget_s=0.9,
-        held_out=None,
-        clock=lambda: next(counter) / 1024,  # exact in binary
+
+@pytest.mark.parametrize("seconds", [1.0, 100.0, 140.0, 400.0])
+def test_a_race_keeps_to_its_time(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what it got to is a race that can be judged, however short."""
+    race, _ = quadratic(monkeypatch, 0.25)
+    result = race.search(seconds)
+    longest = step_s(max(BATCHES))
+    assert race.clock[0] <= seconds + longest
+    assert result.seconds == race.clock[0]
+    assert sum(lane.seconds for lane in result.lanes) == pytest.approx(race.clock[0])
+    if seconds <= 100:  # three lanes of ten steps are 60 s, and not all of it is theirs
+        assert all(not lane.steps for lane in result.lanes)
+    else:
+        assert len(result.lanes) >= 3
+        race.racing.standings()
+
+
+def test_more_time_goes_deeper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a target the best get longer and longer, and the others are left."""
+    depths = []
+    for seconds in (300.0, 1500.0):
+        race, _ = quadratic(monkeypatch, 1.0, target=None)
+        result = race.search(seconds)
+        assert not any(lane.end == "target" for lane in result.lanes)
+        assert result.target is None
+        lengths = sorted(lane.seconds for lane in result.lanes)
+        depths.append(lengths[-2])
+    assert depths[1] > 2 * depths[0]
+    assert lengths[0] < depths[1] / 3
+
+
+def test_where_high_is_good_the_race_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    low = quadratic(monkeypatch, 0.25)[0].search(200)
+    job = noisy_quadratic_job(0.25 * BEST_LR)
+    assert job.evaluate is not None
+    loss = job.evaluate
+    turned = replace(
+        job, evaluate=lambda model: -loss(model), goal="max", target=-0.004
     )
-    assert result is not None
-    plan, today, handicap = result.candidates
-    assert plan.speedup.value == pytest.approx(1.0, abs=0.01)
-    assert plan.metrics == today.metrics
-    assert handicap.speedup.high < 0.5
-    assert handicap.steps == today.steps > 20
+    high = begun(monkeypatch, turned, 0.25 * BEST_LR).search(200)
+    assert [x.steps for x in high.lanes] == [x.steps for x in low.lanes]
+    assert [x.end for x in high.lanes] == [x.end for x in low.lanes]
+    assert high.start == -low.start
+    assert (high.goal, high.target) == ("max", -0.004)
 
 
-def test_a_race_without_time_is_not_run() -> None:
-    job = with_target(regression_job())
-    entries = [replace(entry("today", 16), step_s=10.0)]
-    run = RunState.start(job)
-    assert race(run, run.snapshot(), entries, budget_s=1, held_out=None) is None
+def test_a_race_in_which_all_diverge_comes_to_an_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    race, _ = quadratic(monkeypatch, 1e30)
+    result = race.search(300)
+    assert {lane.end for lane in result.lanes} == {"diverged"}
+    assert race.clock[0] <= 300 + step_s(max(BATCHES))
+    # Not the same again and again: lower and lower rates.
+    pairs = [(lane.batch_size, lane.lr) for lane in result.lanes]
+    assert len(set(pairs)) == len(pairs)
+    assert min(lr for _, lr in pairs) < 1e30 / 4
 
 
-def test_a_candidate_that_fails_has_lost_and_the_race_goes_on() -> None:
-    job = with_target(regression_job(examples=512), target=0.0)
-    run = RunState.start(job)
-    run.step()
-    warm = run.snapshot()
-    wild = replace(entry("wild", 16), scaling=replace(entry("x", 16).scaling, lr=1e30))
-    candidates = [entry("plan", 16), entry("today", 16), wild]
-    counter = itertools.count()
-    result = race(
-        run,
-        warm,
-        candidates,
-        budget_s=0.9,
-        held_out=None,
-        clock=lambda: next(counter) / 1024,  # exact in binary
+def test_the_measuring_run_is_the_first_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes on where it stands, as one that was never broken off."""
+    alone = quadratic(monkeypatch, 0.25, target=None)[0].racing
+    whole = LaneRun(alone.today, 0)
+    alone._ends = math.inf
+    alone._train(whole, 40)
+    points = [
+        MetricPoint(step=step, examples=16 * step, metric=metric)
+        for step, metric in zip(whole.steps, whole.metrics, strict=True)
+    ]
+    alone._train(whole, 80)
+    race, _ = quadratic(
+        monkeypatch, 0.25, target=None, metrics=points, measured_steps=20
     )
-    assert result is not None
-    assert result.candidates[2].speedup.value < 0.2
+    lane = race.racing.lanes[0]
+    assert lane.steps == [point.step for point in points]
+    assert lane.metrics == [point.metric for point in points]
+    assert lane.open
+    assert race.racing.run.steps == 0  # the others begin at the start
+    first = race.search(1500).lanes[0]
+    assert len(first.steps) > len(points)
+    assert first.metrics[first.steps.index(40)] == whole.metrics[-1]
 
 
-def test_the_candidates_are_plan_today_and_a_neighbour() -> None:
-    choice = choose(made_up(t0=4e-3, t1=1e-3, critical=100))
-    roles = {e.role: e.batch_size for e in race_entries(choice)}
-    assert roles["today"] == 64
-    assert roles["plan"] == choice.chosen.batch_size
-    assert roles["neighbour"] in (roles["plan"] // 2, roles["plan"] * 2)
-    stay = choose(raced(made_up(), {16: (0.5, 0.4, 0.6), 64: (1, 1, 1)}))
-    assert stay.chosen.batch_size == 64
-    assert {e.role for e in race_entries(stay)} == {"today", "smaller", "larger"}
+def test_a_measuring_run_at_the_target_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [MetricPoint(step=20, examples=320, metric=0.001)]
+    race, _ = quadratic(monkeypatch, 1.0, metrics=points, measured_steps=20)
+    assert race.racing.lanes[0].end == "target"
+    assert not race.racing.lanes[0].open
+
+
+def test_the_result_of_todays_run_is_the_target_of_a_job_with_a_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = replace(noisy_quadratic_job(1.0), target=None, examples=320)
+    points = [MetricPoint(step=20, examples=320, metric=0.02)]
+    race = begun(monkeypatch, job, 1.0, metrics=points, measured_steps=20)
+    assert race.racing.target == 0.02
+    assert race.racing.lanes[0].end == "target"
+    short = begun(monkeypatch, job, 1.0, metrics=points[:0], measured_steps=10)
+    assert short.racing.target is None
+
+
+def test_behind_is_who_is_worse_than_another_was_long_ago(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    racing = quadratic(monkeypatch, 1.0)[0].racing
+    today, own, other = racing.settings[0], racing.settings[40], racing.settings[41]
+    assert own.step_s == other.step_s
+    leader = LaneRun(other, 0, steps=[4, 12, 100], metrics=[5.0, 3.0, 1.0], best=1.0)
+    racing.lanes.append(leader)
+
+    def behind(step: int, best: float, setting: Setting = own) -> bool:
+        lane = LaneRun(setting, 0, steps=[step], metrics=[best], best=best)
+        return racing._behind(lane)
+
+    assert behind(48, 3.5)
+    assert not behind(47, 3.5)  # the leader was there a quarter of 48 steps on
+    assert not behind(48, 2.5)
+    assert behind(48, 6.0)
+    assert not behind(16, 6.0)  # after four steps nothing is known
+    assert not behind(400, 0.5)
+    assert behind(400, 1.5)
+    assert not behind(400, 9.0, today)  # today's is never dropped
+
+
+def test_a_job_whose_metric_stands_still_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing tells the candidates apart: no level, so nothing is repeated."""
+
+    def evaluate(model: nn.Module) -> float:
+        return 1.0
+
+    job = replace(with_target(regression_job(), 0.0), evaluate=evaluate)
+    race = begun(monkeypatch, job, 0.01)
+    result = race.search(400)
+    assert {m for lane in result.lanes for m in lane.metrics} <= {1.0}
+    assert race.clock[0] <= 400 + step_s(max(BATCHES))
