@@ -316,7 +316,8 @@ def _measure_noise(
         ", at a standstill": found.stalled,
     }
     end = next((text for text, true in ends.items() if true), "")
-    phase.summary = f"{_noise_seen(found, batch)}, {len(found.points)} points{end}"
+    count = f"{len(found.points)} point{'' if len(found.points) == 1 else 's'}"
+    phase.summary = f"{_noise_seen(found, batch)}, {count}{end}"
     return Measured(run, fresh, held_out, found.metric_s or metric_s)
 
 
@@ -333,9 +334,9 @@ def _least_group(run: RunState, record: Record) -> int:
 def _noise_seen(found: Trajectory, batch: int) -> str:
     """What the noise along the run says, in few words."""
     if not found.points:
-        return "no noise measured"
+        return "not measured"
     if len(found.points) == 1:
-        return f"noise scale {short(found.points[0].noise_scale)}"
+        return f"noise {short(found.points[0].noise_scale)}"
     law = critical_from_noise(found.points, batch)
     return f"B_crit {short(law.critical_batch)}"
 
