@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import rightbatch as rb
-from cases import made_up, regression_job, with_target
+from cases import made_up, regression_job
 from reference import pairwise_moments, per_example_gradients, true_noise
 from rightbatch.fit.critical_batch import critical_from_noise
 from rightbatch.measure.measurements import MetricPoint
@@ -20,7 +20,6 @@ from rightbatch.measure.run_progress import (
     points_of_progress,
     steps_of_progress,
 )
-from rightbatch.measure.trajectory import MOST_POINTS, measure_trajectory
 from rightbatch.noise.statistics.moments import (
     NoiseMoments,
 )
@@ -118,23 +117,6 @@ def test_adams_metric_is_the_gradient_in_its_own_scale() -> None:
     np.testing.assert_allclose(got, truth, rtol=1e-4)
 
 
-def test_points_stay_evenly_spaced_from_the_start() -> None:
-    found = measure_trajectory(RunState.start(regression_job()), budget_s=1.0)
-    steps = [p.step for p in found.points]
-    gaps = {b - a for a, b in zip([0, *steps], steps, strict=False)}
-    assert len(gaps) == 1
-    assert len(steps) < MOST_POINTS
-    assert found.warm is not None
-    last = steps[-1]  # the run ends within one spacing of it
-    assert 0.15 * last <= found.warm.steps <= 0.55 * last
-
-
-def test_a_run_that_diverges_is_named() -> None:
-    job = regression_job(optimizer=lambda p: torch.optim.SGD(p, lr=1e4))
-    with pytest.raises(rb.JobError, match="not finite"):
-        measure_trajectory(RunState.start(job), budget_s=5.0)
-
-
 def point(signal: float, noise: float) -> Any:
     made = NoiseMoments(
         grad_norm_sq=signal,
@@ -207,29 +189,3 @@ def test_batch_norm_at_a_small_batch_is_measured_in_groups_it_runs_on() -> None:
     assert tuning.measurements.times[0].micro_batch == 2
     assert tuning.measurements.noise[0].group_size >= 2
     assert min(o.batch_size for o in tuning.choice.options) >= 2
-
-
-def test_a_target_met_at_once_still_has_points() -> None:
-    job = with_target(regression_job(), target=30.0)
-    assert not job.met(job.evaluated(job.make_model()))
-    found = measure_trajectory(RunState.start(job), budget_s=5.0)
-    assert found.reached
-    assert len(found.points) >= 4
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_without_evaluate_held_out_examples_notice_overfitting(seed: int) -> None:
-    """Thirty examples, forty weights, half noise: better first, then worse."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(400, 40, generator=generator)
-    y = 10 * x[:, :1] + 10 * torch.randn(400, 1, generator=generator)
-    job = regression_job(width=40, batch_size=5, data=(x, y))
-    kept, held = torch.arange(30), torch.arange(30, 400)
-    run = RunState.start(job)
-    run.rewind(run.snapshot(), kept=kept)
-    found = measure_trajectory(run, budget_s=20.0, held_out=held)
-    assert found.stalled
-    assert not found.reached
-    best = min(point.metric for point in found.metrics)
-    assert best < found.metrics[0].metric
-    assert best < found.metrics[-1].metric

@@ -1,15 +1,18 @@
 """The law of step time: the truth is found, and the interval holds it."""
 
 import dataclasses
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rightbatch as rb
 from cases import made_up
+from rightbatch.core.estimate import Estimate
 from rightbatch.fit.step_time import fit_time
-from rightbatch.measure.measurements import Contention
+from rightbatch.measure.measurements import Contention, TimePoint
 
 
 @settings(max_examples=25, deadline=None)
@@ -30,20 +33,88 @@ def test_noise_in_times_widens_the_interval_that_holds_the_truth() -> None:
     assert loud.half_batch.low <= 2e-3 / 5e-4 <= loud.half_batch.high
 
 
-def test_a_bent_truth_is_not_forced_into_a_line() -> None:
-    found = made_up()
-    points = []
-    for p in found.times:
-        seconds = 1e-3 + 4e-4 * p.micro_batch**1.25
-        rounds = (seconds,) * 9
-        value = dataclasses.replace(
-            p.step_time_s, value=seconds, low=seconds, high=seconds
-        )
-        points.append(dataclasses.replace(p, step_time_s=value, rounds=rounds))
-    law = fit_time(points)
+def times_of(
+    gamma: float,
+    sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128),
+    *,
+    t0: float = 4e-3,
+    scatter: float = 0.0,
+    rounds: int = 9,
+) -> list[TimePoint]:
+    """Points of ``t0 + 1 ms * b ** gamma``, whose half batch is 4 ** (1 / gamma)."""
+    random, points = np.random.default_rng(0), []
+    for p in made_up(sizes=sizes).times:
+        law = t0 + 1e-3 * p.micro_batch**gamma
+        seen = tuple((law * np.exp(scatter * random.normal(size=rounds))).tolist())
+        changes: dict[str, Any] = {
+            "rounds": seen,
+            "process_rounds": seen,
+            "step_time_s": Estimate.median(seen, "s"),
+            "process_time_s": Estimate.median(seen, "s"),
+        }
+        points.append(dataclasses.replace(p, **changes))
+    return points
+
+
+@pytest.mark.parametrize("gamma", [0.3, 0.5, 0.8, 1.2])
+def test_a_bent_truth_is_not_forced_into_a_line(gamma: float) -> None:
+    law = fit_time(times_of(gamma))
     assert law.kind == "affine-power"
-    assert law.parameters[2] == pytest.approx(1.25, rel=0.01)
+    assert law.parameters.tolist() == pytest.approx([4e-3, 1e-3, gamma], rel=0.01)
     assert law.held_out["affine-power"] < 0.5 * law.held_out["affine"]
+    truth = 4 ** (1 / gamma)
+    assert law.half_batch.value == pytest.approx(truth, rel=0.02)
+    assert law.half_batch.low <= truth <= law.half_batch.high
+    assert law.seconds(128) == pytest.approx(4e-3 + 1e-3 * 128**gamma, rel=1e-3)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 0.8, 1.0, 1.2])
+def test_few_sizes_do_not_tell_the_exponent_and_the_interval_says_so(
+    gamma: float,
+) -> None:
+    """Three sizes, one visit each, known within a few per cent."""
+    law = fit_time(times_of(gamma, (4, 8, 16), scatter=0.02, rounds=1))
+    half = law.half_batch
+    assert half.low <= 4 ** (1 / gamma) <= half.high
+    assert half.high - half.low > 0.5 * half.value
+    ratio = law.time_ratio(16, 1, 4, 1)
+    assert ratio.low <= (4 + 16**gamma) / (4 + 4**gamma) <= ratio.high
+
+
+def test_a_ratio_of_times_is_as_uncertain_as_the_times() -> None:
+    quiet, loud = (fit_time(times_of(1.0, scatter=s)) for s in (0.01, 0.3))
+    truth = (4 + 16) / (4 + 8)
+    for law, most in ((quiet, 0.05), (loud, 0.5)):
+        ratio = law.time_ratio(16, 1, 8, 1)
+        assert ratio.low <= truth <= ratio.high
+        assert ratio.relative < most
+    ratios = [law.time_ratio(16, 1, 8, 1).relative for law in (quiet, loud)]
+    assert ratios[1] > 5 * ratios[0]
+    same = loud.time_ratio(8, 2, 8, 2)
+    assert same.low == same.value == same.high == 1
+    # Accumulated: four of 4 cost four times the overhead, but one update only.
+    accumulated = quiet.time_ratio(4, 4, 16, 1)
+    update = quiet.update_s
+    expected = (4 * 8e-3 - 3 * update) / 20e-3
+    assert accumulated.value == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.slow
+def test_how_often_the_interval_of_a_ratio_holds_the_truth() -> None:
+    """Times of seven sizes, three visits each with 5 % scatter, by 60 seeds."""
+    held, truth = 0, (4 + 32**0.9) / (4 + 16**0.9)
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        points = [
+            dataclasses.replace(
+                p,
+                rounds=tuple(p.rounds[0] * np.exp(0.05 * random.normal(size=3))),
+            )
+            for p in times_of(0.9, (1, 2, 4, 8, 16, 32, 64))
+        ]
+        ratio = fit_time(points).time_ratio(32, 1, 16, 1)
+        held += ratio.low <= truth <= ratio.high
+    assert held >= 54
 
 
 def test_a_busy_machine_is_judged_by_cpu_time() -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import rightbatch as rb
 from cases import regression_job, with_target
-from rightbatch.lint.rules import RULES
+from rightbatch.lint.rules import BACKWARD, FEW, RULES, Probe
+from slow_steps import Clock, slow_job
 
 
 def codes(job: rb.Job) -> set[str]:
@@ -162,3 +163,35 @@ def test_a_mean_over_something_else_than_examples_is_noted() -> None:
     findings = rb.check(regression_job(loss=weighted))
     assert [(f.code, f.severity) for f in findings.items] == [("RB105", "note")]
     assert findings.coupled == ""
+
+
+def test_long_passes_are_left_out_and_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An example takes a second forward, and all passes may take six."""
+    clock = Clock(monkeypatch)
+    job = slow_job(clock, example_s=3.0, evaluate=lambda model: 1.0, target=0.5)
+    findings = rb.check(job, budget_s=6.0)
+    assert findings
+    assert clock.now <= 8.0  # four examples had to be tried
+    notes = {f.code: f for f in findings.items if f.severity == "note"}
+    assert set(notes) == {"RB105", "RB106", "RB107", "RB108", "RB110"}
+    assert "not checked, one pass takes 4 s" in notes["RB106"].what
+    assert "give the same loss" in notes["RB106"].what
+    clock.now = 0.0
+    assert rb.check(job).items == ()  # without haste all are run
+    assert clock.now > 60
+
+
+def test_a_few_examples_stand_in_where_a_batch_takes_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    job = slow_job(clock, example_s=3e-3, batch_size=1000)
+    assert rb.check(job, budget_s=0.9).items == ()
+    assert clock.now <= 0.9
+
+
+def test_a_probe_learns_what_an_example_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe = Probe(slow_job(Clock(monkeypatch), example_s=0.3))
+    probe.differentiate(10)
+    assert probe.forward_s == pytest.approx(0.3 / BACKWARD)
+    assert probe.few == FEW

@@ -1,7 +1,7 @@
-"""Step times: sizes, failures, and what a busy machine is."""
+"""Step times: sizes, failures, what fits, and what a busy machine is."""
 
 import time
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,17 +10,16 @@ import torch
 import rightbatch as rb
 from cases import regression_job
 from rightbatch.fit.step_time import fit_time
-from rightbatch.measure.time import measure_times, step_sizes
+from rightbatch.measure.time import USEFUL_STEPS, measure_times, step_sizes
 from rightbatch.memory.peak import measure_memory
 from rightbatch.training.run_state import RunState
+from slow_steps import Clock, slow_job
 
 
 def test_measured_times_and_memory_of_a_real_step() -> None:
     job = regression_job(examples=500, width=200)
     points, contention, notes = measure_times(RunState.start(job), budget_s=1.0)
-    sizes = [p.micro_batch for p in points]
-    assert sizes[: len(step_sizes(job))] == step_sizes(job)
-    assert len(sizes) >= 6
+    assert len(points) >= 6
     assert not notes
     assert contention.reason
     for p in points:
@@ -31,6 +30,99 @@ def test_measured_times_and_memory_of_a_real_step() -> None:
     small, large = (measure_memory(run, b).peak_memory_bytes for b in (100, 400))
     # 201 floats an example at the least, and no tenfold of it.
     assert 300 * 201 * 4 <= large - small <= 10 * 300 * 201 * 4
+
+
+def test_short_steps_are_timed_at_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = slow_job(Clock(monkeypatch), fixed_s=1e-3, example_s=1e-4)
+    points, _, _ = measure_times(RunState.start(job), budget_s=6.0)
+    sizes = [p.micro_batch for p in points]
+    assert sizes[: len(step_sizes(job))] == step_sizes(job)
+    assert {len(p.rounds) for p in points} == {5}  # then all are known well enough
+    for p in points:
+        expected = 1e-3 + 1e-4 * p.micro_batch
+        assert p.rounds == pytest.approx([expected] * 5)
+
+
+@pytest.mark.parametrize("budget_s", [4.5, 9.0, 60.0])
+def test_long_steps_fit_their_time(
+    monkeypatch: pytest.MonkeyPatch, budget_s: float
+) -> None:
+    """A step of today's 16 examples takes a second."""
+    clock = Clock(monkeypatch)
+    run = RunState.start(slow_job(clock, fixed_s=0.04, example_s=0.06))
+    points, _, _ = measure_times(run, budget_s=budget_s)
+    sizes = [p.micro_batch for p in points]
+    assert clock.now <= budget_s
+    assert {1, 2, 4, 8, 16} <= set(sizes)
+    assert (max(sizes) > 16) == (budget_s == 60.0)  # beyond today's where there is time
+    for p in points:
+        assert p.step_time_s.value == pytest.approx(0.04 + 0.06 * p.micro_batch)
+    law = fit_time(points)
+    assert law.seconds(16) == pytest.approx(1.0, rel=0.01)
+
+
+def test_one_visit_is_a_point_whose_scatter_is_taken_from_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = RunState.start(slow_job(Clock(monkeypatch), example_s=1.0))
+    points, _, _ = measure_times(run, budget_s=30.0, most_s=60.0)
+    assert [p.micro_batch for p in points][-3:] == [4, 8, 16]
+    for p in points:
+        assert len(p.rounds) == 1
+        assert p.step_time_s.relative == pytest.approx(0.1, abs=0.01)
+
+
+def test_todays_batch_is_left_out_where_it_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    run = RunState.start(slow_job(clock, example_s=1.0, batch_size=64))
+    points, _, _ = measure_times(run, budget_s=10.0, most_s=40.0)
+    assert clock.now <= 40
+    assert len(points) >= 3
+    assert points[-1].micro_batch < 64
+
+
+@pytest.mark.parametrize("example_s", [0.0, 2.0])
+def test_a_budget_too_small_for_three_sizes_names_one_that_is_not(
+    monkeypatch: pytest.MonkeyPatch, example_s: float
+) -> None:
+    """Known from the checks, before a step is made, or found with few examples."""
+    clock = Clock(monkeypatch)
+    run = RunState.start(slow_job(clock, example_s=2.0))
+    with pytest.raises(rb.UnidentifiedError, match="budget is too small") as refused:
+        measure_times(run, budget_s=2.0, most_s=7.0, example_s=example_s)
+    assert "about 32 s" in refused.value.seen
+    assert f"--budget {USEFUL_STEPS * 32}" in refused.value.fix
+    assert clock.now == (8.0 if example_s == 0 else 0.0)
+
+
+def test_steps_of_mostly_overhead_are_not_mistaken_for_long_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In proportion to two examples a step of 512 would take a minute, not 0.3 s."""
+    clock = Clock(monkeypatch)
+    job = slow_job(clock, fixed_s=0.25, example_s=1e-4, batch_size=512)
+    points, _, _ = measure_times(RunState.start(job), budget_s=6.0, most_s=20.0)
+    assert clock.now <= 6.0
+    assert 512 in [p.micro_batch for p in points]
+
+
+def test_a_step_that_compiles_is_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, seen = Clock(monkeypatch), set()
+    job = slow_job(clock, fixed_s=0.05, example_s=1e-3)
+    plain = job.loss
+
+    def loss(model: Any, batch: Any) -> Any:
+        if len(batch[0]) not in seen:
+            clock.now += 2.0
+        seen.add(len(batch[0]))
+        return plain(model, batch)
+
+    run = RunState.start(replace(job, loss=loss))
+    points, _, _ = measure_times(run, budget_s=30.0)
+    for p in points:
+        assert p.step_time_s.value == pytest.approx(0.05 + 1e-3 * p.micro_batch)
 
 
 def test_a_size_that_fails_is_named() -> None:
@@ -92,18 +184,7 @@ def test_larger_sizes_are_timed_while_they_pay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A step of constant cost: every doubling doubles the rate, to the data's end."""
-    now = 0.0
-    clock = SimpleNamespace(
-        perf_counter=lambda: now, monotonic=lambda: now, process_time=lambda: now
-    )
-    monkeypatch.setattr("rightbatch.measure.time.time", clock)
-
-    def loss(model: Any, batch: Any) -> Any:
-        nonlocal now
-        now += 2e-3
-        return model(batch[0][:1]).square().mean()
-
-    job = regression_job(examples=2048, batch_size=16, loss=loss)
+    job = slow_job(Clock(monkeypatch), fixed_s=2e-3, example_s=0.0, examples=2048)
     points, _, _ = measure_times(RunState.start(job), budget_s=3.0)
     assert points[-1].micro_batch == 2048
     assert points[-1].step_time_s.value == pytest.approx(2e-3)

@@ -10,7 +10,7 @@ from rightbatch.core.findings import Finding
 from rightbatch.measure.measurements import Measurements
 from rightbatch.plan.decide import decide
 from rightbatch.plan.objectives import Examples, Objective
-from rightbatch.report.answer import answer, table, table_options
+from rightbatch.report.answer import answer, job_lines, table, table_options
 
 TODAY = (64, 0.1)
 SETTINGS = [TODAY, TODAY, (64, 0.2), (32, 0.1), (32, 0.1), (32, 0.2), (16, 0.4)]
@@ -111,3 +111,14 @@ def test_a_race_that_got_nowhere_is_told_in_a_sentence() -> None:
 def test_the_unit_is_what_is_to_be_least() -> None:
     found = raced(made_up(), EDGE, SETTINGS, scatter=0.05)
     assert "examples, today = 1" in text_of(found, Examples())
+
+
+def test_a_job_is_called_by_its_name_where_it_has_one() -> None:
+    found = made_up()
+    named, default = (
+        replace(found, job=replace(found.job, name=name, spec="train.py:job"))
+        for name in ("gpt-14m", "job")
+    )
+    assert job_lines(named).startswith(" now    gpt-14m: B = 64")
+    assert job_lines(default).startswith(" now    B = 64")
+    assert job_lines(found).startswith(" now    B = 64")  # as it was asked for

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ class Probe:
         spent_s: Seconds that passes have taken.
         forward_s: Least seconds for an example of a forward pass so far; 0: none yet.
         evaluate_s: Seconds that the job's ``evaluate`` took, once it was called.
+        first_losses: What `first_loss` has found, by size.
     """
 
     job: Job
@@ -59,6 +60,7 @@ class Probe:
     spent_s: float = 0.0
     forward_s: float = 0.0
     evaluate_s: float | None = None
+    first_losses: dict[int, tuple[float, float | None]] = field(default_factory=dict)
 
     @functools.cached_property
     def model(self) -> nn.Module:
@@ -138,10 +140,13 @@ class Probe:
 
     def first_loss(self, size: int) -> tuple[float, float | None]:
         """Value and count of the loss of the first examples, in training mode."""
-        batch = self.batch(size)
-        with self.timed(size):
-            value, count = self.job.mean_loss(self.model, batch)
-            return float(value.detach()), None if count is None else float(count)
+        if size not in self.first_losses:
+            batch = self.batch(size)
+            with self.timed(size):
+                value, count = self.job.mean_loss(self.model, batch)
+                terms = None if count is None else float(count)
+                self.first_losses[size] = float(value.detach()), terms
+        return self.first_losses[size]
 
     def loss(self, batch: Any, examples: int) -> float:
         """The mean loss in eval mode, where dropout and BatchNorm stand still."""

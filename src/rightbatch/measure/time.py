@@ -84,6 +84,7 @@ def measure_times(
     *,
     budget_s: float,
     most_s: float = math.inf,
+    example_s: float = 0.0,
     tick: Callable[[int, int], None] = lambda size, visit: None,
     keep: Callable[[tuple[TimePoint, ...]], None] = lambda points: None,
 ) -> tuple[tuple[TimePoint, ...], Contention, tuple[str, ...]]:
@@ -98,6 +99,7 @@ def measure_times(
         run: What to time; it is left somewhere else: `RunState.rewind` it.
         budget_s: Wall seconds.
         most_s: Wall seconds that the three sizes a law needs may take.
+        example_s: What an example of a step is predicted to take, at the least.
         tick: Called with (size, visits so far) after every visit.
         keep: Called with the points so far after every round.
 
@@ -110,7 +112,8 @@ def measure_times(
         UnidentifiedError: Three sizes take longer than ``most_s``.
     """
     gauge, deadline = PressureGauge(), Deadline.within(budget_s)
-    visits, costs, notes = _try_sizes(run, deadline, Deadline.within(most_s))
+    last = Deadline.within(most_s)
+    visits, costs, notes = _try_sizes(run, deadline, last, example_s)
     order, shuffler, updates = list(visits), random.Random(0), [_update_time(run)]
     points = _points(visits, updates[0])
     keep(points)
@@ -138,7 +141,7 @@ def measure_times(
 
 
 def _try_sizes(
-    run: RunState, deadline: Deadline, last: Deadline
+    run: RunState, deadline: Deadline, last: Deadline, example_s: float
 ) -> tuple[dict[int, _Visits], dict[int, float], tuple[str, ...]]:
     """One visit to every size that fits; growth ends where time or memory does.
 
@@ -148,7 +151,10 @@ def _try_sizes(
     ranks, today = run.ranks, min(run.job.batch_size, run.job.length)
     visits: dict[int, _Visits] = {}
     notes: list[str] = []
-    costs = _first_cost(run)
+    few = min(2 * ranks.size, run.job.length)
+    if not ranks.first(last.allows(2 * few * example_s)):
+        raise _too_long(run, today * example_s, last)
+    costs = _first_cost(run, few)
     needed, others = _by_need(step_sizes(run.job, ranks.size), today, max(costs))
     queue, refused = [*needed, *others], False
     while queue:
@@ -187,21 +193,25 @@ def _try_sizes(
     if not visits and not refused:
         raise JobError("no batch size could be timed", seen="; ".join(notes))
     if refused and len(visits) < LEAST_SIZES:
-        step_s = _predicted(today, costs)
-        raise UnidentifiedError(
-            "the budget is too small for this job",
-            seen=f"one step of {today} examples takes about {show_seconds(step_s)}; "
-            f"to time three sizes of step {show_seconds(last.budget_s)} are left",
-            why="without a law of step time no two batches can be compared",
-            fix=f"--budget {math.ceil(USEFUL_STEPS * step_s)} at the least",
-        )
+        raise _too_long(run, _predicted(today, costs), last)
     kept = {size: visits[size] for size in sorted(visits)}
     return kept, costs, tuple(notes)
 
 
-def _first_cost(run: RunState) -> dict[int, float]:
+def _too_long(run: RunState, step_s: float, last: Deadline) -> UnidentifiedError:
+    """The error that steps are too long to time even three sizes of them."""
+    return UnidentifiedError(
+        "the budget is too small for this job",
+        seen=f"one step of {run.job.batch_size} examples takes about "
+        f"{show_seconds(step_s)}; to time three sizes of step "
+        f"{show_seconds(last.budget_s)} are left",
+        why="without a law of step time no two batches can be compared",
+        fix=f"--budget {math.ceil(USEFUL_STEPS * step_s)} at the least",
+    )
+
+
+def _first_cost(run: RunState, few: int) -> dict[int, float]:
     """What a step of few examples costs, once the optimizer has made its state."""
-    few = min(2 * run.ranks.size, run.job.length)
     for group in run.optimizer.param_groups:
         group["lr"] = group["lr"] * 0.0
     try:
@@ -222,7 +232,10 @@ def _by_need(sizes: list[int], today: int, known: int) -> tuple[list[int], list[
     ends = [max((s for s in below if s <= today / k), default=today) for k in (4, 2, 1)]
     climb = []
     while ends[0] > CLIMB * known:
-        known = max(size for size in sizes if size <= CLIMB * known)
+        near = [size for size in sizes if known < size <= CLIMB * known]
+        if not near:
+            break
+        known = near[-1]
         climb.append(known)
     needed = list(dict.fromkeys([*climb, *ends[:2], today]))
     smaller = [s for s in [*below[:1], *reversed(below[1:])] if s not in needed]

@@ -31,7 +31,7 @@ GROUP_SHARE = 4  # a group is this fraction of today's batch [assumed]
 # Shares of the time [assumed]: the rest is for training steps.
 NOISE_SHARE, METRIC_SHARE = 0.5, 0.25
 # For the sake of short runs they may run ahead for so much of the time, or so long.
-AHEAD, AHEAD_S = 0.2, 1.0
+AHEAD, AHEAD_S = 0.2, 0.3
 POINT_SHARE = 0.1  # one point of noise is made of fewer groups to stay below [assumed]
 COMPARING = 1.5  # comparing gradients costs so much on top of making them [assumed]
 TOLD_S = 1.0  # least seconds between two things told
@@ -42,7 +42,7 @@ class Trajectory:
     """What a measuring run has found so far; usable at any moment.
 
     Attributes:
-        points: Noise at evenly spaced steps; none where there was no time for it.
+        points: Noise at about evenly spaced steps; none where there was no time for it.
         metrics: The job's ``evaluate`` along the way, at every step to begin with.
         reached: Whether the target was met.
         stalled: Whether ``evaluate`` stopped improving long before the end.
@@ -74,8 +74,9 @@ class _Share:
         """Whether the next of it fits, in time and in its share."""
         budget_s = self.deadline.budget_s
         ahead_s = max(AHEAD * budget_s, min(AHEAD_S, budget_s))
-        elapsed = max(self.deadline.elapsed_s + self.next_s, ahead_s)
-        within = self.spent_s + self.next_s <= self.share * elapsed
+        passed = (self.deadline.elapsed_s + self.next_s) / budget_s
+        fair_s = self.share * (ahead_s + passed * (budget_s - ahead_s))
+        within = self.spent_s + self.next_s <= fair_s
         return within and self.deadline.allows(self.next_s)
 
     @contextmanager
@@ -90,10 +91,10 @@ class _Share:
 
 
 class _NoiseAlong:
-    """Points of noise at evenly spaced steps of a run whose length is not known.
+    """Points of noise, about evenly spaced, of a run whose length is not known.
 
-    The spacing starts small and doubles whenever there are too many points, or the next
-    one would take more than its share; those between are dropped then.
+    The spacing starts small and doubles whenever there are too many points, every other
+    one being dropped. A point that would take more than its share is left out.
 
     Args:
         run: It stays where it is.
@@ -129,7 +130,8 @@ class _NoiseAlong:
         passes = comparison_passes(self.run, groups)
         self.share.next_s = passes * group_s
         if not first(self.share.allows()):
-            self._widen(fewest=1 if self.points else 0)
+            if not self.points:
+                self.spacing *= 2
             return
         with self.share.timed():
             point = measure_noise(
@@ -142,14 +144,8 @@ class _NoiseAlong:
         self.group_s = self.share.next_s / passes
         self.points.append(point)
         if len(self.points) >= MOST_POINTS:
-            self._widen()
-
-    def _widen(self, fewest: int = 0) -> None:
-        """Twice the spacing from now on, unless fewer points than that would stay."""
-        apart, first = 2 * self.spacing, self.first_step
-        even = [p for p in self.points if (p.step - first) % apart == 0]
-        if len(even) >= fewest:
-            self.points, self.spacing = even, apart
+            # The later of each pair stays, so the spacing still counts from 0.
+            self.points, self.spacing = self.points[1::2], 2 * self.spacing
 
 
 def measure_trajectory(
@@ -167,10 +163,10 @@ def measure_trajectory(
     """Train as today, measuring noise, until target, end, standstill or budget.
 
     The run may stand anywhere; how far it goes counts from there. At any moment of a
-    long run, 6 to 12 evenly spaced points of noise cover all of it so far; where steps
-    are long for the budget there are fewer, or none. What a step, a point or an
-    evaluation will take is predicted from the last one, and none is begun that would
-    not end in time.
+    long run, 6 to 12 points of noise, about evenly spaced, cover all of it so far;
+    where steps are long for the budget there are fewer, or none. What a step, a point
+    or an evaluation will take is predicted from the last one, and none is begun that
+    would not end in time.
 
     Args:
         run: It is trained by the job's own recipe, from wherever it stands.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.units import show_number, show_seconds
+from rightbatch.job.loading import DEFAULT_NAME
 from rightbatch.measure.measurements import Measurements, TimePoint
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.options import Option
@@ -35,8 +36,9 @@ def answer(choice: Choice, plan: Plan) -> str:
 def job_lines(measurements: Measurements) -> str:
     """What was understood of the job once it was loaded, and what the checks found."""
     job = measurements.job
+    name = "" if job.name in (DEFAULT_NAME, job.spec) else f"{job.name}: "
     text = (
-        f"B = {job.batch_size}, lr {job.lr:.3g}, {job.optimizer} | "
+        f"{name}B = {job.batch_size}, lr {job.lr:.3g}, {job.optimizer} | "
         f"{job.examples:,} examples ({job.example}) | {job.parameters:,} parameters"
     )
     lines = [wrapped("now", text)]

@@ -22,7 +22,7 @@ from rightbatch.data.order.held_out import MOST, hold_out
 from rightbatch.fit.critical_batch import critical_from_noise
 from rightbatch.job.job import Job
 from rightbatch.lint.linter import run_rules
-from rightbatch.lint.rules import Probe
+from rightbatch.lint.rules import BACKWARD, Probe
 from rightbatch.measure.energy import (
     MOST_SIZES,
     ROUNDS,
@@ -55,9 +55,11 @@ LEAST_BUDGET_S = 1.0
 # Threads are worth trying for so long even where the budget is small: they may make
 # every step a hundred times longer. [assumed]
 THREADS_S = 1.0
+PICKING = 12  # examples that are trained on to tell, at the least
 # ``evaluate`` is called along the way if one call takes at most this share of the
 # budget; a race makes some hundred calls [assumed].
 EVALUATE_SHARE = 1 / 500
+TELLING_SHARE = 0.015  # of the budget, to tell how long it takes [assumed]
 LEAST_HELD_OUT = 32  # examples whose loss still tells runs apart [assumed]
 WATCHED = 1.5  # a step whose memory is counted takes so many times longer, at first
 
@@ -139,7 +141,8 @@ def measure_job(
             notes = () if start is None else begin_from(run, start)
             notes += () if noise is None else noise.findings(run)
             fresh = run.snapshot()
-            note = _set_threads(run, threads, budget_s)
+            example_s = BACKWARD * probe.forward_s
+            note = _set_threads(run, threads, budget_s, example_s)
             run.rewind(fresh)
             record.start(
                 job_facts(run, record.spec, findings.coupled),
@@ -154,7 +157,7 @@ def measure_job(
         cost_s = time_for(COST_SHARE, share)
         with record.timed(progress.phase("Time and memory", cost_s)) as phase:
             most_s = max(left_s(share + noise_share), cost_s)
-            _measure_cost(run, record, phase, most_s)
+            _measure_cost(run, record, phase, most_s, example_s)
             _measure_energy(run, record, phase, left_s(share + ENERGY_SHARE))
         noise_s = time_for(noise_share, share + noise_share)
         with record.timed(progress.phase("Gradient noise", noise_s)) as phase:
@@ -165,11 +168,16 @@ def measure_job(
 
 
 def _set_threads(
-    run: RunState, threads: Literal["present", "auto"], budget_s: float
+    run: RunState,
+    threads: Literal["present", "auto"],
+    budget_s: float,
+    example_s: float,
 ) -> str:
     """Time one thread against many; set the faster, or warn. Says what was done."""
-    least = min(THREADS_S, budget_s / 4)
-    picked, seconds = pick_threads(run, max(THREADS_SHARE * budget_s, least))
+    time_s = max(THREADS_SHARE * budget_s, min(THREADS_S, budget_s / 4))
+    if PICKING * example_s > time_s:
+        return ""
+    picked, seconds = pick_threads(run, time_s)
     if picked == torch.get_num_threads():
         return ""
     one, many = (show_seconds(s) for s in seconds.values())
@@ -184,7 +192,9 @@ def _set_threads(
     return ""
 
 
-def _measure_cost(run: RunState, record: Record, phase: Phase, most_s: float) -> None:
+def _measure_cost(
+    run: RunState, record: Record, phase: Phase, most_s: float, example_s: float
+) -> None:
     """Step times, then peak memory, of the same sizes."""
     budget_s = phase.budget_s
 
@@ -195,7 +205,12 @@ def _measure_cost(run: RunState, record: Record, phase: Phase, most_s: float) ->
         record.update(times=points)
 
     times, contention, notes = measure_times(
-        run, budget_s=TIMES_SHARE * budget_s, most_s=most_s, tick=tick, keep=keep
+        run,
+        budget_s=TIMES_SHARE * budget_s,
+        most_s=most_s,
+        example_s=example_s,
+        tick=tick,
+        keep=keep,
     )
     extra = tuple(Finding(code="RB108", severity="note", what=n) for n in notes)
     record.update(
@@ -264,7 +279,7 @@ def _measure_noise(
         phase.update(f"step {run.steps}: noise scale {scale}")
 
     longest_s = EVALUATE_SHARE * budget_s
-    metric_s = _evaluate_seconds(run, probe.evaluate_s)
+    metric_s = _evaluate_seconds(run, probe.evaluate_s, TELLING_SHARE * budget_s)
     record.update(evaluate_s=metric_s)
     held_out = None
     if metric_s is None or metric_s > longest_s:
@@ -331,18 +346,21 @@ def short(e: Estimate) -> str:
     return f"{show_number(e.value)} ({show_number(e.low)} to {high})"
 
 
-def _evaluate_seconds(run: RunState, first_s: float | None) -> float | None:
+def _evaluate_seconds(
+    run: RunState, first_s: float | None, budget_s: float
+) -> float | None:
     """How long one call of ``evaluate`` takes: the least of a few short ones.
 
     Args:
         run: It stays where it is.
         first_s: The call that the checks have made; None where they made none.
+        budget_s: Seconds after which no other call is made.
     """
     first_s = run.ranks.first(math.nan if first_s is None else first_s)
     if math.isnan(first_s):
         return None
     times = [first_s]
-    while run.ranks.first(len(times) < 4 and sum(times) < 1.0):
+    while run.ranks.first(len(times) < 4 and sum(times) < budget_s):
         started = time.monotonic()
         run.evaluated()
         times.append(time.monotonic() - started)
