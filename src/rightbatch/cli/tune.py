@@ -39,7 +39,9 @@ from rightbatch.training.run_folder import MEASUREMENTS, make_run_folder
 @START
 @NOISE
 @deciding
-@click.option("--race/--no-race", "with_race", default=True, help="Race the plan.")
+@click.option(
+    "--race/--no-race", "with_race", default=True, help="Race batches and rates."
+)
 @THREADS
 @OUT
 @JSON
@@ -55,7 +57,7 @@ def tune(
     out: Path | None,
     as_json: bool,
 ) -> int:
-    """Measure JOB here, decide its batch and rate, race, and explain.
+    """Measure JOB here, race batches and learning rates, choose, and explain.
 
     On several processes: torchrun --nproc-per-node N -m rightbatch tune JOB …
     """
