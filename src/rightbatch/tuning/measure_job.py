@@ -318,7 +318,7 @@ def _measure_noise(
     end = next((text for text, true in ends.items() if true), "")
     count = f"{len(found.points)} point{'' if len(found.points) == 1 else 's'}"
     phase.summary = f"{_noise_seen(found, batch)}, {count}{end}"
-    return Measured(run, fresh, held_out, found.metric_s or metric_s)
+    return Measured(run, fresh, held_out, run.ranks.first(found.metric_s or metric_s))
 
 
 def _least_group(run: RunState, record: Record) -> int:
