@@ -85,11 +85,14 @@ def noisy_quadratic_job(
             super().__init__()
             self.at = nn.Parameter(torch.ones(width))
 
+        def forward(self, middles: Tensor) -> Tensor:
+            return 0.5 * (steep * (self.at - middles).square()).sum(1)
+
     def loss(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
-        return 0.5 * (steep * (model.at - batch[0]).square()).sum(1).mean()
+        return model(batch[0]).mean()
 
     def evaluate(model: nn.Module) -> float:
-        return float(0.5 * (steep * model.at.square()).mean())
+        return float(model(torch.zeros(1, width))) / width
 
     return rb.Job(
         model=Place,

@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,26 +14,60 @@ import torch.distributed as dist
 from torch import nn
 
 from cases import regression_job, with_target
+from rightbatch.core.json_io import to_plain
+from rightbatch.fit.rate_law import RatePrior
 from rightbatch.measure.noise import measure_noise
 from rightbatch.measure.time import measure_times
 from rightbatch.schedules.scaling import scaling_for
 from rightbatch.training.ranks import leave
 from rightbatch.training.run_state import RunState
-from rightbatch.tuning.race import Entry, race
+from rightbatch.tuning import race
+from rightbatch.tuning.lane import Setting
+from rightbatch.tuning.race import Racing
 
 
-def entry(role: str, size: int, lr: float) -> Entry:
-    """A candidate at a multiple of today's rate."""
-    scaling = scaling_for("sgd", 16, 16)
-    object.__setattr__(scaling, "lr", lr)
-    return Entry(
-        role=role,
-        batch_size=size,
-        micro_batch=size,
+def setting(batch_size: int, lr: float) -> Setting:
+    """A candidate whose step takes a tenth of a millisecond by the law."""
+    return Setting(
+        batch_size=batch_size,
+        micro_batch=batch_size,
         lr=lr,
-        scaling=scaling,
+        lr_factor=lr / 0.01,
+        scaling=scaling_for("sgd", 16, batch_size, rule="none"),
         step_s=1e-4,
     )
+
+
+def raced(run: RunState) -> Racing:
+    """A race by a clock of this rank alone, faster on the other: only one counts."""
+    ticks = itertools.count(step=1 + dist.get_rank())
+    race.time = SimpleNamespace(monotonic=lambda: next(ticks) / 1024)
+    rates = [0.01 * 2**i for i in range(-4, 5)]
+    grid = [(b, lr) for b in (8, 16, 32, 64) for lr in rates]
+    settings = [setting(16, 0.01), *(setting(*s) for s in grid if s != (16, 0.01))]
+    prior = RatePrior(
+        batch_size=16,
+        lr=0.01,
+        noise=3.0,
+        noise_spread=1.0,
+        growth=0.3,
+        growth_spread=0.3,
+        power=0.95,
+        power_spread=0.2,
+        lr_spread=1.4,
+    )
+    racing = Racing(
+        run,
+        run.snapshot(),
+        None,
+        settings,
+        prior,
+        metric_s=0.0,
+        unit_costs=[s.step_s for s in settings],
+    )
+    racing.take_in(())
+    racing.search(next(ticks) / 1024 + 0.5)
+    return racing
 
 
 def main(out: Path) -> None:
@@ -61,23 +96,12 @@ def main(out: Path) -> None:
     )
     for _ in range(5):
         run.step()
-    # A clock of this rank alone, faster on the other: only the first one counts.
-    clock = itertools.count(step=1 + dist.get_rank())
-    result = race(
-        run,
-        run.snapshot(),
-        [entry("plan", 32, 1.0), entry("today", 16, 1.0), entry("slow", 16, 0.01)],
-        budget_s=0.9,
-        held_out=None,
-        clock=lambda: next(clock) / 1024,
-    )
-    assert result is not None
+    lanes = raced(run).race().lanes
     found: dict[str, Any] = {
         "sizes": [p.micro_batch for p in times],
         "noise": noise.noise_scale.value,
         "noise alone": noise_alone.noise_scale.value,
-        "steps": [c.steps for c in result.candidates],
-        "metrics": [c.metrics for c in result.candidates],
+        "lanes": [to_plain(lane) for lane in lanes],
         "weights": [p.tolist() for p in run.model.parameters()],
     }
     everyone: list[Any] = [None] * dist.get_world_size()

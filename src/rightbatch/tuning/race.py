@@ -245,7 +245,7 @@ class Racing:
             metric_s=self.metric_s,
             met=self.met,
             behind=self._behind,
-            late=lambda: bool(self.run.ranks.first(self._left_s() <= 0)),
+            late=lambda: self._left_s() <= 0,
         )
         self.trained_s += lane.seconds - before
         self.spent_s += self.run.ranks.first(time.monotonic() - clock)
