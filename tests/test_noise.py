@@ -117,7 +117,7 @@ def test_adams_metric_is_the_gradient_in_its_own_scale() -> None:
     np.testing.assert_allclose(got, truth, rtol=1e-4)
 
 
-def point(signal: float, noise: float) -> Any:
+def point(signal: float, noise: float, step: int = 0) -> Any:
     made = NoiseMoments(
         grad_norm_sq=signal,
         trace=noise,
@@ -125,7 +125,7 @@ def point(signal: float, noise: float) -> Any:
         var_trace=(0.01 * noise) ** 2,
         covariance=0.0,
     )
-    return type("Point", (), {"plain": made, "preconditioned": None})()
+    return type("Point", (), {"plain": made, "step": step})()
 
 
 @pytest.mark.parametrize("batch", [1, 10, 1000])
@@ -144,6 +144,16 @@ def test_the_critical_batch_of_a_run_whose_noise_grows(batch: int) -> None:
     spaced = [states[int((i + 0.5) * taken / 200)] for i in range(200)]
     law = critical_from_noise([point(1.0, n) for n in spaced], batch)
     assert law.critical_batch.value == pytest.approx(30, rel=0.02)
+
+
+def test_points_count_by_the_steps_they_stand_for() -> None:
+    """Noise 10 for 80 of 100 steps, 50 for the rest, seen at 3 and at 1 places."""
+    points = [point(1.0, 10.0, 40), point(1.0, 50.0, 82), point(1.0, 50.0, 90)]
+    points += [point(1.0, 50.0, 98)]
+    even = [point(1.0, 10.0)] + [point(1.0, 50.0)] * 3
+    law, same = (critical_from_noise(p, 1 << 30).critical_batch for p in (points, even))
+    assert law.value == pytest.approx((42 * 10 + (25 + 8 + 8) * 50) / 83, rel=1e-3)
+    assert same.value == pytest.approx(40, rel=1e-3)
 
 
 def test_a_point_without_signal_does_not_spoil_the_run() -> None:

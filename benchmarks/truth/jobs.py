@@ -356,7 +356,7 @@ JOBS = {
     "batchnorm": Case(batchnorm, powers(8, 256), rates(0.005, 8), piece=8, todays=(8,)),
     "muon": Case(muon, powers(4, 512), rates(1.25e-3, 7)),
     "contrastive": Case(contrastive, powers(8, 512), rates(2.5e-4, 7)),
-    "regression": Case(regression, powers(4, 1024), rates(2.5e-4, 7)),
+    "regression": Case(regression, powers(16, 4096), rates(1e-3, 7)),
     "photo": Case(photo, powers(8, 2048), rates(0.05, 7)),
     "lstm": Case(lstm, powers(4, 256), rates(2e-3, 6)),
     "patches": Case(patches, powers(2, 128), rates(1e-3, 6)),

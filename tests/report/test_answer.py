@@ -85,6 +85,14 @@ def test_the_table_of_the_race_has_the_best_first_and_who_fell_out() -> None:
     assert "2 diverged (the lowest at lr 0.4, B = 16)" in text
 
 
+def test_today_has_a_row_however_many_are_better() -> None:
+    better = [(b, lr) for b in (32, 64, 128) for lr in (0.2, 0.4, 0.8)]
+    text = text_of(raced(made_up(), Truth(lr_max=0.8), [(64, 0.1), *better]))
+    assert len(rows_of(text)) == 7
+    assert list(rows_of(text))[-1] == TODAY
+    assert re.search(r"and \d slower", text)
+
+
 def test_what_was_left_behind_is_no_ratio() -> None:
     found = raced(made_up(), EDGE, SETTINGS, seconds=0.6)
     assert found.race is not None

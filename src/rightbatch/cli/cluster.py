@@ -12,7 +12,7 @@ import click
 
 from rightbatch.cli.console import DECIDED, end_together, make_console, print_document
 from rightbatch.cli.options import BANDWIDTH, JSON, LATENCY, MEMORY, PATH
-from rightbatch.core.errors import SettingError
+from rightbatch.core.errors import SettingError, UnidentifiedError
 from rightbatch.core.units import show_bytes, show_number, show_seconds
 
 if TYPE_CHECKING:
@@ -111,6 +111,14 @@ def fleet_of(
     from rightbatch.plan.options import memory_limit
 
     job, limit = measurements.job, memory_limit(measurements, memory)
+    laws = None if prior else laws_of(measurements)
+    if laws is not None and not laws.measured:
+        raise UnidentifiedError(
+            "the critical batch is not known",
+            seen="neither gradient noise nor a race in the measurements",
+            why="how far a larger batch pays depends on it",
+            fix="a larger --budget of tune, or --prior with a published job",
+        )
     time = fit_time(measurements.times, measurements.contention)
     most = time.largest
     if len(measurements.memory) >= 2:
@@ -119,7 +127,7 @@ def fleet_of(
         most = min(most, law.largest(limit))
     return Fleet(
         time=time,
-        noise=noise_of(prior_named(prior)) if prior else laws_of(measurements).critical,
+        noise=noise_of(prior_named(prior)) if laws is None else laws.critical,
         most=most,
         examples=job.examples,
         gradient_bytes=gradient_bytes or GRADIENT_BYTES * job.parameters,

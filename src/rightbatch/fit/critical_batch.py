@@ -60,16 +60,17 @@ def critical_from_noise(
     Steps of batch $B$ advance a run by $1/(1 + N/B)$ of a noiseless step each
     (McCandlish et al. 2018, eq. 2.6), and $S(B) = \int (1 + N(s)/B) ds$ over those.
     So $B_{crit}$ is the mean of $N$ with these weights. In terms of signal $G_i$ and
-    noise $T_i$ at points evenly spaced in steps of batch $B$,
+    noise $T_i$ at points that stand for $w_i$ steps of batch $B$ each,
 
-    $$B_{crit} = \sum_i \frac{T_i}{G_i + T_i/B} \Big/ \sum_i \frac{G_i}{G_i + T_i/B}$$
+    $$B_{crit} = \sum_i \frac{w_i T_i}{G_i + T_i/B} \Big/
+        \sum_i \frac{w_i G_i}{G_i + T_i/B}$$
 
     where no single ratio $T_i/G_i$ is ever formed [derived]. The interval is a Monte
     Carlo over each point's jackknife covariance, a bootstrap over the points, and
     ``THEORY_FACTOR`` for what the theory leaves out (curvature, rates not retuned).
 
     Args:
-        points: Evenly spaced in steps of one run.
+        points: Along one run; each stands for the steps nearest to it.
         batch_size: The batch of that run.
         seed: Seed of the draws.
 
@@ -83,18 +84,15 @@ def critical_from_noise(
             fix="a larger --budget",
         )
     moments = [p.plain for p in points]
-    centre = _weighted([(m.grad_norm_sq, m.trace) for m in moments], batch_size)
+    weights = _steps_nearest([float(p.step) for p in points])
+    pairs = [(m.grad_norm_sq, m.trace) for m in moments]
+    centre = _weighted(pairs, weights, batch_size)
     random = np.random.default_rng(seed)
-    sampled = [
-        _weighted(
-            [
-                _draw(moments[i], random)
-                for i in random.integers(len(moments), size=len(moments))
-            ],
-            batch_size,
-        )
-        for _ in range(DRAWS)
-    ]
+    sampled = []
+    for _ in range(DRAWS):
+        places = random.integers(len(moments), size=len(moments))
+        drawn = [_draw(moments[i], random) for i in places]
+        sampled.append(_weighted(drawn, weights[places], batch_size))
     spread = math.log(THEORY_FACTOR) / 1.96
     draws = np.array(sampled) * np.exp(random.normal(0.0, spread, DRAWS))
     critical = Estimate.from_draws(
@@ -105,6 +103,13 @@ def critical_from_noise(
         method=f"noise at {len(moments)} points of a run",
     )
     return NoiseLaw(critical, draws)
+
+
+def _steps_nearest(steps: Sequence[float]) -> Array:
+    """How many steps lie nearest to each of some, the ends as their inner side."""
+    gaps = np.diff(np.asarray(steps, float))
+    weights = (np.append(gaps[:1], gaps) + np.append(gaps, gaps[-1:])) / 2
+    return weights if weights.sum() > 0 else np.ones(len(steps))
 
 
 def noise_growth(points: Sequence[NoisePoint]) -> float | None:
@@ -136,14 +141,16 @@ def _draw(moments: NoiseMoments, random: np.random.Generator) -> tuple[float, fl
     return float(signal), max(float(noise), 0.1 * moments.trace)
 
 
-def _weighted(pairs: Sequence[tuple[float, float]], batch_size: int) -> float:
-    """The formula above, from pairs (G, T)."""
+def _weighted(
+    pairs: Sequence[tuple[float, float]], weights: Array, batch_size: int
+) -> float:
+    """The formula above, from pairs (G, T) and the steps they stand for."""
     signal = noise = 0.0
-    for g, t in pairs:
+    for (g, t), weight in zip(pairs, weights.tolist(), strict=True):
         # |g_B|^2 = G + T/B is positive; its estimate is kept so where G's is not.
         norm = max(g + t / batch_size, 0.25 * t / batch_size)
         if norm <= 0:
             continue  # every gradient is zero: neither signal nor noise
-        signal += g / norm
-        noise += t / norm
+        signal += weight * g / norm
+        noise += weight * t / norm
     return noise / signal if signal > 0 else math.inf

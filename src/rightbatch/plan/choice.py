@@ -84,10 +84,22 @@ class Choice:
         return (self.chosen.batch_size, self.chosen.lr) == (job.batch_size, job.lr)
 
     @property
+    def unseen(self) -> bool:
+        """Whether steps larger than the chosen were never timed, nor than today's.
+
+        What larger batches cost is then a guess, and the race went by it.
+        """
+        largest, job = self.laws.time.largest, self.measurements.job
+        more = min(2 * job.batch_size, job.examples)
+        fits = self.laws.split(more, self.limit_bytes) is not None
+        return largest < more and fits and self.chosen.batch_size >= largest
+
+    @property
     def decided(self) -> bool:
         """Proven by a race: laws alone are worth trying, never a verdict."""
         return (
             self.raced is not None
+            and not self.unseen
             and self.evidence.enough
             and self.regret <= TOLERATED
             and not self.contradiction

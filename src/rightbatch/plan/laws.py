@@ -69,6 +69,11 @@ class Laws:
     coupled: Coupled = ""
 
     @property
+    def measured(self) -> bool:
+        """Whether noise or runs say anything of steps; else the law is a guess."""
+        return self.noise is not None or self.rate.runs > 0
+
+    @property
     def critical(self) -> NoiseLaw:
         """The critical batch as noise and runs together say."""
         return NoiseLaw(self.rate.critical_batch, np.exp(self.rate.draws[:, NOISE]))

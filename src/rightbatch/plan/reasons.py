@@ -15,9 +15,10 @@ from rightbatch.training.plan import Reason
 
 def reasons(choice: Choice) -> tuple[Reason, ...]:
     """Where the optimum comes from, then rate, split, amounts and race."""
+    known = choice.laws.measured and choice.laws.coupled != "loss"
     some = (
-        _balance(choice.laws),
-        _optimum(choice.laws),
+        _balance(choice.laws) if known else None,
+        _optimum(choice.laws) if known else None,
         _learning_rate(choice),
         _coupled(choice),
         _split(choice),

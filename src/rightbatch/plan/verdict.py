@@ -63,6 +63,11 @@ def _by_laws(choice: Choice) -> str:
             "Undecided: nothing that was raced got better than the start "
             f"({show_number(race.start)})."
         )
+    if not choice.laws.measured:
+        return (
+            "Undecided: neither a race nor the gradient's noise fitted the budget, so "
+            "nothing is known of other batches."
+        )
     if by_laws.batch_size == job.batch_size:
         return (
             f"Undecided (laws only): they favour today's B = {job.batch_size}, and say "
@@ -129,6 +134,11 @@ def _more(choice: Choice) -> str:
     longer = f"a race over {LEAST_SHARE:.0%} of a run, --budget {_minutes(needed)}" + (
         "" if evidence.known else " or more"
     )
+    if choice.unseen and choice.evidence.enough:
+        return (
+            f"step times beyond B = {choice.laws.time.largest}, which did not fit the "
+            f"budget: --budget {_minutes(3 * _spent(choice))}"
+        )
     if race is not None and choice.raced is None:
         return (
             "a lower learning rate, or a look at the job: no setting improved on the "
