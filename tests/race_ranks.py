@@ -41,7 +41,8 @@ def setting(batch_size: int, lr: float) -> Setting:
 def raced(run: RunState) -> Racing:
     """A race by a clock of this rank alone, faster on the other: only one counts."""
     ticks = itertools.count(step=1 + dist.get_rank())
-    race.time = SimpleNamespace(monotonic=lambda: next(ticks) / 1024)
+    clock: Any = SimpleNamespace(monotonic=lambda: next(ticks) / 1024)
+    race.time = clock
     rates = [0.01 * 2**i for i in range(-4, 5)]
     grid = [(b, lr) for b in (8, 16, 32, 64) for lr in rates]
     settings = [setting(16, 0.01), *(setting(*s) for s in grid if s != (16, 0.01))]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import rightbatch as rb
-from cases import made_up, raced
+from cases import Truth, made_up, raced
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import from_plain, to_plain, write_json
 from rightbatch.measure.measurements import Measurements
@@ -19,7 +19,7 @@ finite = st.floats(-1e12, 1e12)
 
 
 def test_measurements_round_trip(tmp_path: Path) -> None:
-    found = raced(made_up(jitter=0.02), {64: (1, 1, 1), 32: (1.2, 1.1, 1.3)})
+    found = raced(made_up(jitter=0.02), Truth(), [(64, 0.1), (32, 0.05)])
     found.save(tmp_path / "m.json")
     assert Measurements.load(tmp_path / "m.json") == found
 
