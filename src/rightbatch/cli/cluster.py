@@ -18,6 +18,7 @@ from rightbatch.core.units import show_bytes, show_number, show_seconds
 if TYPE_CHECKING:
     from rightbatch.cluster.devices import Cluster, Fleet
     from rightbatch.cluster.network import Network
+    from rightbatch.fit.critical_batch import NoiseLaw
     from rightbatch.measure.measurements import Measurements
 
 BATCH_NORM = "RB109"  # the finding that splitting changes the model
@@ -107,18 +108,9 @@ def fleet_of(
     from rightbatch.fit.step_time import fit_time
     from rightbatch.measure.run_progress import steps_to_target
     from rightbatch.memory.envelope import check_room, fit_points
-    from rightbatch.plan.laws import laws_of
     from rightbatch.plan.options import memory_limit
 
     job, limit = measurements.job, memory_limit(measurements, memory)
-    laws = None if prior else laws_of(measurements)
-    if laws is not None and not laws.measured:
-        raise UnidentifiedError(
-            "the critical batch is not known",
-            seen="neither gradient noise nor a race in the measurements",
-            why="how far a larger batch pays depends on it",
-            fix="a larger --budget of tune, or --prior with a published job",
-        )
     time = fit_time(measurements.times, measurements.contention)
     most = time.largest
     if len(measurements.memory) >= 2:
@@ -127,7 +119,7 @@ def fleet_of(
         most = min(most, law.largest(limit))
     return Fleet(
         time=time,
-        noise=noise_of(prior_named(prior)) if laws is None else laws.critical,
+        noise=noise_of(prior_named(prior)) if prior else _measured(measurements),
         most=most,
         examples=job.examples,
         gradient_bytes=gradient_bytes or GRADIENT_BYTES * job.parameters,
@@ -137,6 +129,25 @@ def fleet_of(
         watts=watts,
         per_hour=price,
     )
+
+
+def _measured(measurements: Measurements) -> NoiseLaw:
+    """The critical batch of these measurements.
+
+    Raises:
+        UnidentifiedError: Neither noise nor a race is in them.
+    """
+    from rightbatch.plan.laws import laws_of
+
+    laws = laws_of(measurements)
+    if not laws.measured:
+        raise UnidentifiedError(
+            "the critical batch is not known",
+            seen="neither gradient noise nor a race in the measurements",
+            why="how far a larger batch pays depends on it",
+            fix="a larger --budget of tune, or --prior with a published job",
+        )
+    return laws.critical
 
 
 def parse_devices(text: str) -> list[int]:
