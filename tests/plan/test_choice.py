@@ -35,7 +35,7 @@ def picked(choice: Choice) -> tuple[int, float]:
     return choice.chosen.batch_size, choice.chosen.lr
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.floats(1e-4, 1e-1), st.floats(1e-5, 1e-2), st.floats(4, 4000), powers)
 def test_without_a_race_the_choice_is_the_argmin_of_the_laws(
     t0: float, t1: float, critical: float, today: int
@@ -92,20 +92,20 @@ def test_today_stays_where_nothing_is_better_beyond_the_interval() -> None:
 
 
 def test_gains_lie_within_their_intervals() -> None:
-    """In seven of eight races at the least, whose runs scatter by 15 %."""
+    """In five of six races at the least, whose runs scatter by 15 %."""
     truth = Truth(critical=100, lr_max=0.5)
     found = made_up(t0=4e-3, t1=1e-3, critical=100)
     tried = [(64, 0.1), *around(truth, 8, 16, 32, 64)]
     times = seconds(found, truth, tried)
     best = min(tried, key=times.__getitem__)
     held = 0
-    for seed in range(8):
+    for seed in range(6):
         again = [best, best, (64, 0.1), (64, 0.1)]
         choice = choose(raced(found, truth, tried + again, scatter=0.15, seed=seed))
         real = times[picked(choice)] / times[64, 0.1]
         held += choice.gain.low <= real <= choice.gain.high
         assert real < 1
-    assert held >= 7
+    assert held >= 5
 
 
 def test_runs_against_the_law_are_a_contradiction() -> None:

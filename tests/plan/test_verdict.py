@@ -3,14 +3,14 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import pytest
 
 import rightbatch as rb
 from cases import Truth, made_up, raced, ran_to_target
 from rightbatch.measure.measurements import Measurements
-from rightbatch.plan.choice import choose
-from rightbatch.plan.decide import decide
+from rightbatch.plan.decide import Decision, decide
 from rightbatch.plan.verdict import LEAST_TOLD
 
 TRUTH = Truth(critical=100, least=500)
@@ -78,6 +78,11 @@ def lost() -> Measurements:
     return raced(FOUND, truth, [*tried, *tried[2:4]], seconds=200)
 
 
+@cache
+def decided_on(case: Callable[[], Measurements]) -> Decision:
+    return decide(case())
+
+
 @pytest.mark.parametrize(
     ("case", "decided", "start"),
     [
@@ -100,7 +105,7 @@ def lost() -> Measurements:
 def test_what_is_said(
     case: Callable[[], Measurements], decided: bool, start: str
 ) -> None:
-    decision = decide(case())
+    decision = decided_on(case)
     plan, choice = decision.plan, decision.choice
     text = plan.verdict
     assert text.startswith(start)
@@ -123,7 +128,7 @@ def test_what_is_said(
 
 
 def test_a_gain_is_told_with_its_interval() -> None:
-    choice, text = choose(far()), decide(far()).plan.verdict
+    choice, text = decided_on(far).choice, decided_on(far).plan.verdict
     gain = choice.gain
     assert gain.high < 0.5
     span = f"{gain.value:.2g} ({gain.low:.2g} to {gain.high:.2g})"
@@ -133,20 +138,20 @@ def test_a_gain_is_told_with_its_interval() -> None:
 
 
 def test_today_is_compared_with_the_best_of_the_others() -> None:
-    text, choice = decide(good()).plan.verdict, choose(good())
+    text, choice = decided_on(good).plan.verdict, decided_on(good).choice
     assert choice.raced is not None
     best = min(choice.raced.standings[1:], key=lambda s: s.cost.value)
     assert f"the best else, B = {best.batch_size} with lr {best.lr:.3g}, took" in text
 
 
 def test_against_one_that_diverged_no_gain_is_told() -> None:
-    text = decide(broken()).plan.verdict
+    text = decided_on(broken).plan.verdict
     assert "instead of B = 64 and lr 0.1, which diverged (raced to the target)." in text
     assert "of today's" not in text
 
 
 def test_beyond_what_was_raced_no_gain_is_told() -> None:
-    choice, text = choose(lost()), decide(lost()).plan.verdict
+    choice, text = decided_on(lost).choice, decided_on(lost).plan.verdict
     assert choice.raced is not None
     assert not choice.raced.standings[0].runs
     most = max(choice.gain.high, LEAST_TOLD)
@@ -154,7 +159,7 @@ def test_beyond_what_was_raced_no_gain_is_told() -> None:
 
 
 def test_rates_that_all_diverged_are_told() -> None:
-    text = decide(wild()).plan.verdict
+    text = decided_on(wild).plan.verdict
     rates = sorted(lr for _, lr in [(64, 0.1), *TRIED])
     assert f"at learning rates from {rates[0]:.3g} to {rates[-1]:.3g}." in text
     assert "What would settle it: a lower learning rate" in text

@@ -38,7 +38,7 @@ def digits() -> tuple[Tuning, list[str]]:
             group["lr"] /= 4
         return optimizer
 
-    tuning = rb.tune(replace(job, optimizer=slower), budget_s=8, progress=listener)
+    tuning = rb.tune(replace(job, optimizer=slower), budget_s=6, progress=listener)
     return tuning, listener.heard
 
 
@@ -78,7 +78,7 @@ def test_what_was_raced_is_recorded_and_decides(
 def test_what_is_decided_is_better_in_truth() -> None:
     """From a fifth of the right rate, on a job whose truth is known."""
     job = noisy_quadratic_job(0.2)
-    tuning = rb.tune(job, budget_s=8)
+    tuning = rb.tune(job, budget_s=5)
     plan = tuning.plan
     if plan.decided:
         assert plan.lr > 0.3
@@ -87,7 +87,7 @@ def test_what_is_decided_is_better_in_truth() -> None:
 
 
 def test_a_job_without_evaluate_is_raced_by_held_out_loss() -> None:
-    tuning = rb.tune(regression_job(examples=2000), budget_s=4)
+    tuning = rb.tune(regression_job(examples=2000), budget_s=3)
     race = tuning.measurements.race
     assert tuning.measurements.metric == "held-out loss"
     if race is None:

@@ -16,7 +16,7 @@ def test_two_processes_tune_and_train_by_the_plan(tmp_path: Path) -> None:
         "tune",
         "digits",
         "--budget",
-        "10",
+        "8",
         "--out",
         "run",
         cwd=tmp_path,
