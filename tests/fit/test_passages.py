@@ -13,7 +13,7 @@ from reference import levels_by_scan, steps_by_scan
 from rightbatch.fit.passages import DIVERGED, Passages, passages_of
 from rightbatch.measure.measurements import Lane, Race
 
-End = Literal["time", "slow", "diverged"]
+End = Literal["time", "diverged"]
 
 
 @st.composite

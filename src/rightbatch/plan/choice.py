@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.fit.standings import standings_of
 from rightbatch.measure.measurements import Measurements
-from rightbatch.plan.evidence import Evidence, evidence_of
+from rightbatch.plan.evidence import Evidence, doublings_left, evidence_of
 from rightbatch.plan.laws import Laws, laws_of
 from rightbatch.plan.objectives import Energy, Examples, Objective, Time, no_energy
 from rightbatch.plan.options import (
@@ -29,6 +29,10 @@ FLAT = 1.10  # batches within 10 % of the best count as equally good [assumed]
 # A choice is sure when, in 9 of 10 draws of all that is uncertain, it costs at most so
 # much more than the best of what was raced. [assumed]
 TOLERATED, SURE = 1.30, 0.9
+# Runs of the choice that must have got to the last level, and their share of all its
+# runs; where the target was not reached, doublings of its time that may be left for it
+# by its own trend. [assumed]
+LEAST_RUNS, LEAST_ARRIVE, MOST_LEFT = 2, 0.75, 1.5
 WORTH = 0.97  # a change is told only where it surely saves 3 % at the least [assumed]
 # Scatter of a ratio of whole runs beyond that of streams: other initial weights, and
 # the law of step time. Standard deviation of the log. [measured: benchmarks/truth]
@@ -95,11 +99,34 @@ class Choice:
         return largest < more and fits and self.chosen.batch_size >= largest
 
     @property
+    def arrives(self) -> bool:
+        """Whether the choice's own runs get to the target, or are on their way.
+
+        One lucky run near the edge of divergence does not count, nor one that levels
+        off above a target that was not reached.
+        """
+        setting, race = (self.chosen.batch_size, self.chosen.lr), self.measurements.race
+        if self.raced is None or race is None:
+            return False
+        own = [x for x in race.lanes if (x.batch_size, x.lr) == setting]
+        runs = sum(
+            s.runs for s in self.raced.standings if (s.batch_size, s.lr) == setting
+        )
+        if runs < LEAST_RUNS or runs < LEAST_ARRIVE * len(own):
+            return False
+        if race.target is None or self.evidence.share >= 1.0:
+            return True
+        longest = max(x.seconds for x in own)
+        left = doublings_left(replace(race, lanes=tuple(own)), longest)
+        return left <= MOST_LEFT
+
+    @property
     def decided(self) -> bool:
         """Proven by a race: laws alone are worth trying, never a verdict."""
         return (
             self.raced is not None
             and not self.unseen
+            and self.arrives
             and self.evidence.enough
             and self.regret <= TOLERATED
             and not self.contradiction

@@ -328,6 +328,14 @@ class RunState:
         self.restore(state)
         self.follow(snapshot.rate)
 
+    def with_other_weights(self, snapshot: Snapshot, seed: int) -> Snapshot:
+        """The same moment, with the job's initial weights of another seed."""
+        with preserved_rng():
+            model = dataclasses.replace(self.job, seed=seed).make_model()
+        buffers = {name: b.detach() for name, b in model.named_buffers()}
+        state = {**snapshot.state, "model": model.state_dict(), "buffers": buffers}
+        return dataclasses.replace(snapshot, state=state)
+
     def _read_anew(self, seed: int) -> None:
         """Another stream, over the examples that are kept."""
         self.stream.close()

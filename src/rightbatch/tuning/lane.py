@@ -56,16 +56,14 @@ class LaneRun:
         metrics: What was found there.
         end: As in `Lane`.
         state: Where it stands, if it may go on; None: at the start.
-        best: The best metric so far, less being better; infinite before the first.
     """
 
     setting: Setting
     seed: int
     steps: list[int] = field(default_factory=list)
     metrics: list[float] = field(default_factory=list)
-    end: Literal["target", "time", "slow", "diverged"] = "time"
+    end: Literal["target", "time", "diverged"] = "time"
     state: Snapshot | None = None
-    best: float = math.inf
 
     @property
     def seconds(self) -> float:
@@ -108,14 +106,13 @@ def train_lane(
     held_out: torch.Tensor | None,
     metric_s: float,
     met: Callable[[float], bool],
-    behind: Callable[[LaneRun], bool] = lambda lane: False,
     late: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train a lane on, until so many seconds of it by the law of step time.
 
-    It ends before where the target is met, where it diverges, and where ``behind`` says
-    so after an evaluation. What a lane costs in truth is for ``late`` to judge: it is
-    asked after every step, and stops the lane where it stands. Collective.
+    It ends before where the target is met and where it diverges. What a lane costs in
+    truth is for ``late`` to judge: it is asked after every step, and stops the lane
+    where it stands. Collective.
 
     Args:
         run: Is moved to the lane's state and on; left somewhere else.
@@ -125,7 +122,6 @@ def train_lane(
         held_out: Examples to compare by their loss; None for the job's ``evaluate``.
         metric_s: Seconds of one evaluation.
         met: Whether a metric is as good as the race's target.
-        behind: Whether the lane is too far behind to go on.
         late: Whether there is no more time.
     """
     setting, job = lane.setting, run.job
@@ -136,7 +132,6 @@ def train_lane(
         run.rewind(lane.state)
     lane.state = None
     run.split(setting.batch_size, -(-setting.micro_batch // run.ranks.size))
-    sign = -1.0 if held_out is None and job.goal == "max" else 1.0
     done = lane.steps[-1] if lane.steps else 0
     last = max(1, math.floor(seconds / setting.step_s + 1e-9))
     apart = metric_s / EVALUATE_SHARE / setting.step_s  # steps between evaluations
@@ -161,10 +156,7 @@ def train_lane(
         if not math.isfinite(value):
             lane.end = "diverged"
             break
-        lane.best = min(lane.best, sign * value)
         if met(value):
             lane.end = "target"
-        elif behind(lane):
-            lane.end = "slow"
     if lane.end == "time":
         lane.state = run.snapshot()

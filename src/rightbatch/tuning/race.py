@@ -29,7 +29,6 @@ from rightbatch.tuning.lane import LaneRun, Setting, train_lane
 FIRST_RUNG, LEAST_STEPS = 1 / 400, 10
 FIELD, LEAST_FIELD = 10, 3  # candidates in the first rung; in any [assumed]
 RUNG_SHARE = 0.6  # of what is left, at most, for one more rung [assumed]
-DROPPED = 4.0  # behind the leader by so many times its time, a lane ends [assumed]
 PATIENCE = (
     2.0  # times what the best candidate takes to the target, a lane ends [assumed]
 )
@@ -49,6 +48,8 @@ class Racing:
         prior: What the law is believed to be before.
         metric_s: Seconds of one evaluation.
         unit_costs: What one step of each setting costs, in what is to be least.
+        from_scratch: Whether the start is the job's initial weights: then runs of
+            another stream have other ones too.
         tick: Called with a few words before every lane.
     """
 
@@ -62,8 +63,10 @@ class Racing:
         *,
         metric_s: float,
         unit_costs: Sequence[float],
+        from_scratch: bool = True,
         tick: Callable[[str], None] = lambda text: None,
     ) -> None:
+        self.from_scratch = from_scratch
         self.run, self.start, self.held_out = run, start, held_out
         self.settings, self.prior, self.metric_s = settings, prior, metric_s
         self.log_cost = np.log(np.asarray(unit_costs, float))
@@ -75,13 +78,20 @@ class Racing:
         self.target = run.job.target if held_out is None else None
         self._random = np.random.default_rng(run.job.seed)
 
-    def take_in(self, metrics: Sequence[MetricPoint]) -> None:
-        """Begin with the measuring run, as it stands, as the first lane of today's."""
+    def take_in(self, metrics: Sequence[MetricPoint], *, diverged: bool) -> None:
+        """Begin with the measuring run, as it stands, as the first lane of today's.
+
+        Args:
+            metrics: Along it.
+            diverged: Whether it did: then today's setting begins anew.
+        """
         lane = self._begin(self.today)
-        if metrics and metrics[-1].step == self.run.steps:
+        if metrics and not diverged:
             lane.steps = [point.step - self.start.steps for point in metrics]
             lane.metrics = [point.metric for point in metrics]
-            lane.best = min(self._sign * value for value in lane.metrics)
+            if self.run.steps > metrics[-1].step:
+                lane.steps.append(self.run.steps - self.start.steps)
+                lane.metrics.append(metric_of(self.run, self.held_out))
             lane.state = self.run.snapshot()
             length = self.run.job.run_examples
             if self.target is None and length and self.run.examples >= length:
@@ -238,31 +248,22 @@ class Racing:
         before, clock = lane.seconds, time.monotonic()
         train_lane(
             self.run,
-            self.start,
+            self._start_of(lane),
             lane,
             seconds,
             held_out=self.held_out,
             metric_s=self.metric_s,
             met=self.met,
-            behind=self._behind,
             late=lambda: self._left_s() <= 0,
         )
         self.trained_s += lane.seconds - before
         self.spent_s += self.run.ranks.first(time.monotonic() - clock)
 
-    def _behind(self, lane: LaneRun) -> bool:
-        """Whether another lane was as good long ago."""
-        if lane.setting is self.today:
-            return False
-        now = lane.seconds / DROPPED
-        for other in self.lanes:
-            if other is lane:
-                continue
-            for step, value in zip(other.steps, other.metrics, strict=True):
-                early = step >= LEAST_STEPS and step * other.setting.step_s <= now
-                if early and self._sign * value < lane.best:
-                    return True
-        return False
+    def _start_of(self, lane: LaneRun) -> Snapshot:
+        """The common start; for a repeat, of other initial weights."""
+        if not self.from_scratch or lane.seed == self.run.job.seed or lane.steps:
+            return self.start
+        return self.run.with_other_weights(self.start, lane.seed)
 
     def _reached(self, horizon: float) -> bool:
         """Whether a lane has met the target within the length of a rung."""

@@ -119,7 +119,14 @@ def tune(
         if with_race:
             left_s = measured.run.ranks.first(ends - time.monotonic())
             with record.timed(progress.phase("Race", max(left_s, 0.0))) as phase:
-                _race(measured, record, objective, memory_bytes, phase)
+                _race(
+                    measured,
+                    record,
+                    objective,
+                    memory_bytes,
+                    phase,
+                    from_scratch=beginning is None,
+                )
             record.share(measured.run.ranks)
         decision = decide(record.measurements, objective, **limits)
     return Tuning(decision.plan, record.measurements, decision.choice)
@@ -131,6 +138,8 @@ def _race(
     objective: Objective,
     memory_bytes: float | None,
     phase: Phase,
+    *,
+    from_scratch: bool,
 ) -> None:
     """Race until the phase is over; what was raced is recorded as it comes."""
     measurements, run = record.measurements, measured.run
@@ -147,9 +156,10 @@ def _race(
         rate_prior(measurements, laws.noise, raced=True),
         metric_s=measured.metric_s,
         unit_costs=[float(s.batch_size) if by_examples else s.step_s for s in settings],
+        from_scratch=from_scratch,
         tick=lambda text: phase.update(text),
     )
-    racing.take_in(measurements.metrics)
+    racing.take_in(measurements.metrics, diverged=measurements.diverged)
     racing.search(time.monotonic() + phase.budget_s - phase.elapsed_s)
     race = racing.race()
     if not any(lane.steps for lane in race.lanes[1:]):
