@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from rightbatch.core.errors import JobError
 from rightbatch.fit.passages import Passages, passages_of
 from rightbatch.fit.rate_law import RatePrior, fit_rate_law
 from rightbatch.fit.standings import Standings, standings_of
@@ -76,20 +77,34 @@ class Racing:
         self._random = np.random.default_rng(run.job.seed)
 
     def take_in(self, metrics: Sequence[MetricPoint]) -> None:
-        """Begin with the measuring run, as it stands, as the first lane of today's."""
-        lane = self._begin(self.today)
-        if metrics and metrics[-1].step == self.run.steps:
+        """Begin with the measuring run, as it stands, as the first lane of today's.
+
+        Raises:
+            JobError: The target is met at the start, or the job's code failed.
+        """
+        run, lane = self.run, self._begin(self.today)
+        length = run.job.run_examples
+        if metrics and metrics[-1].step == run.steps:
             lane.steps = [point.step - self.start.steps for point in metrics]
             lane.metrics = [point.metric for point in metrics]
             lane.best = min(self._sign * value for value in lane.metrics)
-            lane.state = self.run.snapshot()
-            length = self.run.job.run_examples
-            if self.target is None and length and self.run.examples >= length:
-                self.target = lane.metrics[-1]  # the result of today's run, sooner
-            if self.met(lane.metrics[-1]):
-                lane.end, lane.state = "target", None
-        self.run.rewind(self.start, seed=self.run.job.seed)
-        self.start_metric = metric_of(self.run, self.held_out)
+            lane.state = run.snapshot()
+        whole = bool(lane.metrics and length and run.examples >= length)
+        run.rewind(self.start, seed=run.job.seed)
+        self.start_metric = metric_of(run, self.held_out)
+        if self.met(self.start_metric):
+            raise JobError(
+                "the target is already met where the race starts",
+                seen=f"evaluate(model) = {self.start_metric:.4g}, "
+                f"target {self.target:.4g}",
+                why="there is nothing to train",
+                fix="a target ahead of it, or a checkpoint from before",
+            )
+        if whole and self.target is None:  # the result of today's run, sooner
+            result, began = lane.metrics[-1], self.start_metric
+            self.target = result if self._sign * (result - began) < 0 else None
+        if lane.metrics and self.met(lane.metrics[-1]):
+            lane.end, lane.state = "target", None
 
     def met(self, metric: float) -> bool:
         """Whether a metric is at the target or beyond it."""
