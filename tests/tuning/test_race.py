@@ -330,4 +330,5 @@ def test_a_job_whose_metric_stands_still_ends(monkeypatch: pytest.MonkeyPatch) -
     race = begun(monkeypatch, job, 0.01)
     result = race.search(400)
     assert {m for lane in result.lanes for m in lane.metrics} <= {1.0}
+    assert all(lane.state is None for lane in race.racing.lanes)
     assert race.clock[0] <= 400 + step_s(max(BATCHES))

@@ -148,8 +148,10 @@ class Racing:
             self._rung(horizon, min(field, int(affordable)))
             field = max(LEAST_FIELD + 1, round(0.75 * field))
             horizon *= 2
+        for lane in self.lanes:
+            lane.state = None  # from here on runs are whole ones
         while self._repeat():
-            pass
+            self.lanes[-1].state = None
 
     # The two moves: a rung, and one more run.
 
