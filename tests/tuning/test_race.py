@@ -329,6 +329,8 @@ def test_a_job_whose_metric_stands_still_ends(monkeypatch: pytest.MonkeyPatch) -
     job = replace(with_target(regression_job(), 0.0), evaluate=evaluate)
     race = begun(monkeypatch, job, 0.01)
     result = race.search(400)
+    pairs = [(lane.batch_size, lane.lr) for lane in result.lanes]
+    assert len(set(pairs)) == len(pairs) > 1
     assert {m for lane in result.lanes for m in lane.metrics} <= {1.0}
     assert all(lane.state is None for lane in race.racing.lanes)
     assert race.clock[0] <= 400 + step_s(max(BATCHES))

@@ -223,7 +223,8 @@ class Racing:
         steps = np.array([s.step_s for s in self.settings])
         costs = np.where(LEAST_STEPS * steps > horizon, np.inf, costs)
         if new:
-            costs = np.where(standings.lanes > 0, np.inf, costs)
+            taken = {id(lane.setting) for lane in self.lanes}
+            costs[[id(s) in taken for s in self.settings]] = np.inf
         place = int(self.run.ranks.first(int(costs.argmin())))
         return self.settings[place] if math.isfinite(costs[place]) else None
 
