@@ -95,11 +95,19 @@ class Choice:
         return largest < more and fits and self.chosen.batch_size >= largest
 
     @property
+    def steady(self) -> bool:
+        """Whether no run of the chosen setting diverged."""
+        pair = self.chosen.batch_size, self.chosen.lr
+        standings = () if self.raced is None else self.raced.standings
+        return not any(s.diverged for s in standings if (s.batch_size, s.lr) == pair)
+
+    @property
     def decided(self) -> bool:
         """Proven by a race: laws alone are worth trying, never a verdict."""
         return (
             self.raced is not None
             and not self.unseen
+            and self.steady
             and self.evidence.enough
             and self.regret <= TOLERATED
             and not self.contradiction
