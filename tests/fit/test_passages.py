@@ -58,7 +58,7 @@ def test_steps_are_those_of_a_scan(race: Race) -> None:
             by_scan = steps_by_scan(race.start, lane.steps, lane.metrics, level)
             assert row.reached == math.isfinite(by_scan)
             if row.reached:  # the scan goes by hundredths of at most nine steps
-                assert row.steps == pytest.approx(by_scan, abs=0.1)
+                assert row.steps == pytest.approx(max(by_scan, 1.0), abs=0.1)
             else:
                 assert row.steps >= lane.steps[-1]
 
@@ -167,3 +167,10 @@ def test_a_lane_that_has_not_begun_is_a_bound_of_one_step() -> None:
     idle = replace(race.lanes[0], steps=(), metrics=(), end="time")
     found = passages_of(replace(race, lanes=(idle, *race.lanes)))
     assert (found.deepest[0].steps, found.deepest[0].reached) == (1.0, False)
+
+
+def test_a_start_that_is_no_number_is_worse_than_all() -> None:
+    race = a_race(Truth(), [(64, 0.1), (16, 0.03)])
+    unknown, worst = (replace(race, start=s) for s in (math.nan, math.inf))
+    assert passages_of(unknown) == passages_of(worst)
+    assert passages_of(unknown).to_target

@@ -167,6 +167,26 @@ def test_a_setting_that_diverged_is_never_chosen() -> None:
     assert lr <= 1.5 * truth.best_lr(batch_size)
 
 
+def test_a_setting_that_diverged_once_in_six_runs_is_not_decided() -> None:
+    truth = Truth(critical=100, lr_max=3.0)
+    best = (32, truth.best_lr(32))
+    found = made_up(t0=4e-3, t1=1e-3, critical=60)
+    sure = raced(found, truth, [(64, 0.1), (64, 0.2), *[best] * 6])
+    choice = choose(sure)
+    assert choice.decided
+    assert picked(choice) == best
+    assert sure.race is not None
+    lanes = list(sure.race.lanes)
+    lanes[-1] = dataclasses.replace(
+        lanes[-1], steps=(1,), metrics=(float("nan"),), end="diverged"
+    )
+    race = dataclasses.replace(sure.race, lanes=tuple(lanes))
+    shaken = choose(dataclasses.replace(sure, race=race))
+    assert picked(shaken) == best
+    assert shaken.gain.high < 1
+    assert not shaken.decided
+
+
 @pytest.mark.parametrize("slow", [16, 32])
 def test_a_batch_the_race_saw_slower_is_not_called_as_good(slow: int) -> None:
     """By the law both are within a tenth; the runs of one took twice the time."""

@@ -108,6 +108,9 @@ def test_what_cannot_be_gone_on_from_leaves_the_run_as_it_is(tmp_path: Path) -> 
         begin_from(run, load_start(tmp_path / "ended.pt"))
     saved_by_a_loop(tmp_path / "a.pt")
     start = load_start(tmp_path / "a.pt")
+    whole = RunState.start(job_of(epochs=2))
+    with pytest.raises(rb.SettingError, match="has ended"):
+        begin_from(whole, Start(path=Path("a.pt"), model=start.model, epochs=2))
     sgd = RunState.start(with_target(regression_job(model=normed)))
     with pytest.raises(rb.SettingError, match="the optimizer in"):
         begin_from(sgd, start)

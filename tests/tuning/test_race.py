@@ -283,6 +283,20 @@ def test_the_result_of_todays_run_is_the_target_of_a_job_with_a_length(
     assert short.racing.target is None
 
 
+def test_a_run_that_got_nowhere_is_no_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Today's rate is far too high: the start itself is as good as its result."""
+    job = replace(noisy_quadratic_job(1.0), target=None, examples=320)
+    points = [MetricPoint(step=20, examples=320, metric=1e6)]
+    race = begun(monkeypatch, job, 1.0, metrics=points, measured_steps=20)
+    assert race.racing.target is None
+    assert race.racing.lanes[0].open
+
+
+def test_a_start_at_the_target_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(rb.JobError, match="already met"):
+        quadratic(monkeypatch, 1.0, target=1e6)
+
+
 def test_behind_is_who_is_worse_than_another_was_long_ago(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -315,5 +329,8 @@ def test_a_job_whose_metric_stands_still_ends(monkeypatch: pytest.MonkeyPatch) -
     job = replace(with_target(regression_job(), 0.0), evaluate=evaluate)
     race = begun(monkeypatch, job, 0.01)
     result = race.search(400)
+    pairs = [(lane.batch_size, lane.lr) for lane in result.lanes]
+    assert len(set(pairs)) == len(pairs) > 1
     assert {m for lane in result.lanes for m in lane.metrics} <= {1.0}
+    assert all(lane.state is None for lane in race.racing.lanes)
     assert race.clock[0] <= 400 + step_s(max(BATCHES))

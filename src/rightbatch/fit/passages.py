@@ -75,7 +75,7 @@ class Curve:
         sign = 1.0 if race.goal == "min" else -1.0
         self.step_s = lane.step_s
         self.steps: list[float] = [0.0]
-        self.values: list[float] = [sign * race.start]
+        self.values: list[float] = [_start(race)]
         for step, value in zip(lane.steps, lane.metrics, strict=True):
             better = sign * value if math.isfinite(value) else math.inf
             self.steps.append(step)
@@ -90,7 +90,8 @@ class Curve:
                 before, s0, s1 = self.values[i - 1], self.steps[i - 1], self.steps[i]
                 if not math.isfinite(before) or before <= value:
                     return s1
-                return s0 + (s1 - s0) * (before - level) / (before - value)
+                share = (before - level) / (before - value)
+                return max(s0 + (s1 - s0) * share, 1.0)  # an update, at the least
         return math.inf
 
     def best(self, seconds: float) -> float:
@@ -119,7 +120,7 @@ def passages_of(race: Race) -> Passages:
     levels: list[float] = []
     for share in SHARES:
         level = min((c.best(share * horizon) for c in curves), default=math.inf)
-        above = min([sign * race.start, *levels])
+        above = min([_start(race), *levels])
         below = level > target if to_target and target is not None else True
         if level < above and below and _steps_to(curves, level) >= LEAST_STEPS:
             levels.append(level)
@@ -138,6 +139,12 @@ def passages_of(race: Race) -> Passages:
         passages=tuple(found),
         diverged=tuple((x.batch_size, x.lr) for x in race.lanes if x.end == "diverged"),
     )
+
+
+def _start(race: Race) -> float:
+    """The metric at the start, less being better; infinite where it is no number."""
+    start = race.start if race.goal == "min" else -race.start
+    return math.inf if math.isnan(start) else start
 
 
 def _seconds_to(curves: Sequence[Curve], level: float) -> float:

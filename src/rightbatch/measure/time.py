@@ -188,7 +188,7 @@ def _try_sizes(
             queue = [other for other in queue if other < size]
             continue
         visits[size], costs[size] = visit, seconds
-        if not queue and size == max(visits) and _pays(visits):
+        if not queue and size == max(visits) and ranks.first(_pays(visits)):
             queue += [2 * size] if 2 * size <= run.job.length else []
     if not visits and not refused:
         raise JobError("no batch size could be timed", seen="; ".join(notes))

@@ -112,6 +112,8 @@ class Choice:
         runs = sum(
             s.runs for s in self.raced.standings if (s.batch_size, s.lr) == setting
         )
+        if any(x.end == "diverged" for x in own):
+            return False
         if runs < LEAST_RUNS or runs < LEAST_ARRIVE * len(own):
             return False
         if race.target is None or self.evidence.share >= 1.0:

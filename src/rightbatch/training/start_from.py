@@ -32,7 +32,8 @@ def begin_from(run: RunState, start: Start) -> tuple[Finding, ...]:
         Where it begins, and what differs from the job or is missing.
 
     Raises:
-        SettingError: It is of another model, optimizer or batch; the run is unchanged.
+        SettingError: It is of another model, optimizer or batch, or at the end of its
+            run; the run is unchanged.
 
     Example:
         >>> from pathlib import Path
@@ -50,6 +51,14 @@ def begin_from(run: RunState, start: Start) -> tuple[Finding, ...]:
             seen=f"B = {start.batch_size} there, batch_size={batch} in the job",
             why="its learning rate belongs to its batch",
             fix=f"Job(batch_size={start.batch_size}, ...)",
+        )
+    seen, length = _examples(start, run), run.job.run_examples
+    if length is not None and seen >= length:
+        raise SettingError(
+            f"the run in {start.path} has ended",
+            seen=f"{seen:,} examples there, {length:,.0f} in the job's run",
+            why="what is decided is for the rest of it",
+            fix="an earlier checkpoint, or a Job with more examples= or epochs=",
         )
     model = fitting_model(run.network, start.model, start.path)
     optimizer = None
@@ -70,7 +79,7 @@ def begin_from(run: RunState, start: Start) -> tuple[Finding, ...]:
     if optimizer is not None:
         with user_code("optimizer.load_state_dict"):
             run.optimizer.load_state_dict(optimizer)
-    run.examples = _examples(start, run)
+    run.examples = seen
     run.steps = run.examples // batch if start.steps is None else start.steps
     return _findings(start, run, before)
 

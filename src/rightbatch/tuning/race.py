@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from rightbatch.core.errors import JobError
 from rightbatch.fit.passages import Passages, passages_of
 from rightbatch.fit.rate_law import RatePrior, fit_rate_law
 from rightbatch.fit.standings import Standings, standings_of
@@ -84,22 +85,35 @@ class Racing:
         Args:
             metrics: Along it.
             diverged: Whether it did: then today's setting begins anew.
+
+        Raises:
+            JobError: The target is met at the start, or the job's code failed.
         """
-        lane = self._begin(self.today)
+        run, lane = self.run, self._begin(self.today)
+        length = run.job.run_examples
         if metrics and not diverged:
             lane.steps = [point.step - self.start.steps for point in metrics]
             lane.metrics = [point.metric for point in metrics]
-            if self.run.steps > metrics[-1].step:
-                lane.steps.append(self.run.steps - self.start.steps)
-                lane.metrics.append(metric_of(self.run, self.held_out))
-            lane.state = self.run.snapshot()
-            length = self.run.job.run_examples
-            if self.target is None and length and self.run.examples >= length:
-                self.target = lane.metrics[-1]  # the result of today's run, sooner
-            if self.met(lane.metrics[-1]):
-                lane.end, lane.state = "target", None
-        self.run.rewind(self.start, seed=self.run.job.seed)
-        self.start_metric = metric_of(self.run, self.held_out)
+            if run.steps > metrics[-1].step:
+                lane.steps.append(run.steps - self.start.steps)
+                lane.metrics.append(metric_of(run, self.held_out))
+            lane.state = run.snapshot()
+        whole = bool(lane.metrics and length and run.examples >= length)
+        run.rewind(self.start, seed=run.job.seed)
+        self.start_metric = metric_of(run, self.held_out)
+        if self.met(self.start_metric):
+            raise JobError(
+                "the target is already met where the race starts",
+                seen=f"evaluate(model) = {self.start_metric:.4g}, "
+                f"target {self.target:.4g}",
+                why="there is nothing to train",
+                fix="a target ahead of it, or a checkpoint from before",
+            )
+        if whole and self.target is None:  # the result of today's run, sooner
+            result, began = lane.metrics[-1], self.start_metric
+            self.target = result if self._sign * (result - began) < 0 else None
+        if lane.metrics and self.met(lane.metrics[-1]):
+            lane.end, lane.state = "target", None
 
     def met(self, metric: float) -> bool:
         """Whether a metric is at the target or beyond it."""
@@ -143,8 +157,10 @@ class Racing:
             self._rung(horizon, min(field, int(affordable)))
             field = max(LEAST_FIELD + 1, round(0.75 * field))
             horizon *= 2
+        for lane in self.lanes:
+            lane.state = None  # from here on runs are whole ones
         while self._repeat():
-            pass
+            self.lanes[-1].state = None
 
     # The two moves: a rung, and one more run.
 
@@ -216,7 +232,8 @@ class Racing:
         steps = np.array([s.step_s for s in self.settings])
         costs = np.where(LEAST_STEPS * steps > horizon, np.inf, costs)
         if new:
-            costs = np.where(standings.lanes > 0, np.inf, costs)
+            taken = {id(lane.setting) for lane in self.lanes}
+            costs[[id(s) in taken for s in self.settings]] = np.inf
         place = int(self.run.ranks.first(int(costs.argmin())))
         return self.settings[place] if math.isfinite(costs[place]) else None
 
