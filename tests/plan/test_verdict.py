@@ -73,9 +73,12 @@ def broken() -> Measurements:
 def lost() -> Measurements:
     """Today's rate is far too large, but does not diverge."""
     truth = replace(TRUTH, lr_max=0.002, price=4.0)
-    rates = [truth.best_lr(b) * off for b in (16, 32) for off in (0.5, 0.9)]
-    tried = [(64, 0.1), *zip((16, 16, 32, 32), rates, strict=True)]
-    return raced(FOUND, truth, [*tried, *tried[2:4]], seconds=200)
+    tried = [
+        (b, truth.best_lr(b) * off)
+        for b in (8, 16, 32, 64)
+        for off in (0.3, 0.8, 1.6, 2.2)
+    ]
+    return raced(FOUND, truth, [(64, 0.1), *tried], seconds=500)
 
 
 @cache
