@@ -42,10 +42,10 @@ def test_plan_round_trip(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("", "not JSON"),
-        ("[1]", "not a rightbatch/plan/3"),
-        ('{"format": "rightbatch/plan/99"}', "not a rightbatch/plan/3"),
-        ('{"format": "rightbatch/plan/3"}', "damaged"),
-        ('{"format": "rightbatch/plan/3", "batchsize": 3}', "damaged"),
+        ("[1]", "not a rightbatch/plan/4"),
+        ('{"format": "rightbatch/plan/99"}', "not a rightbatch/plan/4"),
+        ('{"format": "rightbatch/plan/4"}', "damaged"),
+        ('{"format": "rightbatch/plan/4", "batchsize": 3}', "damaged"),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -59,7 +59,7 @@ def test_a_wrong_type_in_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.json"
     plain = to_plain(decide(made_up()).plan)
     plain["batch_size"] = "many"
-    path.write_text(json.dumps({"format": "rightbatch/plan/3", **plain}))
+    path.write_text(json.dumps({"format": "rightbatch/plan/4", **plain}))
     with pytest.raises(rb.RunFolderError, match="'many'"):
         rb.Plan.load(path)
 

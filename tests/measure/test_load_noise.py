@@ -74,6 +74,6 @@ def test_files_that_tell_nothing_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(plain))
     with pytest.raises(rb.RunFolderError, match="damaged or was edited"):
         load_noise(path)
-    path.write_text(json.dumps({**json.loads(whole), "format": "rightbatch/plan/3"}))
+    path.write_text(json.dumps({**json.loads(whole), "format": "rightbatch/plan/4"}))
     with pytest.raises(rb.RunFolderError, match="not a rightbatch/noise/1 file"):
         load_noise(path)

@@ -110,6 +110,14 @@ def test_the_least_energy_is_taken_where_it_is_asked_for() -> None:
     assert choose(found).chosen.batch_size <= 64
 
 
+def test_todays_is_compared_as_it_is_though_it_would_not_fit() -> None:
+    found = raced(made_up(critical=100), TRUTH, TRIED)
+    limit = 10_000_000 + 17 * 100_000
+    tight = raced_of(found, laws_of(found), rb.objectives.Time(), limit)
+    assert tight is not None
+    assert [s.micro_batch for s in tight.standings] == [64, 16, 16, 16, 16]
+
+
 def test_what_did_not_get_there_has_no_mean() -> None:
     wild = replace(TRUTH, edge=4.0)
     found = of(

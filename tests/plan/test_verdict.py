@@ -72,10 +72,13 @@ def broken() -> Measurements:
 
 def lost() -> Measurements:
     """Today's rate is far too large, but does not diverge."""
-    truth = replace(TRUTH, lr_max=0.005, price=4.0)
-    rates = [truth.best_lr(b) * off for b in (16, 32) for off in (0.5, 0.9)]
-    tried = [(64, 0.1), *zip((16, 16, 32, 32), rates, strict=True)]
-    return raced(FOUND, truth, [*tried, *tried[2:4]], seconds=200)
+    truth = replace(TRUTH, lr_max=0.002, price=4.0)
+    tried = [
+        (b, truth.best_lr(b) * off)
+        for b in (8, 16, 32, 64)
+        for off in (0.3, 0.8, 1.6, 2.2)
+    ]
+    return raced(FOUND, truth, [(64, 0.1), *tried], seconds=500)
 
 
 @cache
@@ -154,8 +157,8 @@ def test_beyond_what_was_raced_no_gain_is_told() -> None:
     choice, text = decided_on(lost).choice, decided_on(lost).plan.verdict
     assert choice.raced is not None
     assert not choice.raced.standings[0].runs
-    most = max(choice.gain.high, LEAST_TOLD)
-    assert f"should take at most {most:.2g} of today's time" in text
+    assert choice.gain.high < LEAST_TOLD  # by the law alone
+    assert f"should take at most {LEAST_TOLD:.2g} of today's time" in text
 
 
 def test_rates_that_all_diverged_are_told() -> None:
