@@ -193,6 +193,14 @@ def trainable(probe: Probe) -> Finding | None:
             why="its steps would change nothing",
             fix="Job(optimizer=lambda params: SGD(params, ...)) using the params given",
         )
+    lr = probe.optimizer.param_groups[0].get("lr")
+    if not isinstance(lr, (int, float, torch.Tensor)) or not 0 < float(lr) < math.inf:
+        raise JobError(
+            "the first param group has no learning rate above zero",
+            seen=f"lr = {lr}",
+            why="all rates are told and changed by the factor that this one takes",
+            fix="first a group that trains, and requires_grad_(False) on what stays",
+        )
     rate_of(probe.job)
     missing = len(parameters - held)
     if missing:
