@@ -84,6 +84,10 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
         "RB102",
         {"optimizer": lambda params: torch.optim.SGD([stranger], lr=0.1)},
     ),
+    "nothing to scale": (
+        "RB102",
+        {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0)},
+    ),
     "one network": ("RB102", {"model": lambda: ONE}),
     "lazy": ("RB102", {"model": lambda: nn.LazyLinear(1)}),
     "sparse": ("RB107", {"model": Sparse, "loss": sparse_loss}),

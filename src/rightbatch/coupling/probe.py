@@ -32,6 +32,8 @@ from rightbatch.job.loss import scalar_loss
 SIDE = 4
 HALF = 4  # examples of a half; one, where that takes too long [assumed]
 ALLOWANCE_S = 3.0  # for two tables [assumed]
+# Examples that forward passes see at the least: two of eight, then nineteen of two.
+LEAST_EXAMPLES = 54  # [derived]
 # An interaction holds 2.25 roundings of the loss, half an eps each; and, before these,
 # twice those of sums in pairs over up to 2^16 terms in float32. [derived]
 LAST, BEFORE = 1.125, 36 * torch.finfo(torch.float32).eps
@@ -93,7 +95,7 @@ def find_coupling(
         if not isinstance(error, JobError) and not is_out_of_memory(error):
             raise
         found = None
-    return found or _by_type(model)
+    return found or coupling_by_type(model)
 
 
 def _probed(job: Job, model: nn.Module, allowance_s: float) -> Coupling | None:
@@ -112,7 +114,7 @@ def _probed(job: Job, model: nn.Module, allowance_s: float) -> Coupling | None:
     if halves.touch(training):
         with evaluating(model):
             kind = "loss" if halves.touch(halves.table()) else "normalization"
-    if kind not in ("", _by_type(model).kind) and not halves.draw_alike():
+    if kind not in ("", coupling_by_type(model).kind) and not halves.draw_alike():
         return None
     return Coupling(
         kind=kind,
@@ -218,8 +220,8 @@ def is_mean_of_means(table: Table, tolerance: float) -> bool:
     return bool(counts.min() > 0 and near)
 
 
-def _by_type(model: nn.Module) -> Coupling:
-    """What the layers tell where the job itself does not."""
+def coupling_by_type(model: nn.Module) -> Coupling:
+    """What the layers tell where the job itself does not, or has no time to."""
     norms = any(isinstance(m, BatchNorm) and m.training for m in model.modules())
     return Coupling(kind="normalization" if norms else "", by_type=True)
 

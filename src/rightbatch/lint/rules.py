@@ -16,7 +16,12 @@ from torch import nn
 from rightbatch.core.errors import JobError
 from rightbatch.core.findings import Finding
 from rightbatch.core.guards import evaluating
-from rightbatch.coupling.probe import Coupling, find_coupling
+from rightbatch.coupling.probe import (
+    LEAST_EXAMPLES,
+    Coupling,
+    coupling_by_type,
+    find_coupling,
+)
 from rightbatch.job.job import Job
 from rightbatch.job.loss import PRECISIONS
 from rightbatch.measure.time import wait_for
@@ -74,7 +79,9 @@ class Probe:
 
     @functools.cached_property
     def coupling(self) -> Coupling:
-        """Whether the examples of a batch touch each other."""
+        """Whether examples touch each other; by the layers where there is no time."""
+        if not self.affords(LEAST_EXAMPLES):
+            return coupling_by_type(self.model)
         left_s = max(self.budget_s - self.spent_s, CHEAP * self.budget_s)
         started = time.perf_counter()
         found = find_coupling(self.job, self.model, allowance_s=min(COUPLING_S, left_s))
@@ -193,6 +200,14 @@ def trainable(probe: Probe) -> Finding | None:
             why="its steps would change nothing",
             fix="Job(optimizer=lambda params: SGD(params, ...)) using the params given",
         )
+    lr = probe.optimizer.param_groups[0].get("lr")
+    if not isinstance(lr, (int, float, torch.Tensor)) or not 0 < float(lr) < math.inf:
+        raise JobError(
+            "the first param group has no learning rate above zero",
+            seen=f"lr = {lr}",
+            why="all rates are told and changed by the factor that this one takes",
+            fix="first a group that trains, and requires_grad_(False) on what stays",
+        )
     rate_of(probe.job)
     missing = len(parameters - held)
     if missing:
@@ -257,6 +272,8 @@ def mean_loss(probe: Probe) -> Finding | None:
             why="changing the batch would also multiply the learning rate",
             fix="return loss.mean(), or (loss, number of examples)",
         )
+    if probe.coupling.by_type and not probe.affords(LEAST_EXAMPLES):
+        raise PassTooLongError(LEAST_EXAMPLES * probe.forward_s)
     if probe.coupling.kind == "loss":
         return Finding(
             code="RB105",

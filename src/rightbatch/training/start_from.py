@@ -110,8 +110,7 @@ def _findings(
         told.append(
             (
                 f"{name} holds no optimizer's state: its moments start anew",
-                "the measuring run warms them before anything is raced; the rate is "
-                "the job's",
+                "so they do in every run of the race; the rate is the job's",
             )
         )
     changes = _changes(run, before)

@@ -168,7 +168,8 @@ class Racing:
         """Train a field of candidates to the horizon: half old, half new."""
         survivors = self._best_open(-(-field // 2))
         for lane in survivors:
-            self._train(lane, horizon)
+            if self._left_s() > 0:
+                self._train(lane, horizon)
         for _ in range(field - len(survivors)):
             if self._reached(horizon) or self._left_s() <= 0:
                 return
