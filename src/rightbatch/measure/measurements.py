@@ -188,8 +188,8 @@ class Lane:
             times these, so that whatever else the machine does changes nothing.
         steps: Updates made at each evaluation, increasing.
         metrics: What was found there.
-        end: Why it ended: ``"target"`` met; ``"time"``, as long as the race gave it; or
-            ``"diverged"``.
+        end: Why it ended: ``"target"`` met; ``"time"``, as long as the race gave it;
+            ``"diverged"``; or ``"failed"``: out of memory, or the job's own code.
     """
 
     batch_size: int
@@ -199,7 +199,7 @@ class Lane:
     step_s: float
     steps: tuple[int, ...]
     metrics: tuple[float, ...]
-    end: Literal["target", "time", "diverged"]
+    end: Literal["target", "time", "diverged", "failed"]
 
     @property
     def seconds(self) -> float:

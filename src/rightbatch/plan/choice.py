@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.fit.standings import standings_of
 from rightbatch.measure.measurements import Measurements
-from rightbatch.plan.evidence import Evidence, doublings_left, evidence_of
+from rightbatch.plan.evidence import Evidence, evidence_of
 from rightbatch.plan.laws import Laws, laws_of
 from rightbatch.plan.objectives import Energy, Examples, Objective, Time, no_energy
 from rightbatch.plan.options import (
@@ -22,7 +22,7 @@ from rightbatch.plan.options import (
     predict,
     within_deadline,
 )
-from rightbatch.plan.raced import Raced, raced_of
+from rightbatch.plan.raced import Raced, Standing, raced_of
 from rightbatch.schedules.scaling import Scaling, scaling_for
 
 FLAT = 1.10  # batches within 10 % of the best count as equally good [assumed]
@@ -30,9 +30,8 @@ FLAT = 1.10  # batches within 10 % of the best count as equally good [assumed]
 # much more than the best of what was raced. [assumed]
 TOLERATED, SURE = 1.30, 0.9
 # Runs of the choice that must have got to the last level, and their share of all its
-# runs; where the target was not reached, doublings of its time that may be left for it
-# by its own trend. [assumed]
-LEAST_RUNS, LEAST_ARRIVE, MOST_LEFT = 2, 0.75, 1.5
+# runs; and settings that must have been tried. [assumed]
+LEAST_RUNS, LEAST_ARRIVE, LEAST_TRIED = 2, 0.75, 6
 WORTH = 0.97  # a change is told only where it surely saves 3 % at the least [assumed]
 # Scatter of a ratio of whole runs beyond that of streams: other initial weights, and
 # the law of step time. Standard deviation of the log. [measured: benchmarks/truth]
@@ -100,27 +99,33 @@ class Choice:
 
     @property
     def arrives(self) -> bool:
-        """Whether the choice's own runs get to the target, or are on their way.
+        """Whether the choice's own runs get to the last level, again and again.
 
-        One lucky run near the edge of divergence does not count, nor one that levels
-        off above a target that was not reached.
+        One lucky run near the edge of divergence does not count; and where the job has
+        a target, nothing short of it does.
         """
-        setting, race = (self.chosen.batch_size, self.chosen.lr), self.measurements.race
-        if self.raced is None or race is None:
+        standing, race = self._standing, self.measurements.race
+        if standing is None or race is None or standing.diverged:
             return False
-        own = [x for x in race.lanes if (x.batch_size, x.lr) == setting]
-        runs = sum(
-            s.runs for s in self.raced.standings if (s.batch_size, s.lr) == setting
-        )
-        if any(x.end == "diverged" for x in own):
-            return False
-        if runs < LEAST_RUNS or runs < LEAST_ARRIVE * len(own):
-            return False
-        if race.target is None or self.evidence.share >= 1.0:
-            return True
-        longest = max(x.seconds for x in own)
-        left = doublings_left(replace(race, lanes=tuple(own)), longest)
-        return left <= MOST_LEFT
+        short = race.target is not None and self.evidence.share < 1.0
+        enough = standing.runs >= max(LEAST_RUNS, LEAST_ARRIVE * standing.lanes)
+        return enough and not short
+
+    @property
+    def searched(self) -> bool:
+        """Whether enough was tried, at higher and at lower rates than the choice's."""
+        standings = () if self.raced is None else self.raced.standings
+        lr, tried = self.chosen.lr, [s for s in standings if s.lanes]
+        higher, lower = any(s.lr > lr for s in tried), any(s.lr < lr for s in tried)
+        return len(tried) >= LEAST_TRIED and higher and lower
+
+    @property
+    def _standing(self) -> Standing | None:
+        """The choice's own in the race."""
+        setting = self.chosen.batch_size, self.chosen.lr
+        standings = () if self.raced is None else self.raced.standings
+        own = (s for s in standings if (s.batch_size, s.lr) == setting)
+        return next(own, None)
 
     @property
     def decided(self) -> bool:
@@ -129,6 +134,7 @@ class Choice:
             self.raced is not None
             and not self.unseen
             and self.arrives
+            and self.searched
             and self.evidence.enough
             and self.regret <= TOLERATED
             and not self.contradiction
@@ -172,7 +178,8 @@ def choose(
     by_laws = best_option(allowed, objective)
     evidence = evidence_of(measurements, laws)
     raced = raced_of(measurements, laws, objective, limit)
-    place = None if raced is None else _best_raced(raced, allowed, evidence, objective)
+    spread = math.hypot(BEYOND, evidence.shortfall)
+    place = None if raced is None else _best_raced(raced, allowed, spread, objective)
     if raced is None or place is None:
         # Where a race got nowhere, the laws that it was to prove are no advice.
         stays = measurements.race is not None and laws.baseline in {
@@ -182,10 +189,11 @@ def choose(
         gain = _gain_by_laws(chosen, objective)
     else:
         standing = raced.standings[place]
+        spread = math.hypot(spread, _of_step_time(laws, standing, objective))
         option = predict(laws, standing.batch_size, limit, standing.lr)
         chosen = baseline if place == 0 or option is None else option
-        gain = _gain(raced, place, evidence)
-        regret = _regret(raced, place, evidence)
+        gain = _gain(raced, place, spread)
+        regret = _regret(raced, place)
         contradiction = _contradiction(measurements, laws, raced, place)
     return Choice(
         measurements=measurements,
@@ -225,7 +233,7 @@ def scaling_of(
 
 
 def _best_raced(
-    raced: Raced, allowed: Sequence[Option], evidence: Evidence, objective: Objective
+    raced: Raced, allowed: Sequence[Option], spread: float, objective: Objective
 ) -> int | None:
     """Place of the best setting; today's (0) where nothing is surely better."""
     sizes = {option.batch_size for option in allowed}
@@ -239,33 +247,37 @@ def _best_raced(
         few = means <= means[best] + math.log1p(objective.tolerance)
         seconds = [s.seconds.value for s in raced.standings]
         best = int(np.where(few, seconds, math.inf).argmin())
-    stays = (
-        _gain(raced, best, evidence).high > WORTH
-        and _regret(raced, 0, evidence) <= TOLERATED
-    )
+    stays = _gain(raced, best, spread).high > WORTH and _regret(raced, 0) <= TOLERATED
     return 0 if stays and fits[0] and math.isfinite(means[0]) else best
 
 
-def _ratio_draws(
-    raced: Raced, place: int, other: int, evidence: Evidence
-) -> np.ndarray:
-    """Log of one setting's cost over another's, whole runs, as it may be."""
-    logs = raced.log_costs[:, place] - raced.log_costs[:, other]
-    random = np.random.default_rng(1)
-    spread = math.hypot(BEYOND, evidence.shortfall)
-    return logs + spread * random.standard_normal(len(logs))
+def _of_step_time(laws: Laws, standing: Standing, objective: Objective) -> float:
+    """What the law of step time leaves open of a ratio: scatter of its log."""
+    if isinstance(objective, Examples):
+        return 0.0
+    split, today = (
+        (micro, batch // micro)
+        for batch, micro in (
+            (standing.batch_size, standing.micro_batch),
+            (laws.baseline, (laws.split(laws.baseline, None) or (laws.baseline, 1))[0]),
+        )
+    )
+    ratio = laws.time.time_ratio(*split, *today)
+    return math.log(ratio.high / ratio.low) / 3.92
 
 
-def _gain(raced: Raced, place: int, evidence: Evidence) -> Estimate:
+def _gain(raced: Raced, place: int, spread: float) -> Estimate:
+    """Cost of a setting over today's, whole runs, with a scatter of the log beside."""
     if place == 0:
         return Estimate.exact(1.0)
-    logs = _ratio_draws(raced, place, 0, evidence)
+    logs = raced.log_costs[:, place] - raced.log_costs[:, 0]
+    logs = logs + spread * np.random.default_rng(1).standard_normal(len(logs))
     return Estimate.from_draws(
         math.exp(float(np.median(logs))),
         np.exp(logs).tolist(),
         unit="",
         n=raced.lanes,
-        method=f"{evidence.grade}, with the law of batch and rate",
+        method="race, with the law of batch and rate",
     )
 
 
@@ -277,7 +289,7 @@ def _gain_by_laws(option: Option, objective: Objective) -> Estimate:
     return option.time
 
 
-def _regret(raced: Raced, place: int, evidence: Evidence) -> float:
+def _regret(raced: Raced, place: int) -> float:
     """What a setting costs over the best raced, at the 90th percentile of draws.
 
     Only settings that got to the last level count: the others were left behind.

@@ -14,6 +14,9 @@ from rightbatch.plan.reasons import reasons
 from rightbatch.plan.verdict import verdict
 from rightbatch.training.plan import Plan
 
+# Of today's run the planned one is so long at the least, whatever a law says. [assumed]
+LEAST_LENGTH = 0.02
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -105,7 +108,9 @@ def _run_examples(choice: Choice) -> float | None:
     today = choice.measurements.job.run_examples
     if today is None:
         return None
-    return today * choice.laws.rate.prior.stretch(choice.chosen.batch_size)
+    if choice.measurements.job.rate:  # as its schedule was stretched in the race
+        return today * choice.laws.rate.prior.stretch(choice.chosen.batch_size)
+    return today * max(choice.chosen.examples.value, LEAST_LENGTH)
 
 
 def _coupled_batch(choice: Choice) -> int | None:

@@ -45,8 +45,8 @@ class Evidence:
 
     @property
     def enough(self) -> bool:
-        """Whether so much of a run can prove anything of the whole."""
-        return self.share >= LEAST_SHARE
+        """Whether so much of a run, whose length is known, can prove anything of it."""
+        return self.known and self.share >= LEAST_SHARE
 
     @property
     def shortfall(self) -> float:

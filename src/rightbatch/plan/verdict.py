@@ -144,6 +144,8 @@ def _more(choice: Choice) -> str:
             "a lower learning rate, or a look at the job: no setting improved on the "
             "start"
         )
+    if not evidence.known and evidence.share >= LEAST_SHARE:
+        return "how long a run is: target= with evaluate=, or epochs= in the Job"
     if choice.contradiction or evidence.enough:
         longer = (
             f"more runs of the best settings, --budget {_minutes(2 * _spent(choice))}"

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 
-from rightbatch.core.errors import JobError
+from rightbatch.core.errors import JobError, NotFiniteError
 from rightbatch.core.torch_private import is_out_of_memory
 from rightbatch.measure.held_out_loss import metric_of
 from rightbatch.measure.measurements import Lane
@@ -62,7 +62,7 @@ class LaneRun:
     seed: int
     steps: list[int] = field(default_factory=list)
     metrics: list[float] = field(default_factory=list)
-    end: Literal["target", "time", "diverged"] = "time"
+    end: Literal["target", "time", "diverged", "failed"] = "time"
     state: Snapshot | None = None
 
     @property
@@ -147,10 +147,13 @@ def train_lane(
                 continue
             due = math.ceil(max(done * GROWTH, done + apart))
             value = metric_of(run, held_out)
+        except NotFiniteError:
+            value = math.nan
         except (JobError, RuntimeError, MemoryError) as error:
             if not isinstance(error, JobError) and not is_out_of_memory(error):
                 raise
-            value = math.nan
+            lane.end = "failed"  # the machine, or the job's code, at this batch
+            break
         lane.steps.append(done)
         lane.metrics.append(value)
         if not math.isfinite(value):

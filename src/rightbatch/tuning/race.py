@@ -51,6 +51,7 @@ class Racing:
         unit_costs: What one step of each setting costs, in what is to be least.
         from_scratch: Whether the start is the job's initial weights: then runs of
             another stream have other ones too.
+        most_states: Copies of model and optimizer that may be kept at once.
         tick: Called with a few words before every lane.
     """
 
@@ -65,9 +66,10 @@ class Racing:
         metric_s: float,
         unit_costs: Sequence[float],
         from_scratch: bool = True,
+        most_states: int = FIELD,
         tick: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self.from_scratch = from_scratch
+        self.from_scratch, self.most_states = from_scratch, most_states
         self.run, self.start, self.held_out = run, start, held_out
         self.settings, self.prior, self.metric_s = settings, prior, metric_s
         self.log_cost = np.log(np.asarray(unit_costs, float))
@@ -149,7 +151,7 @@ class Racing:
         self._ends = ends
         horizon = FIRST_RUNG * self._left_s()
         horizon = max(horizon, LEAST_STEPS * self.today.step_s)
-        field = FIELD
+        field = min(FIELD, self.most_states)
         while not self._reached(horizon / 2):
             affordable = RUNG_SHARE * self._left_s() / (self._price() * horizon)
             if min(field, affordable) < LEAST_FIELD:
@@ -173,48 +175,51 @@ class Racing:
         for _ in range(field - len(survivors)):
             if self._reached(horizon) or self._left_s() <= 0:
                 return
-            setting = self._drawn(horizon, new=True)
-            if setting is not None:
-                self._train(self._begin(setting), horizon)
+            drawn = self._drawn(self.standings()[0], horizon, new=True)
+            place = self.run.ranks.from_first(drawn)
+            if place is not None:
+                self._train(self._begin(self.settings[place]), horizon)
 
     def _repeat(self) -> bool:
         """One more run, of what it pays most to know; False where nothing pays."""
+        left_s = self._left_s()
+        # The first rank's, for fits may differ in their last bits.
+        place, limit = self.run.ranks.from_first(self._wanted(left_s))
+        if place is not None:
+            self._train(self._begin(self.settings[place]), limit)
+        return place is not None
+
+    def _wanted(self, left_s: float) -> tuple[int | None, float]:
+        """Place of the setting to run once more, and for how long at the most."""
         standings, passages = self.standings()
         horizon = math.inf if passages.to_target else self._trained_to()
         costs = standings.draws + self.log_cost
         ran = standings.runs > 0
         tried = int((standings.lanes > 0).sum())
         if not ran.any() or (tried < LEAST_FIELD and not passages.to_target):
-            return False
+            return None, 0.0
         mean = np.where(ran, costs.mean(0), np.inf)
-        best = int(mean.argmin())
+        best, place = int(mean.argmin()), None
         gain = float((costs[:, best] - costs.min(1)).mean())
         near_today = costs[:, 0].mean() - mean[best] < math.log(NEAR)
-        wanted = None
         if passages.to_target and tried < FIELD:
-            drawn = self._drawn(horizon, new=True)
-            wanted = None if drawn is None else self.settings.index(drawn)
+            place = self._drawn(standings, horizon, new=True)
         elif standings.lanes[best] < REPEATS:
-            wanted = best
+            place = best
         elif near_today and standings.lanes[0] < REPEATS:
-            wanted = 0
+            place = 0
         elif gain > SETTLED:
-            drawn = self._drawn(horizon, new=False)
-            wanted = None if drawn is None else self.settings.index(drawn)
-        if wanted is None:
-            return False
-        log_steps = standings.draws[:, [best, wanted]].mean(0)
-        leader_s, own_s = np.exp(log_steps) * [
-            self.settings[best].step_s,
-            self.settings[wanted].step_s,
-        ]
+            place = self._drawn(standings, horizon, new=False)
+        if place is None:
+            return None, 0.0
+        log_steps = standings.draws[:, [best, place]].mean(0)
+        step_s = [self.settings[i].step_s for i in (best, place)]
+        leader_s, own_s = (np.exp(log_steps) * step_s).tolist()
         limit = min(horizon, PATIENCE * leader_s) if passages.to_target else horizon
-        if wanted == 0:  # today's, if it is near, as long as it takes
+        if place == 0:  # today's, if it is near, as long as it takes
             limit = max(limit, PATIENCE * min(own_s, NEAR * leader_s))
-        if self._price() * min(limit, own_s) > self._left_s():
-            return False
-        self._train(self._begin(self.settings[wanted]), limit)
-        return True
+        fits = self._price() * min(limit, own_s) <= left_s
+        return (place if fits else None), limit
 
     # What these go by.
 
@@ -225,18 +230,18 @@ class Racing:
         pairs = [(s.batch_size, s.lr) for s in self.settings]
         return standings_of(law, passages, pairs), passages
 
-    def _drawn(self, horizon: float, *, new: bool) -> Setting | None:
-        """The best setting of one draw of all that is uncertain."""
-        standings, _ = self.standings()
+    def _drawn(self, standings: Standings, horizon: float, *, new: bool) -> int | None:
+        """Place of the best setting of one draw of all that is uncertain."""
         row = int(self._random.integers(len(standings.draws)))
         costs = standings.draws[row] + self.log_cost
         steps = np.array([s.step_s for s in self.settings])
         costs = np.where(LEAST_STEPS * steps > horizon, np.inf, costs)
         if new:
-            taken = {id(lane.setting) for lane in self.lanes}
-            costs[[id(s) in taken for s in self.settings]] = np.inf
-        place = int(self.run.ranks.first(int(costs.argmin())))
-        return self.settings[place] if math.isfinite(costs[place]) else None
+            trained = {id(lane.setting) for lane in self.lanes}
+            tried = np.array([id(s) in trained for s in self.settings])
+            costs = np.where(tried, np.inf, costs)
+        place = int(costs.argmin())
+        return place if math.isfinite(costs[place]) else None
 
     def _best_open(self, count: int) -> list[LaneRun]:
         """The lanes that go on: today's first one, and the best of the others."""
@@ -246,7 +251,8 @@ class Racing:
         standings, _ = self.standings()
         mean = (standings.draws + self.log_cost).mean(0)
         place = {id(s): i for i, s in enumerate(self.settings)}
-        lanes.sort(key=lambda lane: float(mean[place[id(lane.setting)]]))
+        mean = self.run.ranks.from_first(mean.tolist())  # alike to the last bit
+        lanes.sort(key=lambda lane: mean[place[id(lane.setting)]])
         own = [lane for lane in lanes if lane.setting is self.today]
         kept = [*own, *(x for x in lanes if x not in own)][: count + len(own)]
         for lane in lanes:

@@ -28,6 +28,10 @@ from rightbatch.tuning.measure_job import Measured, measure_job
 from rightbatch.tuning.measurement_record import Record
 from rightbatch.tuning.race import Racing
 
+# Of the memory allowed, for states of lanes that may go on; and bytes of one for each
+# parameter: weights and two moments in float32. [assumed]
+STATES_SHARE, STATE_BYTES = 0.2, 12
+
 if TYPE_CHECKING:
     from rightbatch.report.page import Page
 
@@ -147,6 +151,7 @@ def _race(
     limit = memory_limit(measurements, memory_bytes)
     options = options_within(laws, measurements.job.examples, limit)
     settings = race_settings(measurements, laws, options)
+    job = measurements.job
     by_examples = isinstance(objective, Examples)
     racing = Racing(
         run,
@@ -157,6 +162,7 @@ def _race(
         metric_s=measured.metric_s,
         unit_costs=[float(s.batch_size) if by_examples else s.step_s for s in settings],
         from_scratch=from_scratch,
+        most_states=int(STATES_SHARE * limit / (STATE_BYTES * job.parameters)),
         tick=lambda text: phase.update(text),
     )
     racing.take_in(measurements.metrics, diverged=measurements.diverged)
