@@ -42,6 +42,7 @@ class RatePrior:
         power_spread: Standard deviation of that.
         lr_spread: How far today's rate may be from the best of its batch: standard
             deviation of the log.
+        lr_excess: Log of how many times too large today's rate is expected to be.
     """
 
     batch_size: int
@@ -53,6 +54,7 @@ class RatePrior:
     power: float
     power_spread: float
     lr_spread: float
+    lr_excess: float = 0.0
 
     def stretch(self, batch_size: int) -> float:
         """Examples to the same result over today's, by what the noise lets expect."""
@@ -62,7 +64,9 @@ class RatePrior:
     @property
     def centre(self) -> Array:
         """The parameters that are expected."""
-        return np.array([self.noise, 0.0, self.power, LOG_PRICE, self.growth, 0.0])
+        return np.array(
+            [self.noise, self.lr_excess, self.power, LOG_PRICE, self.growth, 0.0]
+        )
 
     @property
     def spread(self) -> Array:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ PATIENCE = (
 )
 NEAR = 4.0  # today's setting is repeated where it is within so much [assumed]
 REPEATS = 4  # runs of the best, at the least, on as many streams [assumed]
+BELOW = 8.0  # where all has diverged, so far below the lowest is looked next [assumed]
 SETTLED = 0.03  # expected gain of going on, below which the race ends [assumed]
 
 
@@ -225,8 +227,11 @@ class Racing:
 
     def standings(self) -> tuple[Standings, Passages]:
         """Law and runs together, for every setting, at the last level."""
-        passages = passages_of(self.race())
-        law = fit_rate_law(passages, self.prior)
+        passages, prior = passages_of(self.race()), self.prior
+        if passages.diverged and not passages.levels:  # look far below what diverged
+            lowest = min(lr for _, lr in passages.diverged)
+            prior = replace(prior, lr_excess=math.log(BELOW * prior.lr / lowest))
+        law = fit_rate_law(passages, prior)
         pairs = [(s.batch_size, s.lr) for s in self.settings]
         return standings_of(law, passages, pairs), passages
 
