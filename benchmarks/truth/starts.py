@@ -41,7 +41,7 @@ from rightbatch.schedules.scaling import apply_scaling
 FRESH = Path(__file__).parent / "fresh"
 FACTORS = (1.0, 1 / 16, 1 / 4, 4.0, 16.0)  # today's rate over the best of its batch
 SEEDS = range(100, 108)  # which the grid has not seen
-CAP = 10.0  # a run is given up at so many times the grid's best
+CAP = 5.0  # a run is given up at so many times the grid's best
 
 
 @dataclass(frozen=True)
