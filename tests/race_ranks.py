@@ -66,7 +66,7 @@ def raced(run: RunState) -> Racing:
         metric_s=0.0,
         unit_costs=[s.step_s for s in settings],
     )
-    racing.take_in(())
+    racing.take_in((), diverged=False)
     racing.search(next(ticks) / 1024 + 0.5)
     return racing
 

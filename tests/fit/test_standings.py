@@ -122,6 +122,15 @@ def test_a_run_that_failed_beside_others_counts_against_its_setting() -> None:
     assert (both.lanes.tolist(), both.runs.tolist()) == ([2], [1])
 
 
+@pytest.mark.parametrize("steps", [1.0, 100.0, 140.0])
+def test_a_run_cut_short_says_nothing_beside_one_that_arrived(steps: float) -> None:
+    """A setting left early in the race and run again later is not the faster for it."""
+    cut = standings_of(law(), passages((A, 300.0, True), (A, steps, False)), [A])
+    alone = standings_of(law(), passages((A, 300.0, True)), [A])
+    assert np.array_equal(cut.draws, alone.draws)
+    assert (cut.lanes.tolist(), cut.runs.tolist()) == ([2], [1])
+
+
 def test_beyond_one_that_diverged_others_are_presumed_to_as_well() -> None:
     around = [(64, 0.2), (32, 0.1), (32, 0.4), (128, 0.2), (64, 0.05), (64, 0.1)]
     seen = passages((A, 3e3, False), (B, 400.0, True), diverged=(A,))

@@ -1,7 +1,10 @@
 """The choice: the best of the race; without one, the best by the laws."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rightbatch as rb
-from cases import Truth, made_up, optimum, raced, ran_to_target
+from cases import START, Truth, made_up, optimum, raced, ran_to_target
 from reference import relative_time
 from rightbatch.measure.measurements import Measurements
 from rightbatch.plan.choice import Choice, choose
@@ -122,18 +125,41 @@ def test_runs_against_the_law_are_a_contradiction() -> None:
     assert not choose(raced(made_up(critical=100), truth, tried)).contradiction
 
 
-@pytest.mark.parametrize("share", [0.05, 0.1, 0.2, 0.6])
-def test_a_small_share_of_a_run_decides_nothing(share: float) -> None:
-    """The gain is fourfold and clear; only from a quarter on it is believed."""
+@pytest.mark.parametrize("target", [True, False])
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.65])
+def test_a_part_of_a_run_decides_little(share: float, target: bool) -> None:
+    """The gain is fourfold and clear. Short of a target nothing is believed; of a run
+    whose length is known, half is enough."""
     truth = Truth(critical=100, lr_max=1.2, least=2000)
     found = made_up(t0=4e-3, t1=1e-3, critical=100)
-    tried = [(64, 0.1), *around(truth, 16, 32, 64)]
+    tried = 2 * [(64, 0.1), *around(truth, 16, 32, 64)]
     whole = min(seconds(found, truth, tried).values())
-    short = choose(raced(found, truth, tried, seconds=share * whole / 0.8))
+    race = raced(found, truth, tried, seconds=share * whole / 0.8, target=target)
+    if not target:
+        examples = whole / laws_of(race).step_s(64) * 64
+        race = replace(race, job=replace(race.job, run_examples=examples))
+    short = choose(race)
     assert short.evidence.share == pytest.approx(share, rel=0.4)
-    assert short.evidence.enough == (share > 0.25)
-    assert short.decided == short.evidence.enough
+    assert short.evidence.known
+    assert short.evidence.enough == (share > 0.5)
+    assert short.decided == (share > 0.5 and not target)
     assert picked(short) != (64, 0.1)
+
+
+def test_a_run_of_unknown_length_decides_nothing() -> None:
+    """However many passes over the data were raced."""
+    truth = Truth(critical=100, lr_max=1.2)
+    found = made_up(t0=4e-3, t1=1e-3, critical=100)
+    tried = 2 * [(64, 0.1), *around(truth, 16, 32, 64)]
+    race = raced(found, truth, tried, seconds=5, target=False)
+    race = replace(race, job=replace(race.job, examples=100))
+    unknown = choose(race)
+    assert unknown.evidence.share == 1.0
+    assert not unknown.evidence.known
+    assert not unknown.decided
+    said = choose(replace(race, job=replace(race.job, run_examples=5000.0)))
+    assert said.decided
+    assert picked(said) == picked(unknown)
 
 
 def test_the_interval_grows_as_less_of_a_run_was_raced() -> None:
@@ -167,24 +193,106 @@ def test_a_setting_that_diverged_is_never_chosen() -> None:
     assert lr <= 1.5 * truth.best_lr(batch_size)
 
 
-def test_a_setting_that_diverged_once_in_six_runs_is_not_decided() -> None:
-    truth = Truth(critical=100, lr_max=3.0)
-    best = (32, truth.best_lr(32))
+LATE = Truth(critical=100, lr_max=3.0)
+BEST = (32, LATE.best_lr(32))
+OFF = (0.2, 0.4, 2.5)
+
+
+def with_best(runs: int, others: Pairs = ()) -> Measurements:
+    """A race in which one setting is the best by far, run so many times at the end."""
+    others = others or [(b, LATE.best_lr(b) * x) for b in (8, 64) for x in OFF]
     found = made_up(t0=4e-3, t1=1e-3, critical=60)
-    sure = raced(found, truth, [(64, 0.1), (64, 0.2), *[best] * 6])
+    return raced(found, LATE, [(64, 0.1), *others, *[BEST] * runs])
+
+
+def ended(found: Measurements, count: int, end: Literal["time", "diverged"]) -> Choice:
+    """The choice where the last lanes ended otherwise, right at their beginning."""
+    assert found.race is not None
+    metric = math.nan if end == "diverged" else START
+    lanes = [
+        replace(lane, steps=(1,), metrics=(metric,), end=end) if i < count else lane
+        for i, lane in enumerate(reversed(found.race.lanes))
+    ]
+    race = replace(found.race, lanes=tuple(reversed(lanes)))
+    return choose(replace(found, race=race))
+
+
+def test_a_setting_that_diverged_once_in_six_runs_is_not_decided() -> None:
+    sure = with_best(6)
     choice = choose(sure)
+    assert choice.arrives
     assert choice.decided
-    assert picked(choice) == best
-    assert sure.race is not None
-    lanes = list(sure.race.lanes)
-    lanes[-1] = dataclasses.replace(
-        lanes[-1], steps=(1,), metrics=(float("nan"),), end="diverged"
-    )
-    race = dataclasses.replace(sure.race, lanes=tuple(lanes))
-    shaken = choose(dataclasses.replace(sure, race=race))
-    assert picked(shaken) == best
+    assert picked(choice) == BEST
+    shaken = ended(sure, 1, "diverged")
+    assert picked(shaken) == BEST
     assert shaken.gain.high < 1
+    assert not shaken.arrives
     assert not shaken.decided
+
+
+@pytest.mark.parametrize(
+    ("runs", "failed", "arrives"),
+    [(1, 0, False), (2, 0, True), (3, 1, False), (4, 1, True), (6, 2, False)],
+)
+def test_three_of_four_runs_of_a_choice_arrive(
+    runs: int, failed: int, arrives: bool
+) -> None:
+    """And two at the least: a lucky one decides nothing."""
+    choice = ended(with_best(runs), failed, "time")
+    assert picked(choice) == BEST
+    assert choice.searched
+    assert choice.arrives == arrives
+    assert choice.decided <= arrives
+    assert failed or choice.decided == arrives
+
+
+HIGHER = [(b, LATE.best_lr(32) * off) for b in (16, 64) for off in (1.5, 2, 4)]
+LOWER = [(b, LATE.best_lr(32) * off) for b in (8, 16) for off in (0.2, 0.4, 0.6)]
+
+
+@pytest.mark.parametrize(
+    ("others", "searched"),
+    [
+        ([*LOWER[:2], *HIGHER[:2]], True),
+        ([*LOWER[:1], *HIGHER[:2]], False),  # five settings, today's among them
+        (LOWER, False),  # perhaps a higher rate is better still
+    ],
+)
+def test_a_choice_has_settings_tried_about_it(others: Pairs, searched: bool) -> None:
+    choice = choose(with_best(3, others))
+    assert picked(choice) == BEST
+    assert choice.arrives
+    assert choice.searched == searched
+    assert choice.decided == searched
+
+
+def test_the_lowest_rate_tried_is_not_decided() -> None:
+    """All others are higher: a lower may be better."""
+    low = Truth(critical=100, lr_max=0.02 * (1 + 100 / 32))
+    others = [(b, 0.1 * off) for b in (16, 64) for off in (0.5, 1, 2)]
+    found = made_up(t0=4e-3, t1=1e-3, critical=60)
+    tried = [(64, 0.1), *others, *[(32, 0.02)] * 3]
+    choice = choose(raced(found, low, tried))
+    assert picked(choice) == (32, 0.02)
+    assert not choice.searched
+    assert not choice.decided
+    assert choose(raced(found, low, [*tried, (16, 0.005)])).decided
+
+
+def test_the_largest_batch_that_was_timed_is_not_decided() -> None:
+    """Larger ones would fit, and what they cost nobody knows."""
+    truth = Truth(critical=1000, lr_max=1.6)
+    tried = 2 * [(64, 0.1), *around(truth, 16, 32, 64)]
+    found = made_up(t0=0.1, t1=1e-4, critical=1000, sizes=(1, 2, 4, 8, 16, 32, 64))
+    choice = choose(raced(found, truth, tried))
+    assert choice.chosen.batch_size == 64
+    assert choice.unseen
+    assert not choice.decided
+    timed = made_up(t0=0.1, t1=1e-4, critical=1000)  # to 128
+    again = choose(raced(timed, truth, tried))
+    assert picked(again) == picked(choice)
+    assert not again.unseen
+    assert again.decided
 
 
 @pytest.mark.parametrize("slow", [16, 32])

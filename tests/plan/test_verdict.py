@@ -23,9 +23,8 @@ FOUND = made_up(t0=4e-3, t1=1e-3, critical=100)
 def far() -> Measurements:
     """Today's rate is a sixth of the best, and is raced."""
     truth = replace(TRUTH, lr_max=6 * 0.1 * (1 + 100 / 64), edge=8)
-    rates = [truth.best_lr(b) * off for b in (16, 32) for off in (0.5, 0.9)]
-    tried = [(64, 0.1), *zip((16, 16, 32, 32), rates, strict=True)]
-    return raced(FOUND, truth, [*tried, *tried[2:4]])
+    tried = [(b, truth.best_lr(b) * off) for b in (16, 32) for off in (0.5, 0.9, 2)]
+    return raced(FOUND, truth, [(64, 0.1), *tried, *tried])
 
 
 def good() -> Measurements:
@@ -65,9 +64,8 @@ def standing() -> Measurements:
 def broken() -> Measurements:
     """Today's setting diverges, others reach the target."""
     truth = replace(TRUTH, lr_max=0.02, edge=4.0)
-    rates = [truth.best_lr(b) * off for b in (16, 32) for off in (0.5, 0.9)]
-    tried = [(64, 0.1), *zip((16, 16, 32, 32), rates, strict=True)]
-    return raced(FOUND, truth, [*tried, *tried[2:4]])
+    tried = [(b, truth.best_lr(b) * off) for b in (16, 32) for off in (0.5, 0.9, 2)]
+    return raced(FOUND, truth, [(64, 0.1), *tried, *tried])
 
 
 def lost() -> Measurements:
@@ -78,7 +76,7 @@ def lost() -> Measurements:
         for b in (8, 16, 32, 64)
         for off in (0.3, 0.8, 1.6, 2.2)
     ]
-    return raced(FOUND, truth, [(64, 0.1), *tried], seconds=500)
+    return raced(FOUND, truth, [(64, 0.1), *tried, *tried], seconds=500)
 
 
 @cache
@@ -170,26 +168,40 @@ def test_rates_that_all_diverged_are_told() -> None:
 
 @pytest.mark.parametrize("spent", [1.0, 600.0])
 def test_what_would_settle_it_is_more_than_was_spent(spent: float) -> None:
-    """A dozen times a quarter of a run, if that is more than twice what it was."""
+    """A dozen runs to the target, if that is more than twice what it was."""
     found = replace(
         short(), seconds={"Check the job": 0.1 * spent, "Race": 0.9 * spent}
     )
     decision = decide(found)
+    assert "a race to the target, --budget" in decision.plan.verdict
     asked, unit = re.findall(r"--budget (\d+)([smh])", decision.plan.verdict)[0]
     seconds = int(asked) * {"s": 1, "m": 60, "h": 3600}[unit]
-    needed = max(12 * 0.25 * decision.choice.evidence.run_s, 2 * spent)
+    needed = max(12 * decision.choice.evidence.run_s, 2 * spent)
     assert needed <= seconds <= needed + 3600 * (unit == "h") + 60
     contradicted = replace(contrary(), seconds={"Race": spent})
     verdict = decide(contradicted).plan.verdict
     assert "more runs of the best settings, --budget" in verdict
 
 
+def test_most_of_the_way_to_a_target_is_not_there() -> None:
+    """Its share would be enough of a run without one."""
+    plan = decide(short(0.7)).plan
+    assert not plan.decided
+    assert "a race to the target, --budget" in plan.verdict
+
+
+def test_of_a_run_without_a_target_half_is_asked_for() -> None:
+    found = raced(FOUND, TRUTH, [(64, 0.1), *TRIED], seconds=5, target=False)
+    text = decide(replace(found, job=replace(found.job, run_examples=64e4))).plan
+    assert "a race over 50% of a run, --budget" in text.verdict
+
+
 def test_a_run_that_is_known_is_asked_for() -> None:
-    """The laws alone: the measuring run got to the target in 17 s."""
-    text = decide(ran_to_target(500)).plan.verdict
+    """The laws alone: the measuring run got to the target in 3.4 s."""
+    text = decide(ran_to_target(100)).plan.verdict
     asked, unit = re.findall(r"--budget (\d+)([smh])(?! or more)", text)[0]
     assert unit == "s"
-    assert int(asked) == pytest.approx(12 * 0.25 * 17, rel=0.05)
+    assert int(asked) == pytest.approx(12 * 3.4, rel=0.05)
     assert " or more" not in text
 
 

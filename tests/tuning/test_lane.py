@@ -76,7 +76,6 @@ def test_it_trains_as_long_as_it_may_and_stands_there() -> None:
     assert lane.state is not None
     assert race.run.steps == 20
     assert race.run.evaluated() == lane.metrics[-1]
-    assert lane.best == min(lane.metrics)
     value = lane.lane()
     assert (value.batch_size, value.lr, value.end) == (16, LR, "time")
     assert value.steps == tuple(lane.steps)
@@ -102,7 +101,6 @@ def test_where_high_is_good_more_is_better() -> None:
     assert lane.end == other.end == "target"
     assert lane.steps == other.steps
     assert lane.metrics == [-metric for metric in other.metrics]
-    assert lane.best == other.best  # less is better
 
 
 @pytest.mark.parametrize("lr", [1e3, 1e30])
@@ -127,20 +125,6 @@ def test_a_run_that_diverged_leaves_nothing_behind() -> None:
     race.train(LaneRun(setting(lr=1e30), seed=0), seconds=200)
     after = race.train(LaneRun(setting(32), seed=0), seconds=15)
     assert before.metrics == after.metrics
-
-
-def test_one_far_behind_ends_after_an_evaluation() -> None:
-    asked: list[int] = []
-
-    def behind(lane: LaneRun) -> bool:
-        asked.append(lane.steps[-1])
-        return len(asked) == 3
-
-    lane = begun().train(LaneRun(setting(), seed=0), seconds=200, behind=behind)
-    assert lane.end == "slow"
-    assert asked == lane.steps
-    assert len(lane.steps) == 3
-    assert not lane.open
 
 
 def test_late_stops_it_where_it_stands_and_it_can_go_on() -> None:
@@ -272,8 +256,8 @@ def test_held_out_loss_stands_in_for_evaluate() -> None:
 @pytest.mark.parametrize(
     ("error", "ends"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "diverged"),
-        (rb.JobError("evaluate failed"), "diverged"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "failed"),
+        (rb.JobError("evaluate failed"), "failed"),
         (RuntimeError("something else"), None),
     ],
 )
@@ -296,8 +280,9 @@ def test_what_fails_has_lost_and_a_bug_is_not_hidden(
         return
     race.train(lane, seconds=30)
     assert lane.end == ends
-    assert lane.steps[-1] == 10  # the step that failed
-    assert all(a < b for a, b in pairwise(lane.steps))
+    assert lane.steps[-1] < 10  # nothing is told of the step that failed
+    assert all(math.isfinite(metric) for metric in lane.metrics)
+    assert not lane.open
 
 
 def test_a_loss_that_is_not_finite_is_a_lost_lane() -> None:

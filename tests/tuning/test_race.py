@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import rightbatch as rb
 from cases import noisy_quadratic_job, regression_job, with_target
@@ -16,7 +17,8 @@ from reference import quadratic_steps
 from rightbatch.fit.rate_law import RatePrior
 from rightbatch.measure.measurements import MetricPoint, Race
 from rightbatch.schedules.scaling import scaling_for
-from rightbatch.training.run_state import RunState
+from rightbatch.training.run_state import RunState, Snapshot
+from rightbatch.tuning import lane as lane_module
 from rightbatch.tuning.lane import LaneRun, Setting
 from rightbatch.tuning.race import Racing
 
@@ -75,6 +77,8 @@ def begun(
     cost: Callable[[int], float] = step_s,
     metrics: Sequence[MetricPoint] = (),
     measured_steps: int = 0,
+    diverged: bool = False,
+    **more: Any,
 ) -> Timed:
     """A race of a job at its own start; its noise is expected to be 64."""
     run, clock = RunState.start(job), [0.0]
@@ -108,8 +112,9 @@ def begun(
         prior,
         metric_s=0.0,
         unit_costs=[cost(s.batch_size) for s in settings],
+        **more,
     )
-    racing.take_in(metrics)
+    racing.take_in(metrics, diverged=diverged)
     return Timed(racing, clock)
 
 
@@ -154,7 +159,6 @@ def test_the_best_is_found_from_a_rate_far_off(
     # Today's is the first, on the job's own stream.
     first = result.lanes[0]
     assert (first.batch_size, first.lr, first.seed) == (16, lr, 0)
-    assert first.end != "slow"
     assert result.target == 0.004
     # All within a fraction of what one run of every setting of the grid would take.
     assert race.clock[0] < 3000
@@ -300,27 +304,97 @@ def test_a_start_at_the_target_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         quadratic(monkeypatch, 1.0, target=1e6)
 
 
-def test_behind_is_who_is_worse_than_another_was_long_ago(
+def test_a_measuring_run_that_diverged_begins_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    racing = quadratic(monkeypatch, 1.0)[0].racing
-    today, own, other = racing.settings[0], racing.settings[40], racing.settings[41]
-    assert own.step_s == other.step_s
-    leader = LaneRun(other, 0, steps=[4, 12, 100], metrics=[5.0, 3.0, 1.0], best=1.0)
-    racing.lanes.append(leader)
+    points = [MetricPoint(step=5, examples=80, metric=0.9)]
+    race, _ = quadratic(monkeypatch, 1e6, metrics=points, diverged=True)
+    assert not race.racing.lanes[0].steps
+    first = race.search(200).lanes[0]
+    assert first.end == "diverged"
+    assert 5 not in first.steps
 
-    def behind(step: int, best: float, setting: Setting = own) -> bool:
-        lane = LaneRun(setting, 0, steps=[step], metrics=[best], best=best)
-        return racing._behind(lane)
 
-    assert behind(48, 3.5)
-    assert not behind(47, 3.5)  # the leader was there a quarter of 48 steps on
-    assert not behind(48, 2.5)
-    assert behind(48, 6.0)
-    assert not behind(16, 6.0)  # after four steps nothing is known
-    assert not behind(400, 0.5)
-    assert behind(400, 1.5)
-    assert not behind(400, 9.0, today)  # today's is never dropped
+def weights_of(snapshot: Snapshot) -> Tensor:
+    return torch.cat([w.flatten() for w in snapshot.state["model"].values()])
+
+
+@pytest.mark.parametrize("from_scratch", [True, False])
+def test_repeats_begin_from_other_weights_unless_they_are_given(
+    from_scratch: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint is where the run is: its repeats differ in their stream alone."""
+    job = with_target(regression_job(), 1.01)
+    begun_at: dict[int, Tensor] = {}
+    train = lane_module.train_lane
+
+    def noted(run: RunState, start: Snapshot, lane: LaneRun, *a: Any, **k: Any) -> None:
+        if not lane.steps:
+            kept = begun_at.setdefault(lane.seed, weights_of(start))
+            assert torch.equal(kept, weights_of(start))
+        train(run, start, lane, *a, **k)
+
+    monkeypatch.setattr("rightbatch.tuning.race.train_lane", noted)
+    race = begun(monkeypatch, job, 0.01, from_scratch=from_scratch)
+    race.search(2000)
+    assert {0, 1000, 2000, 3000} <= set(begun_at)
+    given = race.racing.start
+    assert torch.equal(begun_at[0], weights_of(given))
+    for seed in (1000, 2000):
+        same = torch.equal(begun_at[seed], weights_of(given))
+        assert same != from_scratch
+    if from_scratch:
+        assert not torch.equal(begun_at[1000], begun_at[2000])
+
+
+def test_no_more_states_are_kept_than_there_is_memory_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: list[int] = []
+    race, _ = quadratic(monkeypatch, 0.25, most_states=4)
+
+    def tick(text: str) -> None:
+        kept.append(sum(lane.state is not None for lane in race.racing.lanes))
+
+    race.racing.tick = tick
+    result = race.search(1000)
+    assert max(kept) <= 4
+    assert len(result.lanes) > 8
+
+
+def test_without_memory_for_three_states_nothing_is_searched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    race, _ = quadratic(monkeypatch, 0.25, most_states=2)
+    assert len(race.search(1000).lanes) == 1
+
+
+def test_what_fails_at_a_large_batch_says_nothing_of_smaller_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is the machine's doing, and no edge of divergence."""
+    job = noisy_quadratic_job(0.25 * BEST_LR)
+    loss = job.loss
+
+    def greedy(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
+        if len(batch[0]) >= 32:
+            raise ValueError("not of this size")
+        found = loss(model, batch)
+        assert isinstance(found, Tensor)
+        return found
+
+    race = begun(monkeypatch, replace(job, loss=greedy), 0.25 * BEST_LR)
+    ends: dict[bool, set[str]] = {True: set(), False: set()}
+    for lane in race.search(1000).lanes:
+        ends[lane.batch_size >= 32].add(lane.end)
+    assert ends[True] == {"failed"}
+    assert "target" in ends[False]
+    standings, passages = race.racing.standings()
+    best = race.best()
+    assert best.batch_size in (8, 16)
+    failed = {(x.batch_size, x.lr) for x in race.racing.race().lanes if not x.steps}
+    assert failed.isdisjoint(passages.diverged)
+    assert len(standings.runs) == len(race.racing.settings)
 
 
 def test_a_job_whose_metric_stands_still_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ Array = Float[np.ndarray, "..."]
 SEED_SCATTER, SEED_RUNS = 0.10, 3.0
 LEAST_MISFIT = 0.05  # of the law at one setting, in log steps [assumed]
 # A run that did not reach the level beside others of its setting that did counts as
-# this much slower than it was trained. [assumed]
+# this much slower than it was trained; where that is less than the others took, it was
+# only cut short, and does not count. [assumed]
 FAILED = math.log(2.0)
 PRESUMED = math.log(10.0)  # cost of a setting beyond one that diverged [assumed]
 
@@ -55,7 +56,7 @@ def standings_of(
     At a setting that was never run, log steps are the law's, give or take its misfit.
     Where runs reached the last level, their mean counts as much as the misfit is large
     against the scatter between runs (a normal prior and normal observations). A run
-    that did not reach it is a lower bound. Settings with no smaller a rate and no
+    that did not reach it is a lower bound, so one cut short says nothing. Settings with no smaller a rate and no
     larger a batch than one that diverged are presumed to diverge.
 
     Args:
@@ -80,7 +81,10 @@ def standings_of(
         lanes[column] = len(own)
         runs[column] = sum(p.reached for p in own)
         if runs[column]:
-            seen = [math.log(p.steps) + (0 if p.reached else FAILED) for p in own]
+            seen = [math.log(p.steps) for p in own if p.reached]
+            bounds = [math.log(p.steps) + FAILED for p in own if not p.reached]
+            typical = float(np.mean(seen))
+            seen += [bound for bound in bounds if bound > typical]
             trust = misfit**2 / (misfit**2 + scatter**2 / len(seen))
             centre = mean[:, column] + trust * (np.mean(seen) - mean[:, column])
             spread = math.sqrt(trust / len(seen)) * scatter

@@ -234,9 +234,9 @@ class Measurements:
 
     ``evaluate_s`` is how long one call of the job's ``evaluate`` takes; ``metric`` is
     what ``metrics`` are: ``"evaluate"`` or ``"held-out loss"``; ``noise_source`` is the
-    run that ``noise`` was seen in, in words; ``metric_s`` and ``metric_process_s`` are
-    wall and CPU seconds of one metric, as far as any was taken; ``diverged`` says that
-    today's setting ended in a loss that is not finite.
+    run that ``noise`` was seen in, in words; ``metric_s`` is how long one metric takes,
+    as far as any was taken; ``diverged`` says that today's setting ended in a loss that
+    is not finite.
     """
 
     version: str
@@ -255,7 +255,6 @@ class Measurements:
     evaluate_s: float | None = None
     metric: str = "evaluate"
     metric_s: float | None = None
-    metric_process_s: float | None = None
     diverged: bool = False
     race: Race | None = None
     seconds: dict[str, float] | None = None

@@ -53,14 +53,6 @@ def steps_to_target(measurements: Measurements) -> int | None:
     return None
 
 
-def steps_of_progress(measurements: Measurements) -> int | None:
-    """Steps to the target, or to the best value of a run that stood still, or None."""
-    steps = steps_to_target(measurements)
-    if steps is None and has_stalled(measurements.metrics, measurements.metric_goal):
-        return best_step(measurements.metrics, measurements.metric_goal)
-    return steps
-
-
 def points_of_progress(measurements: Measurements) -> tuple[NoisePoint, ...]:
     """The noise points up to the best evaluation, if the run stood still after it.
 

@@ -49,7 +49,6 @@ class Trajectory:
         diverged: Whether loss, gradient or metric stopped being finite; points and
             metrics are from before.
         metric_s: Least wall seconds of one evaluation; None: there was none.
-        metric_process_s: Its CPU seconds.
     """
 
     points: list[NoisePoint]
@@ -58,7 +57,6 @@ class Trajectory:
     stalled: bool = False
     diverged: bool = False
     metric_s: float | None = None
-    metric_process_s: float | None = None
 
 
 @dataclass
@@ -227,11 +225,10 @@ def _train_step(run: RunState, batch: int, micro_batch: int | None) -> float:
 
 def _evaluate(run: RunState, held_out: torch.Tensor | None, found: Trajectory) -> None:
     """Add the metric where the run stands, and what it says of the run."""
-    wall, process = time.perf_counter(), time.process_time()
+    began = time.perf_counter()
     value = metric_of(run, held_out)
-    wall, process = time.perf_counter() - wall, time.process_time() - process
-    found.metric_s = min(found.metric_s or math.inf, wall)
-    found.metric_process_s = min(found.metric_process_s or math.inf, process)
+    wall_s = time.perf_counter() - began
+    found.metric_s = min(found.metric_s or math.inf, wall_s)
     if not math.isfinite(value):
         found.diverged = True
         return

@@ -10,7 +10,7 @@ from rightbatch.plan.choice import TOLERATED, Choice
 from rightbatch.plan.evidence import LEAST_SHARE
 from rightbatch.plan.objectives import Energy, Examples
 
-# A race takes about so many times what its leader trains: a field that is halved while
+# A race takes about so many times what its leader trains: a field that shrinks while
 # its length doubles, and repeats. [measured: docs/benchmarks.md]
 RACE_COST = 12.0
 # Where today's setting never got as far, less of its time than this is not claimed: how
@@ -130,11 +130,16 @@ def settle(choice: Choice) -> str:
 
 def _more(choice: Choice) -> str:
     evidence, race = choice.evidence, choice.measurements.race
-    needed = max(RACE_COST * LEAST_SHARE * evidence.run_s, 2 * _spent(choice))
-    longer = f"a race over {LEAST_SHARE:.0%} of a run, --budget {_minutes(needed)}" + (
+    to_target = choice.measurements.job.target is not None
+    share, aim = LEAST_SHARE, f"over {LEAST_SHARE:.0%} of a run"
+    if to_target:
+        share, aim = 1.0, "to the target"
+    needed = max(RACE_COST * share * evidence.run_s, 2 * _spent(choice))
+    longer = f"a race {aim}, --budget {_minutes(needed)}" + (
         "" if evidence.known else " or more"
     )
-    if choice.unseen and choice.evidence.enough:
+    enough = evidence.enough and evidence.share >= share
+    if choice.unseen and enough:
         return (
             f"step times beyond B = {choice.laws.time.largest}, which did not fit the "
             f"budget: --budget {_minutes(3 * _spent(choice))}"
@@ -144,9 +149,9 @@ def _more(choice: Choice) -> str:
             "a lower learning rate, or a look at the job: no setting improved on the "
             "start"
         )
-    if not evidence.known and evidence.share >= LEAST_SHARE:
+    if not to_target and not evidence.known and evidence.share >= LEAST_SHARE:
         return "how long a run is: target= with evaluate=, or epochs= in the Job"
-    if choice.contradiction or evidence.enough:
+    if choice.contradiction or enough:
         longer = (
             f"more runs of the best settings, --budget {_minutes(2 * _spent(choice))}"
         )

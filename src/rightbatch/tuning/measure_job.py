@@ -307,7 +307,6 @@ def _measure_noise(
         noise=tuple(found.points),
         metrics=tuple(found.metrics),
         metric_s=found.metric_s,
-        metric_process_s=found.metric_process_s,
         diverged=found.diverged,
     )
     ends = {

@@ -1,4 +1,4 @@
-"""From a job to a plan: check, measure, decide, race, decide again."""
+"""From a job to a plan: check, measure, race, decide."""
 
 from __future__ import annotations
 
@@ -77,7 +77,8 @@ def tune(
         budget_s: Seconds that measuring and racing may take together.
         deadline_s: Seconds to the target that must not be exceeded.
         memory_bytes: Bytes a step may take; default 90 % of what is free.
-        with_race: Whether to race the plan against today's batch.
+        with_race: Whether to race batches and learning rates; without, nothing is
+            decided.
         threads: ``"auto"`` sets torch to one thread if that is faster for this job.
         start: A checkpoint of any trainer, from which the run begins: noise and race
             are then where the run really is, and the plan is for the rest of it. See
