@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rightbatch.core.estimate import Estimate
+from rightbatch.fit.rate_law import NOISE
 from rightbatch.fit.standings import standings_of
 from rightbatch.measure.measurements import Measurements
 from rightbatch.plan.evidence import Evidence, evidence_of
@@ -22,7 +23,7 @@ from rightbatch.plan.options import (
     predict,
     within_deadline,
 )
-from rightbatch.plan.raced import Raced, Standing, raced_of
+from rightbatch.plan.raced import Raced, Standing, raced_of, unit_costs
 from rightbatch.schedules.scaling import Scaling, scaling_for
 
 FLAT = 1.10  # batches within 10 % of the best count as equally good [assumed]
@@ -179,7 +180,9 @@ def choose(
     evidence = evidence_of(measurements, laws)
     raced = raced_of(measurements, laws, objective, limit)
     spread = math.hypot(BEYOND, evidence.shortfall)
-    place = None if raced is None else _best_raced(raced, allowed, spread, objective)
+    least, place = _least_by_law(laws, allowed, objective), None
+    if raced is not None:
+        place = _best_raced(raced, allowed, spread, objective, least)
     if raced is None or place is None:
         # Where a race got nowhere, the laws that it was to prove are no advice.
         stays = measurements.race is not None and laws.baseline in {
@@ -193,7 +196,7 @@ def choose(
         option = predict(laws, standing.batch_size, limit, standing.lr)
         chosen = baseline if place == 0 or option is None else option
         gain = _gain(raced, place, spread)
-        regret = _regret(raced, place)
+        regret = _regret(raced, place, least)
         contradiction = _contradiction(measurements, laws, raced, place)
     return Choice(
         measurements=measurements,
@@ -233,7 +236,11 @@ def scaling_of(
 
 
 def _best_raced(
-    raced: Raced, allowed: Sequence[Option], spread: float, objective: Objective
+    raced: Raced,
+    allowed: Sequence[Option],
+    spread: float,
+    objective: Objective,
+    least: np.ndarray,
 ) -> int | None:
     """Place of the best setting; today's (0) where nothing is surely better."""
     sizes = {option.batch_size for option in allowed}
@@ -247,7 +254,10 @@ def _best_raced(
         few = means <= means[best] + math.log1p(objective.tolerance)
         seconds = [s.seconds.value for s in raced.standings]
         best = int(np.where(few, seconds, math.inf).argmin())
-    stays = _gain(raced, best, spread).high > WORTH and _regret(raced, 0) <= TOLERATED
+    stays = (
+        _gain(raced, best, spread).high > WORTH
+        and _regret(raced, 0, least) <= TOLERATED
+    )
     return 0 if stays and fits[0] and math.isfinite(means[0]) else best
 
 
@@ -289,17 +299,30 @@ def _gain_by_laws(option: Option, objective: Objective) -> Estimate:
     return option.time
 
 
-def _regret(raced: Raced, place: int) -> float:
-    """What a setting costs over the best raced, at the 90th percentile of draws.
+def _regret(raced: Raced, place: int, least_by_law: np.ndarray) -> float:
+    """What a setting costs over the best there may be, at the 90th percentile of draws.
 
-    Only settings that got to the last level count: the others were left behind.
+    That is the best of what got to the last level, or what the law holds possible at
+    another batch and rate: a race that has not looked there has not decided.
     """
     reached = [i for i, s in enumerate(raced.standings) if s.runs]
     if place not in reached:
         return math.inf
     costs = raced.log_costs[:, reached]
-    excess = costs[:, reached.index(place)] - costs.min(1)
-    return math.exp(float(np.quantile(excess, SURE)))
+    least = np.minimum(costs.min(1), least_by_law)
+    return math.exp(float(np.quantile(raced.log_costs[:, place] - least, SURE)))
+
+
+def _least_by_law(
+    laws: Laws, allowed: Sequence[Option], objective: Objective
+) -> np.ndarray:
+    """Log cost of the best batch at its best rate, by every draw of the law."""
+    noise = laws.rate.draws[:, NOISE, None]
+    batches = np.array([float(o.batch_size) for o in allowed])
+    splits = [(o.micro_batch, o.accumulation) for o in allowed]
+    costs = unit_costs(laws, objective, splits)
+    steps = laws.rate.level + np.logaddexp(0.0, noise - np.log(batches))
+    return (steps + np.log(costs)).min(1)
 
 
 def _contradiction(

@@ -84,7 +84,7 @@ def raced_of(
     ]
     step_s = [laws.time.step_seconds(*split) for split in splits]
     found = standings_of(laws.rate, passages, settings)
-    log_costs = found.draws + np.log(_unit_costs(laws, objective, splits))
+    log_costs = found.draws + np.log(unit_costs(laws, objective, splits))
     diverged = list(passages.diverged)
     return Raced(
         standings=tuple(
@@ -107,7 +107,7 @@ def raced_of(
     )
 
 
-def _unit_costs(
+def unit_costs(
     laws: Laws, objective: Objective, splits: Sequence[tuple[int, int]]
 ) -> Array:
     """What a step of each split costs, in what is to be least."""
