@@ -56,8 +56,9 @@ def standings_of(
     At a setting that was never run, log steps are the law's, give or take its misfit.
     Where runs reached the last level, their mean counts as much as the misfit is large
     against the scatter between runs (a normal prior and normal observations). A run
-    that did not reach it is a lower bound, so one cut short says nothing. Settings with no smaller a rate and no
-    larger a batch than one that diverged are presumed to diverge.
+    that did not reach it is a lower bound, so one cut short says nothing. Settings with
+    no smaller a rate and no larger a batch than one that diverged are presumed to
+    diverge.
 
     Args:
         law: Fitted to the same passages.
