@@ -176,7 +176,7 @@ def test_noise_after_a_standstill_does_not_count() -> None:
     still = replace(over, metrics=metrics[:30])  # too early to call it a standstill
     assert points_of_progress(still) == found.noise
     text = " ".join(rb.decide(over).plan.limits)
-    assert "got worse after that" in text
+    assert "got worse in the end" in text
 
 
 def test_a_plateau_is_no_standstill() -> None:

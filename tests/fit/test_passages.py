@@ -154,6 +154,15 @@ def test_one_that_diverged_is_a_bound_far_beyond_the_leader() -> None:
     )
 
 
+def test_one_that_failed_did_not_diverge() -> None:
+    """Out of memory, say: as a bound it is what it trained, and no edge."""
+    race = a_race(Truth(), [(64, 0.1), (16, 0.03), (256, 0.1)])
+    lost = replace(race.lanes[2], steps=(), metrics=(), end="failed")
+    found = passages_of(replace(race, lanes=(*race.lanes[:2], lost)))
+    assert found.diverged == ()
+    assert (found.deepest[2].steps, found.deepest[2].reached) == (1.0, False)
+
+
 @pytest.mark.parametrize("pairs", [[(64, 0.8)], [(64, 0.8), (16, 0.8)]])
 def test_where_all_diverged_there_is_no_level(pairs: list[tuple[int, float]]) -> None:
     found = passages_of(a_race(Truth(edge=2.0), pairs))

@@ -131,6 +131,15 @@ def test_a_run_cut_short_says_nothing_beside_one_that_arrived(steps: float) -> N
     assert (cut.lanes.tolist(), cut.runs.tolist()) == ([2], [1])
 
 
+def test_one_that_failed_presumes_nothing_of_smaller_batches() -> None:
+    seen = passages(((256, 0.1), 1.0, False), (B, 400.0, True))
+    found = standings_of(law(), seen, [(256, 0.2), (128, 0.1), (64, 0.2)])
+    excess = found.draws.mean(0) - [
+        by_law(s) for s in [(256, 0.2), (128, 0.1), (64, 0.2)]
+    ]
+    assert excess == pytest.approx(0.0, abs=0.02)
+
+
 def test_beyond_one_that_diverged_others_are_presumed_to_as_well() -> None:
     around = [(64, 0.2), (32, 0.1), (32, 0.4), (128, 0.2), (64, 0.05), (64, 0.1)]
     seen = passages((A, 3e3, False), (B, 400.0, True), diverged=(A,))

@@ -37,7 +37,8 @@ def test_the_page_survives_odd_names_and_open_intervals() -> None:
 
 
 def test_the_grade_stands_beside_the_verdict() -> None:
-    decided = page_of(raced(made_up(), TRUTH, SETTINGS))
+    near = [(b, TRUTH.best_lr(b) * off) for b in (16, 32) for off in (0.3, 1, 1)]
+    decided = page_of(raced(made_up(), TRUTH, [*SETTINGS, *near]))
     assert re.search(r'"grade sure">\s+Decided <i>raced to the target</i>', decided)
     laws = page_of(made_up())
     assert re.search(r'"grade unsure">\s+Not decided <i>laws only</i>', laws)

@@ -44,6 +44,33 @@ def test_a_run_goes_on_from_a_snapshot_as_if_nothing_had_happened() -> None:
     assert run.stream.step == 3
 
 
+def test_the_same_moment_with_other_weights() -> None:
+    """Those the job makes of another seed; optimizer and stream as they were."""
+    job = regression_job(
+        model=lambda: nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 1))
+    )
+    run = RunState.start(job)
+    start = run.snapshot()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    other = run.with_other_weights(start, 1000)
+    assert torch.equal(torch.get_rng_state(), before)
+    expected = RunState.start(replace(job, seed=1000)).snapshot()
+    assert other.state["model"].keys() == start.state["model"].keys()
+    for name, weight in other.state["model"].items():
+        assert torch.equal(weight, expected.state["model"][name])
+    weight = "1.weight"
+    assert not torch.equal(other.state["model"][weight], start.state["model"][weight])
+    assert other.state["optimizer"] == start.state["optimizer"]
+    assert other.state["stream"] == start.state["stream"]
+    again = run.with_other_weights(start, job.seed)
+    for name, value in again.state["model"].items():
+        assert torch.equal(value, start.state["model"][name])
+    run.rewind(other, seed=1000)
+    whole = RunState.start(replace(job, seed=1000))
+    assert run.step().loss == whole.step().loss
+
+
 def test_tune_makes_the_model_three_times_at_most() -> None:
     made = []
 

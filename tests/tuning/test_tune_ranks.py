@@ -16,7 +16,7 @@ def test_two_processes_tune_and_train_by_the_plan(tmp_path: Path) -> None:
         "tune",
         "digits",
         "--budget",
-        "8",
+        "4",
         "--out",
         "run",
         cwd=tmp_path,
@@ -32,7 +32,7 @@ def test_two_processes_tune_and_train_by_the_plan(tmp_path: Path) -> None:
     assert {p.micro_batch % 2 for p in measured.times} == {0}
     trained = torchrun(
         *("-m", "rightbatch", "train", "digits", "--plan", "run"),
-        *("--epochs", "3", "--out", "b"),
+        *("--epochs", "2", "--out", "b"),
         cwd=tmp_path,
     )
     assert trained.returncode == 0, trained.stderr[-2000:]

@@ -493,11 +493,7 @@ def _placed(job: Job) -> Job:
     """Each rank on a device of its own, where there are devices."""
     local = os.environ.get("LOCAL_RANK")
     wanted = None if job.device is None else torch.device(job.device).type
-    if (
-        torch.distributed.is_initialized()
-        and local is not None
-        and torch.cuda.is_available()
-        and wanted in (None, "cuda")
-    ):
+    devices = torch.distributed.is_initialized() and torch.cuda.is_available()
+    if devices and local is not None and wanted in (None, "cuda"):
         return dataclasses.replace(job, device=f"cuda:{local}")
     return job
