@@ -6,6 +6,7 @@ import math
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.units import show_number
+from rightbatch.measure.measurements import THIS_RUN
 from rightbatch.plan.choice import TOLERATED, Choice
 from rightbatch.plan.evidence import LEAST_SHARE
 from rightbatch.plan.objectives import Energy, Examples
@@ -16,6 +17,13 @@ RACE_COST = 12.0
 # Where today's setting never got as far, less of its time than this is not claimed: how
 # slow it is beyond what was raced only the law says. [assumed]
 LEAST_TOLD = 0.01
+
+
+# Raced for a smaller share of a run, or noise seen for a smaller part of a pass over
+# the data, is no ground for advice. [assumed; a twentieth of a run picked settings up
+# to 5 x off on five grids]
+LEAST_ADVICE, LEAST_PASSES = 0.05, 0.1
+SOON_S = 600.0  # a budget that anybody has [assumed]
 
 
 def verdict(choice: Choice) -> str:
@@ -43,6 +51,12 @@ def verdict(choice: Choice) -> str:
         return f"Train with {here} instead of {today}: {gain}. {_flat(choice)}".strip()
     if choice.stays:
         return f"Undecided ({grade}): {today} may be as good as any. {settle(choice)}"
+    if choice.evidence.share < LEAST_ADVICE:
+        return (
+            f"Undecided ({grade}): that is too little of it to go by. So far {here} is "
+            f"ahead of {today}, as small batches and high rates are early. "
+            f"{settle(choice)}"
+        )
     return (
         f"Worth trying ({grade}): {here} instead of {today}; the same result may take "
         f"{_gain(choice)}. {settle(choice)}"
@@ -67,6 +81,14 @@ def _by_laws(choice: Choice) -> str:
         return (
             "Undecided: neither a race nor the gradient's noise fitted the budget, so "
             "nothing is known of other batches."
+        )
+    seen = choice.measurements.noise[-1].examples if choice.laws.noise else 0
+    passes = seen / job.examples
+    if passes < LEAST_PASSES and choice.measurements.noise_source == THIS_RUN:
+        return (
+            "Undecided (laws only): the gradient's noise was seen over "
+            f"{show_number(passes)} of a pass over the data, which tells nothing of a "
+            "run."
         )
     if by_laws.batch_size == job.batch_size:
         return (
@@ -158,6 +180,10 @@ def _more(choice: Choice) -> str:
         if choice.regret <= TOLERATED and not choice.contradiction:
             longer += "; the two may also be equally good"
         return longer
+    soon = max(SOON_S, 2 * _spent(choice))
+    if needed > 2 * soon and evidence.run_s > 0:
+        part = show_number(100 * soon / RACE_COST / evidence.run_s)
+        longer += f" (--budget {_minutes(soon)} races over about {part} %)"
     return (
         f"{longer}; or, of a real run, its checkpoint (--from FILE) or its noise "
         "(--noise FILE)"
