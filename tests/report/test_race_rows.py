@@ -81,3 +81,16 @@ def test_a_setting_of_which_some_runs_diverged_says_so() -> None:
     row = next(r for r in rows if r.standing.batch_size == 32)
     assert row.reached
     assert row.fate == "1 diverged"
+
+
+def test_a_setting_that_ran_out_of_memory_is_told_apart() -> None:
+    found = raced(made_up(), Truth(lr_max=0.4), [TODAY, (32, 0.1), (128, 0.1)])
+    race = found.race
+    assert race is not None
+    lost = replace(race.lanes[2], steps=(), metrics=(), end="failed")
+    race = replace(race, lanes=(*race.lanes[:2], lost))
+    assert [row.fate for row in rows_of(replace(found, race=race))] == [
+        "",
+        "",
+        "failed",
+    ]

@@ -2,6 +2,8 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from cases import noisy_quadratic_job, regression_job, with_target
 from rightbatch.core.progress import Phase, Progress
 from rightbatch.measure.energy import find_meter
 from rightbatch.plan.decide import decide
+from rightbatch.tuning.race import Racing
 from rightbatch.tuning.tune import Tuning
 
 
@@ -95,6 +98,24 @@ def test_a_job_without_evaluate_is_raced_by_held_out_loss() -> None:
     else:
         assert race.metric == "held-out loss"
         assert race.target is None
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_only_a_job_begun_anew_is_repeated_from_other_weights(
+    given: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[bool] = []
+
+    class Told(Racing):
+        def __init__(self, *arguments: Any, **more: Any) -> None:
+            said.append(more["from_scratch"])
+            super().__init__(*arguments, **more)
+
+    monkeypatch.setattr("rightbatch.tuning.tune.Racing", Told)
+    job, path = regression_job(), tmp_path / "weights.pt"
+    torch.save(job.make_model().state_dict(), path)
+    rb.tune(job, budget_s=1, start=path if given else None)
+    assert said == [not given]
 
 
 def test_tuning_leaves_everything_as_it_was() -> None:

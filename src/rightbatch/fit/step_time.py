@@ -121,7 +121,7 @@ class TimeLaw:
             ...     n=4,
             ... )
             >>> print(law.time_ratio(8, 1, 4, 1))
-            1.67 (1.62 to 1.71)
+            1.67 x (1.62 to 1.71)
         """
 
         def ratio(draw: int | None) -> float:

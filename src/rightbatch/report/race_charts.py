@@ -184,9 +184,9 @@ def map_chart(choice: Choice, raced: Raced) -> Any:
     reached = base.transform_filter("datum.which == 'reached'").mark_point(
         filled=True, size=150, opacity=1, stroke="#222", strokeWidth=1
     )
-    behind = base.transform_filter("datum.which == 'left behind'").mark_point(
-        size=60, opacity=0.9, color=GREY, strokeWidth=1.5
-    )
+    behind = base.transform_filter(
+        "datum.which == 'left behind' || datum.which == 'failed'"
+    ).mark_point(size=60, opacity=0.9, color=GREY, strokeWidth=1.5)
     diverged = base.transform_filter("datum.which == 'diverged'").mark_point(
         shape="cross", angle=45, filled=True, size=120, color=DIVERGED, opacity=1
     )

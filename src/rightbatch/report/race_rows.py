@@ -23,6 +23,7 @@ class RaceRow:
         standing: What the race found of it.
         trained_s: How long its longest run trained, in seconds by the law of step time.
         best: The best metric of its runs; NaN where none was finite.
+        failed: Whether one of them ran out of memory, or failed in the job's code.
         cost: What the objective counts, over that of the `reference`.
         is_chosen: Whether it is the choice.
         is_today: Whether it is today's.
@@ -31,6 +32,7 @@ class RaceRow:
     standing: Standing
     trained_s: float
     best: float
+    failed: bool
     cost: Estimate
     is_chosen: bool
     is_today: bool
@@ -48,6 +50,8 @@ class RaceRow:
             return f"{standing.diverged} diverged" if standing.diverged else ""
         if standing.diverged:
             return "diverged"
+        if self.failed:
+            return "failed"
         return LEFT_BEHIND if standing.lanes else "not run"
 
     @property
@@ -80,6 +84,7 @@ def race_rows(choice: Choice, raced: Raced) -> list[RaceRow]:
                 standing=standing,
                 trained_s=max((lane.seconds for lane in lanes), default=0.0),
                 best=better(metrics, default=math.nan),
+                failed=any(lane.end == "failed" for lane in lanes),
                 cost=_over(raced, i, against),
                 is_chosen=setting == chosen,
                 is_today=i == 0,
