@@ -37,8 +37,9 @@ def test_the_page_survives_odd_names_and_open_intervals() -> None:
 
 
 def test_the_grade_stands_beside_the_verdict() -> None:
-    near = [(b, TRUTH.best_lr(b) * off) for b in (16, 32) for off in (0.3, 1, 1)]
-    decided = page_of(raced(made_up(), TRUTH, [*SETTINGS, *near]))
+    batches, factors = (4, 8, 16, 32, 64), (0.4, 1, 2)
+    near = [(b, TRUTH.best_lr(b) * off) for b in batches for off in factors]
+    decided = page_of(raced(made_up(), TRUTH, [*SETTINGS, *near, *near]))
     assert re.search(r'"grade sure">\s+Decided <i>raced to the target</i>', decided)
     laws = page_of(made_up())
     assert re.search(r'"grade unsure">\s+Not decided <i>laws only</i>', laws)

@@ -57,7 +57,7 @@ def tune(
     out: Path | None,
     as_json: bool,
 ) -> int:
-    """Measure JOB here, race batches and learning rates, choose, and explain.
+    """Measure JOB, race batches and rates, choose and explain.
 
     On several processes: torchrun --nproc-per-node N -m rightbatch tune JOB …
     """
