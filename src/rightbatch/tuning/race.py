@@ -31,10 +31,10 @@ from rightbatch.tuning.lane import LaneRun, Setting, train_lane
 # the least; others must have so many in a rung to enter it. [assumed]
 FIRST_RUNG, LEAST_STEPS = 1 / 400, 10
 FIELD, LEAST_FIELD = 10, 3  # candidates in the first rung; in any [assumed]
+DEPTH = 0.25  # of the time, at most, for the first rung: depth before width [assumed]
 RUNG_SHARE = 0.6  # of what is left, at most, for one more rung [assumed]
-PATIENCE = (
-    2.0  # times what the best candidate takes to the target, a lane ends [assumed]
-)
+# A lane on its way to the target ends after so many times what the best takes. [assumed]
+PATIENCE = 2.0
 NEAR = 4.0  # today's setting is repeated where it is within so much [assumed]
 REPEATS = 4  # runs of the best, at the least, on as many streams [assumed]
 BELOW = 8.0  # where all has diverged, so far below the lowest is looked next [assumed]
@@ -154,13 +154,16 @@ class Racing:
         self._ends = ends
         horizon = FIRST_RUNG * self._left_s()
         horizon = max(horizon, LEAST_STEPS * self.today.step_s)
-        field = min(FIELD, self.most_states)
+        lanes = self._left_s() / (
+            self._price() * horizon
+        )  # of one rung, if it were all
+        field = max(LEAST_FIELD, min(FIELD, self.most_states, int(DEPTH * lanes)))
         while not self._reached(horizon / 2):
             affordable = RUNG_SHARE * self._left_s() / (self._price() * horizon)
             if min(field, affordable) < LEAST_FIELD:
                 break
             self._rung(horizon, min(field, int(affordable)))
-            field = max(LEAST_FIELD + 1, round(0.75 * field))
+            field = max(LEAST_FIELD, round(0.75 * field))
             horizon *= 2
         for lane in self.lanes:
             lane.state = None  # from here on runs are whole ones
