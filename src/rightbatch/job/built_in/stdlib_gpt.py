@@ -18,7 +18,7 @@ HELD_OUT_FILE = 20  # one file in so many is held out, whole
 HELD_OUT_SEQUENCES = 128
 # Today's batch is nanoGPT's for its character-level Shakespeare. The learning rate is
 # the best for that batch among powers of two times 1e-3 [measured:
-# benchmarks/tune_vs_grid.py].
+# benchmarks/truth/grid.py].
 BATCH_SIZE, LEARNING_RATE = 64, 4e-3
 TARGET = 2.1  # nats per byte on held-out files
 
