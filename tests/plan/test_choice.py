@@ -247,7 +247,7 @@ def test_three_of_four_runs_of_a_choice_arrive(
 
 
 HIGHER = [(b, LATE.best_lr(32) * off) for b in (16, 64) for off in (1.5, 2, 4)]
-LOWER = [(b, LATE.best_lr(32) * off) for b in (8, 16) for off in (0.2, 0.4, 0.6)]
+LOWER = [(b, LATE.best_lr(32) * off) for b in (8, 64) for off in (0.2, 0.4, 0.6)]
 
 
 @pytest.mark.parametrize(
