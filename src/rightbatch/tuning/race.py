@@ -33,8 +33,7 @@ FIRST_RUNG, LEAST_STEPS = 1 / 400, 10
 FIELD, LEAST_FIELD = 10, 3  # candidates in the first rung; in any [assumed]
 DEPTH = 0.25  # of the time, at most, for the first rung: depth before width [assumed]
 RUNG_SHARE = 0.6  # of what is left, at most, for one more rung [assumed]
-# A lane on its way to the target ends after so many times what the best takes. [assumed]
-PATIENCE = 2.0
+PATIENCE = 2.0  # times what the best takes to the target, a lane ends [assumed]
 NEAR = 4.0  # today's setting is repeated where it is within so much [assumed]
 REPEATS = 4  # runs of the best, at the least, on as many streams [assumed]
 BELOW = 8.0  # where all has diverged, so far below the lowest is looked next [assumed]
@@ -157,13 +156,13 @@ class Racing:
         lanes = self._left_s() / (
             self._price() * horizon
         )  # of one rung, if it were all
-        field = max(LEAST_FIELD, min(FIELD, self.most_states, int(DEPTH * lanes)))
+        field = min(self.most_states, FIELD, max(LEAST_FIELD, int(DEPTH * lanes)))
         while not self._reached(horizon / 2):
             affordable = RUNG_SHARE * self._left_s() / (self._price() * horizon)
             if min(field, affordable) < LEAST_FIELD:
                 break
             self._rung(horizon, min(field, int(affordable)))
-            field = max(LEAST_FIELD, round(0.75 * field))
+            field = max(LEAST_FIELD, round(field / 2))
             horizon *= 2
         for lane in self.lanes:
             lane.state = None  # from here on runs are whole ones
