@@ -1,7 +1,7 @@
 """The race: a search for batch and learning rate by training, deeper and deeper.
 
 All candidates start from one state and see the same stream, each cutting it by its own
-batch. Rungs of doubling length shrink the field by a quarter; half of each is new: the
+batch. Rungs of doubling length halve the field; half of each is new: the
 law of batch and rate, fitted to everything trained so far, says what to try (Thompson
 sampling: a candidate is taken as often as it may be the best). When the target is met,
 or the budget allows no longer rung, the best are repeated, with other initial weights
