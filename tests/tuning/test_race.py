@@ -180,9 +180,9 @@ def test_fewest_examples_are_searched_for_where_these_count(
     found = quadratic_steps(best.batch_size, best.lr) * best.batch_size
     assert found <= 1.3 * least
     assert best.batch_size <= 8
-    # Today's is near the best, so what is gained over it has to be known well.
+    # Today's is near the best, so it is repeated as well.
     today = [x for x in result.lanes if (x.batch_size, x.lr) == (16, BEST_LR)]
-    assert len(today) >= 3
+    assert len(today) >= 2
 
 
 @pytest.mark.parametrize("seconds", [1.0, 100.0, 140.0, 400.0])
