@@ -115,10 +115,15 @@ def test_one_that_did_not_get_there_is_slower_than_it_trained() -> None:
 def test_a_run_that_failed_beside_others_counts_against_its_setting() -> None:
     both = standings_of(law(), passages((A, 300.0, True), (A, 300.0, False)), [A])
     good = standings_of(law(), passages((A, 300.0, True), (A, 300.0, True)), [A])
-    more = both.draws.mean() - good.draws.mean()
-    trust = 0.3**2 - SEED_SCATTER**2
-    trust /= trust + SEED_SCATTER**2 / 2
-    assert more == pytest.approx(trust * FAILED / 2, abs=0.02)
+    before = standings_of(law(), None, [A]).draws.mean()
+    misfit, around = 0.3**2 - SEED_SCATTER**2, (FAILED / 2) ** 2  # of the two runs
+    trust = misfit / (misfit + around / 2)
+    seen = math.log(300.0) + FAILED / 2
+    assert both.draws.mean() == pytest.approx(
+        before + trust * (seen - before), abs=0.02
+    )
+    assert both.draws.mean() > good.draws.mean()
+    assert both.draws.std() > 2 * good.draws.std()  # nobody knows which is typical
     assert (both.lanes.tolist(), both.runs.tolist()) == ([2], [1])
 
 

@@ -146,8 +146,10 @@ def span(e: Estimate) -> str:
 
 
 def settle(choice: Choice) -> str:
-    """What would settle an undecided choice, and how long that takes."""
-    return f"What would settle it: {_more(choice)}."
+    """What an undecided choice lacks, what would settle it, and how long that takes."""
+    doubt = choice.doubts[0] if choice.raced and not choice.contradiction else ""
+    lacks = f"Not sure: {doubt}. " if doubt else ""
+    return f"{lacks}What would settle it: {_more(choice)}."
 
 
 def _more(choice: Choice) -> str:
@@ -163,8 +165,8 @@ def _more(choice: Choice) -> str:
     enough = evidence.enough and evidence.share >= share
     if choice.unseen and enough:
         return (
-            f"step times beyond B = {choice.laws.time.largest}, which did not fit the "
-            f"budget: --budget {_minutes(3 * _spent(choice))}"
+            "step times of larger batches, which did not fit the budget: --budget "
+            f"{_minutes(3 * _spent(choice))}"
         )
     if race is not None and choice.raced is None:
         return (

@@ -35,7 +35,8 @@ DEPTH = 0.25  # of the time, at most, for the first rung: depth before width [as
 RUNG_SHARE = 0.6  # of what is left, at most, for one more rung [assumed]
 PATIENCE = 2.0  # times what the best takes to the target, a lane ends [assumed]
 NEAR = 4.0  # today's setting is repeated where it is within so much [assumed]
-# Runs of the best and of today's, on as many streams, before a race ends. [assumed]
+# Runs of the best, and of today's that reach the last level, on as many streams,
+# before a race ends. [assumed]
 REPEATS, TODAYS = 4, 2
 BELOW = 8.0  # where all has diverged, so far below the lowest is looked next [assumed]
 SETTLED = 0.03  # expected gain of going on, below which the race ends [assumed]
@@ -208,27 +209,29 @@ class Racing:
         best, place = int(mean.argmin()), None
         gain = float((costs[:, best] - costs.min(1)).mean())
         near_today = costs[:, 0].mean() - mean[best] < math.log(NEAR)
-        leader_s = (
-            math.exp(standings.draws[:, best].mean()) * self.settings[best].step_s
-        )
+        step_s = np.array([s.step_s for s in self.settings])
+        run_s = np.exp(standings.draws.mean(0)) * step_s
+        leader_s, today_s = run_s[best], min(run_s[0], NEAR * run_s[best])
         missing = max(REPEATS - int(standings.lanes[best]), 0)
-        # The best must be repeated in time; until then, what may be better is tried.
-        spare_s = left_s - self._price() * leader_s * (missing + PATIENCE)
+        todays = max(TODAYS - int(standings.runs[0]), 0) if near_today else 0
+        todays = min(todays, max(REPEATS - int(standings.lanes[0]), 0))
+        # Both must be repeated in time; until then, what may be better is tried.
+        kept_s = leader_s * (missing + PATIENCE) + today_s * todays
+        spare_s = left_s - self._price() * kept_s
         if passages.to_target and (tried < FIELD or gain > SETTLED) and spare_s > 0:
             place = self._drawn(standings, horizon, new=tried < FIELD)
         elif missing:
             place = best
-        elif near_today and standings.lanes[0] < TODAYS:
+        elif todays:
             place = 0
         elif gain > SETTLED:
             place = self._drawn(standings, horizon, new=False)
         if place is None:
             return None, 0.0
-        own_s = math.exp(standings.draws[:, place].mean()) * self.settings[place].step_s
         limit = min(horizon, PATIENCE * leader_s) if passages.to_target else horizon
         if place == 0:  # today's, if it is near, as long as it takes
-            limit = max(limit, PATIENCE * min(own_s, NEAR * leader_s))
-        fits = self._price() * min(limit, own_s) <= left_s
+            limit = max(limit, PATIENCE * today_s)
+        fits = self._price() * min(limit, run_s[place]) <= left_s
         return (place if fits else None), limit
 
     # What these go by.
