@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from beliefs import belief
 from reference import law_by_loops, normal_update
 from rightbatch.fit.passages import Passage, Passages
-from rightbatch.fit.rate_law import RateLaw, RatePrior
+from rightbatch.fit.rate_law import RateLaw
 from rightbatch.fit.standings import (
     FAILED,
     LEAST_MISFIT,
@@ -24,19 +25,16 @@ PARAMETERS = [math.log(100), 0.0, 1.0, math.log(2), 0.0, 0.0]
 
 def law(scatter: float = 0.3, level: float = 5.0) -> RateLaw:
     """Without doubt of its parameters, so that only its scatter counts."""
-    prior = RatePrior(
-        batch_size=64,
-        lr=0.1,
-        noise=math.log(100),
-        noise_spread=1.0,
-        growth=0.0,
-        growth_spread=0.1,
-        power=1.0,
-        power_spread=0.1,
-        lr_spread=1.0,
-    )
     x = np.array(PARAMETERS)
-    return RateLaw(prior, x, np.tile(x, (DRAWS, 1)), level, scatter, math.nan, 1)
+    return RateLaw(
+        belief(growth=0.0, power=1.0),
+        x,
+        np.tile(x, (DRAWS, 1)),
+        level,
+        scatter,
+        math.nan,
+        1,
+    )
 
 
 def passages(

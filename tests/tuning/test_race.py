@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import rightbatch as rb
+from beliefs import belief
 from cases import noisy_quadratic_job, regression_job, with_target
 from reference import quadratic_steps
-from rightbatch.fit.rate_law import RatePrior
 from rightbatch.measure.measurements import MetricPoint, Race
 from rightbatch.schedules.scaling import scaling_for
 from rightbatch.training.run_state import RunState, Snapshot
@@ -93,17 +93,7 @@ def begun(
     monkeypatch.setattr(run, "step", counted)
     monkeypatch.setattr(NOW, SimpleNamespace(monotonic=lambda: clock[0]))
     settings = settings_of(job, lr)
-    prior = RatePrior(
-        batch_size=job.batch_size,
-        lr=lr,
-        noise=math.log(64),
-        noise_spread=1.2,
-        growth=0.3,
-        growth_spread=0.3,
-        power=0.95,
-        power_spread=0.2,
-        lr_spread=1.4,
-    )
+    prior = belief(job.batch_size, lr, noise=math.log(64), noise_spread=1.2)
     racing = Racing(
         run,
         start,
