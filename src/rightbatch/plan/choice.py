@@ -132,7 +132,7 @@ class Choice:
     @property
     def _fails(self) -> str:
         """One lucky run near the edge of divergence does not count."""
-        standing = self._standing
+        standing = self.standing
         if standing is None:
             return "it was not run itself"
         if standing.diverged:
@@ -171,7 +171,7 @@ class Choice:
         return ""
 
     @property
-    def _standing(self) -> Standing | None:
+    def standing(self) -> Standing | None:
         """The choice's own in the race."""
         setting = self.chosen.batch_size, self.chosen.lr
         standings = () if self.raced is None else self.raced.standings
