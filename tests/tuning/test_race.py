@@ -155,6 +155,39 @@ def test_the_best_is_found_from_a_rate_far_off(
     assert len(result.lanes) < len(race.racing.settings) / 4
 
 
+def test_first_are_rates_far_below_and_far_above_todays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    race, lr = quadratic(monkeypatch, 1.0)
+    lanes = race.search(1000).lanes[1:3]
+    assert [x.batch_size for x in lanes] == [16, 16]
+    assert [x.lr for x in lanes] == pytest.approx([lr / 8, 8 * lr])
+
+
+def test_a_leader_that_has_stalled_is_followed_by_a_quarter_of_its_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its curve is flat, and the target far below: no longer run meets it."""
+    race, _ = quadratic(monkeypatch, 1.0)
+    racing = race.racing
+    start = racing.start_metric
+    for setting, flat in ((racing.today, 0.4), (racing.settings[40], 0.3)):
+        lane = racing._begin(setting)
+        lane.steps = [2**i for i in range(1, 8)]
+        lane.metrics = [start * m for m in (0.8, 0.7, 0.6, 0.5, flat, flat, flat)]
+    racing._begin(racing.settings[1])
+    leader = racing.settings[racing._leader(racing.standings()[0])]
+    place = racing._new(1000.0)
+    assert place is not None
+    assert racing.settings[place].batch_size == leader.batch_size
+    assert racing.settings[place].lr == pytest.approx(leader.lr / 4)
+    for lane in racing.lanes[:-1]:  # they come down to it
+        lane.metrics[-3:] = [0.1, 0.02, 0.0045]
+    place = racing._new(1000.0)
+    assert place is not None
+    assert racing.settings[place].lr != pytest.approx(leader.lr / 4)
+
+
 def test_the_same_again_is_the_same_race(monkeypatch: pytest.MonkeyPatch) -> None:
     races = [quadratic(monkeypatch, 4.0)[0].search(250) for _ in range(2)]
     assert repr(races[0]) == repr(races[1])
@@ -314,7 +347,7 @@ def test_repeats_begin_from_other_weights_unless_they_are_given(
     from_scratch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint is where the run is: its repeats differ in their stream alone."""
-    job = with_target(regression_job(), 1.01)
+    job = with_target(regression_job(), 1.2)
     begun_at: dict[int, Tensor] = {}
     train = lane_module.train_lane
 
