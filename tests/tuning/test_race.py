@@ -181,7 +181,7 @@ def test_a_leader_that_has_stalled_is_followed_by_a_quarter_of_its_rate(
     assert place is not None
     assert racing.settings[place].batch_size == leader.batch_size
     assert racing.settings[place].lr == pytest.approx(leader.lr / 4)
-    for lane in racing.lanes[:-1]:  # they come down to it
+    for lane in racing.lanes[1:3]:  # they come down to it
         lane.metrics[-3:] = [0.1, 0.02, 0.0045]
     place = racing._new(1000.0)
     assert place is not None
