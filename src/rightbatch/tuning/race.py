@@ -34,7 +34,9 @@ FIRST_RUNG, LEAST_STEPS = 1 / 400, 10
 FIELD, LEAST_FIELD = 10, 3  # candidates in the first rung; in any [assumed]
 DEPTH = 0.25  # of the time, at most, for the first rung: depth before width [assumed]
 RUNG_SHARE = 0.6  # of what is left, at most, for one more rung [assumed]
-PATIENCE = 2.0  # times what the best takes to the target, a lane ends [assumed]
+# A run ends at so many times what the best takes to the target; one that is to be
+# better, at so many times what was hoped of it. [assumed]
+PATIENCE = 2.0
 NEAR = 4.0  # today's setting is repeated where it is within so much [assumed]
 # Runs of the best, and of today's that reach the last level, on as many streams,
 # before a race ends. [assumed]
@@ -229,14 +231,14 @@ class Racing:
         if self.target is not None and not passages.to_target:
             place = self._new(horizon)  # short of it, repeats prove nothing
         elif passages.to_target and open_question and spare_s > leader_s:
-            place = self._drawn(standings, horizon, new=tried < FIELD)
-            limit = min(limit, spare_s)
+            place, hoped_s = self._drawn(standings, horizon, new=tried < FIELD)
+            limit = min(limit, spare_s, PATIENCE * hoped_s)
         elif missing:
             place = best
         elif todays:
             place = 0
         elif gain > SETTLED:
-            place = self._drawn(standings, horizon, new=False)
+            place, _ = self._drawn(standings, horizon, new=False)
         elif more_todays and passages.to_target:
             place = 0  # what everything is compared with
         if place is None:
@@ -258,8 +260,10 @@ class Racing:
         pairs = [(s.batch_size, s.lr) for s in self.settings]
         return standings_of(law, passages, pairs), passages
 
-    def _drawn(self, standings: Standings, horizon: float, *, new: bool) -> int | None:
-        """Place of the best setting of one draw of all that is uncertain."""
+    def _drawn(
+        self, standings: Standings, horizon: float, *, new: bool
+    ) -> tuple[int | None, float]:
+        """Place of the best setting of one draw of all that is uncertain, its time."""
         row = int(self._random.integers(len(standings.draws)))
         costs = standings.draws[row] + self.log_cost
         steps = np.array([s.step_s for s in self.settings])
@@ -269,7 +273,9 @@ class Racing:
             tried = np.array([id(s) in trained for s in self.settings])
             costs = np.where(tried, np.inf, costs)
         place = int(costs.argmin())
-        return place if math.isfinite(costs[place]) else None
+        if not math.isfinite(costs[place]):
+            return None, 0.0
+        return place, math.exp(standings.draws[row, place]) * steps[place]
 
     def _new(self, horizon: float) -> int | None:
         """Place of a setting to try first: by the law, if no plain reason speaks."""
@@ -284,7 +290,7 @@ class Racing:
                 if left > MOST_DOUBLINGS:
                     place = self._beside(self.settings[leader], LOWERED)
         if place is None or LEAST_STEPS * self.settings[place].step_s > horizon:
-            place = self._drawn(self.standings()[0], horizon, new=True)
+            place, _ = self._drawn(self.standings()[0], horizon, new=True)
         return place
 
     def _beside(self, setting: Setting, factor: float) -> int | None:
