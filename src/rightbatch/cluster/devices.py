@@ -26,7 +26,7 @@ HELPS = 1.02  # what is blamed would, if taken away, make it so much sooner [ass
 # machines, loaders and software lie from them, and runs that differ in their seed
 # [measured on 154 published steps and 146 published sets of runs]; and how far a link
 # is from what is assumed of it [assumed].
-FLEET_SPREAD, RUN_SPREAD, NETWORK_SPREAD = 0.1, 0.04, 0.35
+FLEET_SPREAD, RUN_SPREAD, NETWORK_SPREAD = 0.15, 0.04, 0.35
 DRAWS = 400
 _FLEET, _RUN, _NETWORK = np.random.default_rng(1).standard_normal((3, DRAWS))
 LITTLE = 0.95  # efficiency above which nothing is called lost [assumed]
@@ -63,8 +63,10 @@ class Fleet:
         steps: Steps to the target at that batch, if known.
         evaluation_s: Of all evaluations of a run. One device makes them while the
             others wait, as in `rightbatch.train`: it takes as long on any number.
-        coupled_batch: Examples that touch each other, where they do: no micro-batch of
-            another size is the same function.
+        evaluation_share: Most of the training time that they may take; then they are
+            put off.
+        allowed: Micro-batches that may be planned; None: powers of two from the
+            smallest timed to ``most``.
         largest_trained: The largest batch of the runs that ``noise`` is from, if known.
         watts: Power of one device, if known.
         per_hour: Price of one device for an hour, if known.
@@ -79,7 +81,8 @@ class Fleet:
     reference: int
     steps: float | None = None
     evaluation_s: float = 0.0
-    coupled_batch: int | None = None
+    evaluation_share: float = math.inf
+    allowed: tuple[int, ...] | None = None
     largest_trained: int | None = None
     watts: float | None = None
     per_hour: float | None = None
@@ -120,7 +123,9 @@ class Fleet:
     def total_s(self, split: Split, draw: int | None = None) -> float:
         """Seconds to the result; where steps are not known, in a unit of its own."""
         training_s = self.steps_at(split.batch_size, draw) * self.step_s(split, draw)
-        return training_s + (self.evaluation_s if self.steps is not None else 0.0)
+        if self.steps is None or self.evaluation_s == 0:
+            return training_s
+        return training_s + min(self.evaluation_s, self.evaluation_share * training_s)
 
     def time_to_result(self, split: Split, fewest: Split | None = None) -> Estimate:
         """Seconds to the result with their interval; of another split's, as a ratio.
@@ -143,9 +148,9 @@ class Fleet:
 
     @property
     def micro_batches(self) -> list[int]:
-        """Those that may be planned: timed, in memory, and the same function."""
-        if self.coupled_batch is not None:
-            return [self.coupled_batch]
+        """Those that may be planned, in order."""
+        if self.allowed is not None:
+            return sorted(self.allowed)
         least = min(self.time.smallest, self.most)
         powers = {2**i for i in range(self.most.bit_length())}
         return sorted({least, *(b for b in powers if b >= least), self.most})
@@ -212,7 +217,7 @@ class Cluster:
         rows: In order of devices.
         pays_up_to: The most devices of which the last doubling was worth it.
         reason: Why not more.
-        pays_range: The same at both ends of the critical batch's interval.
+        pays_range: The same within what is not known, in 95 of 100 draws.
         network: What was assumed between the devices.
         seconds: Whether ``time`` is in seconds; else it is a ratio.
     """
@@ -250,23 +255,18 @@ def plan_cluster(fleet: Fleet, devices: Sequence[int]) -> Cluster:
     if not splits:
         least = fleet.micro_batches[0]
         raise SettingError(
-            f"{wanted[0]:,} devices are more than there are examples in the data set for",
+            f"{wanted[0]:,} devices are more than there are examples for",
             seen=f"{fleet.examples:,} examples, {least:,} at the least on every device",
             why="devices share the examples of a step (data parallel); steps of fewer "
             "on a device were not timed, or are another function",
         )
     rows = tuple(_row(fleet, split, splits[0]) for split in splits)
-    critical = fleet.noise.critical_batch
-    low, high = (
-        _pays_up_to({s.devices: other.total_s(s) for s in _best_splits(other, wanted)})
-        for other in map(fleet.with_critical_batch, (critical.low, critical.high))
-    )
     pays_up_to = _pays_up_to({row.devices: row.time.value for row in rows})
     return Cluster(
         rows=rows,
         pays_up_to=pays_up_to,
         reason=_reason(fleet, rows, pays_up_to, wanted[-1]),
-        pays_range=(low, high),
+        pays_range=_pays_range(fleet, splits),
         network=fleet.network,
         seconds=fleet.steps is not None,
     )
@@ -284,17 +284,24 @@ def elastic_batch(fleet: Fleet, row: Row, devices: int) -> tuple[int, list[int]]
     global batch, so it should have many divisors. Batches within 10 % of the row's
     examples are considered; all are about as good, since the optimum is flat.
     """
+    micro_batches = fleet.micro_batches
+    least = micro_batches[0]
+    # Of one micro-batch alone, as where examples touch, a batch is a multiple.
+    unit = least if len(micro_batches) == 1 else 1
     low, high = math.ceil(row.batch_size / FLAT), int(row.batch_size * FLAT)
     high = max(min(high, fleet.examples), row.batch_size)
 
+    def sizes(batch: int) -> list[int]:
+        return world_sizes(batch // unit, min(devices, batch // least))
+
     def worth(batch: int) -> tuple[int, int]:
-        return len(world_sizes(batch, devices)), -abs(batch - row.batch_size)
+        return len(sizes(batch)), -abs(batch - row.batch_size)
 
     # Numbers with many divisors are multiples of these, which spares trying all.
-    step = next((s for s in (2520, 60) if high - low > 500 * s), 1)
+    step = unit * next((s for s in (2520, 60) if high - low > 500 * unit * s), 1)
     tried = {row.batch_size, *range(-(-low // step) * step, high + 1, step)}
     best = max(tried, key=worth)
-    return best, world_sizes(best, devices)
+    return best, sizes(best)
 
 
 def _best_splits(fleet: Fleet, devices: Sequence[int]) -> list[Split]:
@@ -307,6 +314,7 @@ def _row(fleet: Fleet, split: Split, fewest: Split) -> Row:
     speedup = fleet.total_s(fewest) / fleet.total_s(split)
     efficiency = speedup * fewest.devices / split.devices
     known = fleet.steps is not None
+    training_s = fleet.steps_at(split.batch_size) * fleet.step_s(split)
     time = fleet.time_to_result(split, None if known else fewest)
     device_s = split.devices * time.value
     trained = fleet.largest_trained
@@ -320,7 +328,7 @@ def _row(fleet: Fleet, split: Split, fewest: Split) -> Row:
         speedup=speedup,
         efficiency=efficiency,
         exposed=fleet.exposed_s(split) / fleet.step_s(split),
-        evaluation=fleet.evaluation_s / time.value if known else 0.0,
+        evaluation=1 - training_s / time.value if known else 0.0,
         beyond=trained is not None and split.batch_size > trained,
         joules=device_s * fleet.watts if known and fleet.watts else None,
         money=device_s * fleet.per_hour / 3600 if known and fleet.per_hour else None,
@@ -364,6 +372,16 @@ def _relative_time(fleet: Fleet, devices: int) -> float:
     return fleet.total_s(split) / fleet.total_s(alone)
 
 
+def _pays_range(fleet: Fleet, splits: Sequence[Split]) -> tuple[int, int]:
+    """How many devices pay, in the central 95 % of draws; the fit itself is held."""
+
+    def pays(draw: int | None) -> int:
+        return _pays_up_to({s.devices: fleet.total_s(s, draw) for s in splits})
+
+    ends, cut = sorted(pays(draw) for draw in range(DRAWS)), DRAWS // 40
+    return min(ends[cut], pays(None)), max(ends[-1 - cut], pays(None))
+
+
 def _pays_up_to(times: Mapping[int, float]) -> int:
     """The most devices of which the last doubling was worth its price.
 
@@ -392,8 +410,8 @@ def _reason(fleet: Fleet, rows: Sequence[Row], pays_up_to: int, wanted: int) -> 
         if rows[-1].devices < wanted:
             least = fleet.micro_batches[0]
             return (
-                f"the data set has {fleet.examples:,} examples only, and a device takes "
-                f"{least:,} of a step at the least"
+                f"the data set has {fleet.examples:,} examples only, and a device "
+                f"takes {least:,} of a step at the least"
             )
         return f"each step up makes it {PAYS} x as fast or more a doubling"
     critical = show_number(fleet.noise.critical_batch.value)
