@@ -6,7 +6,7 @@ MLPerf training v2.1: the law of step time is fitted to entries with at most 64
 accelerators of one kind, the steps to the target are the law of the reference
 convergence points, and the seconds of larger entries are predicted with their interval.
 Nothing of the larger entries is used: neither their epochs nor their seconds. Then
-steps alone, of all benchmarks of both rounds, at four limits instead of 64.
+steps alone, of all benchmarks of the round, at four limits instead of 64.
 """
 
 from __future__ import annotations
@@ -173,27 +173,23 @@ def predicted(
     return found
 
 
-def judge_steps(data: Path) -> dict[str, Any]:
+def judge_steps(data: Path, round_: str) -> dict[str, Any]:
     """Steps alone, of all benchmarks: fitted to 8, 16, 32 or 64 devices and fewer."""
     errors, held = [], []
-    for round_, names in ALL.items():
-        for name in names:
-            entries = read(data / "mlperf_entries.csv", name, round_)
-            seen: set[tuple[str, int]] = set()
-            for most in (8, 16, 32, 64):
-                for small, large in told(entries, most):
-                    if (small[0].kind, len(small)) in seen:
-                        continue  # the same fit as of the limit before
-                    seen.add((small[0].kind, len(small)))
-                    law = step_law(small)
-                    for entry in large:
-                        if entry.local < 1:
-                            continue
-                        fleet = bare(law, entry.batch)
-                        split = Split(entry.devices, int(entry.local), 1)
-                        step = fleet.time_to_result(split)
-                        errors.append(abs(step.value / entry.step_s - 1))
-                        held.append(step.low <= entry.step_s <= step.high)
+    for name in ALL[round_]:
+        entries = read(data / "mlperf_entries.csv", name, round_)
+        seen: set[tuple[str, int]] = set()
+        for most in (8, 16, 32, 64):
+            for small, large in told(entries, most):
+                if (small[0].kind, len(small)) in seen:
+                    continue  # the same fit as of the limit before
+                seen.add((small[0].kind, len(small)))
+                law = step_law(small)
+                for entry in (e for e in large if e.local >= 1):
+                    split = Split(entry.devices, int(entry.local), 1)
+                    step = bare(law, entry.batch).time_to_result(split)
+                    errors.append(abs(step.value / entry.step_s - 1))
+                    held.append(step.low <= entry.step_s <= step.high)
     print(
         f"\nsteps alone: {len(errors)} predicted, median error "
         f"{statistics.median(errors):.0%}, inside their intervals {np.mean(held):.0%}"
@@ -273,7 +269,7 @@ def main() -> None:
                 f"  {kind}: pays up to {best.devices} devices (B = {best.batch_size}"
                 f"{beyond}, {best.time}): {cluster.reason}"
             )
-    written["steps alone"] = judge_steps(given.data)
+    written["steps alone"] = judge_steps(given.data, given.round)
     write_json(f"cluster-{given.round}", written)
 
 

@@ -32,7 +32,7 @@ EXPONENT_SPREAD = 0.4
 BELOW, BELOW_SPREAD = 0.6, 0.2
 TOLD = 4.0  # a fixed part known within this factor is told as a number [assumed]
 MOST_STALLED = 0.95  # of the time: tasks that waited more tell nothing [assumed]
-BEYOND_SEEN = 1.5  # as far again as half of what visits lie apart [assumed]
+BEYOND_SEEN = 2.0  # times as far as the visits lie apart [assumed]
 LITTLE = 0.05  # so small a share of the smallest step is told as well [assumed]
 Array = Float[np.ndarray, "..."]
 
@@ -312,7 +312,7 @@ def _disturbed_logs(seen: list[Array], stalled: float, random: Any) -> Array:
     """Logarithms of times on a busy machine, shape (draws, sizes).
 
     In every draw all sizes are disturbed alike: each is at the same quantile of what
-    either clock said of its visits, and a little beyond, since no visit was left alone.
+    either clock said of its visits, and as far again, since no visit was left alone.
     Where there are too few of them, times may be off by as much as tasks here waited.
     """
     ranks = random.uniform(size=DRAWS)
