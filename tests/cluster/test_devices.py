@@ -249,11 +249,12 @@ def test_a_critical_batch_without_end_is_not_blamed() -> None:
     )
     powers = [2**i for i in range(0, 13, 3)]
     slow = Network(bandwidth=1e6, latency_s=1e-3)
-    for more, cause in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"network": slow, "examples": 10**9}, "network"),
         ({"examples": 2**12, "t0": 1e-2}, "data"),
         ({"evaluation_s": 50.0, "examples": 10**9}, "evaluation"),
-    ):
+    ]
+    for more, cause in cases:
         f = dataclasses.replace(fleet(**more), noise=endless)
         planned = plan_cluster(f, powers)
         assert cause in {row.lost_to for row in planned.rows}
