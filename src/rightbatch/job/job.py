@@ -14,7 +14,8 @@ from torch.utils.data import default_collate
 
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import evaluating
-from rightbatch.core.torch_private import has_scheduler
+from rightbatch.core.text import first_line
+from rightbatch.core.torch_private import has_scheduler, out_of_memory
 from rightbatch.core.trees import to_device
 from rightbatch.core.user_code import user_code
 from rightbatch.core.whole_number import whole_number
@@ -167,10 +168,11 @@ class Job:
         """A fresh model of its own, on the job's device, in training mode.
 
         Raises:
-            JobError: The factory raised, or returned something else than a module.
+            JobError: The factory raised, or returned something else than a module; a
+                module cannot be copied; or there are no numbers in it (meta device).
         """
         if isinstance(self.model, nn.Module):
-            model = copy.deepcopy(self.model)
+            model = copied_module(self.model)
         else:
             torch.manual_seed(self.seed)
             with user_code("model()"):
@@ -181,6 +183,7 @@ class Job:
                     seen=f"{type(model).__name__}",
                     fix="Job(model=make_model) where make_model() returns the network",
                 )
+        check_content(model)
         if self.device is not None:
             model = model.to(self.device)
         return model.train()
@@ -230,12 +233,28 @@ class Job:
             index = torch.as_tensor(indices)
             batch: Any = tuple(t[index.to(t.device)] for t in self.data)
         else:
-            wanted = [int(i) for i in indices]
-            many = getattr(self.data, "__getitems__", None)
-            with user_code("the data set"):
-                examples = many(wanted) if many else [self.data[i] for i in wanted]
-            with user_code(f"collating {len(wanted)} examples"):
-                batch = (self.collate or default_collate)(examples)
+            return self.collated(self.read(indices), device)
+        return to_device(batch, device)
+
+    def read(self, indices: Tensor | Sequence[int]) -> list[Any]:
+        """The examples of a data set at ``indices``, as it gives them.
+
+        Raises:
+            JobError: The data set raised.
+        """
+        wanted = [int(i) for i in indices]
+        many = getattr(self.data, "__getitems__", None)
+        with user_code("the data set"):
+            return list(many(wanted)) if many else [self.data[i] for i in wanted]
+
+    def collated(self, examples: list[Any], device: torch.device) -> Any:
+        """A batch of examples of a data set, on ``device``.
+
+        Raises:
+            JobError: ``collate`` raised.
+        """
+        with user_code(f"collating {len(examples)} examples"):
+            batch = (self.collate or default_collate)(examples)
         return to_device(batch, device)
 
     def mean_loss(
@@ -267,6 +286,47 @@ class Job:
         if self.target is None or not math.isfinite(value):
             return False
         return value <= self.target if self.goal == "min" else value >= self.target
+
+
+def copied_module(model: nn.Module) -> nn.Module:
+    """A module like this one, that shares nothing with it.
+
+    Raises:
+        JobError: It cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        if out_of_memory(error) is not None:
+            raise
+        raise JobError(
+            "the model cannot be copied",
+            seen=f"copy.deepcopy(model) raised {type(error).__name__}: "
+            f"{first_line(error, 150)}",
+            why="every use of a job trains a copy, and the module stays as it is; what "
+            "it keeps from a pass (an output, a cache), a lock or a file has no copy",
+            fix="a factory: Job(model=make_model), a function that builds the network",
+        ) from error
+
+
+def check_content(model: nn.Module) -> None:
+    """Refuse a model whose tensors have a shape and no numbers.
+
+    Raises:
+        JobError: It is on the meta device, or a part of it.
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    empty = [name for name, tensor in named if tensor.device.type == "meta"]
+    if empty:
+        raise JobError(
+            "the model is on the meta device, where tensors hold no numbers",
+            seen=f"{len(empty)} of {len(named)} parameters and buffers, such as "
+            f"{empty[0]}",
+            why="there is nothing to train; largest_batch and `rightbatch memory` need "
+            "no meta device, they trace the model without making its numbers",
+            fix="build it without torch.device('meta'); or inside model(): "
+            "net.to_empty(device='cpu'), then initialise it",
+        )
 
 
 def run_length(length: int, examples: int | None, epochs: float | None) -> float | None:
