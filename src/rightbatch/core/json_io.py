@@ -25,6 +25,8 @@ def to_plain(value: Any) -> Any:
     """
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)  # numpy's too
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        value = float(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: to_plain(getattr(value, field.name))

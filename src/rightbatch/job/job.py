@@ -14,11 +14,12 @@ from torch.utils.data import default_collate
 
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import evaluating
+from rightbatch.core.real_number import real_number
 from rightbatch.core.text import first_line
 from rightbatch.core.torch_private import has_scheduler, out_of_memory
 from rightbatch.core.trees import to_device
 from rightbatch.core.user_code import user_code
-from rightbatch.core.whole_number import whole_number
+from rightbatch.core.whole_number import keep_whole_numbers, whole_number
 from rightbatch.job.loss import PRECISIONS, Loss, scalar_loss
 
 FUNCTION_FORMS = {
@@ -98,7 +99,8 @@ class Job:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        whole_number(self.batch_size, "batch_size")
+        keep_whole_numbers(self, "batch_size", "examples")
+        keep_whole_numbers(self, "seed", "num_workers", least=0)
         if self.goal not in ("min", "max"):
             raise SettingError(
                 "goal must be 'min' or 'max'", seen=f"goal={self.goal!r}"
@@ -141,12 +143,9 @@ class Job:
                 why="a scheduler belongs to one optimizer, and every run has its own",
                 fix="rate=lambda optimizer: CosineAnnealingLR(optimizer, T_max=1000)",
             )
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            raise SettingError(
-                "clip_norm must be positive", seen=f"clip_norm={self.clip_norm}"
-            )
+        if self.clip_norm is not None:
+            real_number(self.clip_norm, "clip_norm", positive=True)
         run_length(self.length, self.examples, self.epochs)
-        whole_number(self.num_workers, "num_workers", least=0)
         if self.num_workers and isinstance(self.data, tuple):
             raise SettingError(
                 "num_workers has no effect on a tuple of tensors",
@@ -352,9 +351,8 @@ def run_length(length: int, examples: int | None, epochs: float | None) -> float
     if examples is not None:
         return float(whole_number(examples, "examples"))
     if epochs is not None:
-        if not 0 < epochs < math.inf:
-            raise SettingError("epochs must be positive", seen=f"epochs={epochs}")
-        return float(max(1, round(epochs * length)))
+        passes = real_number(epochs, "epochs", positive=True)
+        return float(max(1, round(passes * length)))
     return None
 
 

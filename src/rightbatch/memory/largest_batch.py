@@ -13,6 +13,7 @@ from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.machine import free_memory_bytes
 from rightbatch.core.progress import Progress
+from rightbatch.core.real_number import real_number
 from rightbatch.core.torch_private import FakeTensorMode
 from rightbatch.core.units import show_bytes
 from rightbatch.core.whole_number import whole_number
@@ -75,8 +76,7 @@ class MemoryLaw:
 
     def peak(self, batch: int) -> int:
         """Predicted most bytes of tensors alive in a step of so many examples."""
-        whole_number(batch, "batch_size")
-        return round(self.envelope.peak(batch))
+        return round(self.envelope.peak(whole_number(batch, "batch_size")))
 
     @property
     def binding(self) -> Segment:
@@ -138,10 +138,9 @@ def largest_batch(
     """
     if not isinstance(job, Job):
         raise SettingError("largest_batch takes a Job", seen=type(job).__name__)
-    whole_number(accumulation, "accumulation")
-    whole_number(ranks, "ranks")
-    if not patience_s > 0:
-        raise SettingError("patience must be positive", seen=f"{patience_s} s")
+    accumulation = whole_number(accumulation, "accumulation")
+    ranks = whole_number(ranks, "ranks")
+    patience_s = real_number(patience_s, "patience_s", positive=True)
     if sharded and ranks == 1:
         raise SettingError(
             "sharding needs several ranks", seen="ranks 1", fix="ranks=8 (--ranks 8)"
