@@ -64,8 +64,9 @@ class Settings:
     def __post_init__(self) -> None:
         keep_whole_numbers(self, "micro_batch", "largest")
         keep_whole_numbers(self, "num_workers", "multiple", least=0)
-        if self.noise_scale is not None:
-            real_number(self.noise_scale, "noise_scale", positive=True)
+        for name in ("noise_scale", "clip_norm"):
+            if getattr(self, name) is not None:
+                real_number(getattr(self, name), name, positive=True)
         if self.exponent is not None:
             real_number(self.exponent, "exponent")
         smallest = self.schedule.start
