@@ -27,7 +27,18 @@ def test_other_values_are_refused(value: Any) -> None:
 
 
 S = rb.schedules
-SIXTEEN = np.int64(16)
+
+
+def i64(value: int) -> Any:
+    """As it comes out of numpy, whatever is asked for."""
+    return np.int64(value)
+
+
+def f32(value: float) -> Any:
+    return np.float32(value)
+
+
+SIXTEEN = i64(16)
 MODEL = torch.nn.Linear(3, 1)
 SGD = torch.optim.SGD(MODEL.parameters(), lr=0.1)
 DATA = (torch.zeros(64, 3),)
@@ -43,28 +54,29 @@ def job(**fields: Any) -> rb.Job:
         loss=loss,
         data=DATA,
         optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
-        **{"batch_size": SIXTEEN, **fields},
+        batch_size=SIXTEEN,
+        **fields,
     )
 
 
 TAKERS: dict[str, Callable[[], Any]] = {
-    "Job": lambda: job(examples=SIXTEEN, seed=SIXTEEN, num_workers=np.int64(0)),
+    "Job": lambda: job(examples=SIXTEEN, seed=SIXTEEN, num_workers=i64(0)),
     "Constant": lambda: S.Constant(SIXTEEN),
-    "Stages": lambda: S.Stages(((np.int64(0), SIXTEEN), (SIXTEEN, np.uint8(32)))),
-    "Ramp": lambda: S.Ramp(SIXTEEN, np.int32(32), np.int64(640)),
-    "Anneal": lambda: S.Anneal(SIXTEEN, np.int32(32), np.int64(640)),
-    "SignalToNoise": lambda: S.SignalToNoise(SIXTEEN, least=np.int64(1), most=SIXTEEN),
+    "Stages": lambda: S.Stages(((i64(0), SIXTEEN), (SIXTEEN, i64(32)))),
+    "Ramp": lambda: S.Ramp(SIXTEEN, i64(32), i64(640)),
+    "Anneal": lambda: S.Anneal(SIXTEEN, i64(32), i64(640)),
+    "SignalToNoise": lambda: S.SignalToNoise(SIXTEEN, least=i64(1), most=SIXTEEN),
     "FollowNoise": lambda: S.FollowNoise(SIXTEEN, fraction=0.5, most=SIXTEEN),
     "InsteadOfDecay": lambda: S.InsteadOfDecay(SIXTEEN, S.Rate.cosine(640), SIXTEEN),
-    "AlongRate": lambda: S.AlongRate(SIXTEEN, S.Rate.cosine(640), least=np.int64(2)),
-    "Rate.cosine": lambda: S.Rate.cosine(np.int64(640), warmup=SIXTEEN),
-    "Rate.steps": lambda: S.Rate.steps({0: 1.0, SIXTEEN: np.float32(0.5)}),
+    "AlongRate": lambda: S.AlongRate(SIXTEEN, S.Rate.cosine(640), least=i64(2)),
+    "Rate.cosine": lambda: S.Rate.cosine(i64(640), warmup=SIXTEEN),
+    "Rate.steps": lambda: S.Rate.steps({0: 1.0, SIXTEEN: f32(0.5)}),
     "Settings": lambda: Settings(
         schedule=S.Constant(16),
         end=64.0,
-        micro_batch=np.int64(8),
+        micro_batch=i64(8),
         largest=SIXTEEN,
-        num_workers=np.int64(0),
+        num_workers=i64(0),
     ),
 }
 
@@ -80,18 +92,18 @@ def test_values_keep_pythons_integers(name: str) -> None:
 @pytest.mark.parametrize(
     "take",
     [
-        lambda: rb.BatchStream(DATA, SIXTEEN, micro_batch=np.int64(8), seed=SIXTEEN),
-        lambda: rb.data.BatchSampler(np.int64(64), SIXTEEN, seed=SIXTEEN),
-        lambda: rb.data.ShardStream(range(64), SIXTEEN, micro_batch=np.int64(8)),
-        lambda: rb.data.Pairs(np.arange(64) % 4, each=np.int64(2)),
+        lambda: rb.BatchStream(DATA, SIXTEEN, micro_batch=i64(8), seed=SIXTEEN),
+        lambda: rb.data.BatchSampler(i64(64), SIXTEEN, seed=SIXTEEN),
+        lambda: rb.data.ShardStream(range(64), SIXTEEN, micro_batch=i64(8)),
+        lambda: rb.data.Pairs(np.arange(64) % 4, each=i64(2)),
         lambda: rb.data.Tokens(np.full(64, 3), budget=SIXTEEN, window=SIXTEEN),
-        lambda: rb.data.Strata(np.arange(64) % 4, multiple=np.int64(4)),
+        lambda: rb.data.Strata(np.arange(64) % 4, multiple=i64(4)),
         lambda: rb.Accumulator(MODEL, loss, SGD, micro_batch=SIXTEEN),
         lambda: rb.Controller(S.Constant(16), SGD, batch_size=SIXTEEN, largest=SIXTEEN),
-        lambda: S.Hyperparameters(SGD, SIXTEEN).move(np.int64(32)),
+        lambda: S.Hyperparameters(SGD, SIXTEEN).move(i64(32)),
         lambda: rb.scale_hyperparameters(SGD, batch_from=SIXTEEN, batch_to=SIXTEEN),
         lambda: rb.NoiseMonitor(
-            torch.nn.Linear(3, 1), groups=np.int64(8), overhead=np.float32(0.02)
+            torch.nn.Linear(3, 1), groups=i64(8), overhead=f32(0.02)
         ),
         lambda: rb.noise_scale(
             job(), budget_s=0.01, group_size=SIXTEEN, micro_batch=SIXTEEN, seed=SIXTEEN
@@ -105,8 +117,8 @@ def test_everything_public_takes_numpys_integers(take: Callable[[], Any]) -> Non
 def test_a_run_asked_for_in_numpys_numbers_is_written_and_gone_on_with(
     tmp_path: Path,
 ) -> None:
-    asked: dict[str, Any] = {"batch_size": SIXTEEN, "examples": np.int64(64)}
-    options = {"micro_batch": np.int64(8), "clip_norm": np.float32(1)}
+    asked: dict[str, Any] = {"batch_size": SIXTEEN, "examples": i64(64)}
+    options: dict[str, Any] = {"micro_batch": i64(8), "clip_norm": f32(1)}
     rb.train(job(), out=tmp_path, **asked, **options)
     run = rb.train(job(), out=tmp_path, resume=True, **asked, **options)
     assert run.last.examples == 64

@@ -72,6 +72,9 @@ def sparse_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return (model(batch[0]) - batch[1]).square().mean()
 
 
+TWO: dict[str, Any] = {"model": lambda: nn.Linear(5, 1)}  # weight and bias
+
+
 def two_rates(params: Any, second: Any) -> torch.optim.Optimizer:
     """Weight and bias each with a rate of its own."""
     optimizer = torch.optim.SGD([{"params": [p]} for p in params], lr=0.1)
@@ -80,7 +83,7 @@ def two_rates(params: Any, second: Any) -> torch.optim.Optimizer:
 
 
 def test_a_group_may_stay_as_it_is() -> None:
-    job = regression_job(optimizer=lambda params: two_rates(params, 0.0))
+    job = regression_job(**TWO, optimizer=lambda params: two_rates(params, 0.0))
     assert rb.check(job).items == ()
 
 
@@ -102,9 +105,13 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
         "RB102",
         {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0)},
     ),
-    "a second rate below zero": ("RB102", {"optimizer": lambda p: two_rates(p, -0.1)}),
-    "a second rate of NaN": ("RB102", {"optimizer": lambda p: two_rates(p, math.nan)}),
-    "a second rate that is text": ("RB102", {"optimizer": lambda p: two_rates(p, "a")}),
+    **{
+        f"a second rate of {lr}": (
+            "RB102",
+            {**TWO, "optimizer": lambda p, lr=lr: two_rates(p, lr)},
+        )
+        for lr in (-0.1, math.nan, "text")
+    },
     "on meta": ("RB102", {"model": lambda: nn.Linear(5, 1, device="meta")}),
     "ends the process": ("RB104", {"loss": lambda model, batch: sys.exit(0)}),
     "one network": ("RB102", {"model": lambda: ONE}),

@@ -84,10 +84,11 @@ def parse_bandwidth(text: str) -> float:
 
 def _parse(text: str, units: dict[str, float], what: str, forms: str) -> float:
     match = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?)\s*([a-zA-Z/]*)\s*", text)
-    known = match is not None and match[2] in units
-    if not known or not 0 < float(match[1]) < math.inf:
-        raise SettingError(f"{text!r} is not {what}", fix=forms)
-    return float(match[1]) * units[match[2]]
+    if match is not None and match[2] in units:
+        value = float(match[1]) * units[match[2]]
+        if 0 < value < math.inf:
+            return value
+    raise SettingError(f"{text!r} is not {what}", fix=forms)
 
 
 def show_seconds(seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from typing import Any
 
@@ -33,7 +32,7 @@ def check_settings(
             f"overhead={overhead!r} is not a number",
             fix="a share of the time: 0.02 for 2 %, math.inf for every step",
         )
-    if not overhead > 0 or math.isnan(overhead):
+    if not float(overhead) > 0:
         raise SettingError(
             f"overhead={overhead} leaves no time to measure",
             fix="a positive share such as 0.02, or math.inf for every step",
