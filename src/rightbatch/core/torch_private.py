@@ -178,21 +178,32 @@ def no_room_for_threads(text: str) -> bool:
 # Texts from the libraries' sources and users' reports, in lower case [cited:
 # docs/running.md, "Out of memory"].
 _CERTAIN = (
-    r"out of memory|nccl.*unhandled cuda error.*memory"
-    r"|cudaerrormemoryallocation|hiperroroutofmemory"
-    r"|(cublas|hipblas|cudnn)_status_alloc_failed|miopenstatusallocfailed"
-    r"|cufft_alloc_failed|cu(solver|sparse|rand)_status_alloc(ation)?_failed"
-    r"|ur_result_error_out_of_(device|host)_memory"
+    r"out[ _]?of[ _]?(device|host)?[ _]?memory"
+    r"|(cuda|hip)errormemoryallocation|mem_object_allocation_failure"
+    r"|\b(cu|hip|mi|roc)\w*alloc(ation)?_?failed|cublas.*resource allocation failed"
+    r"|failed to (cuda |hip )?(host )?[cm]?alloc\b|call to (cuda|hip)malloc failed"
+    r"|failed to allocate (memory|[\d.]+ ?([kmgt]i?)?b)"
+    r"|invalid buffer size: [\d.]+ [kmgt]|insufficient memory"
     r"|defaultcpuallocator|not enough memory: you tried to allocate"
-    r"|std::bad_alloc|cannot allocate memory"
+    r"|memory not available to allocate|std::bad_alloc|cannot allocate memory"
+    r"|unable to allocate [\d.]+ ([kmgtpe]i)?b(ytes)? for an array"
+    r"|paging file is too small"
 )
 # These have other causes too: a smaller micro-batch is tried, and if that does not help
-# the error is told as it came. The last is oneDNN's.
+# the error is told as it came. "A primitive" is oneDNN's; shared memory is what workers
+# hand batches over in.
 _UNCERTAIN = (
-    r"cublas_status_not_initialized|cudnn_status_(internal_error|not_supported)"
-    r"|ur_result_error_out_of_resources"
-    r"|could not create a (memory object|primitive)"
+    r"(cublas|hipblas|cudnn|cusolver)_status_(not_initialized|internal_error)"
+    r"|cudnn_status_(not_supported|execution_failed)"
+    r"|unable to find (a valid cudnn algorithm|an engine to execute)"
+    r"|(ur_result|pi|hsa_status)_error_out_of_resources"
+    r"|could not (create|execute) a (memory|primitive)"
+    r"|is killed by signal: (killed|bus error)"
+    r"|unable to (write to|allocate shared memory\(shm\) for) file </torch_"
+    r"|error while creating shared memory segment"
 )
+# What only sounds like them: a wrong address, and a library loaded too late.
+_NOT_MEMORY = r"illegal memory access|in static tls block"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +222,9 @@ class OutOfMemory:
 def out_of_memory(error: BaseException) -> OutOfMemory | None:
     """How memory ran out, or None if the exception is something else.
 
-    Also sees it behind an exception that was raised ``from`` it.
+    Also sees it behind an exception that was raised ``from`` it, and in a group. Of one
+    that was raised while it was handled, or of a group that holds others too, nobody
+    knows whether memory is to blame: that is not certain.
 
     Example:
         >>> out_of_memory(RuntimeError("MPS backend out of memory (allocated …)"))
@@ -219,17 +232,52 @@ def out_of_memory(error: BaseException) -> OutOfMemory | None:
         >>> out_of_memory(ValueError("out of memory is a nice title")) is None
         True
     """
+    looked_at: set[int] = set()  # a chain may lead back to where it began
+    certain, current = True, error
+    while id(current) not in looked_at:
+        looked_at.add(id(current))
+        memory = _in_group(current) or _by_text(current)
+        if memory is not None:
+            return OutOfMemory(certain and memory.certain, memory.text)
+        behind = current.__cause__
+        if behind is None and not current.__suppress_context__:
+            behind, certain = current.__context__, False
+        if behind is None:
+            return None
+        current = behind
+    return None
+
+
+def _in_group(error: BaseException) -> OutOfMemory | None:
+    if not isinstance(error, BaseExceptionGroup):
+        return None
+    members = [out_of_memory(member) for member in error.exceptions]
+    known = [memory for memory in members if memory is not None]
+    if not known:
+        return None
+    certain = len(known) == len(members) and all(memory.certain for memory in known)
+    return OutOfMemory(certain, known[0].text)
+
+
+def _by_text(error: BaseException) -> OutOfMemory | None:
+    """What an exception says itself."""
     enforced = r"^\[enforce fail at [^\]]*\] (err == 0\. )?"
     first, text = re.sub(enforced, "", first_line(error)), str(error).lower()
-    system = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    if system or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return OutOfMemory(True, first)
+    if re.search(_NOT_MEMORY, text):
+        return None
+    if isinstance(error, OSError):
+        # A worker's comes back as text alone; others hold names of files.
+        told = error.errno is None and re.search(r"\[errno 12\]|winerror 1455", text)
+        lacking = error.errno == errno.ENOMEM or getattr(error, "winerror", 0) == 1455
+        return OutOfMemory(True, first) if told or lacking else None
     if isinstance(error, RuntimeError):
-        if re.search(_CERTAIN, text, re.DOTALL):
+        if re.search(_CERTAIN, text):
             return OutOfMemory(True, first)
         if re.search(_UNCERTAIN, text):
             return OutOfMemory(False, first)
-    return None if error.__cause__ is None else out_of_memory(error.__cause__)
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,10 +14,12 @@ from torch.utils.data import default_collate
 
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import evaluating
-from rightbatch.core.torch_private import has_scheduler
+from rightbatch.core.real_number import real_number
+from rightbatch.core.text import first_line
+from rightbatch.core.torch_private import has_scheduler, out_of_memory
 from rightbatch.core.trees import to_device
 from rightbatch.core.user_code import user_code
-from rightbatch.core.whole_number import whole_number
+from rightbatch.core.whole_number import keep_whole_numbers, whole_number
 from rightbatch.job.loss import PRECISIONS, Loss, scalar_loss
 
 FUNCTION_FORMS = {
@@ -97,7 +99,8 @@ class Job:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        whole_number(self.batch_size, "batch_size")
+        keep_whole_numbers(self, "batch_size", "examples")
+        keep_whole_numbers(self, "seed", "num_workers", least=0)
         if self.goal not in ("min", "max"):
             raise SettingError(
                 "goal must be 'min' or 'max'", seen=f"goal={self.goal!r}"
@@ -140,12 +143,9 @@ class Job:
                 why="a scheduler belongs to one optimizer, and every run has its own",
                 fix="rate=lambda optimizer: CosineAnnealingLR(optimizer, T_max=1000)",
             )
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            raise SettingError(
-                "clip_norm must be positive", seen=f"clip_norm={self.clip_norm}"
-            )
+        if self.clip_norm is not None:
+            real_number(self.clip_norm, "clip_norm", positive=True)
         run_length(self.length, self.examples, self.epochs)
-        whole_number(self.num_workers, "num_workers", least=0)
         if self.num_workers and isinstance(self.data, tuple):
             raise SettingError(
                 "num_workers has no effect on a tuple of tensors",
@@ -167,10 +167,11 @@ class Job:
         """A fresh model of its own, on the job's device, in training mode.
 
         Raises:
-            JobError: The factory raised, or returned something else than a module.
+            JobError: The factory raised, or returned something else than a module; a
+                module cannot be copied; or there are no numbers in it (meta device).
         """
         if isinstance(self.model, nn.Module):
-            model = copy.deepcopy(self.model)
+            model = copied_module(self.model)
         else:
             torch.manual_seed(self.seed)
             with user_code("model()"):
@@ -181,6 +182,7 @@ class Job:
                     seen=f"{type(model).__name__}",
                     fix="Job(model=make_model) where make_model() returns the network",
                 )
+        check_content(model)
         if self.device is not None:
             model = model.to(self.device)
         return model.train()
@@ -230,12 +232,28 @@ class Job:
             index = torch.as_tensor(indices)
             batch: Any = tuple(t[index.to(t.device)] for t in self.data)
         else:
-            wanted = [int(i) for i in indices]
-            many = getattr(self.data, "__getitems__", None)
-            with user_code("the data set"):
-                examples = many(wanted) if many else [self.data[i] for i in wanted]
-            with user_code(f"collating {len(wanted)} examples"):
-                batch = (self.collate or default_collate)(examples)
+            return self.collated(self.read(indices), device)
+        return to_device(batch, device)
+
+    def read(self, indices: Tensor | Sequence[int]) -> list[Any]:
+        """The examples of a data set at ``indices``, as it gives them.
+
+        Raises:
+            JobError: The data set raised.
+        """
+        wanted = [int(i) for i in indices]
+        many = getattr(self.data, "__getitems__", None)
+        with user_code("the data set"):
+            return list(many(wanted)) if many else [self.data[i] for i in wanted]
+
+    def collated(self, examples: list[Any], device: torch.device) -> Any:
+        """A batch of examples of a data set, on ``device``.
+
+        Raises:
+            JobError: ``collate`` raised.
+        """
+        with user_code(f"collating {len(examples)} examples"):
+            batch = (self.collate or default_collate)(examples)
         return to_device(batch, device)
 
     def mean_loss(
@@ -269,6 +287,47 @@ class Job:
         return value <= self.target if self.goal == "min" else value >= self.target
 
 
+def copied_module(model: nn.Module) -> nn.Module:
+    """A module like this one, that shares nothing with it.
+
+    Raises:
+        JobError: It cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        if out_of_memory(error) is not None:
+            raise
+        raise JobError(
+            "the model cannot be copied",
+            seen=f"copy.deepcopy(model) raised {type(error).__name__}: "
+            f"{first_line(error, 150)}",
+            why="every use of a job trains a copy, and the module stays as it is; what "
+            "it keeps from a pass (an output, a cache), a lock or a file has no copy",
+            fix="a factory: Job(model=make_model), a function that builds the network",
+        ) from error
+
+
+def check_content(model: nn.Module) -> None:
+    """Refuse a model whose tensors have a shape and no numbers.
+
+    Raises:
+        JobError: It is on the meta device, or a part of it.
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    empty = [name for name, tensor in named if tensor.device.type == "meta"]
+    if empty:
+        raise JobError(
+            "the model is on the meta device, where tensors hold no numbers",
+            seen=f"{len(empty)} of {len(named)} parameters and buffers, such as "
+            f"{empty[0]}",
+            why="there is nothing to train; largest_batch and `rightbatch memory` need "
+            "no meta device, they trace the model without making its numbers",
+            fix="build it without torch.device('meta'); or inside model(): "
+            "net.to_empty(device='cpu'), then initialise it",
+        )
+
+
 def run_length(length: int, examples: int | None, epochs: float | None) -> float | None:
     """Examples that a run sees, if that is said: in examples, or in passes.
 
@@ -292,9 +351,8 @@ def run_length(length: int, examples: int | None, epochs: float | None) -> float
     if examples is not None:
         return float(whole_number(examples, "examples"))
     if epochs is not None:
-        if not 0 < epochs < math.inf:
-            raise SettingError("epochs must be positive", seen=f"epochs={epochs}")
-        return float(max(1, round(epochs * length)))
+        passes = real_number(epochs, "epochs", positive=True)
+        return float(max(1, round(passes * length)))
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -208,6 +209,7 @@ def trainable(probe: Probe) -> Finding | None:
             why="all rates are told and changed by the factor that this one takes",
             fix="first a group that trains, and requires_grad_(False) on what stays",
         )
+    _check_other_rates(probe.optimizer)
     rate_of(probe.job)
     missing = len(parameters - held)
     if missing:
@@ -220,6 +222,20 @@ def trainable(probe: Probe) -> Finding | None:
             fix="requires_grad_(False) on what is meant to stay",
         )
     return None
+
+
+def _check_other_rates(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse rates that no training has; zero keeps a group as it is."""
+    for number, group in enumerate(optimizer.param_groups):
+        lr = group.get("lr", 0.0)
+        is_number = isinstance(lr, (numbers.Real, torch.Tensor))
+        if not is_number or not 0 <= float(lr) < math.inf:
+            raise JobError(
+                f"param group {number} has no learning rate that trains",
+                seen=f"lr = {lr}",
+                why="it must be finite, and not below zero",
+                fix="a rate above zero, or requires_grad_(False) on what stays",
+            )
 
 
 def one_step_optimizer(probe: Probe) -> Finding | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import numbers
 from typing import Any
 
 import torch
@@ -27,17 +27,19 @@ def check_settings(
             seen=f"a {type(optimizer).__name__}",
             fix="one torch optimizer; leave it out where the model has several",
         )
-    if isinstance(overhead, bool) or not isinstance(overhead, (int, float)):
+    if isinstance(overhead, bool) or not isinstance(overhead, numbers.Real):
         raise SettingError(
             f"overhead={overhead!r} is not a number",
             fix="a share of the time: 0.02 for 2 %, math.inf for every step",
         )
-    if not overhead > 0 or math.isnan(overhead):
+    if not float(overhead) > 0:
         raise SettingError(
             f"overhead={overhead} leaves no time to measure",
             fix="a positive share such as 0.02, or math.inf for every step",
         )
-    if groups != "examples" and (not isinstance(groups, int) or groups < 2):
+    if groups != "examples" and (
+        not isinstance(groups, numbers.Integral) or groups < 2
+    ):
         raise SettingError(
             f"groups={groups!r} is not a number of groups that can be compared",
             why="noise is the difference between groups of the same batch",

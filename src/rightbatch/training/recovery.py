@@ -48,12 +48,18 @@ class PassState:
 def release(error: BaseException | None) -> None:
     """Let go of what a failed pass still holds: frames, and the allocator's cache."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
+    waiting = [error]
+    while waiting:
+        error = waiting.pop()
+        if error is None or id(error) in seen:
+            continue
         seen.add(id(error))
         if error.__traceback__ is not None:
             traceback.clear_frames(error.__traceback__)
             error.__traceback__ = None
-        error = error.__cause__ or error.__context__
+        waiting += [error.__cause__, error.__context__]
+        if isinstance(error, BaseExceptionGroup):
+            waiting += error.exceptions
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
