@@ -64,7 +64,7 @@ def settings_of(
         of_plan: dict[str, Any] = {
             "schedule": Constant(plan.batch_size),
             "micro_batch": plan.micro_batch,
-            "rule": plan.scaling.rule,
+            "rule": plan.scaling.asked,
             "noise_scale": plan.scaling.noise_scale,
             "lr_factor": plan.lr_factor,
             "coupled": plan.coupled_batch is not None,
@@ -218,7 +218,7 @@ def check_optimizer(plan: Plan, facts: dict[str, Any]) -> None:
     Raises:
         SettingError: It is.
     """
-    kind, today = facts["optimizer"], float(facts["param group 0's lr"])
+    kind, today = facts["optimizer"], facts.get("param group 0's lr", math.nan)
     planned = today * plan.scaling.lr * plan.lr_factor
     same_rate = math.isclose(planned, plan.lr, rel_tol=1e-6)
     if kind != plan.optimizer or not same_rate:
