@@ -31,7 +31,10 @@ FAMILIES: dict[str, Family] = {
 }
 # By their classes, weight decay acts beside the gradient; of the others the param group
 # may say so.
-DECOUPLED = {"AdamW", "AdamWFp8", "StableAdamW", "NAdamW", "SGDW", "SOAP"}
+DECOUPLED = {
+    *(name for name in NAMES["adam"] if "AdamW" in name),
+    *("StableAdamW", "SGDW", "SOAP"),
+}
 DECOUPLED_FAMILIES = ("muon", "lion", "adafactor")
 FLAGS = ("decoupled_weight_decay", "use_decoupled_weight_decay", "weight_decouple")
 WRAPPED = ("optimizer", "original_optimizer", "optim")  # by accelerate, Opacus, ZeRO

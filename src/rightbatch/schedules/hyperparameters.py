@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -147,16 +147,19 @@ class Hyperparameters:
         whole_number(batch_size, "batch_size")
         if rate != 1 or (batch_size != self.reference and self.rule != "none"):
             check_rates(self.optimizer, "it is to follow the batch, or a decay")
-        known = {**self.state_dict(), "groups": dict(self._groups)}
-        now = self._now()
         self._catch_up()
+        before = {
+            "batch_size": self.batch_size,
+            "rate": self.rate,
+            "groups": {key: replace(n) for key, n in self._groups.items()},
+        }
         self._assign(self._scaled(batch_size, rate))
         if batch_size != self.batch_size:
             self._notice()
         self.batch_size, self.rate = batch_size, rate
         self.scaling = self._scalings(batch_size)[0]
         self._move_schedulers()
-        self._before = {**known, "now": now}
+        self._before = before
         return self.scaling
 
     def undo(self) -> None:
@@ -164,10 +167,10 @@ class Hyperparameters:
         before, self._before = self._before, None
         if before is None:
             return
-        new = [before["now"].get(_key(g), {}) for g in self.optimizer.param_groups]
         self._catch_up()
-        assign(self.optimizer, new)
-        self._groups |= before["groups"]  # a group that came since stays as it is
+        self._groups |= before["groups"]  # one that came since stays as it is
+        groups = self.optimizer.param_groups
+        assign(self.optimizer, [self._groups[_key(group)].now for group in groups])
         self.batch_size, self.rate = before["batch_size"], before["rate"]
         self.scaling = self._scalings(self.batch_size)[0]
         self._move_schedulers()

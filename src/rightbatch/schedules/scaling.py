@@ -433,7 +433,7 @@ def scale_hyperparameters(
         warnings.warn(
             f"noise_scale has no effect on the rule {scalings[0].rule}", stacklevel=2
         )
+    apply_scaling(optimizer, scalings[0])
     if rule == "auto":
         warn_of_unknown(kinds)
-    apply_scaling(optimizer, scalings[0])
     return scalings[0]

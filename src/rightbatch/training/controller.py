@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.whole_number import whole_number
-from rightbatch.job.optimizers import first_rate
+from rightbatch.job.optimizers import check_rates, first_rate
 from rightbatch.job.several_optimizers import Optimizers
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.by_examples import ByExamples
@@ -140,6 +141,8 @@ class Controller:
             exponent=exponent,
             scheduler=scheduler,
         )
+        if rate is not None or hasattr(schedule, "rate"):
+            check_rates(self.numbers.optimizer, "a decay is to be followed")
         self.changes: deque[Change] = deque(maxlen=1000)
         self.batch_size = self._sized(schedule.start)
         self._ranks = None if model is None else Ranks(model)
@@ -167,14 +170,20 @@ class Controller:
             wanted, reason = self._wanted(aim)
         if self._ranks is not None and self.schedule.live:
             wanted, reason = self._ranks.from_first((wanted, reason))
-        before = self.batch_size
+        before, refused = self.batch_size, None
         try:
             self._set(wanted, self._rate(examples, aim, wanted))
         except SettingError as error:
-            wanted, reason = before, error.what
+            wanted, reason, refused = before, error.what, error
         if wanted == before and (not reason or reason == self._held):
             return None
         self._held = reason if wanted == before else ""
+        if refused and not self.schedule.live:  # which might never move again
+            warnings.warn(
+                f"{self.schedule}: held at {before} after {examples:,} examples: "
+                f"{refused}",
+                stacklevel=2,
+            )
         change = Change(
             examples=examples,
             batch_from=before,

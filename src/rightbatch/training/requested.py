@@ -12,7 +12,11 @@ from rightbatch.core.errors import SettingError
 from rightbatch.core.whole_number import whole_number
 from rightbatch.job.job import Job
 from rightbatch.job.loading import DEFAULT_NAME
-from rightbatch.schedules.from_json import check_rate, check_schedule
+from rightbatch.schedules.from_json import (
+    check_decay_is_met,
+    check_rate,
+    check_schedule,
+)
 from rightbatch.schedules.job_rate import rate_of
 from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Constant, Schedule
@@ -149,6 +153,10 @@ def _with_rate(job: Job, wanted: Settings) -> Settings:
     if to_target and rate.factors[-1] == 0 and last < wanted.end:
         return dataclasses.replace(wanted, end=last)
     check_rate(rate, end=wanted.end, step=max(job.batch_size, wanted.schedule.start))
+    if wanted.rate is not None:
+        check_decay_is_met(
+            rate, wanted.schedule, end=wanted.end, batch_size=job.batch_size
+        )
     return wanted
 
 
