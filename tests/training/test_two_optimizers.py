@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,17 @@ import torch
 from torch import Tensor, nn
 
 import rightbatch as rb
+from cases import made_up
 from reference import whole_gradient
 from rightbatch.job.several_optimizers import MEMBERS
+from rightbatch.measure.facts import job_facts
 from rightbatch.schedules.scaling import apply_scaling, multiply_rates, scaling_for
 from rightbatch.training.any_checkpoint import load_start
 from rightbatch.training.run_state import RunState
 from rightbatch.training.start_from import begin_from
 from two_optimizers import ADAM_LR, LM, MUON_LR, data, loss, two_optimizer_job
 
+OF_OPTIMIZER = ("name", "optimizer", "family", "decoupled_decay", "lr")
 ORDERS = {"muon first": (0, 1), "adamw first": (1, 0)}
 
 
@@ -233,3 +237,24 @@ def test_a_candidate_moves_both_rates_by_one_factor() -> None:
     assert muon["lr"] == pytest.approx(plan_lr)
     assert adam["lr"] == pytest.approx(ADAM_LR * scaling.lr * factor)
     assert adam["betas"][1] == pytest.approx(0.98**4)
+
+
+def test_a_plan_of_the_pair_is_trained_by_each_ones_rule() -> None:
+    job = two_optimizer_job()
+    facts = job_facts(RunState.start(job), "")
+    assert (facts.optimizer, facts.family) == ("Muon + AdamW", "muon")
+    assert facts.lr == MUON_LR
+    made = made_up(t0=4e-3, t1=1e-3, critical=100)
+    of_job = replace(
+        made.job, **{f: getattr(facts, f) for f in ("name", *OF_OPTIMIZER)}
+    )
+    plan = rb.decide(replace(made, job=of_job)).plan
+    assert plan.batch_size != plan.today
+    plan = replace(plan, batch_size=64, micro_batch=16, today=16)
+    scaling = scaling_for("muon", 16, 64, noise_scale=64.0, decoupled_decay=True)
+    plan = replace(plan, scaling=scaling, lr_factor=1.5, lr=MUON_LR * scaling.lr * 1.5)
+    run = rb.train(job, plan, examples=128)
+    assert run.rows[0].lr == pytest.approx(plan.lr)
+    assert run.scaling.rule == "sqrt-noise-aware"
+    with pytest.raises(rb.SettingError, match="optimizer has changed"):
+        rb.train(replace(job, optimizer=torch.optim.AdamW), plan, examples=128)
