@@ -102,6 +102,12 @@ def has_scheduler(optimizer: torch.optim.Optimizer) -> bool:
     return marked or any("initial_lr" in group for group in groups)
 
 
+def inner_schedulers(scheduler: Any) -> list[Any]:
+    """The schedulers that one is made of (``_schedulers``), however deep."""
+    own = list(getattr(scheduler, "_schedulers", ()))
+    return [*own, *(s for inner in own for s in inner_schedulers(inner))]
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Whether ``torch.compile`` has wrapped any part of a model (``_orig_mod``)."""
     return any(hasattr(module, "_orig_mod") for module in model.modules())

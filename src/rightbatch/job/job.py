@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
 from rightbatch.core.errors import JobError, SettingError
@@ -21,6 +23,8 @@ from rightbatch.core.trees import to_device
 from rightbatch.core.user_code import user_code
 from rightbatch.core.whole_number import keep_whole_numbers, whole_number
 from rightbatch.job.loss import PRECISIONS, Loss, scalar_loss
+from rightbatch.job.optimizers import first_rate
+from rightbatch.job.several_optimizers import as_one, members_of
 
 FUNCTION_FORMS = {
     "loss": "Job(loss=lambda model, batch: criterion(model(batch[0]), batch[1]))",
@@ -40,7 +44,10 @@ class Job:
             ``(sum, count)`` where targets are ragged or masked, so that batches can be
             split without a mean of means.
         data: A map-style dataset, or a tuple of tensors with equal first axis.
-        optimizer: ``params -> torch.optim.Optimizer`` at the learning rate used today.
+        optimizer: ``params -> torch.optim.Optimizer`` at the learning rate used today;
+            or a list of several, each of other parameters (Muon for matrices, AdamW for
+            the rest). Where its first argument is called ``named_params``, it gets
+            pairs of name and parameter.
         batch_size: The batch that learning rate was chosen for, in examples per step.
         evaluate: ``model -> float`` on held-out data; called in eval mode, no gradient.
         target: The value of ``evaluate`` that ends a run.
@@ -81,7 +88,7 @@ class Job:
     model: nn.Module | Callable[[], nn.Module]
     loss: Loss
     data: Any
-    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    optimizer: Callable[[Iterable[Any]], Any]
     batch_size: int
     evaluate: Callable[[nn.Module], float] | None = None
     target: float | None = None
@@ -190,36 +197,45 @@ class Job:
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The job's optimizer over the trainable parameters of a model.
 
+        Several come back as one, see `job.several_optimizers.SeveralOptimizers`.
+
         Raises:
             JobError: Nothing is trainable, no optimizer came back, or it came with a
                 learning-rate scheduler.
         """
-        params = [p for p in model.parameters() if p.requires_grad]
-        if any(isinstance(p, nn.UninitializedParameter) for p in params):
+        # Names are the network's own, however many ranks train it.
+        network = model.module if isinstance(model, DistributedDataParallel) else model
+        named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+        if any(isinstance(p, nn.UninitializedParameter) for _, p in named):
             raise JobError(
                 "the model has lazy layers whose shapes are not known yet",
                 why="there are no parameters to give to the optimizer",
                 fix="run one batch through the network inside model()",
             )
-        if not params:
+        if not named:
             raise JobError(
                 "the model has no trainable parameter",
                 seen=f"{sum(1 for _ in model.parameters())} parameters, 0 require grad",
                 why="without a gradient there is neither noise nor progress to measure",
                 fix="leave requires_grad on for what should be trained",
             )
+        wants_names = _first_argument(self.optimizer) == "named_params"
         with user_code("optimizer(params)"):
-            optimizer = self.optimizer(params)
-        if not isinstance(optimizer, torch.optim.Optimizer):
+            made = self.optimizer(named if wants_names else [p for _, p in named])
+        try:
+            optimizer = as_one(made)
+        except SettingError as error:
             raise JobError(
-                "optimizer(params) did not return a torch.optim.Optimizer",
-                seen=type(optimizer).__name__,
-                fix="Job(optimizer=lambda params: torch.optim.AdamW(params, lr=1e-3))",
-            )
-        if has_scheduler(optimizer):
+                f"optimizer(params): {error.what}",
+                seen=error.seen,
+                why=error.why,
+                fix="Job(optimizer=lambda params: torch.optim.AdamW(params, lr=1e-3)), "
+                "or a list of several, each of other parameters",
+            ) from error
+        if any(has_scheduler(member) for member in members_of(optimizer)):
             raise JobError(
                 "a learning-rate scheduler is made inside optimizer=",
-                seen=f"lr {float(optimizer.param_groups[0]['lr']):.3g} as it left it",
+                seen=f"lr {first_rate(optimizer)} as it left it",
                 why="nobody steps it: its first factor would stay for the whole run",
                 fix="Job(rate=lambda optimizer: CosineAnnealingLR(optimizer, ...), "
                 "epochs=9), and the optimizer at its plain rate",
@@ -326,6 +342,14 @@ def check_content(model: nn.Module) -> None:
             fix="build it without torch.device('meta'); or inside model(): "
             "net.to_empty(device='cpu'), then initialise it",
         )
+
+
+def _first_argument(function: Callable[..., Any]) -> str:
+    """The name of what a function takes first; empty where it cannot be read."""
+    try:
+        return next(iter(inspect.signature(function).parameters), "")
+    except (TypeError, ValueError):
+        return ""
 
 
 def run_length(length: int, examples: int | None, epochs: float | None) -> float | None:

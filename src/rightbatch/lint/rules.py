@@ -25,6 +25,8 @@ from rightbatch.coupling.probe import (
 )
 from rightbatch.job.job import Job
 from rightbatch.job.loss import PRECISIONS
+from rightbatch.job.optimizers import rate_in
+from rightbatch.job.several_optimizers import members_of
 from rightbatch.measure.time import wait_for
 from rightbatch.schedules.job_rate import rate_of
 from rightbatch.training.gradient import Part, sum_gradients
@@ -201,10 +203,13 @@ def trainable(probe: Probe) -> Finding | None:
             why="its steps would change nothing",
             fix="Job(optimizer=lambda params: SGD(params, ...)) using the params given",
         )
-    lr = probe.optimizer.param_groups[0].get("lr")
-    if not isinstance(lr, (int, float, torch.Tensor)) or not 0 < float(lr) < math.inf:
+    rates = [rate_in(group) for group in probe.optimizer.param_groups]
+    lacking = next((i for i, lr in enumerate(rates) if lr is None), 0)
+    lr = rates[lacking]
+    if lr is None or not 0 < lr < math.inf:
+        which = "first param group" if not lacking else f"param group {lacking}"
         raise JobError(
-            "the first param group has no learning rate above zero",
+            f"the {which} has no learning rate above zero",
             seen=f"lr = {lr}",
             why="all rates are told and changed by the factor that this one takes",
             fix="first a group that trains, and requires_grad_(False) on what stays",
@@ -240,7 +245,7 @@ def _check_other_rates(optimizer: torch.optim.Optimizer) -> None:
 
 def one_step_optimizer(probe: Probe) -> Finding | None:
     """The optimizer makes one update per gradient."""
-    if isinstance(probe.optimizer, torch.optim.LBFGS):
+    if any(isinstance(o, torch.optim.LBFGS) for o in members_of(probe.optimizer)):
         raise JobError(
             "LBFGS evaluates the loss several times per step",
             why="one step has no single batch, so the laws do not apply",

@@ -25,6 +25,11 @@ from rightbatch.memory.envelope import Envelope, fit_points
 POWERS: dict[Family, tuple[float, float]] = {
     "sgd": (0.95, 0.2),
     "adam": (0.55, 0.15),
+    # Not measured: of updates with a size of their own, as Adam's. [assumed]
+    "shampoo": (0.6, 0.25),
+    "muon": (0.6, 0.25),
+    "lion": (0.6, 0.25),
+    "adafactor": (0.6, 0.25),
     "other": (0.6, 0.25),
 }
 # How far N of a race may lie from the noise: standard deviation of the log. [measured

@@ -27,7 +27,14 @@ from rightbatch.core.trees import (
 from rightbatch.core.user_code import user_code
 from rightbatch.core.whole_number import whole_number
 from rightbatch.data.loading.step import Step
-from rightbatch.job.loss import PRECISIONS, Loss
+from rightbatch.job.loss import Loss
+from rightbatch.job.optimizers import first_rate
+from rightbatch.job.several_optimizers import Optimizers
+from rightbatch.training.accumulator_arguments import (
+    AUTOCAST,
+    check_settings,
+    checked_parts,
+)
 from rightbatch.training.coupled_batch import check_together, no_room_together
 from rightbatch.training.equality import Equality, compare
 from rightbatch.training.gradient import (
@@ -38,8 +45,6 @@ from rightbatch.training.gradient import (
 )
 from rightbatch.training.ranks import Ranks
 from rightbatch.training.recovery import MicroBatchSize, release
-
-_AUTOCAST = {**PRECISIONS, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +84,8 @@ class Accumulator:
             averages over ranks, once per step.
         loss: ``(model, batch) ->`` the mean over the batch's examples; or
             ``(sum, count)`` where targets are ragged or masked.
-        optimizer: Makes the update.
+        optimizer: Makes the update; several, as a list, make it together: one norm is
+            clipped, and all of them step or none.
         micro_batch: Most examples of one piece on one rank; None: the whole batch.
         clip_norm: Largest norm of the whole gradient.
         precision: ``"float32"``, ``"bfloat16"`` or ``"float16"`` (autocast).
@@ -119,7 +125,7 @@ class Accumulator:
         self,
         model: nn.Module,
         loss: Loss,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         micro_batch: int | None = None,
         *,
         clip_norm: float | None = None,
@@ -133,19 +139,19 @@ class Accumulator:
         check: bool = True,
         tell: Callable[[str], None] | None = None,
     ) -> None:
-        _check_parts(model, loss, optimizer)
+        optimizer = checked_parts(model, loss, optimizer)
         if micro_batch is not None:
             whole_number(micro_batch, "micro_batch")
         elif coupled:
             raise SettingError("coupled needs a micro_batch", fix="micro_batch=8")
-        _check_settings(clip_norm, precision, scaler, nonfinite)
+        check_settings(clip_norm, precision, scaler, nonfinite)
         if scaler is not None and not scaler.is_enabled():
             scaler = None
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.clip_norm, self.scaler, self.nonfinite = clip_norm, scaler, nonfinite
         self.count, self.split, self.fits = count, split, fits
         self.ranks = Ranks(model)
-        dtype = _AUTOCAST[precision]
+        dtype = AUTOCAST[precision]
         self.gradient = BatchGradient(model, loss, optimizer, self.ranks, dtype, scaler)
         self.gradient.empty = nonfinite
         self.device = self.gradient.device
@@ -155,6 +161,7 @@ class Accumulator:
         self.equality: Equality | None = None
         self.coupled = coupled
         self._check = check and not coupled  # its pieces are meant
+        self._look_for_unheld = True
         self.tell = tell or (lambda text: warnings.warn(text, stacklevel=4))
 
     def __call__(
@@ -304,6 +311,20 @@ class Accumulator:
             pieces += [filler] * (most - len(pieces))
         return pieces
 
+    def _notice_unheld(self) -> None:
+        """Tell, once, of a part of the model that belongs to no optimizer known."""
+        if not self._look_for_unheld:
+            return
+        self._look_for_unheld = False
+        if unheld := self.gradient.unheld():
+            scaled = " or unscaled" if self.scaler is not None else ""
+            self.tell(
+                f"{len(unheld)} trainable parameters with a gradient are in no "
+                "optimizer that is known here: this gradient is the whole batch's "
+                f"too, but it is not clipped{scaled}; if another optimizer steps "
+                "them, pass both as a list, otherwise requires_grad_(False)"
+            )
+
     def _cutter(self, batch: Any, start: int, stop: int, count: int) -> Any:
         if self.split is not None:
             return self.split(batch, start, stop)
@@ -311,6 +332,7 @@ class Accumulator:
 
     def _finish(self, made: Gradient, pieces: int, retries: int) -> Update:
         """Clip, judge and apply."""
+        self._notice_unheld()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         gradients = self.gradient.gradients()
@@ -332,7 +354,7 @@ class Accumulator:
                 raise NotFiniteError(
                     f"the loss became {made.loss:g}, with a gradient of norm {norm:g}",
                     seen=f"mean over {made.count:g}, learning rate "
-                    f"{float(self.optimizer.param_groups[0]['lr']):.3g}",
+                    f"{first_rate(self.optimizer)}",
                     why="the update was not made: weights are as before this batch",
                     fix="a lower learning rate, or nonfinite='skip' for a few bad "
                     "batches",
@@ -434,55 +456,3 @@ def total_norm(gradients: list[Tensor]) -> float:
     dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
     norm = torch.nn.utils.get_total_norm(dense)
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-
-
-def _check_parts(model: nn.Module, loss: Any, optimizer: Any) -> None:
-    """Refuse what cannot be trained.
-
-    Raises:
-        SettingError: It says what was given instead.
-    """
-    if not isinstance(optimizer, torch.optim.Optimizer) or not callable(loss):
-        raise SettingError(
-            "Accumulator takes a model, a loss and an optimizer, in this order",
-            seen=f"{type(model).__name__}, {type(loss).__name__}, "
-            f"{type(optimizer).__name__}",
-            fix="rb.Accumulator(model, loss, optimizer, micro_batch=16)",
-        )
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise SettingError(
-            "LBFGS evaluates the loss several times per step",
-            why="one step has no single batch",
-            fix="SGD, Adam or another optimizer of one gradient per step",
-        )
-    own = {id(p) for p in model.parameters()}
-    if not any(id(p) in own for g in optimizer.param_groups for p in g["params"]):
-        raise SettingError(
-            "the optimizer holds no parameter of the model",
-            why="its steps would change nothing",
-            fix="make it from this model's parameters, after wrapping or sharding",
-        )
-
-
-def _check_settings(
-    clip_norm: float | None, precision: str, scaler: Any, nonfinite: str
-) -> None:
-    if precision not in _AUTOCAST:
-        raise SettingError(
-            f"precision must be one of {', '.join(_AUTOCAST)}",
-            seen=f"precision={precision!r}",
-            fix="precision='bfloat16'",
-        )
-    if precision == "float16" and scaler is None:
-        raise SettingError(
-            "float16 needs a scaler",
-            seen="precision='float16', scaler=None",
-            why="small gradients would vanish",
-            fix="scaler=torch.amp.GradScaler(), or precision='bfloat16'",
-        )
-    if clip_norm is not None and not 0 < clip_norm < math.inf:
-        raise SettingError("clip_norm must be positive", seen=f"clip_norm={clip_norm}")
-    if nonfinite not in ("stop", "skip"):
-        raise SettingError(
-            "nonfinite must be 'stop' or 'skip'", seen=f"nonfinite={nonfinite!r}"
-        )

@@ -124,7 +124,8 @@ class BatchGradient:
     Attributes:
         model: As the loop calls it.
         loss: A mean over examples, or ``(sum, count)``.
-        optimizer: Whose parameters are differentiated for.
+        optimizer: Whose parameters are differentiated for. What else of the model has a
+            gradient is divided with the rest, but neither counted nor clipped.
         ranks: Who averages with whom.
         dtype: Of autocast, or None.
         scaler: A ``GradScaler``, or None.
@@ -157,6 +158,12 @@ class BatchGradient:
     def gradients(self) -> list[Tensor]:
         """Those that this step has made."""
         return [p.grad for p in self.parameters if p.grad is not None]
+
+    def unheld(self) -> list[nn.Parameter]:
+        """Those of the model that the optimizer does not hold, with a gradient."""
+        held = {id(p) for p in self.parameters}
+        own = self.model.parameters()
+        return [p for p in own if p.grad is not None and id(p) not in held]
 
     def make(
         self,
@@ -268,7 +275,8 @@ class BatchGradient:
             )
         factor = divisor * self.ranks.size / count
         if factor != 1.0:
-            for gradient in self.gradients():
+            others = [p.grad for p in self.unheld() if p.grad is not None]
+            for gradient in [*self.gradients(), *others]:
                 gradient.mul_(factor)
         if self.scaler is not None:
             self.per_example = 2.0 ** round(math.log2(count / (examples or 1)))

@@ -117,7 +117,7 @@ def row_of(
     loss: float,
     metric: float | None,
     batch_size: int,
-    lr: float,
+    lr: float | None,
     events: tuple[str, ...] = (),
 ) -> TraceRow:
     """Where the run stands."""
