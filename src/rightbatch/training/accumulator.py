@@ -18,6 +18,7 @@ from rightbatch.core.errors import (
     SettingError,
     UpdateOutOfMemoryError,
 )
+from rightbatch.core.text import first_line
 from rightbatch.core.torch_private import out_of_memory
 from rightbatch.core.trees import (
     even_pieces,
@@ -29,13 +30,14 @@ from rightbatch.core.whole_number import whole_number
 from rightbatch.data.loading.step import Step
 from rightbatch.job.loss import PRECISIONS, Loss
 from rightbatch.training.coupled_batch import check_together, no_room_together
-from rightbatch.training.equality import Equality, compare
+from rightbatch.training.equality import TRIES, Equality, compare, few_examples
 from rightbatch.training.gradient import (
     BatchGradient,
     Gradient,
     Part,
     PassOutOfMemory,
 )
+from rightbatch.training.pair_loss import pair_error
 from rightbatch.training.ranks import Ranks
 from rightbatch.training.recovery import MicroBatchSize, release
 
@@ -92,7 +94,8 @@ class Accumulator:
             default: one piece more than before.
         coupled: Whether the examples of a micro-batch see each other (BatchNorm): each
             then holds exactly ``micro_batch`` of them, also when memory runs out.
-        check: Whether to compare split and whole gradient once, at the first split.
+        check: Whether to compare split and whole gradient once, at the first split, and
+            to see whether a pair of the loss is ``(sum, count)``.
         tell: Hears of trouble and how it was met; default: a warning.
 
     Attributes:
@@ -154,7 +157,8 @@ class Accumulator:
         self.skipped = self.retries = 0
         self.equality: Equality | None = None
         self.coupled = coupled
-        self._check = check and not coupled  # its pieces are meant
+        self._check_pair = check
+        self._to_compare = TRIES * (check and not coupled)  # its pieces are meant
         self.tell = tell or (lambda text: warnings.warn(text, stacklevel=4))
 
     def __call__(
@@ -174,8 +178,9 @@ class Accumulator:
 
         Raises:
             JobError: Not even one example fits, or not the micro-batch where it is
-                ``coupled``; the loss has no gradient, is not finite (with
-                ``nonfinite="stop"``: nothing has changed), or failed on some rank.
+                ``coupled``; the loss has no gradient in any piece, is not finite (with
+                ``nonfinite="stop"``: nothing has changed), returns a pair that is no
+                ``(sum, count)``, or failed on some rank.
             SettingError: The batch is no multiple of a ``coupled`` micro-batch.
             UpdateOutOfMemoryError: Memory ran out inside the optimizer.
         """
@@ -209,14 +214,18 @@ class Accumulator:
             examples = batch.examples
         if examples is None and self.ranks.size == 1:
             examples = sum(p.count for p in whole)
-        self._verify_once(whole)
+        trouble = self._compare_once(whole)
         while True:
             micro_batches = self._cut(whole)
             self.gradient.before.take(self.device)
             made = self.gradient.make(micro_batches, examples, flags)
             if not isinstance(made, PassOutOfMemory):
-                return made, len(micro_batches)
+                break
             self._shrink(made, max(m.count for m in micro_batches))
+        self._check_pair_once(made, micro_batches)
+        if trouble:  # after errors of the job itself
+            self.tell(trouble)
+        return made, len(micro_batches)
 
     def plan_micro_batch(self, micro_batch: int | None) -> None:
         """From the next batch on, at most so many examples at once; None: all."""
@@ -227,23 +236,45 @@ class Accumulator:
     def verify(self, batch: Any) -> Equality:
         """Compare the gradient of a small batch, split, with that of it whole.
 
-        Nothing is left behind: gradients, buffers and random numbers are put back.
+        Nothing is left behind: gradients, buffers, all other state of modules and
+        random numbers are put back. Never are more examples run at once than the
+        micro-batch in force holds.
+
+        Raises:
+            JobError: There is nothing to compare: no two examples at once, none with a
+                gradient, or the loss failed on so few.
         """
-        pieces = self._whole(batch)
-        piece = max(pieces, key=lambda p: p.count)
-        few = min(piece.count, 8)
-        part = self._cutter(piece.batch, 0, few, piece.count)
-        model = self.model if self.ranks.ddp is None else self.ranks.ddp.module
-        with user_code("the comparison of split and whole gradient"):
-            return compare(
-                model,
+        equality = self._compare(self._cut(self._whole(batch)))
+        if equality is None:
+            raise JobError(
+                "split and whole gradient cannot be compared on this batch",
+                seen=f"micro-batches of {self.micro_batch_size.now} or less, looked at "
+                f"in {TRIES} places",
+                why="it takes two examples at once, and a gradient that is not zero",
+                fix="another batch, or a larger micro_batch",
+            )
+        return equality
+
+    def _compare(self, pieces: list[Part]) -> Equality | None:
+        """On the first few examples that have a gradient, if any have."""
+        for few, count in few_examples(pieces, self._cutter, self._tries):
+            equality = compare(
+                self.ranks.network,
                 self.loss,
                 self.gradient.parameters,
-                part,
                 few,
+                count,
                 self._cutter,
                 dtype=self.gradient.dtype,
             )
+            if equality is not None:
+                return equality
+        return None
+
+    @property
+    def _tries(self) -> int:
+        """Places looked at; ranks may meet in every pass, so one where there are more."""
+        return TRIES if self.ranks.size == 1 else 1
 
     def state_dict(self) -> dict[str, Any]:
         """The micro-batch in force, and counts; a scaler has a state of its own."""
@@ -259,7 +290,8 @@ class Accumulator:
         if state["micro_batch"]["most"] == self.micro_batch_size.most:
             self.micro_batch_size = MicroBatchSize(**state["micro_batch"])
         self.skipped, self.retries = state["skipped"], state["retries"]
-        self.gradient.per_example, self._check = state["per_example"], False
+        self.gradient.per_example = state["per_example"]
+        self._check_pair, self._to_compare = False, 0
 
     def _whole(self, batch: Any) -> list[Part]:
         """The batch as it came: one piece, or the micro-batches of a stream's step."""
@@ -407,24 +439,53 @@ class Accumulator:
             f"batch again in micro-batches of {agreed}; batch and rate are unchanged"
         )
 
-    def _verify_once(self, whole: list[Part]) -> None:
-        """Before the first batch that is split: does splitting change the gradient?"""
+    def _compare_once(self, whole: list[Part]) -> str:
+        """Before the first batch that is split: does splitting change the gradient?
+
+        Returns:
+            What is to be told. Whatever fails in here is no error of the run.
+        """
         split = len(whole) > 1 or whole[0].count > self.micro_batch_size.now
-        if not self._check or not split or self.ranks.sharded:
-            return
-        self._check = False
-        piece = max(whole, key=lambda p: p.count)
-        if piece.count < 2:
-            return
+        if not self._to_compare or not split or self.ranks.sharded:
+            return ""
+        self._to_compare -= 1
+        trouble = ""
         try:
-            self.equality = self.verify(piece.batch)
+            self.equality = self._compare(self._cut(whole))
+            done = self.equality is not None
+            if self.equality is not None and self.equality.causes:
+                trouble = str(self.equality)
         except Exception as error:
+            done = True
             if out_of_memory(error) is None:
-                raise
+                trouble = (
+                    "split and whole gradient could not be compared: "
+                    f"{first_line(error)}"
+                )
             release(error)
+        if all(there for (there,) in self.ranks.gather([done])):
+            self._to_compare = 0
+        return trouble
+
+    def _check_pair_once(self, made: Gradient, pieces: list[Part]) -> None:
+        """Refuse a loss whose pair is no sum and count, in the first batch."""
+        if not (self._check_pair and made.pair) or self.ranks.sharded:
             return
-        if not self.equality.equal and math.isfinite(self.equality.error):
-            self.tell(str(self.equality))
+        self._check_pair = False
+        refused = None
+        try:
+            for few, count in few_examples(pieces, self._cutter, self._tries):
+                refused = refused or pair_error(
+                    self.ranks.network,
+                    self.loss,
+                    few,
+                    count,
+                    self._cutter,
+                    dtype=self.gradient.dtype,
+                )
+        except Exception as error:  # so few of these examples are not for this loss
+            release(error)
+        self.ranks.all_or_none(refused)
 
 
 def total_norm(gradients: list[Tensor]) -> float:

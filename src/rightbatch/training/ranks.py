@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rightbatch.core.errors import SettingError
+from rightbatch.core.errors import JobError, SettingError
 from rightbatch.noise.rank_gradients import sharded_modules
 
 T = TypeVar("T")
@@ -31,6 +31,7 @@ class Ranks:
         rank: Number of this process.
         size: Number of processes; 1 without DDP or FSDP2.
         ddp: The wrapper, if DDP.
+        network: What it wraps, or the model itself.
         sharded: Whether the model is sharded by FSDP2's ``fully_shard``.
     """
 
@@ -38,6 +39,7 @@ class Ranks:
         self.ddp = next(
             (m for m in model.modules() if isinstance(m, DistributedDataParallel)), None
         )
+        self.network: nn.Module = model if self.ddp is None else self.ddp.module
         if self.ddp is not None and self.ddp.static_graph:
             raise SettingError(
                 "DDP(static_graph=True) cannot be accumulated exactly",
@@ -101,6 +103,18 @@ class Ranks:
                 why="they would train different models, or wait for each other forever",
                 fix=fix,
             )
+
+    def all_or_none(self, error: Exception | None) -> None:
+        """Raise an error of this rank, or that of another one. Collective.
+
+        Raises:
+            JobError: A rank has one.
+        """
+        failed = self.gather([error is not None])
+        if error is not None:
+            raise error
+        if [1.0] in failed:
+            raise rank_failed(failed.index([1.0]))
 
     def total(self, numbers: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place, on the device. Collective."""
@@ -176,6 +190,16 @@ class _Touch(nn.Module):
     def forward(self, nothing: None) -> torch.Tensor:
         zeros = [p.sum() * 0.0 for p in self._of()[1]]
         return torch.stack([zero.real.float() for zero in zeros]).sum()
+
+
+def rank_failed(rank: int) -> JobError:
+    """What the others say where one rank has an error."""
+    return JobError(
+        f"rank {rank} failed in this step",
+        seen="this rank was ready",
+        why="a step is made by all ranks or by none",
+        fix="see the error of the rank that failed",
+    )
 
 
 def _difference(first: Any, other: Any, rank: int) -> str:
