@@ -17,9 +17,8 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 # A mean of two halves lies between them up to rounding, and half as high as their sum;
 # a sum is off by what random numbers in the loss make, or not at all. [assumed]
 BETWEEN, FAR = 1e-3, 0.2
-_PAIR_FIX = (
-    "return the mean loss alone, or (loss.sum(), count) with the number of terms"
-)
+BOTH_MEANS = ("sum", "count")  # values of a pair that may turn out to be means
+_PAIR_FIX = "return the mean loss alone, or (loss.sum(), number of terms)"
 
 
 def scalar_loss(
@@ -60,10 +59,10 @@ def scalar_loss(
     return value.reshape(()), count
 
 
-def no_sum_and_count(
+def means_in(
     first: tuple[float, float], second: tuple[float, float], both: tuple[float, float]
-) -> JobError | None:
-    """The error to raise for a pair that is another one, such as (mean, accuracy).
+) -> dict[str, str]:
+    """Which values of a pair are means, where a sum and a count should be; and why.
 
     A sum or a count of two halves of a batch is that of one and that of the other
     added; a mean lies between them.
@@ -74,19 +73,28 @@ def no_sum_and_count(
         both: For both of them together.
 
     Example:
-        >>> no_sum_and_count((6.0, 4), (5.0, 3), (11.0, 7))
-        >>> print(no_sum_and_count((1.2, 0.25), (1.4, 0.75), (1.3, 0.5)).what)
-        the loss does not return (sum, count)
+        >>> means_in((6.0, 4), (5.0, 3), (11.0, 7))
+        {}
+        >>> means_in((1.2, 2), (1.4, 2), (1.3, 4))
+        {'sum': '1.2 and 1.4 for two halves of a batch, 1.3 for both'}
     """
-    values = zip(("sum", "count"), first, second, both, strict=True)
-    seen = [
-        f"{a:.4g} and {b:.4g} for two halves of a batch, {whole:.4g} for both: a mean, "
-        f"where the {name} should be"
+    values = zip(BOTH_MEANS, first, second, both, strict=True)
+    return {
+        name: f"{a:.4g} and {b:.4g} for two halves of a batch, {whole:.4g} for both"
         for name, a, b, whole in values
         if _mean(a, b, whole)
-    ]
-    if not seen:
-        return None
+    }
+
+
+def no_pair(means: dict[str, str]) -> JobError:
+    """The error for a pair such as (mean loss, accuracy).
+
+    Args:
+        means: Of `means_in`.
+    """
+    seen = (
+        f"{text}: a mean where the {name} should be" for name, text in means.items()
+    )
     return JobError(
         "the loss does not return (sum, count)",
         seen="; ".join(seen),
@@ -94,6 +102,16 @@ def no_sum_and_count(
         "value is divided by its second",
         fix=_PAIR_FIX,
     )
+
+
+def first_value(loss: Loss) -> Loss:
+    """The same loss without the second value of its pair."""
+
+    def alone(model: nn.Module, batch: Any) -> Tensor:
+        result = loss(model, batch)
+        return result[0] if isinstance(result, tuple) else result
+
+    return alone
 
 
 def check_differentiable(reached: bool) -> None:

@@ -23,7 +23,7 @@ from rightbatch.coupling.probe import (
     find_coupling,
 )
 from rightbatch.job.job import Job
-from rightbatch.job.loss import PRECISIONS, check_differentiable, no_sum_and_count
+from rightbatch.job.loss import PRECISIONS, check_differentiable, means_in, no_pair
 from rightbatch.measure.time import wait_for
 from rightbatch.schedules.job_rate import rate_of
 from rightbatch.training.gradient import Part, sum_gradients
@@ -156,8 +156,8 @@ class Probe:
                 self.first_losses[size] = float(value.detach()), terms
         return self.first_losses[size]
 
-    def no_sum_and_count(self, size: int) -> JobError | None:
-        """What is wrong with the pair that the loss returns for so many examples."""
+    def means_in_pair(self, size: int) -> dict[str, str]:
+        """Which values of the pair that the loss returns are means; and why."""
         half = size // 2
         pairs = []
         with evaluating(self.model), preserved_rng():
@@ -166,7 +166,7 @@ class Probe:
                 with self.timed(stop - start):
                     value, count = self.job.mean_loss(self.model, batch)
                     pairs.append((float(value), float(count or 0)))
-        return no_sum_and_count(*pairs)
+        return means_in(*pairs)
 
     def loss(self, batch: Any, examples: int) -> float:
         """The mean loss in eval mode, where dropout and BatchNorm stand still."""
@@ -266,8 +266,8 @@ def scalar_loss(probe: Probe) -> Finding | None:
                 seen=f"count {count}",
                 fix="(sum, count) with the number of terms summed",
             )
-        if count is not None and (error := probe.no_sum_and_count(size)):
-            raise error
+        if count is not None and (means := probe.means_in_pair(size)):
+            raise no_pair(means)
     return None
 
 

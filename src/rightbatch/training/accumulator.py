@@ -18,7 +18,6 @@ from rightbatch.core.errors import (
     SettingError,
     UpdateOutOfMemoryError,
 )
-from rightbatch.core.text import first_line
 from rightbatch.core.torch_private import out_of_memory
 from rightbatch.core.trees import (
     even_pieces,
@@ -30,16 +29,16 @@ from rightbatch.core.whole_number import whole_number
 from rightbatch.data.loading.step import Step
 from rightbatch.job.loss import PRECISIONS, Loss
 from rightbatch.training.coupled_batch import check_together, no_room_together
-from rightbatch.training.equality import TRIES, Equality, compare, few_examples
+from rightbatch.training.equality import Equality
+from rightbatch.training.first_batch import FirstBatch
 from rightbatch.training.gradient import (
     BatchGradient,
     Gradient,
     Part,
     PassOutOfMemory,
 )
-from rightbatch.training.pair_loss import pair_error
 from rightbatch.training.ranks import Ranks
-from rightbatch.training.recovery import MicroBatchSize, release
+from rightbatch.training.recovery import MicroBatchSize
 
 _AUTOCAST = {**PRECISIONS, "float16": torch.float16}
 
@@ -150,15 +149,15 @@ class Accumulator:
         self.ranks = Ranks(model)
         dtype = _AUTOCAST[precision]
         self.gradient = BatchGradient(model, loss, optimizer, self.ranks, dtype, scaler)
-        self.gradient.empty = nonfinite
         self.device = self.gradient.device
         self.micro_batch_size = MicroBatchSize(most=0, now=0)
         self.plan_micro_batch(micro_batch)
         self.skipped = self.retries = 0
-        self.equality: Equality | None = None
         self.coupled = coupled
-        self._check_pair = check
-        self._to_compare = TRIES * (check and not coupled)  # its pieces are meant
+        compared = check and not coupled  # whose pieces are meant
+        self.first = FirstBatch(
+            self.gradient, self._cutter, pair=check, equality=compared
+        )
         self.tell = tell or (lambda text: warnings.warn(text, stacklevel=4))
 
     def __call__(
@@ -193,6 +192,11 @@ class Accumulator:
 
     step = __call__
 
+    @property
+    def equality(self) -> Equality | None:
+        """What the comparison at the first split has found."""
+        return self.first.equality
+
     def differentiate(
         self,
         batch: Any,
@@ -214,17 +218,31 @@ class Accumulator:
             examples = batch.examples
         if examples is None and self.ranks.size == 1:
             examples = sum(p.count for p in whole)
-        trouble = self._compare_once(whole)
+        seen = ""
+        if len(whole) > 1 or whole[0].count > self.micro_batch_size.now:
+            seen = self.first.compare_once(lambda: self._cut(whole))
         while True:
             micro_batches = self._cut(whole)
             self.gradient.before.take(self.device)
             made = self.gradient.make(micro_batches, examples, flags)
-            if not isinstance(made, PassOutOfMemory):
+            if isinstance(made, PassOutOfMemory):
+                self._shrink(made, max(m.count for m in micro_batches))
+                continue
+            anew = self.first.reads_otherwise(micro_batches) if made.pair else ""
+            if not anew:
                 break
-            self._shrink(made, max(m.count for m in micro_batches))
-        self._check_pair_once(made, micro_batches)
-        if trouble:  # after errors of the job itself
-            self.tell(trouble)
+            seen = anew
+            self.gradient.before.restore(self.device)
+        if not made.count > 0 and self.nonfinite == "stop":
+            raise JobError(
+                f"the loss count is {made.count:g} for the whole batch",
+                seen=f"{len(micro_batches)} micro-batches on each of "
+                f"{self.ranks.size} rank(s)",
+                why="a mean over nothing is not defined",
+                fix="leave out examples whose targets are all masked",
+            )
+        if seen:  # after all errors of the job itself
+            self.tell(seen)
         return made, len(micro_batches)
 
     def plan_micro_batch(self, micro_batch: int | None) -> None:
@@ -244,37 +262,15 @@ class Accumulator:
             JobError: There is nothing to compare: no two examples at once, none with a
                 gradient, or the loss failed on so few.
         """
-        equality = self._compare(self._cut(self._whole(batch)))
+        equality = self.first.compare(self._cut(self._whole(batch)))
         if equality is None:
             raise JobError(
                 "split and whole gradient cannot be compared on this batch",
-                seen=f"micro-batches of {self.micro_batch_size.now} or less, looked at "
-                f"in {TRIES} places",
+                seen=f"micro-batches of {self.micro_batch_size.now} or less",
                 why="it takes two examples at once, and a gradient that is not zero",
                 fix="another batch, or a larger micro_batch",
             )
         return equality
-
-    def _compare(self, pieces: list[Part]) -> Equality | None:
-        """On the first few examples that have a gradient, if any have."""
-        for few, count in few_examples(pieces, self._cutter, self._tries):
-            equality = compare(
-                self.ranks.network,
-                self.loss,
-                self.gradient.parameters,
-                few,
-                count,
-                self._cutter,
-                dtype=self.gradient.dtype,
-            )
-            if equality is not None:
-                return equality
-        return None
-
-    @property
-    def _tries(self) -> int:
-        """Places looked at; ranks may meet in every pass, so one where there are more."""
-        return TRIES if self.ranks.size == 1 else 1
 
     def state_dict(self) -> dict[str, Any]:
         """The micro-batch in force, and counts; a scaler has a state of its own."""
@@ -291,7 +287,7 @@ class Accumulator:
             self.micro_batch_size = MicroBatchSize(**state["micro_batch"])
         self.skipped, self.retries = state["skipped"], state["retries"]
         self.gradient.per_example = state["per_example"]
-        self._check_pair, self._to_compare = False, 0
+        self.first.skip_comparison()
 
     def _whole(self, batch: Any) -> list[Part]:
         """The batch as it came: one piece, or the micro-batches of a stream's step."""
@@ -438,54 +434,6 @@ class Accumulator:
             f"out of memory with {biggest} examples at once ({text[:60]}): the same "
             f"batch again in micro-batches of {agreed}; batch and rate are unchanged"
         )
-
-    def _compare_once(self, whole: list[Part]) -> str:
-        """Before the first batch that is split: does splitting change the gradient?
-
-        Returns:
-            What is to be told. Whatever fails in here is no error of the run.
-        """
-        split = len(whole) > 1 or whole[0].count > self.micro_batch_size.now
-        if not self._to_compare or not split or self.ranks.sharded:
-            return ""
-        self._to_compare -= 1
-        trouble = ""
-        try:
-            self.equality = self._compare(self._cut(whole))
-            done = self.equality is not None
-            if self.equality is not None and self.equality.causes:
-                trouble = str(self.equality)
-        except Exception as error:
-            done = True
-            if out_of_memory(error) is None:
-                trouble = (
-                    "split and whole gradient could not be compared: "
-                    f"{first_line(error)}"
-                )
-            release(error)
-        if all(there for (there,) in self.ranks.gather([done])):
-            self._to_compare = 0
-        return trouble
-
-    def _check_pair_once(self, made: Gradient, pieces: list[Part]) -> None:
-        """Refuse a loss whose pair is no sum and count, in the first batch."""
-        if not (self._check_pair and made.pair) or self.ranks.sharded:
-            return
-        self._check_pair = False
-        refused = None
-        try:
-            for few, count in few_examples(pieces, self._cutter, self._tries):
-                refused = refused or pair_error(
-                    self.ranks.network,
-                    self.loss,
-                    few,
-                    count,
-                    self._cutter,
-                    dtype=self.gradient.dtype,
-                )
-        except Exception as error:  # so few of these examples are not for this loss
-            release(error)
-        self.ranks.all_or_none(refused)
 
 
 def total_norm(gradients: list[Tensor]) -> float:

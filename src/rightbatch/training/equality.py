@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,6 @@ EXACT, ROUGH = 1e-4, 6e-2
 SAME = 1e-3  # how far losses that are equal in theory may be apart [assumed]
 MEANS = 1e-5  # the same for a table of them, in float32 [measured: tests/training]
 ROUNDING = 1e-6  # of a buffer's sum, over that of its absolute values [assumed]
-FEW = 8  # examples compared, at most: the fewer, the more clearly the loss shows
-TRIES = 4  # places in a batch where examples with a gradient are looked for [assumed]
 NAMED = 3  # buffers, at most
 Slicing = Callable[[Any, int, int, int], Any]
 
@@ -62,27 +60,6 @@ class Equality:
                 f"whole: {self.error:.2g} of its norm differs on {self.examples}"
             )
         return "; ".join([head if self.equal else f"{head} examples", *self.causes])
-
-
-def few_examples(
-    pieces: Sequence[Part], slice_batch: Slicing, tries: int = TRIES
-) -> Iterator[tuple[Any, int]]:
-    """A few examples from several places of a batch, and how many.
-
-    Args:
-        pieces: As they are made: never are more examples taken than one of them holds.
-        slice_batch: ``(batch, start, stop, count) ->`` a part of it.
-        tries: Places, at most.
-    """
-    few = min(FEW, max(piece.count for piece in pieces))
-    places = [
-        (piece, start)
-        for piece in pieces
-        for start in range(0, piece.count - few + 1, few)
-        if piece.counts and few > 1
-    ]
-    for piece, start in places[:: max(1, -(-len(places) // tries))]:
-        yield slice_batch(piece.batch, start, start + few, piece.count), few
 
 
 def compare(

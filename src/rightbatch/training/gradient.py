@@ -16,8 +16,8 @@ from rightbatch.core.torch_private import OutOfMemory, out_of_memory
 from rightbatch.core.trees import to_device
 from rightbatch.core.user_code import user_code
 from rightbatch.job.loss import Loss, check_differentiable, scalar_loss
-from rightbatch.training.batch_norm import running_norms, corrected
-from rightbatch.training.ranks import Ranks, rank_failed
+from rightbatch.training.batch_norm import corrected, running_norms
+from rightbatch.training.ranks import Ranks
 from rightbatch.training.recovery import PassState, release, reserve
 
 HALVES = (torch.float16, torch.bfloat16)
@@ -44,7 +44,7 @@ class Gradient:
     """What is known of a gradient that lies in ``.grad``.
 
     Attributes:
-        loss: Mean over the whole batch, over all ranks.
+        loss: Mean over the whole batch, over all ranks; NaN where nothing was counted.
         count: What it is a mean over.
         flags: The largest of what each rank passed.
         pair: Whether the loss returned ``(sum, count)``.
@@ -153,7 +153,6 @@ class BatchGradient:
         per_example: With a scaler: about what the loss counts for one example.
         reserving: Whether memory is kept free for the optimizer's state: until the
             first update, or until that itself leaves too little.
-        empty: ``"skip"``: a batch in which the loss counts nothing is no error.
     """
 
     model: nn.Module
@@ -164,7 +163,6 @@ class BatchGradient:
     scaler: Any
     per_example: float | None = None
     reserving: bool = True
-    empty: str = "stop"
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
@@ -258,7 +256,12 @@ class BatchGradient:
             raise error
         failed = [rank for rank, numbers in enumerate(answers) if numbers[0] == FAILED]
         if failed:
-            raise rank_failed(failed[0])
+            raise JobError(
+                f"rank {failed[0]} failed in this step",
+                seen="this rank was ready",
+                why="a step is made by all ranks or by none",
+                fix="see the error of the rank that failed",
+            )
         if any(numbers[0] != READY for numbers in answers):
             release(error)
             return PassOutOfMemory(memory, error)
@@ -272,18 +275,14 @@ class BatchGradient:
         flags: tuple[float, ...],
         examples: int | None,
     ) -> Gradient:
-        """Divide by the count of the whole batch over all ranks."""
+        """Divide by the count of the whole batch over all ranks; by none, if it is 0.
+
+        Raises:
+            JobError: No part of it has a gradient.
+        """
         loss, count = self._over_ranks(passes.sums, passes.counts)
-        if not count > 0 and self.empty == "skip":
-            return Gradient(math.nan, 0.0, flags, passes.pair)
         if not count > 0:
-            raise JobError(
-                f"the loss count is {count:g} for the whole batch",
-                seen=f"{len(passes.sums)} micro-batches on each of {self.ranks.size} rank(s)",
-                why="a mean over nothing is not defined",
-                fix="leave out examples whose targets are all masked; if the second value "
-                "that the loss returns is no count but an accuracy, leave it out",
-            )
+            return Gradient(math.nan, count, flags, passes.pair)
         check_differentiable(passes.reached)
         factor = divisor * self.ranks.size / count
         if factor != 1.0:

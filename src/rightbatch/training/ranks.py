@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rightbatch.core.errors import JobError, SettingError
+from rightbatch.core.errors import SettingError
 from rightbatch.noise.rank_gradients import sharded_modules
 
 T = TypeVar("T")
@@ -104,18 +104,6 @@ class Ranks:
                 fix=fix,
             )
 
-    def all_or_none(self, error: Exception | None) -> None:
-        """Raise an error of this rank, or that of another one. Collective.
-
-        Raises:
-            JobError: A rank has one.
-        """
-        failed = self.gather([error is not None])
-        if error is not None:
-            raise error
-        if [1.0] in failed:
-            raise rank_failed(failed.index([1.0]))
-
     def total(self, numbers: torch.Tensor) -> torch.Tensor:
         """Sum over the ranks, in place, on the device. Collective."""
         if self.size > 1:
@@ -190,16 +178,6 @@ class _Touch(nn.Module):
     def forward(self, nothing: None) -> torch.Tensor:
         zeros = [p.sum() * 0.0 for p in self._of()[1]]
         return torch.stack([zero.real.float() for zero in zeros]).sum()
-
-
-def rank_failed(rank: int) -> JobError:
-    """What the others say where one rank has an error."""
-    return JobError(
-        f"rank {rank} failed in this step",
-        seen="this rank was ready",
-        why="a step is made by all ranks or by none",
-        fix="see the error of the rank that failed",
-    )
 
 
 def _difference(first: Any, other: Any, rank: int) -> str:
