@@ -121,6 +121,12 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "vector": ("RB104", {"loss": squared(lambda x: x)}),
     "nan": ("RB104", {"loss": squared(lambda x: x.mean() * float("nan"))}),
     "inf": ("RB104", {"loss": squared(lambda x: x.mean() / 0)}),
+    "metric": (
+        "RB104",
+        {"loss": squared(lambda x: (x.mean(), (x < 1).float().mean()))},
+    ),
+    "mean and count": ("RB104", {"loss": squared(lambda x: (x.mean(), len(x)))}),
+    "logits": ("RB104", {"loss": squared(lambda x: (x.mean(), x))}),
     "sum": ("RB105", {"loss": squared(lambda x: x.sum())}),
     "in-batch": ("RB105", {"loss": in_batch}),
     "not repeatable": ("RB106", {"loss": unsteady}),

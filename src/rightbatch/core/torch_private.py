@@ -27,8 +27,10 @@ from torch.utils._pytree import tree_map as tree_map
 
 from rightbatch.core.text import first_line
 
-# Every kind of batch normalisation, and of dropout, is one of these.
+# Every kind of batch normalisation, of those that may keep running statistics (instance
+# normalisation too), and of dropout, is one of these.
 BatchNorm: Any = nn.modules.batchnorm._BatchNorm
+RunningNorm: Any = nn.modules.batchnorm._NormBase
 Dropout: Any = nn.modules.dropout._DropoutNd
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from rightbatch.core.errors import JobError
 from rightbatch.core.findings import Finding
-from rightbatch.core.guards import evaluating
+from rightbatch.core.guards import evaluating, preserved_rng
 from rightbatch.coupling.probe import (
     LEAST_EXAMPLES,
     Coupling,
@@ -24,7 +24,7 @@ from rightbatch.coupling.probe import (
     find_coupling,
 )
 from rightbatch.job.job import Job
-from rightbatch.job.loss import PRECISIONS
+from rightbatch.job.loss import PRECISIONS, check_differentiable, means_in, no_pair
 from rightbatch.job.optimizers import rate_in
 from rightbatch.job.several_optimizers import members_of
 from rightbatch.measure.time import wait_for
@@ -140,13 +140,14 @@ class Probe:
         self.model.zero_grad(set_to_none=True)
         batch = self.batch(size)
         with self.timed(BACKWARD * size):
-            sum_gradients(
+            passes = sum_gradients(
                 self.model,
                 self.job.loss,
                 [Part(batch, size)],
                 device=self.device,
                 dtype=PRECISIONS[self.job.precision],
             )
+        check_differentiable(passes.reached)
 
     def first_loss(self, size: int) -> tuple[float, float | None]:
         """Value and count of the loss of the first examples, in training mode."""
@@ -157,6 +158,18 @@ class Probe:
                 terms = None if count is None else float(count)
                 self.first_losses[size] = float(value.detach()), terms
         return self.first_losses[size]
+
+    def means_in_pair(self, size: int) -> dict[str, str]:
+        """Which values of the pair that the loss returns are means; and why."""
+        half = size // 2
+        pairs = []
+        with evaluating(self.model), preserved_rng():
+            for start, stop in ((0, half), (half, 2 * half), (0, 2 * half)):
+                batch = self.job.batch(range(start, stop), self.device)
+                with self.timed(stop - start):
+                    value, count = self.job.mean_loss(self.model, batch)
+                    pairs.append((float(value), float(count or 0)))
+        return means_in(*pairs)
 
     def loss(self, batch: Any, examples: int) -> float:
         """The mean loss in eval mode, where dropout and BatchNorm stand still."""
@@ -274,6 +287,8 @@ def scalar_loss(probe: Probe) -> Finding | None:
                 seen=f"count {count}",
                 fix="(sum, count) with the number of terms summed",
             )
+        if count is not None and (means := probe.means_in_pair(size)):
+            raise no_pair(means)
     return None
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rightbatch.core.torch_private import out_of_memory
 from rightbatch.core.trees import leaves
 from rightbatch.job.job import Job
-from rightbatch.job.loss import PRECISIONS
+from rightbatch.job.loss import PRECISIONS, check_differentiable
 from rightbatch.training.gradient import Part, sum_gradients
 
 LOOKED_AT = 256  # examples among which the longest is looked for [assumed]
@@ -49,16 +49,17 @@ class Step:
         optimizer.zero_grad(set_to_none=True)
         device = next(model.parameters()).device
         parts = (Part(batch, micro_batch) for batch in batches)
-        _, counts = sum_gradients(
+        passes = sum_gradients(
             model,
             self.job.loss,
             parts,
             device=device,
             dtype=PRECISIONS[self.job.precision],
         )
+        check_differentiable(passes.reached)
         for parameter in (p for g in optimizer.param_groups for p in g["params"]):
             if parameter.grad is not None:
-                parameter.grad.div_(sum(counts))
+                parameter.grad.div_(sum(passes.counts))
         optimizer.step()
 
 

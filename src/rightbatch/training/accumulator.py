@@ -36,7 +36,8 @@ from rightbatch.training.accumulator_arguments import (
     checked_parts,
 )
 from rightbatch.training.coupled_batch import check_together, no_room_together
-from rightbatch.training.equality import Equality, compare
+from rightbatch.training.equality import Equality
+from rightbatch.training.first_batch import FirstBatch
 from rightbatch.training.gradient import (
     BatchGradient,
     Gradient,
@@ -44,7 +45,7 @@ from rightbatch.training.gradient import (
     PassOutOfMemory,
 )
 from rightbatch.training.ranks import Ranks
-from rightbatch.training.recovery import MicroBatchSize, release
+from rightbatch.training.recovery import MicroBatchSize
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,7 +99,8 @@ class Accumulator:
             default: one piece more than before.
         coupled: Whether the examples of a micro-batch see each other (BatchNorm): each
             then holds exactly ``micro_batch`` of them, also when memory runs out.
-        check: Whether to compare split and whole gradient once, at the first split.
+        check: Whether to compare split and whole gradient once, at the first split, and
+            to see whether a pair of the loss is ``(sum, count)``.
         tell: Hears of trouble and how it was met; default: a warning.
 
     Attributes:
@@ -153,15 +155,16 @@ class Accumulator:
         self.ranks = Ranks(model)
         dtype = AUTOCAST[precision]
         self.gradient = BatchGradient(model, loss, optimizer, self.ranks, dtype, scaler)
-        self.gradient.empty = nonfinite
         self.device = self.gradient.device
         self.micro_batch_size = MicroBatchSize(most=0, now=0)
         self.plan_micro_batch(micro_batch)
         self.skipped = self.retries = 0
-        self.equality: Equality | None = None
         self.coupled = coupled
-        self._check = check and not coupled  # its pieces are meant
         self._look_for_unheld = True
+        compared = check and not coupled  # whose pieces are meant
+        self.first = FirstBatch(
+            self.gradient, self._cutter, pair=check, equality=compared
+        )
         self.tell = tell or (lambda text: warnings.warn(text, stacklevel=4))
 
     def __call__(
@@ -181,8 +184,9 @@ class Accumulator:
 
         Raises:
             JobError: Not even one example fits, or not the micro-batch where it is
-                ``coupled``; the loss has no gradient, is not finite (with
-                ``nonfinite="stop"``: nothing has changed), or failed on some rank.
+                ``coupled``; the loss has no gradient in any piece, is not finite (with
+                ``nonfinite="stop"``: nothing has changed), returns a pair that is no
+                ``(sum, count)``, or failed on some rank.
             SettingError: The batch is no multiple of a ``coupled`` micro-batch.
             UpdateOutOfMemoryError: Memory ran out inside the optimizer.
         """
@@ -194,6 +198,11 @@ class Accumulator:
         return update
 
     step = __call__
+
+    @property
+    def equality(self) -> Equality | None:
+        """What the comparison at the first split has found."""
+        return self.first.equality
 
     def differentiate(
         self,
@@ -216,14 +225,32 @@ class Accumulator:
             examples = batch.examples
         if examples is None and self.ranks.size == 1:
             examples = sum(p.count for p in whole)
-        self._verify_once(whole)
+        seen = ""
+        if len(whole) > 1 or whole[0].count > self.micro_batch_size.now:
+            seen = self.first.compare_once(lambda: self._cut(whole))
         while True:
             micro_batches = self._cut(whole)
             self.gradient.before.take(self.device)
             made = self.gradient.make(micro_batches, examples, flags)
-            if not isinstance(made, PassOutOfMemory):
-                return made, len(micro_batches)
-            self._shrink(made, max(m.count for m in micro_batches))
+            if isinstance(made, PassOutOfMemory):
+                self._shrink(made, max(m.count for m in micro_batches))
+                continue
+            anew = self.first.reads_otherwise(micro_batches) if made.pair else ""
+            if not anew:
+                break
+            seen = anew
+            self.gradient.before.restore(self.device)
+        if not made.count > 0 and self.nonfinite == "stop":
+            raise JobError(
+                f"the loss count is {made.count:g} for the whole batch",
+                seen=f"{len(micro_batches)} micro-batches on each of "
+                f"{self.ranks.size} rank(s)",
+                why="a mean over nothing is not defined",
+                fix="leave out examples whose targets are all masked",
+            )
+        if seen:  # after all errors of the job itself
+            self.tell(seen)
+        return made, len(micro_batches)
 
     def plan_micro_batch(self, micro_batch: int | None) -> None:
         """From the next batch on, at most so many examples at once; None: all."""
@@ -234,23 +261,23 @@ class Accumulator:
     def verify(self, batch: Any) -> Equality:
         """Compare the gradient of a small batch, split, with that of it whole.
 
-        Nothing is left behind: gradients, buffers and random numbers are put back.
+        Nothing is left behind: gradients, buffers, all other state of modules and
+        random numbers are put back. Never are more examples run at once than the
+        micro-batch in force holds.
+
+        Raises:
+            JobError: There is nothing to compare: no two examples at once, none with a
+                gradient, or the loss failed on so few.
         """
-        pieces = self._whole(batch)
-        piece = max(pieces, key=lambda p: p.count)
-        few = min(piece.count, 8)
-        part = self._cutter(piece.batch, 0, few, piece.count)
-        model = self.model if self.ranks.ddp is None else self.ranks.ddp.module
-        with user_code("the comparison of split and whole gradient"):
-            return compare(
-                model,
-                self.loss,
-                self.gradient.parameters,
-                part,
-                few,
-                self._cutter,
-                dtype=self.gradient.dtype,
+        equality = self.first.compare(self._cut(self._whole(batch)))
+        if equality is None:
+            raise JobError(
+                "split and whole gradient cannot be compared on this batch",
+                seen=f"micro-batches of {self.micro_batch_size.now} or less",
+                why="it takes two examples at once, and a gradient that is not zero",
+                fix="another batch, or a larger micro_batch",
             )
+        return equality
 
     def state_dict(self) -> dict[str, Any]:
         """The micro-batch in force, and counts; a scaler has a state of its own."""
@@ -266,7 +293,8 @@ class Accumulator:
         if state["micro_batch"]["most"] == self.micro_batch_size.most:
             self.micro_batch_size = MicroBatchSize(**state["micro_batch"])
         self.skipped, self.retries = state["skipped"], state["retries"]
-        self.gradient.per_example, self._check = state["per_example"], False
+        self.gradient.per_example = state["per_example"]
+        self.first.skip_comparison()
 
     def _whole(self, batch: Any) -> list[Part]:
         """The batch as it came: one piece, or the micro-batches of a stream's step."""
@@ -428,25 +456,6 @@ class Accumulator:
             f"out of memory with {biggest} examples at once ({text[:60]}): the same "
             f"batch again in micro-batches of {agreed}; batch and rate are unchanged"
         )
-
-    def _verify_once(self, whole: list[Part]) -> None:
-        """Before the first batch that is split: does splitting change the gradient?"""
-        split = len(whole) > 1 or whole[0].count > self.micro_batch_size.now
-        if not self._check or not split or self.ranks.sharded:
-            return
-        self._check = False
-        piece = max(whole, key=lambda p: p.count)
-        if piece.count < 2:
-            return
-        try:
-            self.equality = self.verify(piece.batch)
-        except Exception as error:
-            if out_of_memory(error) is None:
-                raise
-            release(error)
-            return
-        if not self.equality.equal and math.isfinite(self.equality.error):
-            self.tell(str(self.equality))
 
 
 def total_norm(gradients: list[Tensor]) -> float:
