@@ -11,7 +11,6 @@ a closure makes the gradients inside the update, that happens behind it
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -39,7 +38,6 @@ from rightbatch.noise.monitor_settings import (
     check_settings,
     watched_parameters,
 )
-from rightbatch.noise.norms import squared_norm
 from rightbatch.noise.overhead import UPFRONT, Budget
 from rightbatch.noise.record import Counts, Record
 from rightbatch.noise.saved_noise import FORMAT, SavedNoise
@@ -142,7 +140,7 @@ class NoiseMonitor:
         if stream is not None and population is None and stream.order.covers:
             population = stream.length
         self.model, self.optimizer = model, optimizer
-        self.guard = Guard(_clean_up_of(weakref.ref(self)))
+        self.guard = Guard()
         self._record = Record()
         self._optimizers = None if optimizer is None else optimizers_in(optimizer)
         self._batch_axis, self._loss_scale = batch_axis, LossScale(grad_scaler)
@@ -416,11 +414,13 @@ class NoiseMonitor:
         source = self._source
         if source is self._watched.ranks:
             source.interval = self._budget.interval(kind)
-        lost = self._watched.lost
         sample = source.finish(self._batches)
         if sample is not None:
-            sample = sample.without([*lost]).unscaled(self._loss_scale.factor())
-            self._look_for_scale(sample)
+            sample = sample.without([*self._watched.lost])
+            sample = sample.unscaled(self._loss_scale.factor())
+            scaled = self._loss_scale.unknown(sample.squares, self._watched.parameters)
+            if scaled:
+                self._warn("scale", scaled)
         if source is self._watched.ranks:
             interval = max(1, round(source.agreed_interval))
             self._next_measured = self._budget.steps + interval
@@ -433,23 +433,6 @@ class NoiseMonitor:
         else:
             self._add(sample)
         self._warn_of_dependence()
-
-    def _look_for_scale(self, sample: Sample) -> None:
-        """Is the gradient at the update what the backward pass has sent?"""
-        if not (self._loss_scale.looking and self._watched.by_parameter):
-            return
-        pairs = zip(sample.squares, self._watched.parameters, strict=True)
-        gradients = [p.grad for square, p in pairs if square > 0 and p.grad is not None]
-        at_update = math.sqrt(sum(float(squared_norm(g)) for g in gradients))
-        sent = math.sqrt(sample.squares.sum())
-        factor = self._loss_scale.unknown_factor(sent, at_update)
-        if factor is not None:
-            self._warn(
-                "scale",
-                f"the gradients at the update are 1 / {factor:.4g} of what the "
-                "backward pass sent: trace and |G|^2 are those of the scaled loss; "
-                "grad_scaler= takes what knows the scale, by get_scale()",
-            )
 
     def _skip(self, why: str) -> None:
         self.counts.skipped += 1

@@ -53,6 +53,7 @@ class Watched:
         stream: Any,
     ) -> None:
         self._model, self._optimizers, self._guard = model, optimizers, guard
+        guard.clean_up = self.cancel
         self.parameters = parameters = [p for _, p in named]
         self.names = [n for n, _ in named]
         self.updates = Updates(parameters)
@@ -65,11 +66,6 @@ class Watched:
         if self.world_size > 1:
             self.ranks = RankGradients(model, parameters, population, self.world_size)
             self.names = self.ranks.units or self.names
-
-    @property
-    def by_parameter(self) -> bool:
-        """Whether names are those of the parameters."""
-        return self.ranks is None or self.ranks.units is None
 
     @property
     def lost(self) -> dict[int, str]:
