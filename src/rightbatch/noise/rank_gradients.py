@@ -194,15 +194,13 @@ class RankGradients(GroupSource):
 
     def _look_before(self, bucket: Any, indices: dict[int, int]) -> list[_Part]:
         """This rank's part of some gradients, divided by the number of ranks."""
-        pairs = zip(bucket.gradients(), bucket.parameters(), strict=True)
-        return [
-            # A copy is kept of one bucket, for a moment.
-            _Part(
-                indices[id(p)], g, squared_norm(g), g.clone() if self.metrics else None
-            )
-            for g, p in pairs
-            if id(p) in indices
-        ]
+        parts = []
+        for p, g in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            if id(p) in indices:
+                # A copy is kept of one bucket, for a moment.
+                copy = None if self.metrics is None else g.clone()
+                parts.append(_Part(indices[id(p)], g, squared_norm(g), copy))
+        return parts
 
     def _look_after(self, parts: Sequence[_Part]) -> None:
         """The same gradients, now the mean over all ranks."""
