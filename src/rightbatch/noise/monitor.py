@@ -378,19 +378,17 @@ class NoiseMonitor:
         self._source = self._watched.source(accumulated=accumulated)
         self._kind = self._choose_kind()
         if self._kind and any(map(acts_on_arrival, self._watched.parameters)):
-            # A weight may be updated while the backward pass still needs it: gradients
-            # must not come any earlier than without us.
+            # Gradients that come earlier than without us would be used too early.
             self._kind = ""
             self._warn("backward", IN_BACKWARD)
-        if not self._kind:
-            return
-        others = self._watched.others()
+        others = self._watched.others() if self._kind else None
         if others is not None:
             self._watched = self._watch(others)
             self._source = self._watched.source(accumulated=accumulated)
             self.guard.lost = {}
             self._record.forget()
-        self._source.begin(self._metrics_for, self._last_batches)
+        if self._kind:
+            self._source.begin(self._metrics_for, self._last_batches)
 
     def _drop_step(self) -> None:
         """The gradients were cleared and no update was made: that was no step."""
@@ -453,8 +451,7 @@ class NoiseMonitor:
         self._warn_of_dependence()
 
     def _skip(self, why: str) -> None:
-        self.counts.skipped += 1
-        self._problem = why
+        self.counts.skipped, self._problem = self.counts.skipped + 1, why
 
     def _add(self, sample: Sample) -> None:
         self._problem = ""
