@@ -24,9 +24,10 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from rightbatch.core.errors import SettingError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import write_json
-from rightbatch.core.trees import tensors
 from rightbatch.noise.group_source import GroupSource
+from rightbatch.noise.guard import Guard
 from rightbatch.noise.micro_batches import MicroBatches
+from rightbatch.noise.model_inputs import ModelInputs
 from rightbatch.noise.monitor_hook import Hook
 from rightbatch.noise.monitor_settings import (
     check_settings,
@@ -169,7 +170,10 @@ class NoiseMonitor:
 
         self._world_size = world_size_of(model)
         count = None if groups == "examples" else groups
-        self._within_batch = WithinBatch(model, parameters, population, count, verify)
+        self._guard = Guard()
+        self._within_batch = WithinBatch(
+            model, parameters, population, count, verify, self._guard
+        )
         if stream is not None and stream.composed:
             self._within_batch.equal_groups = stream.alike
         self._micro_batches = MicroBatches(parameters, population)
@@ -305,15 +309,16 @@ class NoiseMonitor:
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if module is not self.model or not torch.is_grad_enabled():
             return
-        batch = _examples_in(args, kwargs, self._batch_axis)
-        if not batch:
+        inputs = ModelInputs.of(args, kwargs, self._batch_axis)
+        if inputs is None or not inputs.batch:
             self._warn("input", "the model's inputs have no tensor with examples")
             return
+        batch = inputs.batch
         self._updates_alone = 0
         if self._batches and all(p.grad is None for p in self._parameters):
             if self._kind and self._source.waiting:
                 # The model is called again before the backward pass: one step.
-                self._source.forward_begins(batch)
+                self._source.forward_begins(inputs)
                 return
             self._drop_step()
         if not self._batches:
@@ -321,7 +326,7 @@ class NoiseMonitor:
         self._batches.append(batch)
         self.counts.examples += batch * self._world_size
         if self._kind:
-            self._source.forward_begins(batch)
+            self._source.forward_begins(inputs)
 
     def _after_forward(
         self, module: nn.Module, args: Any, kwargs: Any, output: Any
@@ -483,13 +488,3 @@ class NoiseMonitor:
             self._warned.add(about)
             self._problem = text
             warnings.warn(f"NoiseMonitor: {text}", stacklevel=2)
-
-
-def _examples_in(args: Any, kwargs: Any, axis: int) -> int | None:
-    """Examples in a forward pass: the size that most inputs have on the batch axis.
-
-    The first input's, where as many have another one.
-    """
-    inputs = tensors((args, kwargs))
-    sizes = [int(t.shape[axis]) for t in inputs if t.dim() > axis]
-    return max(sizes, key=sizes.count) if sizes else None

@@ -1,4 +1,4 @@
-"""Nodes in the autograd graph that make a parameter's gradient and note its norms."""
+"""What sits in the autograd graph and notes the norms of a parameter's gradient."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from rightbatch.noise.capture.gradient_formulas import Use
-from rightbatch.noise.capture.group_norms import GroupNorms, ParameterKey
-from rightbatch.noise.capture.layout import Groups
+from rightbatch.noise.capture.group_norms import GroupNorms
 
 
 class GradientHook(torch.autograd.Function):
@@ -45,27 +44,3 @@ class GradientHook(torch.autograd.Function):
                 gradient = ctx.group_norms.gradient(key, Use(formula, saved, g))
             gradients.append(gradient.to(dtype))
         return g, None, None, *[None] * len(gradients), *gradients
-
-
-class GroupCopy(torch.autograd.Function):
-    """A group's own copy of a parameter, for operations run group by group."""
-
-    @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any,
-        weight: Tensor,
-        group_norms: GroupNorms,
-        key: ParameterKey,
-        group: int,
-        groups: Groups,
-    ) -> Any:
-        ctx.group_norms, ctx.place = group_norms, (key, group, groups)
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (gradient,) = grads
-        if not ctx.group_norms.closed and not torch.is_grad_enabled():
-            key, group, groups = ctx.place
-            ctx.group_norms.add_group(key, group, gradient, groups)
-        return gradient, None, None, None, None
