@@ -28,6 +28,9 @@ class GroupSource:
         unmeasurable: Why nothing can be measured here, and what would work; "" if
             something can.
         problem: Why the last step gave nothing.
+        used: Which of the step's forward passes have a part in its gradient; empty:
+            all.
+        seen_changed: Whether other parameters are seen than in the step before.
         metrics: Norms in the optimizer's metrics in this step, if they are measured.
     """
 
@@ -40,6 +43,8 @@ class GroupSource:
         self.verified: bool | None = None
         self.verifies = False
         self.unmeasurable = ""
+        self.used: tuple[int, ...] = ()
+        self.seen_changed = False
         self.problem = ""
         self.metrics: OptimizerMetrics | None = None
 

@@ -86,18 +86,18 @@ class Guard:
         else:
             self.lost[part] = why
         if why not in known:
-            what = {None: "measuring", METRICS: "the optimizer's metric"}
+            what = "nothing is"
+            if part is not None:
+                what = f"{'a metric' if part == METRICS else 'a parameter'} is not"
             warn(
-                f"{what.get(part, 'a parameter')} is left out from here on, training "
-                f"goes on as without a monitor ({why}); please report this"
+                f"{what} measured any more, training goes on as without a monitor: "
+                f"{why}; please report this"
             )
 
 
 def _described(error: Exception) -> str:
     """The error in one line, and where it happened."""
     frames = traceback.extract_tb(error.__traceback__)
-    place = (
-        f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    )
-    text = first_line(error)
-    return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
+    last = frames[-1]
+    place = f"{Path(last.filename).name}:{last.lineno}"
+    return f"{type(error).__name__}: {first_line(error)}, {place}"

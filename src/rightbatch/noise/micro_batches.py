@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from rightbatch.noise.capture.group_norms import ParameterKey
 from rightbatch.noise.group_source import GroupSource, MetricsFor
+from rightbatch.noise.guard import Guard
+from rightbatch.noise.monitor_hook import Hook
 from rightbatch.noise.norms import inner_product, squared_norm
 from rightbatch.noise.statistics.samples import (
     Sample,
@@ -30,8 +32,11 @@ class MicroBatches(GroupSource):
     name = "micro-batches of the accumulated step"
     why = "the step is accumulated: its micro-batches are groups already"
 
-    def __init__(self, parameters: Sequence[Tensor], population: int | None) -> None:
+    def __init__(
+        self, parameters: Sequence[Tensor], population: int | None, guard: Guard
+    ) -> None:
         super().__init__(parameters, population)
+        self.guard = guard
         self._parts: dict[int, Tensor] = {}  # sum of the micro-batches' squared norms
         self._totals: dict[int, Tensor] = {}  # squared norm of their sum
         self._arrived: dict[int, int] = {}  # micro-batches that reached the parameter
@@ -44,16 +49,14 @@ class MicroBatches(GroupSource):
         self._parts, self._totals, self._arrived = {}, {}, {}
         for index, parameter in enumerate(self.parameters):
             if parameter.requires_grad:
-                hook = partial(self._gradient_arrived, index, parameter)
+                hook = Hook(weakref.ref(self), "_gradient_arrived", index)
                 self._hooks.append(parameter.register_hook(hook))
 
-    def _gradient_arrived(
-        self, index: int, parameter: Tensor, gradient: Tensor
-    ) -> None:
+    def _gradient_arrived(self, index: int, gradient: Tensor) -> None:
         if gradient.is_sparse:
             self.missing[index] = "its gradient is sparse"
             return
-        gradient, before = gradient.detach(), parameter.grad
+        gradient, before = gradient.detach(), self.parameters[index].grad
         arrived = 0 if before is None else self._arrived.get(index, 0)
         square = squared_norm(gradient)
         if not arrived or before is None:

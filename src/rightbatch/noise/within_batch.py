@@ -69,6 +69,8 @@ class WithinBatch(GroupSource):
         self._cut: Cut = ""
         self._arrivals: list[Any] = []  # hooks that notice a second pass's gradient
         self._outputs: list[Any] = []
+        self._entered = False
+        self._seen: set[int] | None = None  # parameters in the last sample
         # When to verify:
         self._verify_again = verify
         self._steps = 0  # measured ones
@@ -82,7 +84,7 @@ class WithinBatch(GroupSource):
 
     def begin(self, metrics_for: MetricsFor, last_batches: tuple[int, ...]) -> None:
         self._metrics_for, self._norms, self.problem = metrics_for, None, ""
-        self.verifies = False
+        self.verifies, self.used, self.seen_changed = False, (), False
 
     def forward_begins(self, inputs: ModelInputs) -> None:
         if self._norms is not None and self._norms.started:
@@ -102,6 +104,7 @@ class WithinBatch(GroupSource):
                 self.problem = self.unmeasurable
                 return
             self._norms = self._new_norms(inputs.batch, count)
+        self._entered = True
         self._forward.enter(self._norms, inputs, verifies=self.verifies)
 
     def _has_to_verify(self, inputs: ModelInputs) -> bool:
@@ -154,9 +157,10 @@ class WithinBatch(GroupSource):
         self.problem = SECOND
 
     def forward_ends(self, output: Any) -> None:
-        mode = self._forward.mode
+        entered, self._entered = self._entered, False
         self._forward.leave()
-        if mode is None or mode.group_norms is not self._norms:
+        mode = self._forward.mode
+        if not entered or mode is None:
             return
         self.coupled |= mode.coupled
         if not mode.verifies or self.coupled or self.problem:
@@ -185,6 +189,7 @@ class WithinBatch(GroupSource):
             self.cancel()
             return None
         norms.close()
+        self.used = () if self.problem == SECOND else (0,)
         if mode.departed and not mode.verifies:
             self._forward.plan.depart(mode.departed, DEPARTED)
             self.problem = self.problem or LEARNING
@@ -197,6 +202,8 @@ class WithinBatch(GroupSource):
         if self.problem:
             return None
         confirmed = self._forward.plan.confirmed - set(self.guard.lost)
+        self.seen_changed = self._seen is not None and confirmed != self._seen
+        self._seen = confirmed
         for key in [key for key in norms.squares if key.index not in confirmed]:
             del norms.squares[key]
         sample = sample_from_norms(norms, len(self.parameters), self.population)
