@@ -75,7 +75,7 @@ class Watched:
         return {i: why for i, why in self._guard.lost.items() if isinstance(i, int)}
 
     def cleared(self, *, sure: bool) -> bool:
-        """Whether all gradients are gone, or zero: what was before is no part of a step.
+        """Whether all gradients are gone, or zero: what came before is no step's part.
 
         Args:
             sure: Whether an accelerator may be waited for to find out.

@@ -20,6 +20,7 @@ from rightbatch.noise.statistics.samples import Sample, sample_from_norms, with_
 
 LEAST = 0.5  # share of the parameters below which nothing is reported [assumed]
 SECOND = "the step had a second micro-batch: the next step's groups are micro-batches"
+ALONE = "a batch of one example has no groups"
 UNLIKE = "two passes before one backward pass had different numbers of examples"
 LEARNING = "the layout of the batch is still being learned"
 DEPARTED = "it entered a call that was not there when the model was verified"
@@ -96,8 +97,7 @@ class WithinBatch(GroupSource):
         if self._norms is None:
             count = self._group_count(inputs.batch)
             if count < 2:
-                few = inputs.batch < 2
-                self.problem = "a batch of one example has no groups" if few else UNEQUAL
+                self.problem = ALONE if inputs.batch < 2 else UNEQUAL
                 return
             self.verifies = self._has_to_verify(inputs)
             if self.unmeasurable and not self.verifies:
@@ -234,8 +234,11 @@ class WithinBatch(GroupSource):
             if p.requires_grad and p.grad is not None
         }
         why = plan.refused | {i: w for i, w in lost.items() if isinstance(i, int)}
-        self.missing = {i: why.get(i, LEARNING) for i in sizes if i not in plan.confirmed}
-        self.missing |= {i: w for i, w in why.items() if i in sizes}
+        self.missing = {
+            i: why.get(i, LEARNING)
+            for i in sizes
+            if i in why or i not in plan.confirmed
+        }
         self.verified = bool(plan.confirmed) and not self.missing
         seen = sum(n for i, n in sizes.items() if i not in self.missing)
         if seen < LEAST * sum(sizes.values()) and not self.unmeasurable:

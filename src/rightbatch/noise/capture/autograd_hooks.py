@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,3 +45,24 @@ class GradientHook(torch.autograd.Function):
                 gradient = ctx.group_norms.gradient(key, Use(formula, saved, g))
             gradients.append(gradient.to(dtype))
         return g, None, None, *[None] * len(gradients), *gradients
+
+
+class Together(torch.autograd.Function):
+    """Copies of an operation's results, whose gradients are looked at together.
+
+    One result may be made from another, as an LSTM's from its last state: what comes
+    back to a copy is what the rest of the model sends, and nothing else.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, arrived: Callable[[tuple[Tensor | None, ...]], None], *outs: Tensor
+    ) -> Any:
+        ctx.arrived = arrived
+        ctx.set_materialize_grads(False)
+        return tuple(out.clone() for out in outs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        ctx.arrived(grads)
+        return None, *grads

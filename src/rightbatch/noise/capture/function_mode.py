@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import register_multi_grad_hook
 from torch.overrides import TorchFunctionMode
 
 from rightbatch.core.torch_private import (
@@ -27,7 +26,7 @@ from rightbatch.core.torch_private import (
     in_backward_pass,
     without_override_check,
 )
-from rightbatch.noise.capture.autograd_hooks import GradientHook
+from rightbatch.noise.capture.autograd_hooks import GradientHook, Together
 from rightbatch.noise.capture.gradient_formulas import Use
 from rightbatch.noise.capture.group_norms import GroupNorms, ParameterKey
 from rightbatch.noise.capture.layout import Axis, Groups, possible_axes
@@ -67,16 +66,13 @@ class Site:
 
 
 class Inspector(Protocol):
-    """Looks at the gradients that come back in a step that verifies.
-
-    Attributes:
-        norms: Takes the norms of calls without a formula, if anything does.
-    """
-
-    norms: GroupNorms | None
+    """Looks at the gradients that come back in a step that verifies."""
 
     def arrived(self, site: Site, g: Tensor) -> None:
         """The gradient of a call's result."""
+
+    def arrived_again(self, site: Site, grads: Sequence[Tensor | None]) -> None:
+        """The gradients of a call's results, where it has no formula."""
 
 
 class CaptureMode(TorchFunctionMode):
@@ -200,9 +196,7 @@ class CaptureMode(TorchFunctionMode):
             out = self._guarded(given, rows, func, args, kwargs)
             return func(*args, **kwargs) if out is None else out
         if route == "again":
-            out = func(*args, **kwargs)
-            self._guarded(given, self._watch_again, place, func, args, kwargs, out, given)
-            return out
+            return self._seen_again(place, func, args, kwargs, given)
         wanted = [k for k in place.keys if k.index in self.plan.confirmed]
         if not wanted:
             return func(*args, **kwargs)
@@ -213,8 +207,10 @@ class CaptureMode(TorchFunctionMode):
             if call is not None:
                 uses = [u for u in call.uses if u.tracked.key in wanted]
         if call is None or len({u.tracked.key for u in uses}) < len(wanted):
-            self.departed |= {key.index for key in wanted}
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            if any(isinstance(o, Tensor) and o.requires_grad for o in flat(out)):
+                self.departed |= {key.index for key in wanted}
+            return out
         if call.make is not None:
             out = call.make()
         else:
@@ -258,21 +254,20 @@ class CaptureMode(TorchFunctionMode):
             if out is not None:
                 self.plan.routes[place] = "rows"
                 return out
-        out = func(*args, **kwargs)
         if any(set(place.keys) - _keys(c) for c in site.options.values()):
             site.options = {}  # not all of its parameters are understood
-        if site.options and isinstance(out, Tensor) and out.requires_grad:
+        if site.options:
+            out = func(*args, **kwargs)
             self.sites.append(site)
             arrived = functools.partial(self._arrived, site)
             self._handles.append(out.register_hook(arrived))
             return out
-        self._guarded(given, self._watch_again, place, func, args, kwargs, out, given)
         matrix = subject is not None and subject.dim() > 1
         if matrix and not possible_axes(subject, self.group_norms.batch):
             # Routed to experts, say: by chance the next number of rows may fit.
             indexes = {key.index for key in place.keys}
             self.plan.barred |= dict.fromkeys(indexes, NO_PLACE)
-        return out
+        return self._seen_again(place, func, args, kwargs, given)
 
     def _arrived(self, site: Site, g: Tensor) -> None:
         if self.inspector is None and torch.is_grad_enabled():
@@ -289,56 +284,75 @@ class CaptureMode(TorchFunctionMode):
         for use in [] if call is None else call.uses:
             self.group_norms.gradient(use.key, Use(use.formula, use.saved, g))
 
-    def _watch_again(
+    def _seen_again(
         self,
         place: Place,
         func: Any,
         args: Any,
         kwargs: Any,
-        out: Any,
         given: list[TrackedTensor],
-    ) -> None:
-        """Have the call made again for every group, once its gradients are there."""
-        norms, given = self.group_norms, list(dict.fromkeys(given))
-        rerun = Rerun.of(func, args, kwargs, given, norms.batch)
-        outs = [o for o in flat(out) if isinstance(o, Tensor)]
-        if rerun is None or any(
-            o.dim() <= axis or o.shape[axis] != norms.batch
-            for o, axis in zip(outs, rerun.outputs, strict=False)
-        ):
+    ) -> Any:
+        """The call as it is, and again for every group once its gradients are there."""
+        out = func(*args, **kwargs)
+        outs = list(flat(out))
+        if not any(isinstance(o, Tensor) and o.requires_grad for o in outs):
+            return out  # its size, say
+        rerun = self._guarded(given, self._rerun, func, args, kwargs, given, outs)
+        if rerun is None:
             self.departed |= {t.key.index for t in given}
-            return
-        differentiable = [o.requires_grad for o in outs]
-        if not any(differentiable):
-            return
-        site = Site(place, rerun=rerun)
+            return out
+        data, axis = rerun.inputs[0]
+        certain = self._examples_axis(data) == ("second" if axis else "first")
+        site = Site(place, certain=certain, rerun=rerun)
         self.sites.append(site)
-        arrived = functools.partial(self._arrived_at_rerun, site, differentiable)
-        watched = [o for o in outs if o.requires_grad]
-        self._handles.append(register_multi_grad_hook(watched, arrived))
+        arrived = functools.partial(self._arrived_again, site)
+        if isinstance(out, Tensor):
+            self._handles.append(out.register_hook(lambda g: arrived((g,))))
+            return out
+        return Together.apply(arrived, *outs)
 
-    def _arrived_at_rerun(
-        self, site: Site, differentiable: list[bool], grads: Sequence[Tensor | None]
-    ) -> None:
+    def _rerun(
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        given: list[TrackedTensor],
+        outs: list[Any],
+    ) -> Rerun | None:
+        batch = self.group_norms.batch
+        rerun = Rerun.of(func, args, kwargs, list(dict.fromkeys(given)), batch)
+        if rerun is None or len(outs) != len(rerun.outputs):
+            return None
+        fits = (
+            isinstance(o, Tensor) and o.requires_grad and o.dim() > axis
+            for o, axis in zip(outs, rerun.outputs, strict=True)
+        )
+        if not all(fits):
+            return None
+        sizes = {o.shape[a] for o, a in zip(outs, rerun.outputs, strict=True)}
+        return rerun if sizes == {batch} else None
+
+    def _arrived_again(self, site: Site, grads: tuple[Tensor | None, ...]) -> None:
         if self.inspector is None and torch.is_grad_enabled():
             self.group_norms.differentiated = True
             return
         assert site.rerun is not None
-        coming = iter(grads)
-        every = [next(coming) if some else None for some in differentiable]
-        norms = self.group_norms if self.inspector is None else self.inspector.norms
-        if norms is not None and not norms.closed:
-            owners = list(site.rerun.parameters)
-            self._guarded(owners, self._note_again, site.rerun, every, norms)
+        owners = list(site.rerun.parameters)
+        if self.inspector is not None:
+            self._guarded(owners, self.inspector.arrived_again, site, grads)
+        else:
+            self._guarded(owners, self.note_again, site, grads, self.group_norms)
 
-    def _note_again(
-        self, rerun: Rerun, grads: Sequence[Tensor | None], norms: GroupNorms
+    def note_again(
+        self, site: Site, grads: Sequence[Tensor | None], norms: GroupNorms
     ) -> None:
-        groups = Groups.of(norms.batch, norms.count)
+        """Note the norms of a call without a formula."""
+        if site.rerun is None or norms.closed:
+            return
         try:
-            rerun.note(grads, norms, groups)
+            site.rerun.note(grads, norms, Groups.of(norms.batch, norms.count))
         except NotByGroupError:
-            self.departed |= {t.key.index for t in rerun.parameters}
+            self.departed |= {t.key.index for t in site.rerun.parameters}
 
     def _derived(
         self, name: str, args: Any, given: list[TrackedTensor], out: Any

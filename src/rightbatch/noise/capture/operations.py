@@ -158,9 +158,7 @@ class Operations:
             return Call(biases)
         return Call([_matrix_use(source, layout, input, x_at_w=False), *biases])
 
-    def _matmul(
-        self, name: str, input: Tensor, other: Tensor
-    ) -> Call | None:
+    def _matmul(self, name: str, input: Tensor, other: Tensor) -> Call | None:
         source, layout = self.tracked.find(other), None
         if source is not None and other.dim() == 2 and source.table_rows is None:
             layout = self._layout(input)
@@ -219,9 +217,7 @@ class Operations:
         formula = formulas.EmbeddingLookup(layout, len(call.weight), call.padding)
         return Call([ParameterUse.of(source, formula, call.input)])
 
-    def _norm(
-        self, name: str, input: Tensor, *args: Any, **kwargs: Any
-    ) -> Call | None:
+    def _norm(self, name: str, input: Tensor, *args: Any, **kwargs: Any) -> Call | None:
         names = {
             "layer_norm": ("normalized_shape", "weight", "bias", "eps"),
             "rms_norm": ("normalized_shape", "weight", "eps"),

@@ -87,9 +87,7 @@ class Rerun:
 
         copies = [p.tensor.detach().requires_grad_() for p in self.parameters]
         swap = {id(t): cut(t.detach(), axis) for t, axis in self.inputs}
-        swap |= {
-            id(p.tensor): c for p, c in zip(self.parameters, copies, strict=True)
-        }
+        swap |= {id(p.tensor): c for p, c in zip(self.parameters, copies, strict=True)}
         try:
             with torch.enable_grad():
                 args, kwargs = swapped(self.args, swap), swapped(self.kwargs, swap)

@@ -11,7 +11,7 @@ all of it is compared.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,7 +70,6 @@ class _Shares:
     first: int  # examples of the group
     outside: dict[Place, dict[Axis, float]] = field(default_factory=dict)
     certain: set[Place] = field(default_factory=set)
-    norms: GroupNorms | None = None
 
     def arrived(self, site: Site, g: Tensor) -> None:
         """Note the shares at one call."""
@@ -84,11 +83,23 @@ class _Shares:
         if site.certain:
             self.certain.add(site.place)
 
+    def arrived_again(self, site: Site, grads: Sequence[Tensor | None]) -> None:
+        """The same at a call without a formula."""
+        assert site.rerun is not None
+        shares = self.outside.setdefault(site.place, {})
+        for g, axis in zip(grads, site.rerun.outputs, strict=True):
+            if g is not None and (total := float(norm(g))):
+                rest = float(norm(g.movedim(axis, 0)[self.first :]))
+                way: Axis = "second" if axis else "first"
+                shares[way] = max(shares.get(way, 0.0), rest / total)
+        if site.certain:
+            self.certain.add(site.place)
+
     @property
     def score(self) -> tuple[bool, int]:
         """Whether all that is certain holds; how many calls see no other group."""
         best = {place: min(s.values()) for place, s in self.outside.items() if s}
-        holds = all(best[p] <= TOUCHING for p in self.certain)
+        holds = all(best.get(p, 0.0) <= TOUCHING for p in self.certain)
         return holds, sum(share <= TOUCHING for share in best.values())
 
 
@@ -97,14 +108,13 @@ class _GroupPass:
     """What the formulas make of one group's pass."""
 
     mode: CaptureMode
-    norms: GroupNorms | None
+    norms: GroupNorms
     entries: dict[ParameterKey, Tensor] = field(default_factory=dict)
     precision: dict[int, float] = field(default_factory=lambda: defaultdict(float))
 
     def arrived(self, site: Site, g: Tensor) -> None:
         """Make the gradients of one call."""
         call = site.options.get(self.mode.plan.routes.get(site.place))  # type: ignore[arg-type]
-        assert self.norms is not None
         for use in [] if call is None else call.uses:
             gradient = self.norms.gradient(use.key, Use(use.formula, use.saved, g))
             entries = use.formula.entries(gradient).reshape(-1)
@@ -112,6 +122,10 @@ class _GroupPass:
             self.entries[use.key] = entries if before is None else before + entries
             index = use.key.index
             self.precision[index] = max(self.precision[index], precision(g))
+
+    def arrived_again(self, site: Site, grads: Sequence[Tensor | None]) -> None:
+        """Make the gradients of a call without a formula."""
+        self.mode.note_again(site, grads, self.norms)
 
 
 def verify(mode: CaptureMode, outputs: Sequence[Any]) -> Verdict:
@@ -132,9 +146,7 @@ class _Verification:
     def __init__(self, mode: CaptureMode) -> None:
         self.mode, self.plan = mode, mode.plan
         self.batch = mode.group_norms.batch
-        self.groups = Groups.of(
-            self.batch, min(mode.group_norms.count, MOST_PASSES)
-        )
+        self.groups = Groups.of(self.batch, min(mode.group_norms.count, MOST_PASSES))
         # Numbers of our own: the training's random stream goes on untouched.
         self.generator = torch.Generator().manual_seed(0)
 
@@ -196,9 +208,7 @@ class _Verification:
             layout = Layout(self.batch, output.axes[0])
             layout.split(gradient)[a:b] = layout.split(output.values)[a:b]
             sent.append(gradient)
-        return true_gradients(
-            [o.tensor for o in outputs], self.mode.parameters, sent
-        )
+        return true_gradients([o.tensor for o in outputs], self.mode.parameters, sent)
 
     def _choose(self, outputs: list[_Output]) -> bool:
         """Where the examples lie at every call; whether a table has none."""
@@ -214,9 +224,9 @@ class _Verification:
             axis = min(found, key=lambda a: found[a])
             routes[site.place] = axis
             # Positions, say: as many as there are examples, or a multiple of them.
-            if found[axis] > TOUCHING and site.place.name == "embedding":
-                if not site.certain:
-                    routes[site.place], relearn = "rows", True
+            table = site.place.name == "embedding" and not site.certain
+            if table and found[axis] > TOUCHING:
+                routes[site.place], relearn = "rows", True
         return relearn
 
     def _compare(self, outputs: list[_Output], verdict: Verdict) -> None:
@@ -257,25 +267,23 @@ class _Verification:
     def _group_pass(
         self, outputs: list[_Output], group: int
     ) -> tuple[list[Tensor | None], _GroupPass]:
-        real = self.mode.group_norms
-        truth: list[Tensor | None] = []
-        seen = _GroupPass(self.mode, None)
-        for _ in range(TRIES):
+        shared, tries = self.mode.group_norms.shared, 0
+        while True:
             norms = GroupNorms(
                 self.batch,
                 self.groups.count,
-                real.shared,
+                shared,
                 same_groups=True,
-                guard=real.guard,
+                guard=self.mode.group_norms.guard,
             )
             self.mode.expect(norms)
             self.mode.inspector = seen = _GroupPass(self.mode, norms)
             truth = self._send(outputs, group)
             norms.close()
-            if not norms.newly_shared:
-                break
-            real.shared.learn(norms.newly_shared)
-        return truth, seen
+            tries += 1
+            if not norms.newly_shared or tries == TRIES:
+                return truth, seen
+            shared.learn(norms.newly_shared)
 
     def _difference(
         self,
@@ -287,7 +295,6 @@ class _Verification:
         seen: _GroupPass,
     ) -> str:
         """Why a parameter is not seen as it should be; "" if it is."""
-        assert seen.norms is not None
         parameter = self.mode.parameters[index]
         eps = max(precision(parameter), seen.precision[index])
         allowed = tolerance(eps) * size + 4 * eps * scale
