@@ -234,14 +234,14 @@ class WithinBatch(GroupSource):
             if p.requires_grad and p.grad is not None
         }
         why = plan.refused | {i: w for i, w in lost.items() if isinstance(i, int)}
+        unknown = self.unmeasurable or LEARNING
         self.missing = {
-            i: why.get(i, LEARNING)
-            for i in sizes
-            if i in why or i not in plan.confirmed
+            i: why.get(i, unknown) for i in sizes if i in why or i not in plan.confirmed
         }
         self.verified = bool(plan.confirmed) and not self.missing
         seen = sum(n for i, n in sizes.items() if i not in self.missing)
-        if seen < LEAST * sum(sizes.values()) and not self.unmeasurable:
+        settled = not (self.problem or self.unmeasurable)
+        if settled and seen < LEAST * sum(sizes.values()):
             reasons = sorted(
                 set(self.missing.values()),
                 key=lambda w: -sum(sizes[i] for i, v in self.missing.items() if v == w),

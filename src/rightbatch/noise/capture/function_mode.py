@@ -44,6 +44,12 @@ VIEWS = {
 PARTS = {"chunk", "split", "unbind", "tensor_split"}
 DERIVING = VIEWS | PARTS | {"__getitem__", "__get__"}
 TRANSPOSED = {torch.Tensor.T.__get__, torch.Tensor.mT.__get__}  # type: ignore[attr-defined]
+# Operations that leave every example where it is in their first argument.
+IN_PLACE = {
+    *("add", "sub", "mul", "div", "true_divide", "rsub", "neg", "pow", "where"),
+    *("to", "float", "double", "half", "bfloat16", "long", "int", "type", "clone"),
+    *("contiguous", "detach", "relu", "tanh", "sigmoid", "gelu", "silu", "dropout"),
+}
 NO_PLACE = "it is used on something without a place for each example"
 UNKNOWN = "it enters no operation that is known"
 
@@ -116,6 +122,7 @@ class CaptureMode(TorchFunctionMode):
         self._numbers: Counter[tuple[str, tuple[ParameterKey, ...]]] = Counter()
         self._guard = group_norms.guard
         self._handles: list[Any] = []
+        self._certain: dict[int, tuple[Tensor, Axis]] = {}
         for i, parameter in enumerate(parameters):
             tracked = TrackedTensor.of(ParameterKey(i), parameter)
             self._operations.tracked.add(tracked)
@@ -133,6 +140,7 @@ class CaptureMode(TorchFunctionMode):
             handle.remove()
         self._handles.clear()
         self.sites.clear()
+        self._certain.clear()
         self.inspector = None
 
     def __torch_function__(
@@ -150,7 +158,10 @@ class CaptureMode(TorchFunctionMode):
         find = self._operations.tracked.find
         given = [t for a in flat((args, kwargs)) if (t := find(a)) is not None]
         if not given or self._guard.stopped:
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            if self.verifies and name in IN_PLACE and args:
+                self._guard.run(self._follow, name, args[0], out)
+            return out
         if not torch.is_grad_enabled() or not self.allowed():
             # Checkpointing of the older kind has no gradients the first time.
             self.skipped = True
@@ -167,6 +178,30 @@ class CaptureMode(TorchFunctionMode):
         self._numbers[name, keys] += 1
         see = self._observed if self.verifies else self._captured
         return see(Place(name, keys, number), func, args, kwargs, given)
+
+    def _axis_of(self, tensor: Any) -> Axis | None:
+        """Where a tensor has the examples, if that is certain."""
+        if not isinstance(tensor, Tensor):
+            return None
+        if (known := self._certain.get(id(tensor))) is not None:
+            return known[1]
+        return self._examples_axis(tensor)
+
+    def _follow(self, name: str, before: Any, out: Any) -> None:
+        """The model's first input, on its way to the first parameters."""
+        axis = self._axis_of(before)
+        if axis is None or not isinstance(out, Tensor) or out.shape != before.shape:
+            return
+        self._certain[id(out)] = out, axis
+        if out.requires_grad:  # it has met parameters
+            number = self._numbers[name, ()]
+            self._numbers[name, ()] += 1
+            self._attach(Site(Place(name, (), number), {axis: Call()}, True), out)
+
+    def _attach(self, site: Site, out: Tensor) -> None:
+        self.sites.append(site)
+        arrived = functools.partial(self._arrived, site)
+        self._handles.append(out.register_hook(arrived))
 
     def _guarded(
         self, given: list[TrackedTensor], work: Callable[..., Any], *args: Any
@@ -243,7 +278,7 @@ class CaptureMode(TorchFunctionMode):
         options = self._guarded(given, operations.possible, place.name, args, kwargs)
         site = Site(place, options or {})
         subject = operations.subject
-        known = None if subject is None else self._examples_axis(subject)
+        known = self._axis_of(subject)
         if known is not None and site.options:
             site.options = {a: c for a, c in site.options.items() if a == known}
             site.certain = True
@@ -258,9 +293,7 @@ class CaptureMode(TorchFunctionMode):
             site.options = {}  # not all of its parameters are understood
         if site.options:
             out = func(*args, **kwargs)
-            self.sites.append(site)
-            arrived = functools.partial(self._arrived, site)
-            self._handles.append(out.register_hook(arrived))
+            self._attach(site, out)
             return out
         matrix = subject is not None and subject.dim() > 1
         if matrix and not possible_axes(subject, self.group_norms.batch):
@@ -274,10 +307,11 @@ class CaptureMode(TorchFunctionMode):
             self.group_norms.differentiated = True
             return
         note = self._note if self.inspector is None else self.inspector.arrived
-        for call in site.options.values():
-            owners = [u.tracked for u in call.uses]
+        owners = [u.tracked for c in site.options.values() for u in c.uses]
+        if owners:
             self._guarded(owners, note, site, g)
-            return
+        else:
+            self._guard.run(note, site, g)
 
     def _note(self, site: Site, g: Tensor) -> None:
         call = site.options.get(self.plan.routes.get(site.place))  # type: ignore[arg-type]
@@ -302,7 +336,7 @@ class CaptureMode(TorchFunctionMode):
             self.departed |= {t.key.index for t in given}
             return out
         data, axis = rerun.inputs[0]
-        certain = self._examples_axis(data) == ("second" if axis else "first")
+        certain = self._axis_of(data) == ("second" if axis else "first")
         site = Site(place, certain=certain, rerun=rerun)
         self.sites.append(site)
         arrived = functools.partial(self._arrived_again, site)

@@ -96,11 +96,10 @@ class _Shares:
             self.certain.add(site.place)
 
     @property
-    def score(self) -> tuple[bool, int]:
-        """Whether all that is certain holds; how many calls see no other group."""
-        best = {place: min(s.values()) for place, s in self.outside.items() if s}
-        holds = all(best.get(p, 0.0) <= TOUCHING for p in self.certain)
-        return holds, sum(share <= TOUCHING for share in best.values())
+    def holds(self) -> bool:
+        """Whether something is certain, and all of that has the group inside."""
+        sure = [s for place in self.certain if (s := self.outside[place])]
+        return bool(sure) and all(min(s.values()) <= TOUCHING for s in sure)
 
 
 @dataclass
@@ -166,7 +165,10 @@ class _Verification:
                 f"no output has the {self.batch} examples of the first input on its "
                 f"first or second axis (outputs: {shapes})"
             )
-        known = [o for o in found if (axis := self._axis(o)) and self._settle(o, axis)]
+        known = []
+        for output in found:
+            if (axis := self._axis(output)) is not None:
+                known.append(_Output(output.tensor, (axis,), output.values))
         if not known:
             return Verdict(
                 f"more than one axis of the output {tuple(found[0].tensor.shape)} may "
@@ -176,22 +178,15 @@ class _Verification:
         self._compare(known, verdict)
         return verdict
 
-    @staticmethod
-    def _settle(output: _Output, axis: Axis) -> bool:
-        output.axes = (axis,)
-        return True
-
     def _axis(self, output: _Output) -> Axis | None:
         """Where an output has the examples: where all that is certain agrees."""
         if len(output.axes) == 1:
             return output.axes[0]
-        scores = {}
+        hold = []
         for axis in output.axes:
-            self._settle(tried := _Output(output.tensor, (), output.values), axis)
-            scores[axis] = self._shares([tried]).score
-        best = max(scores.values())
-        axes = [axis for axis, score in scores.items() if score == best]
-        return axes[0] if len(axes) == 1 else None
+            tried = _Output(output.tensor, (axis,), output.values)
+            hold += [axis] if self._shares([tried]).holds else []
+        return hold[0] if len(hold) == 1 else None
 
     def _shares(self, outputs: list[_Output]) -> _Shares:
         shares = _Shares(self.batch, self.groups.bounds[1])
@@ -214,6 +209,8 @@ class _Verification:
         """Where the examples lie at every call; whether a table has none."""
         shares, routes, relearn = self._shares(outputs), self.plan.routes, False
         for site in list(self.mode.sites):
+            if not site.place.keys:
+                continue
             if site.rerun is not None:
                 routes[site.place] = "again"
                 continue
