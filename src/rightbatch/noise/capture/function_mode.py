@@ -239,6 +239,7 @@ class CaptureMode(TorchFunctionMode):
         if route is not None and route != "none":
             understand = self._operations.understand
             call = self._guarded(given, understand, place.name, args, kwargs, route)
+            self._operations.subject = None
             if call is not None:
                 uses = [u for u in call.uses if u.tracked.key in wanted]
         if call is None or len({u.tracked.key for u in uses}) < len(wanted):
@@ -275,9 +276,9 @@ class CaptureMode(TorchFunctionMode):
     ) -> Any:
         """The call as it is; hooks on its result look at every way to see it."""
         operations = self._operations
-        options = self._guarded(given, operations.possible, place.name, args, kwargs)
-        site = Site(place, options or {})
-        subject = operations.subject
+        look = operations.possible, place.name, args, kwargs
+        options, subject = self._guarded(given, *look) or ({}, None)
+        site = Site(place, options)
         known = self._axis_of(subject)
         if known is not None and site.options:
             site.options = {a: c for a, c in site.options.items() if a == known}

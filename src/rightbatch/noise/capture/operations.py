@@ -82,7 +82,7 @@ class Operations:
         order: In which order the examples are cut into groups; None: as they are.
         tracked: The parameters, and what was derived from them.
         axis: Where the call's examples are taken to lie.
-        subject: The tensor that has them there.
+        subject: The tensor that has them there, while a call is looked at.
     """
 
     batch: int
@@ -91,14 +91,20 @@ class Operations:
     axis: Axis = "first"
     subject: Tensor | None = None
 
-    def possible(self, name: str, args: Any, kwargs: Any) -> dict[Axis, Call]:
-        """How parameters enter a call, for every axis that may have the examples."""
-        calls = {}
+    def possible(
+        self, name: str, args: Any, kwargs: Any
+    ) -> tuple[dict[Axis, Call], Tensor | None]:
+        """How parameters enter a call, for every axis that may have the examples.
+
+        And the tensor that has them there.
+        """
+        calls, subject = {}, None
         for axis in AXES:
             call = self.understand(name, args, kwargs, axis)
+            subject, self.subject = self.subject, None
             if call is not None and call.uses:
                 calls[axis] = call
-        return calls
+        return calls, subject
 
     def understand(self, name: str, args: Any, kwargs: Any, axis: Axis) -> Call | None:
         """How parameters enter a call; None for one that is not known."""
