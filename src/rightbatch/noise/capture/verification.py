@@ -96,10 +96,10 @@ class _Shares:
             self.certain.add(site.place)
 
     @property
-    def holds(self) -> bool:
-        """Whether something is certain, and all of that has the group inside."""
+    def astray(self) -> float | None:
+        """The most that is outside where the examples' place is certain; None: nowhere."""
         sure = [s for place in self.certain if (s := self.outside[place])]
-        return bool(sure) and all(min(s.values()) <= TOUCHING for s in sure)
+        return max((min(s.values()) for s in sure), default=None)
 
 
 @dataclass
@@ -174,7 +174,13 @@ class _Verification:
                 f"more than one axis of the output {tuple(found[0].tensor.shape)} may "
                 f"have the {self.batch} examples, and nothing tells which"
             )
-        verdict = Verdict(relearn=self._choose(known))
+        shares = self._shares(known)
+        if (astray := shares.astray) is not None and astray > TOUCHING:
+            return Verdict(
+                f"examples touch each other inside the model: {astray**2:.0%} of one's "
+                "gradient passes through others"
+            )
+        verdict = Verdict(relearn=self._choose(shares))
         self._compare(known, verdict)
         return verdict
 
@@ -185,7 +191,9 @@ class _Verification:
         hold = []
         for axis in output.axes:
             tried = _Output(output.tensor, (axis,), output.values)
-            hold += [axis] if self._shares([tried]).holds else []
+            astray = self._shares([tried]).astray
+            if astray is not None and astray <= TOUCHING:
+                hold.append(axis)
         return hold[0] if len(hold) == 1 else None
 
     def _shares(self, outputs: list[_Output]) -> _Shares:
@@ -205,9 +213,9 @@ class _Verification:
             sent.append(gradient)
         return true_gradients([o.tensor for o in outputs], self.mode.parameters, sent)
 
-    def _choose(self, outputs: list[_Output]) -> bool:
+    def _choose(self, shares: _Shares) -> bool:
         """Where the examples lie at every call; whether a table has none."""
-        shares, routes, relearn = self._shares(outputs), self.plan.routes, False
+        routes, relearn = self.plan.routes, False
         for site in list(self.mode.sites):
             if not site.place.keys:
                 continue
@@ -297,7 +305,7 @@ class _Verification:
         allowed = tolerance(eps) * size + 4 * eps * scale
         squares = [s for key, s in seen.norms.squares.items() if key.index == index]
         if index in self.mode.departed or not squares:
-            return UNKNOWN if size > allowed or not squares else ""
+            return UNKNOWN if size > allowed else ""
         sums = torch.stack(squares).double().sum(0)
         inside = float(sums[group].clamp(min=0).sqrt())
         outside = float((sums.sum() - sums[group]).clamp(min=0).sqrt())
