@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from results import write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rightbatch as rb
+from results import write_json
 
 D = 6  # features
 TOLERANCE = {"float64": 1e-8, "float32": 2e-3, "bfloat16": 0.15}
@@ -85,6 +85,7 @@ class Net(nn.Module):
             del self.p, self.w, self.wide
 
     def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        """Shapes (..., D) to (..., D)."""
         x = self.inner(x).tanh()
         if self.use is not None:
             x = self.use(self, x, *more)
@@ -108,6 +109,7 @@ class Words(nn.Module):
             del self.places
 
     def forward(self, ids: Tensor) -> Tensor:
+        """Shapes (batch, length) to (batch, length, rows)."""
         length = ids.shape[1]
         table = self.table(ids)
         if self.at == "row":
@@ -132,6 +134,7 @@ class Rotary(nn.Module):
         self.q, self.o = nn.Linear(D, D), nn.Linear(D, 4)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Shapes (batch, length, D), and twice (length, D)."""
         h = self.q(x)
         turned = torch.cat([-h[..., D // 2 :], h[..., : D // 2]], -1)
         return self.o((h * cos + turned * sin).tanh())
@@ -145,6 +148,7 @@ class Seq(nn.Module):
         self.layer, self.out, self.attends = layer, nn.Linear(D, D), attends
 
     def forward(self, x: Tensor) -> Tensor:
+        """Shapes (length, batch, D), or the batch first."""
         made = self.layer(x, x, x) if self.attends else self.layer(x)
         return self.out(first(made))
 
@@ -159,6 +163,7 @@ class Image(nn.Module):
         self.out = nn.LazyLinear(D)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Shapes (batch, 2, *sizes) to (batch, D)."""
         return self.out(self.middle(self.conv(x).tanh()).flatten(1))
 
 
@@ -345,8 +350,6 @@ def verdict(case: Case) -> tuple[str, str]:
     model = case.model()
     cast = [x.to(case.dtype) if x.is_floating_point() else x for x in case.inputs]
     case = Case(case.name, case.model, tuple(cast), case.axes, case.out, case.dtype)
-    with torch.no_grad():
-        model(*case.inputs) if case.dtype == torch.float32 else None
     model = model.to(case.dtype)
     model(*case.inputs)  # lazy layers
     reference = copy.deepcopy(model).double()
@@ -393,7 +396,9 @@ def verdict(case: Case) -> tuple[str, str]:
     for b in range(batch):
         value = loss_of(reference(*exact.alone(b)), case.out)
         made = torch.autograd.grad(value, parameters, allow_unused=True)
-        rows.append(torch.cat([_flat(g, p) for g, p in zip(made, parameters)]))
+        rows.append(
+            torch.cat([_flat(g, p) for g, p in zip(made, parameters, strict=True)])
+        )
     matrix = torch.stack(rows)
     trace = float((matrix - matrix.mean(0)).square().sum() / (batch - 1))
     signal = float(matrix.mean(0).square().sum()) - trace / batch
@@ -413,6 +418,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=1, help="one case of so many")
     parser.add_argument("--offset", type=int, default=0)
+    parser.add_argument("--all", action="store_true", help="say what is left out")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -430,7 +436,9 @@ def main() -> None:
             bad.append({"case": name, "found": found, "why": why})
             print(found, name, why, flush=True)
         elif why:
-            reasons[why[:60]] += 1
+            reasons[why[:70]] += 1
+            if options.all:
+                print(found, ", ".join((*case.name, str(case.dtype))), why, flush=True)
     total = sum(counts.values())
     print(f"\n{total} cases")
     for found, count in counts.most_common():

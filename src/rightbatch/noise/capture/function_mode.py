@@ -49,6 +49,7 @@ IN_PLACE = {
     *("add", "sub", "mul", "div", "true_divide", "rsub", "neg", "pow", "where"),
     *("to", "float", "double", "half", "bfloat16", "long", "int", "type", "clone"),
     *("contiguous", "detach", "relu", "tanh", "sigmoid", "gelu", "silu", "dropout"),
+    *("linear", "embedding", "layer_norm", "rms_norm", "one_hot", "softmax"),
 }
 NO_PLACE = "it is used on something without a place for each example"
 UNKNOWN = "it enters no operation that is known"
@@ -190,7 +191,10 @@ class CaptureMode(TorchFunctionMode):
     def _follow(self, name: str, before: Any, out: Any) -> None:
         """The model's first input, on its way to the first parameters."""
         axis = self._axis_of(before)
-        if axis is None or not isinstance(out, Tensor) or out.shape != before.shape:
+        if axis is None or not isinstance(out, Tensor):
+            return
+        places = 2 if axis == "second" else 1
+        if out.shape[:places] != before.shape[:places]:
             return
         self._certain[id(out)] = out, axis
         if out.requires_grad:  # it has met parameters

@@ -30,7 +30,7 @@ MOST_PASSES = 32  # groups that get a pass of their own; more examples share [as
 TRIES = 3  # of a pass: shared parameters are found in the first [assumed]
 TOUCHING = 0.01  # share of a gradient that is no rounding [assumed]
 ELSEWHERE = "{:.0%} of an example's gradient is seen elsewhere"
-OTHER = "its gradient as seen differs from the true one by {:.1%}"
+OTHER = "its gradient as seen differs from the true one by {:.1g} of it"
 ZERO = "its gradient is zero at these weights: nothing to verify"
 OUTSIDE = "no output that has the examples depends on it"
 SPARSE = "its gradient is sparse"
@@ -97,7 +97,7 @@ class _Shares:
 
     @property
     def astray(self) -> float | None:
-        """The most that is outside where the examples' place is certain; None: nowhere."""
+        """The most that is outside where it is certain what is; None: nowhere."""
         sure = [s for place in self.certain if (s := self.outside[place])]
         return max((min(s.values()) for s in sure), default=None)
 
