@@ -43,11 +43,16 @@ class Guard:
 
     Attributes:
         clean_up: Takes away what measuring has put into the step.
+        together: Whether other ranks measure with this one: it may not stop alone,
+            since they would wait for it.
+        failing: Why it is to stop, as soon as the others know; "" while it goes on.
         stopped: Why nothing is measured any more; "" while something is.
         lost: What is left out, and why: parameters by index, or ``METRICS``.
     """
 
     clean_up: Callable[[], object] = lambda: None
+    together: bool = False
+    failing: str = ""
     stopped: str = ""
     lost: dict[int | str, str] = field(default_factory=dict)
 
@@ -77,14 +82,20 @@ class Guard:
             self._failed(_described(error), part)
             return None
 
+    def stop(self, why: str) -> None:
+        """Measure nothing any more."""
+        self.stopped = why
+        with suppress(Exception):  # it has failed already
+            self.clean_up()
+
     def _failed(self, why: str, part: int | str | None) -> None:
-        known = {self.stopped, *self.lost.values()}
-        if part is None:
-            self.stopped = why
-            with suppress(Exception):  # it has failed already
-                self.clean_up()
-        else:
+        known = {self.failing, self.stopped, *self.lost.values()}
+        if part is not None:
             self.lost[part] = why
+        elif self.together:
+            self.failing = self.failing or why
+        else:
+            self.stop(why)
         if why not in known:
             what = "nothing is"
             if part is not None:

@@ -39,6 +39,7 @@ from rightbatch.noise.monitor_settings import (
     watched_parameters,
 )
 from rightbatch.noise.overhead import UPFRONT, Budget
+from rightbatch.noise.rank_gradients import RankGradients
 from rightbatch.noise.record import Counts, Record
 from rightbatch.noise.saved_noise import FORMAT, SavedNoise
 from rightbatch.noise.statistics.course import Course
@@ -287,6 +288,8 @@ class NoiseMonitor:
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if module is not self.model or not torch.is_grad_enabled():
             return
+        if self.guard.failing:
+            return
         inputs = ModelInputs.of(args, kwargs, self._batch_axis)
         if inputs is None or not inputs.batch:
             self._warn("input", "the model's inputs have no tensor with examples")
@@ -346,6 +349,9 @@ class NoiseMonitor:
 
     def _end_step(self) -> None:
         """The step's gradients are complete."""
+        if self.guard.failing and self._watched.ranks is not None:
+            self._leave_ranks(self._watched.ranks)
+            return
         if not self._batches:
             self._updates_alone += 1
             if self._updates_alone == QUIET:
@@ -367,6 +373,13 @@ class NoiseMonitor:
         counted = self._used.get(len(passes), range(first, len(passes)))
         self._last_batches = tuple(passes[i] for i in counted)
         self._batches, self._passes = [], []
+        self._budget.step(kind)
+
+    def _leave_ranks(self, ranks: RankGradients) -> None:
+        """After an error here: the others learn of it in the step they all measure."""
+        kind = self._kind or self._choose_kind()
+        if kind:
+            ranks.finish(self._batches)
         self._budget.step(kind)
 
     def _begin_step(self) -> None:

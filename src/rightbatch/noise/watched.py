@@ -66,7 +66,9 @@ class Watched:
         self.ranks: RankGradients | None = None
         self.world_size = world_size_of(model)
         if self.world_size > 1:
-            self.ranks = RankGradients(model, parameters, population, self.world_size)
+            self.ranks = RankGradients(
+                model, parameters, population, self.world_size, guard
+            )
             self.names = self.ranks.units or self.names
 
     @property

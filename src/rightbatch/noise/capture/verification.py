@@ -120,7 +120,8 @@ class _GroupPass:
             before = self.entries.get(use.key)
             self.entries[use.key] = entries if before is None else before + entries
             index = use.key.index
-            self.precision[index] = max(self.precision[index], precision(g))
+            eps = max(precision(g), precision(use.tracked.tensor))
+            self.precision[index] = max(self.precision[index], eps)
 
     def arrived_again(self, site: Site, grads: Sequence[Tensor | None]) -> None:
         """Make the gradients of a call without a formula."""
