@@ -103,7 +103,7 @@ def test_side_inputs_are_no_examples(length: int) -> None:
     assert reported(model, [randn(4, length, 6), *tables], [0, None, None]) == names
 
 
-VIEWS: dict[str, tuple[Callable[..., Tensor], dict[str, Any], bool]] = {
+VIEWS: dict[str, tuple[Callable[..., Any], dict[str, Any], bool]] = {
     "slices": (
         lambda m, x: sum(F.linear(x, m.w[i * 8 : i * 8 + 8]) for i in range(3)),
         {"w": (24, 8)},
@@ -228,7 +228,7 @@ def test_what_changes_is_verified_again() -> None:
 def test_gradients_that_are_zero_at_first_are_verified_later() -> None:
     torch.manual_seed(0)
     model = By(lambda m, x: x + x * m.a * m.b, a=8, b=8)
-    nn.init.zeros_(model.b)
+    nn.init.zeros_(dict(model.named_parameters())["b"])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watch(model, optimizer) as monitor:
         for step in range(4):

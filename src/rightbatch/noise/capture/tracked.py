@@ -115,5 +115,5 @@ def _entries(view: Tensor, root: Tensor) -> tuple[int, ...]:
             axes[-1] = axes[-1][0] * size, stride
         else:
             axes.append((size, stride))
-    offset = view.storage_offset() - root.storage_offset()
+    offset = int(view.storage_offset() - root.storage_offset())
     return offset, *(number for axis in axes for number in axis)
