@@ -63,13 +63,51 @@ SMALL: dict[str, Any] = {
     "word_embed_proj_dim": 16,
     "decoder_start_token_id": 1,
 }
-CAUSAL = (
-    "gpt2 gpt_neo gpt_neox gptj opt bloom llama mistral mixtral qwen2 qwen2_moe qwen3 "
-    "gemma gemma2 phi phi3 falcon mpt stablelm olmo olmo2 cohere granite starcoder2 "
-    "codegen biogpt xglm ctrl openai-gpt persimmon nemotron glm"
-).split()
-MASKED = "bert roberta distilbert electra deberta-v2 albert mpnet modernbert".split()
-PAIRS = "t5 bart mbart pegasus marian blenderbot".split()
+CAUSAL = [
+    "gpt2",
+    "gpt_neo",
+    "gpt_neox",
+    "gptj",
+    "opt",
+    "bloom",
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen2_moe",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "phi",
+    "phi3",
+    "falcon",
+    "mpt",
+    "stablelm",
+    "olmo",
+    "olmo2",
+    "cohere",
+    "granite",
+    "starcoder2",
+    "codegen",
+    "biogpt",
+    "xglm",
+    "ctrl",
+    "openai-gpt",
+    "persimmon",
+    "nemotron",
+    "glm",
+]
+MASKED = [
+    "bert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "deberta-v2",
+    "albert",
+    "mpnet",
+    "modernbert",
+]
+PAIRS = ["t5", "bart", "mbart", "pegasus", "marian", "blenderbot"]
 
 
 def model_of(kind: str, transformers: Any) -> nn.Module:
