@@ -107,7 +107,14 @@ MASKED = [
     "mpnet",
     "modernbert",
 ]
-PAIRS = ["t5", "bart", "mbart", "pegasus", "marian", "blenderbot"]
+PAIRS = [
+    "t5",
+    "bart",
+    "mbart",
+    "pegasus",
+    "marian",
+    "blenderbot",
+]
 
 
 def model_of(kind: str, transformers: Any) -> nn.Module:

@@ -188,6 +188,14 @@ def test_a_table_for_encoder_decoder_and_output() -> None:
     assert reported(Translator(), ids, [0, 0]) == names
 
 
+@pytest.mark.parametrize("shape", [(4, 6), (4, 3, 6), (4, 4, 6)])
+def test_what_is_changed_in_its_place(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    middle = nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True))
+    model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), middle, nn.Linear(8, 2))
+    assert len(reported(model, [randn(*shape)], [0])) == 6
+
+
 @pytest.mark.parametrize("batch", [4, 6])
 def test_a_frozen_batch_norm_with_as_many_channels_as_examples(batch: int) -> None:
     torch.manual_seed(0)

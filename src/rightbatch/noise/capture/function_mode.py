@@ -48,7 +48,17 @@ TRANSPOSED = {torch.Tensor.T.__get__, torch.Tensor.mT.__get__}  # type: ignore[a
 IN_PLACE = {
     *("add", "sub", "mul", "div", "true_divide", "rsub", "neg", "pow", "where"),
     *("to", "float", "double", "half", "bfloat16", "long", "int", "type", "clone"),
-    *("contiguous", "detach", "relu", "tanh", "sigmoid", "gelu", "silu", "dropout"),
+    *(
+        "contiguous",
+        "detach",
+        "relu",
+        "prelu",
+        "tanh",
+        "sigmoid",
+        "gelu",
+        "silu",
+        "dropout",
+    ),
     *("linear", "embedding", "layer_norm", "rms_norm", "one_hot", "softmax"),
 }
 NO_PLACE = "it is used on something without a place for each example"
@@ -298,6 +308,8 @@ class CaptureMode(TorchFunctionMode):
             site.options = {}  # not all of its parameters are understood
         if site.options:
             out = func(*args, **kwargs)
+            # An operation on a view in its place would take the hook away.
+            out = as_no_view(out)
             self._attach(site, out)
             return out
         matrix = subject is not None and subject.dim() > 1
@@ -305,7 +317,10 @@ class CaptureMode(TorchFunctionMode):
             # Routed to experts, say: by chance the next number of rows may fit.
             indexes = {key.index for key in place.keys}
             self.plan.barred |= dict.fromkeys(indexes, NO_PLACE)
-        return self._seen_again(place, func, args, kwargs, given)
+        out = self._seen_again(place, func, args, kwargs, given)
+        if place.name in IN_PLACE and args:
+            self._guarded(given, self._follow, place.name, args[0], out)
+        return out
 
     def _arrived(self, site: Site, g: Tensor) -> None:
         if self.inspector is None and torch.is_grad_enabled():
