@@ -46,7 +46,7 @@ BRACKET = (1 / 8, 8.0)
 # what bounces at high rates comes down at lower ones. [assumed]
 LOWERED = 1 / 4
 BELOW = 8.0  # where all has diverged, so far below the lowest is looked next [assumed]
-SETTLED = 0.03  # expected gain of going on, below which the race ends [assumed]
+SETTLED = 0.05  # expected gain of going on, below which the race ends [assumed]
 
 
 class Racing:
@@ -219,8 +219,8 @@ class Racing:
         leader_s, today_s = run_s[best], min(run_s[0], NEAR * run_s[best])
         enough = REPEATS if best else TODAYS
         missing = max(enough - int(standings.lanes[best]), 0)
-        todays = max(TODAYS - int(standings.runs[0]), 0) if near_today else 0
-        todays = min(todays, max(REPEATS - int(standings.lanes[0]), 0))
+        more_todays = near_today and standings.lanes[0] < REPEATS
+        todays = max(TODAYS - int(standings.runs[0]), 0) if more_todays else 0
         # Both must be repeated in time; until then, what may be better is tried.
         kept_s = leader_s * missing + today_s * todays
         spare_s = left_s / self._price() - kept_s
@@ -237,6 +237,8 @@ class Racing:
             place = 0
         elif gain > SETTLED:
             place = self._drawn(standings, horizon, new=False)
+        elif more_todays and passages.to_target:
+            place = 0  # what everything is compared with
         if place is None:
             return None, 0.0
         if place == 0:  # today's, if it is near, as long as it takes
