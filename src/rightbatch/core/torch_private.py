@@ -56,6 +56,14 @@ def in_backward_pass() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def acts_on_arrival(parameter: Tensor) -> bool:
+    """Whether something is done as soon as its gradient is complete, as an update.
+
+    (``_post_accumulate_grad_hooks``.)
+    """
+    return bool(parameter._post_accumulate_grad_hooks)
+
+
 def saved_tensor_hook() -> Any:
     """What packs saved tensors here, by identity; None: nothing does.
 

@@ -28,7 +28,7 @@ from torch.optim.optimizer import (
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import write_json
-from rightbatch.core.torch_private import in_backward_pass
+from rightbatch.core.torch_private import acts_on_arrival, in_backward_pass
 from rightbatch.noise.group_source import GroupSource
 from rightbatch.noise.guard import METRICS, Guard, warn
 from rightbatch.noise.loss_scale import LossScale
@@ -58,6 +58,10 @@ from rightbatch.noise.watched import Watched
 GROUPS = 8  # |G|^2 gains only sqrt(k/(k-1)) beyond [derived: docs/noise.md]
 WINDOW = 0.25  # share of the run an estimate looks back on [measured: docs/noise.md]
 METRICS_EVERY = 4  # every so many measured steps the optimizer's metrics too [assumed]
+IN_BACKWARD = (
+    "gradients are used inside the backward pass, before those of a step are complete "
+    "(register_post_accumulate_grad_hook): nothing is measured"
+)
 QUIET = 5  # updates without a forward pass until we say so [assumed]
 
 
@@ -322,11 +326,7 @@ class NoiseMonitor:
             return None
         if in_backward_pass():
             self._drop_step()
-            self._warn(
-                "backward",
-                "the optimizer updates inside the backward pass, before a step's "
-                "gradients are complete: nothing is measured",
-            )
+            self._warn("backward", IN_BACKWARD)
             return None
         arguments = updates.begin(optimizer, args, kwargs)
         if arguments is None:
@@ -386,6 +386,11 @@ class NoiseMonitor:
         accumulated = len(self._last_batches) > 1
         self._source = self._watched.source(accumulated=accumulated)
         self._kind = self._choose_kind()
+        if self._kind and any(map(acts_on_arrival, self._watched.parameters)):
+            # A weight may be updated while the backward pass still needs it: gradients
+            # must not come any earlier than without us.
+            self._kind = ""
+            self._warn("backward", IN_BACKWARD)
         if not self._kind:
             return
         others = self._watched.others()

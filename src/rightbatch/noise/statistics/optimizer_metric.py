@@ -54,9 +54,10 @@ def root_moments(
     """
     moments: dict[int, tuple[Tensor, float, float]] = {}
     for optimizer in optimizers:
+        states = getattr(optimizer, "state", {})  # a wrapper may have neither
         for group in getattr(optimizer, "param_groups", ()):
             for parameter in group["params"]:
-                moment = _second_moment(optimizer.state.get(parameter, {}), group)
+                moment = _second_moment(states.get(parameter, {}), group)
                 if moment is not None and moment[0].shape == parameter.shape:
                     moments[id(parameter)] = moment
     return moments
