@@ -127,7 +127,7 @@ def test_several_optimizers_make_one_step() -> None:
     # Adam's own metric is that of Adam's parameters alone.
     dominated = found.metrics["adam_curvature"].dominated_by
     assert {n for n, share in dominated.items() if share > 0} == {"0.bias", "2.bias"}
-    monitor.close()
+    monitor.close()  # of two on one model, the inner one takes the gradients over
     only = watch(model, optimizers[0])
     train(model, optimizers[0], draws(regression_job(), 16), 3)
     assert set(only.read().by_layer) == {"0", "2"}

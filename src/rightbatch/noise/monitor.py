@@ -29,10 +29,10 @@ from torch.optim.optimizer import (
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import write_json
 from rightbatch.core.torch_private import acts_on_arrival, in_backward_pass
-from rightbatch.core.trees import tensors
 from rightbatch.noise.group_source import GroupSource
 from rightbatch.noise.guard import METRICS, Guard, warn
 from rightbatch.noise.loss_scale import LossScale
+from rightbatch.noise.model_inputs import ModelInputs
 from rightbatch.noise.monitor_hook import Hook
 from rightbatch.noise.monitor_settings import (
     check_settings,
@@ -58,8 +58,6 @@ from rightbatch.noise.watched import Watched
 GROUPS = 8  # |G|^2 gains only sqrt(k/(k-1)) beyond [derived: docs/noise.md]
 WINDOW = 0.25  # share of the run an estimate looks back on [measured: docs/noise.md]
 METRICS_EVERY = 4  # every so many measured steps the optimizer's metrics too [assumed]
-LOW_COVERAGE = 0.5  # share of the parameters below which a warning is due [assumed]
-LEARNED = 3  # measured steps by which layouts and checkpointing are known [derived]
 IN_BACKWARD = (
     "gradients are used inside the backward pass, before those of a step are complete "
     "(register_post_accumulate_grad_hook): nothing is measured"
@@ -92,8 +90,9 @@ class NoiseMonitor:
         batch_axis: Axis of the model's first input that has the examples.
         grad_scaler: Has ``get_scale()``: the factor that the loss is multiplied with,
             which is divided out. Torch's own scalers are found where they update.
-        verify: Whether to test once, by an extra backward pass, that each example's
-            gradient is seen where it belongs.
+        verify: Whether to hold what is seen against a backward pass of its own for
+            every group again when the inputs' shapes change. The first measured step
+            always does.
         upfront: Measured steps to begin with, every other one, before the overhead
             counts; what they took is saved afterwards. For whoever must know soon.
         clock: Seconds; what the overhead is measured with.
@@ -165,8 +164,10 @@ class NoiseMonitor:
         # Of the step that is being made:
         self._kind = ""  # how it is measured; "": not at all
         self._batches: list[int] = []  # examples of each forward pass
+        self._passes: list[int] = []  # the same, also of those that came to nothing
         # Of the steps before:
         self._last_batches: tuple[int, ...] = ()
+        self._used: dict[int, tuple[int, ...]] = {}  # of so many passes, these counted
         self._next_measured = 0  # with ranks: the next step that all of them measure
         self._updates_alone = 0  # updates since the last forward pass
         self._problem, self._warned = "", set[str]()
@@ -220,6 +221,7 @@ class NoiseMonitor:
             skipped=counts.skipped,
             problem=self.guard.stopped or self._problem,
             cost=self._budget.cost,
+            verification=self._budget.verification,
             population=self._population,
         )
 
@@ -292,23 +294,24 @@ class NoiseMonitor:
             return
         if self.guard.failing:
             return
-        batch = _examples_in(args, kwargs, self._batch_axis)
-        if not batch:
+        inputs = ModelInputs.of(args, kwargs, self._batch_axis)
+        if inputs is None or not inputs.batch:
             self._warn("input", "the model's inputs have no tensor with examples")
             return
         self._updates_alone = 0
-        if self._batches and all(p.grad is None for p in self._watched.parameters):
-            if self._kind and self._source.waiting:
-                # The model is called again before the backward pass: one step.
-                self._source.forward_begins(batch)
-                return
+        if self._batches and self._kind and self._source.waiting:
+            # The model is called again before the backward pass: one step.
+            self._source.forward_begins(inputs)
+            return
+        if self._batches and self._watched.cleared(sure=bool(self._kind)):
             self._drop_step()
         if not self._batches:
             self._begin_step()
-        self._batches.append(batch)
-        self.counts.examples += batch * self._watched.world_size
+        self._batches.append(inputs.batch)
+        self._passes.append(inputs.batch)
+        self.counts.examples += inputs.batch * self._watched.world_size
         if self._kind:
-            self._source.forward_begins(batch)
+            self._source.forward_begins(inputs)
 
     def _after_forward(
         self, module: nn.Module, args: Any, kwargs: Any, output: Any
@@ -360,10 +363,16 @@ class NoiseMonitor:
                 )
             return
         kind, self._kind = self._kind, ""
+        passes, first = self._passes, len(self._passes) - len(self._batches)
         if kind:
             self._finish_step(kind)
+            used = self._source.used or tuple(range(len(self._batches)))
+            self._used[len(passes)] = tuple(first + i for i in used)
+            kind = "verification" if self._source.verifies else kind
         self.counts.steps += 1
-        self._last_batches, self._batches = tuple(self._batches), []
+        counted = self._used.get(len(passes), range(first, len(passes)))
+        self._last_batches = tuple(passes[i] for i in counted)
+        self._batches, self._passes = [], []
         self._budget.step(kind)
 
     def _leave_ranks(self, ranks: RankGradients) -> None:
@@ -432,6 +441,8 @@ class NoiseMonitor:
             source.interval = self._budget.interval(kind)
         sample = source.finish(self._batches)
         if sample is not None:
+            if source.seen_changed:
+                self._record.forget()
             sample = sample.without([*self._watched.lost])
             sample = sample.unscaled(self._loss_scale.factor())
             scaled = self._loss_scale.unknown(sample.squares, self._watched.parameters)
@@ -448,6 +459,8 @@ class NoiseMonitor:
             self._skip("all gradients were zero")
         else:
             self._add(sample)
+        if source.unmeasurable:
+            self._warn("unmeasurable", f"not measurable here: {source.unmeasurable}")
         self._warn_of_dependence()
 
     def _skip(self, why: str) -> None:
@@ -456,13 +469,6 @@ class NoiseMonitor:
     def _add(self, sample: Sample) -> None:
         self._problem = ""
         self._record.add(sample)
-        share = self._watched.coverage(self._source).parameters
-        if share < LOW_COVERAGE and self.counts.measured > LEARNED:
-            self._warn(
-                "coverage",
-                f"only {share:.0%} of the parameters can be seen; "
-                ".read().coverage.missing says why; accumulated micro-batches show all",
-            )
 
     def _warn_of_dependence(self) -> None:
         """Examples that depend on each other have no noise of their own."""
@@ -488,13 +494,3 @@ class NoiseMonitor:
             self._warned.add(about)
             self._problem = text
             warn(text)
-
-
-def _examples_in(args: Any, kwargs: Any, axis: int) -> int | None:
-    """Examples in a forward pass: the size that most inputs have on the batch axis.
-
-    The first input's, where as many have another one.
-    """
-    inputs = tensors((args, kwargs))
-    sizes = [int(t.shape[axis]) for t in inputs if t.dim() > axis]
-    return max(sizes, key=sizes.count) if sizes else None

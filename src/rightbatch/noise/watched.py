@@ -57,7 +57,9 @@ class Watched:
         self.parameters = parameters = [p for _, p in named]
         self.names = [n for n, _ in named]
         self.updates = Updates(parameters)
-        self.within_batch = WithinBatch(model, parameters, population, groups, verify)
+        self.within_batch = WithinBatch(
+            model, parameters, population, groups, verify, guard
+        )
         if stream is not None and stream.composed:
             self.within_batch.equal_groups = stream.alike
         self.micro_batches = MicroBatches(parameters, population, guard)
@@ -73,6 +75,17 @@ class Watched:
     def lost(self) -> dict[int, str]:
         """Parameters whose measuring has failed, by index, and why."""
         return {i: why for i, why in self._guard.lost.items() if isinstance(i, int)}
+
+    def cleared(self, *, sure: bool) -> bool:
+        """Whether all gradients are gone, or zero: what came before is no step's part.
+
+        Args:
+            sure: Whether an accelerator may be waited for to find out.
+        """
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if gradients and gradients[0].is_cuda and not sure:
+            return False
+        return not any(bool(g.any()) for g in sorted(gradients, key=Tensor.numel))
 
     def source(self, *, accumulated: bool) -> GroupSource:
         """Where a step's groups are cheapest."""
