@@ -76,7 +76,7 @@ def reads(error: Exception) -> None:
         (UnicodeDecodeError("utf-8", b"x", 0, 1, "odd"), "can't decode"),
         (FileNotFoundError(2, "No such file", "a.png"), "a.png"),
         (ValueError(""), "ValueError"),
-        (Mute(), "Mute"),
+        (Mute(), "str() failed"),
     ],
 )
 def test_what_a_data_worker_raised_is_told_as_if_it_were_here(

@@ -74,7 +74,7 @@ def test_datasets_and_collate_functions() -> None:
 )
 def test_bad_fields_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(rb.SettingError, match=message):
-        regression_job(**change)
+        replace(regression_job(), **change)
 
 
 @pytest.mark.parametrize(

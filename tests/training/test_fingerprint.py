@@ -73,7 +73,7 @@ tensors = lambda: make(data=None) and rb.Job(
 
 
 def of(text: str, name: str = "make") -> dict[str, str]:
-    space: dict[str, Any] = {"__name__": "__main__"}
+    space: dict[str, Any] = {"__name__": "my_job"}
     exec(compile(textwrap.dedent(text), "my_job.py", "exec"), space)
     job = space[name]()
     torch.manual_seed(torch.initial_seed() % 1000 + 1)  # another life's numbers
@@ -109,9 +109,15 @@ EDITS = {
     "F.mse_loss": ("F.l1_loss", "code of loss"),
     "SCALE, MODE = 2.0": ("SCALE, MODE = 3.0", "code of loss"),
     'MODE = 2.0, "mean"': ('MODE = 2.0, "sum"', "code of loss"),
-    "float(loss(model, (x, y)))": ("float(loss(model, (x, y))) + 1", "code of evaluate"),
+    "float(loss(model, (x, y)))": (
+        "float(loss(model, (x, y))) + 1",
+        "code of evaluate",
+    ),
     "target=0.1": ("target=0.2", "target (0.1 then, 0.2 now)"),
-    "evaluate=evaluate,": ("evaluate=evaluate, goal='max',", "goal (min then, max now)"),
+    "evaluate=evaluate,": (
+        "evaluate=evaluate, goal='max',",
+        "goal (min then, max now)",
+    ),
 }
 
 
@@ -119,13 +125,15 @@ EDITS = {
 def test_an_edit_is_noticed(old: str) -> None:
     new, what = EDITS[old]
     assert old in FILE
-    assert what in changes(BEGUN, of(FILE.replace(old, new)))
+    assert what in "; ".join(changes(BEGUN, of(FILE.replace(old, new))))
 
 
 def test_tensors_are_looked_at_in_full() -> None:
     begun = of(FILE, "tensors")
     assert changes(begun, of(FILE, "tensors")) == []
-    one_row = FILE.replace("y = x.sum(1, keepdim=True)", "y = x.sum(1, True); y[37] += 1")
+    one_row = FILE.replace(
+        "y = x.sum(1, keepdim=True)", "y = x.sum(1, True); y[37] += 1"
+    )
     assert changes(begun, of(one_row, "tensors")) == ["examples of the data"]
 
 
@@ -160,10 +168,8 @@ def test_examples_that_come_out_otherwise_each_time_are_not_compared() -> None:
 
 def test_another_python_is_no_change_of_the_code() -> None:
     other = {**BEGUN, "Python": "3.9", "code of loss": "0" * 16}
-    assert changes(other, BEGUN) == ["Python (3.9 then, 3.11 now)"] or "Python" in str(
-        changes(other, BEGUN)
-    )
-    assert "code of loss" not in changes(other, BEGUN)
+    (told,) = changes(other, BEGUN)
+    assert told.startswith("Python (3.9 then, ")
 
 
 def test_a_data_set_that_cannot_be_read_is_left_to_training() -> None:
@@ -189,12 +195,10 @@ def test_a_changed_job_is_refused_until_it_is_accepted(tmp_path: Path) -> None:
     assert refused.value.seen == "examples of the data"
     assert "--accept-changes" in refused.value.fix
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
-    run = rb.train(
-        turned, examples=128, out=tmp_path, resume=True, accept_changes=True
-    )
+    run = rb.train(turned, examples=128, out=tmp_path, resume=True, accept_changes=True)
     assert run.last.examples == 128
     assert "a job that has changed: examples of the data" in str(run.events)
-    assert "examples of the data" in str(read_trace(tmp_path / "trace.jsonl")[-1])
+    assert "examples of the data" in str(read_trace(tmp_path / "trace.jsonl"))
     rb.train(turned, examples=192, out=tmp_path, resume=True)  # told once
 
 

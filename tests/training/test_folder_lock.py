@@ -14,10 +14,8 @@ import rightbatch as rb
 from cases import regression_job
 from rightbatch.training.folder_lock import FolderLock
 
-# torch is not imported: it takes longer than the test.
 HOLDER = """
-import importlib.util, os, sys, time
-spec = importlib.util.find_spec("rightbatch.training.folder_lock")
+import os, sys, time
 from rightbatch.training.folder_lock import FolderLock
 lock = FolderLock(__import__("pathlib").Path(sys.argv[1]))
 if os.fork() == 0:
@@ -45,6 +43,7 @@ def test_a_lock_dies_with_its_process_not_with_its_workers(tmp_path: Path) -> No
         FolderLock(tmp_path).close()  # the child lives
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
+        holder.stdout.close()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -58,7 +58,7 @@ def _described(value: Any, seen: set[int]) -> Iterator[str]:
 
 def _parts(value: Any, seen: set[int]) -> Iterator[str]:
     if isinstance(value, FunctionType):
-        if is_theirs(value.__code__.co_filename):
+        if _is_their(value.__code__.co_filename):
             yield from _function(value, seen)
     elif isinstance(value, MethodType):
         yield from _described(value.__func__, seen)
@@ -140,10 +140,15 @@ def _name(value: Any) -> str:
 
 
 def _is_their_class(kind: type) -> bool:
+    methods = [v for v in vars(kind).values() if isinstance(v, FunctionType)]
+    files = {method.__code__.co_filename for method in methods}
     module = sys.modules.get(kind.__module__)
-    file = getattr(module, "__file__", None)
-    # Of a notebook or a console: no file, and nobody's library.
-    return is_theirs(file) if file else kind.__module__ == "__main__"
+    return any(map(_is_their, files or {getattr(module, "__file__", None) or "<"}))
+
+
+def _is_their(file: str) -> bool:
+    """Whether a user wrote it, in a file or at a console."""
+    return is_theirs(file) or file.startswith(("<ipython", "<stdin"))
 
 
 def tensor_digest(tensor: Tensor, most: int = ELEMENTS) -> str:

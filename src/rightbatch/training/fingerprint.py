@@ -43,12 +43,13 @@ def fingerprint(
         each time they are read.
     """
     types = sorted({str(t.dtype) for t in network.state_dict().values() if _is(t)})
-    of_data = {} if isinstance(job.data, tuple) else {"the data set": job.data}
+    # Of a data set the class: what an object holds shows in its examples.
+    data_set = type(getattr(job.data, "dataset", job.data))
     functions = {
         "loss": job.loss,
         "evaluate": job.evaluate,
         "collate": job.collate,
-        **of_data,
+        "the data set": data_set,
     }
     return {
         PYTHON: ".".join(map(str, sys.version_info[:2])),

@@ -81,13 +81,14 @@ class RunFiles:
                 data=stream.fingerprint,
                 workers=stream.num_workers > 0,
             )
-        changed = self._changes(now, accept) if going_on else []
         if going_on:
-            self._restore(accept)
+            self._restore()
             self.resumed = True
-        if changed:
-            text = "; ".join(changed)
-            self.run.tell(f"gone on, as was asked, with a job that has changed: {text}")
+            if changed := self._changes(now, accept):
+                self.run.tell(
+                    "gone on, as was asked, with a job that has changed: "
+                    + "; ".join(changed)
+                )
         if self.first:
             settings.save(self.folder / RUN)
             write_json(self.folder / JOB, now, FORMAT)
@@ -128,7 +129,7 @@ class RunFiles:
         trace = self.folder / TRACE
         trained = trace.exists() and trace.stat().st_size > 0
         trained |= any(self.checkpoints.folder.glob("step-*[1-9]*.pt"))
-        return bool(held) and held <= {RUN, TRACE, CHECKPOINTS} and not trained
+        return bool(held) and held <= {RUN, TRACE, CHECKPOINTS, JOB} and not trained
 
     def due(self) -> bool:
         """Whether it is time; only the first rank's clock counts."""
@@ -164,9 +165,7 @@ class RunFiles:
         with contextlib.suppress(Exception):  # which would hide the first
             self.save()
         if self._failure is None and isinstance(error, RightbatchError):
-            error.fix += (
-                f"; --resume then goes on from step {run.steps}, which is saved"
-            )
+            error.fix += f"; step {run.steps} is saved, and --resume goes on from it"
 
     def write(self, row: TraceRow) -> None:
         """Append a row to the trace."""
@@ -208,7 +207,7 @@ class RunFiles:
         if self._trace is not None:
             self._trace.finish()
 
-    def _restore(self, accept: bool = False) -> None:
+    def _restore(self) -> None:
         found = self.checkpoints.newest()
         ranks = self.run.ranks
         if found is None:
@@ -218,10 +217,13 @@ class RunFiles:
             )
         ranks.agree("the checkpoint", found[0].name, "one folder that all ranks see")
         self.last, state = found
+        trace = self.folder / TRACE
+        rows = read_trace(trace) if trace.exists() else ()
         try:
-            if accept:  # another data set too
+            if (self.folder / JOB).exists():  # where that is compared, and more
                 state["stream"]["fingerprint"] = self.run.stream.fingerprint
             self.run.restore(state)
+            self.rows = tuple(row for row in rows if row.steps <= self.run.steps)
         except (*MISREAD, RuntimeError) as error:
             if isinstance(error, RightbatchError) or is_out_of_memory(error):
                 raise
@@ -231,9 +233,6 @@ class RunFiles:
                 why="it was not written by this version, or was changed since",
                 fix="copy another checkpoint back, or begin again in another --out",
             ) from error
-        trace = self.folder / TRACE
-        rows = read_trace(trace) if trace.exists() else ()
-        self.rows = tuple(row for row in rows if row.steps <= self.run.steps)
 
 
 def has_checkpoint(folder: Path, resume: bool | str) -> bool:
