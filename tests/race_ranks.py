@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from beliefs import belief
 from cases import regression_job, with_target
 from rightbatch.core.json_io import to_plain
-from rightbatch.fit.rate_law import RatePrior
 from rightbatch.measure.noise import measure_noise
 from rightbatch.measure.time import measure_times
 from rightbatch.schedules.scaling import scaling_for
@@ -46,17 +46,7 @@ def raced(run: RunState) -> Racing:
     rates = [0.01 * 2**i for i in range(-4, 5)]
     grid = [(b, lr) for b in (8, 16, 32, 64) for lr in rates]
     settings = [setting(16, 0.01), *(setting(*s) for s in grid if s != (16, 0.01))]
-    prior = RatePrior(
-        batch_size=16,
-        lr=0.01,
-        noise=3.0,
-        noise_spread=1.0,
-        growth=0.3,
-        growth_spread=0.3,
-        power=0.95,
-        power_spread=0.2,
-        lr_spread=1.4,
-    )
+    prior = belief(16, 0.01, noise=3.0)
     racing = Racing(
         run,
         run.snapshot(),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from beliefs import belief
 from cases import Truth, a_race
 from reference import law_by_loops
 from rightbatch.fit.passages import Passage, Passages, passages_of
@@ -15,7 +16,6 @@ from rightbatch.fit.rate_law import (
     NOISE,
     POWER,
     RateLaw,
-    RatePrior,
     fit_rate_law,
     log_shape,
 )
@@ -23,20 +23,6 @@ from rightbatch.job.optimizers import Family
 from rightbatch.schedules.scaling import scaling_for
 
 LOG_PRICE, GROWTH, DRIFT = 3, 4, 5  # places of the other parameters
-
-
-def belief(**more: float) -> RatePrior:
-    """What a job at 64 examples and a rate of 0.1 expects, noise seen at 100."""
-    given: dict[str, float] = {
-        "noise": math.log(100),
-        "noise_spread": 1.0,
-        "growth": 0.3,
-        "growth_spread": 0.3,
-        "power": 0.95,
-        "power_spread": 0.2,
-        "lr_spread": 1.4,
-    }
-    return RatePrior(batch_size=64, lr=0.1, **{**given, **more})
 
 
 def law_of(parameters: list[float]) -> RateLaw:

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from beliefs import belief
 from reference import law_by_loops, normal_update
 from rightbatch.fit.passages import Passage, Passages
-from rightbatch.fit.rate_law import RateLaw, RatePrior
+from rightbatch.fit.rate_law import RateLaw
 from rightbatch.fit.standings import (
     FAILED,
     LEAST_MISFIT,
@@ -24,19 +25,16 @@ PARAMETERS = [math.log(100), 0.0, 1.0, math.log(2), 0.0, 0.0]
 
 def law(scatter: float = 0.3, level: float = 5.0) -> RateLaw:
     """Without doubt of its parameters, so that only its scatter counts."""
-    prior = RatePrior(
-        batch_size=64,
-        lr=0.1,
-        noise=math.log(100),
-        noise_spread=1.0,
-        growth=0.0,
-        growth_spread=0.1,
-        power=1.0,
-        power_spread=0.1,
-        lr_spread=1.0,
-    )
     x = np.array(PARAMETERS)
-    return RateLaw(prior, x, np.tile(x, (DRAWS, 1)), level, scatter, math.nan, 1)
+    return RateLaw(
+        belief(growth=0.0, power=1.0),
+        x,
+        np.tile(x, (DRAWS, 1)),
+        level,
+        scatter,
+        math.nan,
+        1,
+    )
 
 
 def passages(
@@ -115,10 +113,15 @@ def test_one_that_did_not_get_there_is_slower_than_it_trained() -> None:
 def test_a_run_that_failed_beside_others_counts_against_its_setting() -> None:
     both = standings_of(law(), passages((A, 300.0, True), (A, 300.0, False)), [A])
     good = standings_of(law(), passages((A, 300.0, True), (A, 300.0, True)), [A])
-    more = both.draws.mean() - good.draws.mean()
-    trust = 0.3**2 - SEED_SCATTER**2
-    trust /= trust + SEED_SCATTER**2 / 2
-    assert more == pytest.approx(trust * FAILED / 2, abs=0.02)
+    before = standings_of(law(), None, [A]).draws.mean()
+    misfit, around = 0.3**2 - SEED_SCATTER**2, (FAILED / 2) ** 2  # of the two runs
+    trust = misfit / (misfit + around / 2)
+    seen = math.log(300.0) + FAILED / 2
+    assert both.draws.mean() == pytest.approx(
+        before + trust * (seen - before), abs=0.02
+    )
+    assert both.draws.mean() > good.draws.mean()
+    assert both.draws.std() > 2 * good.draws.std()  # nobody knows which is typical
     assert (both.lanes.tolist(), both.runs.tolist()) == ([2], [1])
 
 

@@ -169,6 +169,28 @@ def test_beyond_what_was_raced_no_gain_is_told() -> None:
     assert f"should take at most {LEAST_TOLD:.2g} of today's time" in text
 
 
+@pytest.mark.parametrize(("reached", "luck"), [(1, True), (2, False)])
+def test_a_target_that_is_reached_by_luck_is_told(reached: int, luck: bool) -> None:
+    """Of four runs of every setting, so many arrive; the others end just before."""
+    sure = far()
+    race = sure.race
+    assert race is not None
+    missed = [
+        replace(x, steps=x.steps[:-1], metrics=x.metrics[:-1], end="time", seed=9 + i)
+        for x in race.lanes[: len(race.lanes) // 2 + 1]
+        for i in range(4 - reached)
+    ]
+    kept = race.lanes if reached == 2 else race.lanes[: len(race.lanes) // 2 + 1]
+    decision = decide(replace(sure, race=replace(race, lanes=(*kept, *missed))))
+    own = decision.choice.standing
+    assert own is not None
+    assert (own.runs, own.lanes) == (reached, 4)
+    text = decision.plan.verdict
+    times = "once" if luck else "2 times"
+    assert f"Not sure: it got there {times} in 4 runs." in text
+    assert ("a target that more runs reach (1 of 4" in text) == luck
+
+
 def test_rates_that_all_diverged_are_told() -> None:
     text = decided_on(wild).plan.verdict
     rates = sorted(lr for _, lr in [(64, 0.1), *TRIED])

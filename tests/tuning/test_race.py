@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 import rightbatch as rb
+from beliefs import belief
 from cases import noisy_quadratic_job, regression_job, with_target
 from reference import quadratic_steps
-from rightbatch.fit.rate_law import RatePrior
 from rightbatch.measure.measurements import MetricPoint, Race
 from rightbatch.schedules.scaling import scaling_for
 from rightbatch.training.run_state import RunState, Snapshot
@@ -93,17 +93,7 @@ def begun(
     monkeypatch.setattr(run, "step", counted)
     monkeypatch.setattr(NOW, SimpleNamespace(monotonic=lambda: clock[0]))
     settings = settings_of(job, lr)
-    prior = RatePrior(
-        batch_size=job.batch_size,
-        lr=lr,
-        noise=math.log(64),
-        noise_spread=1.2,
-        growth=0.3,
-        growth_spread=0.3,
-        power=0.95,
-        power_spread=0.2,
-        lr_spread=1.4,
-    )
+    prior = belief(job.batch_size, lr, noise=math.log(64), noise_spread=1.2)
     racing = Racing(
         run,
         start,
@@ -163,6 +153,39 @@ def test_the_best_is_found_from_a_rate_far_off(
     # All within a fraction of what one run of every setting of the grid would take.
     assert race.clock[0] < 3000
     assert len(result.lanes) < len(race.racing.settings) / 4
+
+
+def test_first_are_rates_far_below_and_far_above_todays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    race, lr = quadratic(monkeypatch, 1.0)
+    lanes = race.search(1000).lanes[1:3]
+    assert [x.batch_size for x in lanes] == [16, 16]
+    assert [x.lr for x in lanes] == pytest.approx([lr / 8, 8 * lr])
+
+
+def test_a_leader_that_has_stalled_is_followed_by_a_quarter_of_its_rate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its curve is flat, and the target far below: no longer run meets it."""
+    race, _ = quadratic(monkeypatch, 1.0)
+    racing = race.racing
+    start = racing.start_metric
+    for setting, flat in ((racing.today, 0.4), (racing.settings[40], 0.3)):
+        lane = racing._begin(setting)
+        lane.steps = [2**i for i in range(1, 8)]
+        lane.metrics = [start * m for m in (0.8, 0.7, 0.6, 0.5, flat, flat, flat)]
+    racing._begin(racing.settings[1])
+    leader = racing.settings[racing._leader(racing.standings()[0])]
+    place = racing._new(1000.0)
+    assert place is not None
+    assert racing.settings[place].batch_size == leader.batch_size
+    assert racing.settings[place].lr == pytest.approx(leader.lr / 4)
+    for lane in racing.lanes[1:3]:  # they come down to it
+        lane.metrics[-3:] = [0.1, 0.02, 0.0045]
+    place = racing._new(1000.0)
+    assert place is not None
+    assert racing.settings[place].lr != pytest.approx(leader.lr / 4)
 
 
 def test_the_same_again_is_the_same_race(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +347,7 @@ def test_repeats_begin_from_other_weights_unless_they_are_given(
     from_scratch: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint is where the run is: its repeats differ in their stream alone."""
-    job = with_target(regression_job(), 1.01)
+    job = with_target(regression_job(), 1.2)
     begun_at: dict[int, Tensor] = {}
     train = lane_module.train_lane
 

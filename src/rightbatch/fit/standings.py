@@ -85,9 +85,11 @@ def standings_of(
             bounds = [math.log(p.steps) + FAILED for p in own if not p.reached]
             typical = float(np.mean(seen))
             seen += [bound for bound in bounds if bound > typical]
-            trust = misfit**2 / (misfit**2 + scatter**2 / len(seen))
+            # Some that reach it and some that do not scatter more than others' runs.
+            around = max(scatter, float(np.std(seen))) if bounds else scatter
+            trust = misfit**2 / (misfit**2 + around**2 / len(seen))
             centre = mean[:, column] + trust * (np.mean(seen) - mean[:, column])
-            spread = math.sqrt(trust / len(seen)) * scatter
+            spread = math.sqrt(trust / len(seen)) * around
             draws[:, column] = centre + spread * random.standard_normal(len(mean))
         elif own:
             bound = math.log(max(p.steps for p in own))

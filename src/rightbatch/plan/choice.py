@@ -88,59 +88,95 @@ class Choice:
         return (self.chosen.batch_size, self.chosen.lr) == (job.batch_size, job.lr)
 
     @property
-    def unseen(self) -> bool:
-        """Whether steps larger than the chosen were never timed, nor than today's.
+    def doubts(self) -> tuple[str, ...]:
+        """What keeps the choice from being decided, in words: empty, if nothing does.
 
-        What larger batches cost is then a guess, and the race went by it.
+        Laws alone are worth trying, never a verdict: a race has to prove it.
         """
+        if self.raced is None:
+            return ("no race has proven it",)
+        untimed = f"no step of more than {self.laws.time.largest} examples was timed"
+        found = (
+            self.contradiction,
+            untimed if self.unseen else "",
+            self._short,
+            self._fails,
+            self._unsearched,
+            self._rivalled,
+        )
+        return tuple(doubt for doubt in found if doubt)
+
+    @property
+    def decided(self) -> bool:
+        """Whether the race leaves no doubt."""
+        return not self.doubts
+
+    @property
+    def unseen(self) -> bool:
+        """Whether what larger batches cost is a guess: none larger was ever timed."""
         largest, job = self.laws.time.largest, self.measurements.job
         more = min(2 * job.batch_size, job.examples)
         fits = self.laws.split(more, self.limit_bytes) is not None
         return largest < more and fits and self.chosen.batch_size >= largest
 
     @property
-    def arrives(self) -> bool:
-        """Whether the choice's own runs get to the last level, again and again.
-
-        One lucky run near the edge of divergence does not count; and where the job has
-        a target, nothing short of it does.
-        """
-        standing, race = self._standing, self.measurements.race
-        if standing is None or race is None or standing.diverged:
-            return False
-        short = race.target is not None and self.evidence.share < 1.0
-        enough = standing.runs >= max(LEAST_RUNS, LEAST_ARRIVE * standing.lanes)
-        return enough and not short
+    def _short(self) -> str:
+        """Where the job has a target, nothing short of it counts."""
+        job, share = self.measurements.job, self.evidence.share
+        if job.target is not None and share < 1.0:
+            return "nothing came to the target"
+        if not self.evidence.known:
+            return "how long a run is was not said"
+        return "" if self.evidence.enough else "so little of a run proves nothing"
 
     @property
-    def searched(self) -> bool:
-        """Whether enough was tried, at higher and at lower rates than the choice's."""
+    def _fails(self) -> str:
+        """One lucky run near the edge of divergence does not count."""
+        standing = self.standing
+        if standing is None:
+            return "it was not run itself"
+        if standing.diverged:
+            return f"{standing.diverged} of its {standing.lanes} runs diverged"
+        if standing.runs >= max(LEAST_RUNS, LEAST_ARRIVE * standing.lanes):
+            return ""
+        times = "once" if standing.runs == 1 else f"{standing.runs} times"
+        runs = "one run" if standing.lanes == 1 else f"{standing.lanes} runs"
+        return f"it got there {times} in {runs}"
+
+    @property
+    def _unsearched(self) -> str:
+        """Enough must have been tried, at higher and at lower rates."""
         standings = () if self.raced is None else self.raced.standings
-        lr, tried = self.chosen.lr, [s for s in standings if s.lanes]
-        higher, lower = any(s.lr > lr for s in tried), any(s.lr < lr for s in tried)
-        return len(tried) >= LEAST_TRIED and higher and lower
+        tried = [s.lr for s in standings if s.lanes]
+        if len(tried) < LEAST_TRIED:
+            return f"only {len(tried)} settings were tried"
+        missing = [
+            side
+            for side, seen in (
+                ("higher", max(tried) > self.chosen.lr),
+                ("lower", min(tried) < self.chosen.lr),
+            )
+            if not seen
+        ]
+        return f"no {missing[0]} learning rate was tried" if missing else ""
 
     @property
-    def _standing(self) -> Standing | None:
+    def _rivalled(self) -> str:
+        """Something else may be much better; or today's, as good."""
+        if self.regret > TOLERATED:
+            often = f"in one case of {round(1 / (1 - SURE))}"
+            return f"{often} something else is {self.regret:.2g} x better or more"
+        if not self.stays and self.gain.high >= 1:
+            return "today's may be as good"
+        return ""
+
+    @property
+    def standing(self) -> Standing | None:
         """The choice's own in the race."""
         setting = self.chosen.batch_size, self.chosen.lr
         standings = () if self.raced is None else self.raced.standings
         own = (s for s in standings if (s.batch_size, s.lr) == setting)
         return next(own, None)
-
-    @property
-    def decided(self) -> bool:
-        """Proven by a race: laws alone are worth trying, never a verdict."""
-        return (
-            self.raced is not None
-            and not self.unseen
-            and self.arrives
-            and self.searched
-            and self.evidence.enough
-            and self.regret <= TOLERATED
-            and not self.contradiction
-            and (self.stays or self.gain.high < 1)
-        )
 
 
 def choose(

@@ -23,6 +23,7 @@ LEAST_TOLD = 0.01
 # the data, is no ground for advice. [assumed; a twentieth of a run picked settings up
 # to 5 x off on five grids]
 LEAST_ADVICE, LEAST_PASSES = 0.05, 0.1
+LEAST_LUCK = 4  # runs, of which if fewer than half get there it is luck [assumed]
 SOON_S = 600.0  # a budget that anybody has [assumed]
 
 
@@ -146,8 +147,10 @@ def span(e: Estimate) -> str:
 
 
 def settle(choice: Choice) -> str:
-    """What would settle an undecided choice, and how long that takes."""
-    return f"What would settle it: {_more(choice)}."
+    """What an undecided choice lacks, what would settle it, and how long that takes."""
+    doubt = choice.doubts[0] if choice.raced and not choice.contradiction else ""
+    lacks = f"Not sure: {doubt}. " if doubt else ""
+    return f"{lacks}What would settle it: {_more(choice)}."
 
 
 def _more(choice: Choice) -> str:
@@ -163,8 +166,8 @@ def _more(choice: Choice) -> str:
     enough = evidence.enough and evidence.share >= share
     if choice.unseen and enough:
         return (
-            f"step times beyond B = {choice.laws.time.largest}, which did not fit the "
-            f"budget: --budget {_minutes(3 * _spent(choice))}"
+            "step times of larger batches, which did not fit the budget: --budget "
+            f"{_minutes(3 * _spent(choice))}"
         )
     if race is not None and choice.raced is None:
         return (
@@ -173,6 +176,12 @@ def _more(choice: Choice) -> str:
         )
     if not to_target and not evidence.known and evidence.share >= LEAST_SHARE:
         return "how long a run is: target= with evaluate=, or epochs= in the Job"
+    own = choice.standing
+    if enough and own and own.lanes >= LEAST_LUCK and own.runs < own.lanes / 2:
+        return (
+            f"a target that more runs reach ({own.runs} of {own.lanes} got to this "
+            "one), or a schedule that lowers the learning rate towards the end"
+        )
     if choice.contradiction or enough:
         longer = (
             f"more runs of the best settings, --budget {_minutes(2 * _spent(choice))}"

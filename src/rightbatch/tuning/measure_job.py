@@ -58,7 +58,7 @@ THREADS_S = 1.0
 PICKING = 12  # examples that are trained on to tell, at the least
 # ``evaluate`` is called along the way if one call takes at most this share of the
 # budget; a race makes some hundred calls [assumed].
-EVALUATE_SHARE = 1 / 500
+LONGEST_EVALUATION = 1 / 500
 TELLING_SHARE = 0.015  # of the budget, to tell how long it takes [assumed]
 LEAST_HELD_OUT = 32  # examples whose loss still tells runs apart [assumed]
 WATCHED = 1.5  # a step whose memory is counted takes so many times longer, at first
@@ -278,7 +278,7 @@ def _measure_noise(
         scale = short(found.points[-1].noise_scale) if found.points else "not measured"
         phase.update(f"step {run.steps}: noise scale {scale}")
 
-    longest_s = EVALUATE_SHARE * budget_s
+    longest_s = LONGEST_EVALUATION * budget_s
     metric_s = _evaluate_seconds(run, probe.evaluate_s, TELLING_SHARE * budget_s)
     record.update(evaluate_s=metric_s)
     held_out = None

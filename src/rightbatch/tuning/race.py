@@ -24,6 +24,7 @@ from rightbatch.fit.rate_law import RatePrior, fit_rate_law
 from rightbatch.fit.standings import Standings, standings_of
 from rightbatch.measure.held_out_loss import metric_of
 from rightbatch.measure.measurements import MetricPoint, Race
+from rightbatch.plan.evidence import MOST_DOUBLINGS, doublings_left
 from rightbatch.training.run_state import RunState, Snapshot
 from rightbatch.tuning.lane import LaneRun, Setting, train_lane
 
@@ -35,8 +36,15 @@ DEPTH = 0.25  # of the time, at most, for the first rung: depth before width [as
 RUNG_SHARE = 0.6  # of what is left, at most, for one more rung [assumed]
 PATIENCE = 2.0  # times what the best takes to the target, a lane ends [assumed]
 NEAR = 4.0  # today's setting is repeated where it is within so much [assumed]
-# Runs of the best and of today's, on as many streams, before a race ends. [assumed]
+# Runs of the best, and of today's that reach the last level, on as many streams,
+# before a race ends. [assumed]
 REPEATS, TODAYS = 4, 2
+# First are tried, at today's batch, rates so many times today's: where that is far off,
+# what the law expects is too. [assumed]
+BRACKET = (1 / 8, 8.0)
+# A leader that by its trend never meets the target is followed by so much of its rate:
+# what bounces at high rates comes down at lower ones. [assumed]
+LOWERED = 1 / 4
 BELOW = 8.0  # where all has diverged, so far below the lowest is looked next [assumed]
 SETTLED = 0.03  # expected gain of going on, below which the race ends [assumed]
 
@@ -181,8 +189,7 @@ class Racing:
         for _ in range(field - len(survivors)):
             if self._reached(horizon) or self._left_s() <= 0:
                 return
-            drawn = self._drawn(self.standings()[0], horizon, new=True)
-            place = self.run.ranks.from_first(drawn)
+            place = self.run.ranks.from_first(self._new(horizon))
             if place is not None:
                 self._train(self._begin(self.settings[place]), horizon)
 
@@ -204,31 +211,37 @@ class Racing:
         tried = int((standings.lanes > 0).sum())
         if not ran.any() or (tried < LEAST_FIELD and not passages.to_target):
             return None, 0.0
-        mean = np.where(ran, costs.mean(0), np.inf)
-        best, place = int(mean.argmin()), None
+        mean, best, place = costs.mean(0), self._leader(standings), None
         gain = float((costs[:, best] - costs.min(1)).mean())
         near_today = costs[:, 0].mean() - mean[best] < math.log(NEAR)
-        leader_s = (
-            math.exp(standings.draws[:, best].mean()) * self.settings[best].step_s
-        )
-        missing = max(REPEATS - int(standings.lanes[best]), 0)
-        # The best must be repeated in time; until then, what may be better is tried.
-        spare_s = left_s - self._price() * leader_s * (missing + PATIENCE)
-        if passages.to_target and (tried < FIELD or gain > SETTLED) and spare_s > 0:
+        step_s = np.array([s.step_s for s in self.settings])
+        run_s = np.exp(standings.draws.mean(0)) * step_s
+        leader_s, today_s = run_s[best], min(run_s[0], NEAR * run_s[best])
+        enough = REPEATS if best else TODAYS
+        missing = max(enough - int(standings.lanes[best]), 0)
+        todays = max(TODAYS - int(standings.runs[0]), 0) if near_today else 0
+        todays = min(todays, max(REPEATS - int(standings.lanes[0]), 0))
+        # Both must be repeated in time; until then, what may be better is tried.
+        kept_s = leader_s * missing + today_s * todays
+        spare_s = left_s / self._price() - kept_s
+        limit = PATIENCE * leader_s if passages.to_target else horizon
+        open_question = tried < FIELD or gain > SETTLED
+        if self.target is not None and not passages.to_target:
+            place = self._new(horizon)  # short of it, repeats prove nothing
+        elif passages.to_target and open_question and spare_s > leader_s:
             place = self._drawn(standings, horizon, new=tried < FIELD)
+            limit = min(limit, spare_s)
         elif missing:
             place = best
-        elif near_today and standings.lanes[0] < TODAYS:
+        elif todays:
             place = 0
         elif gain > SETTLED:
             place = self._drawn(standings, horizon, new=False)
         if place is None:
             return None, 0.0
-        own_s = math.exp(standings.draws[:, place].mean()) * self.settings[place].step_s
-        limit = min(horizon, PATIENCE * leader_s) if passages.to_target else horizon
         if place == 0:  # today's, if it is near, as long as it takes
-            limit = max(limit, PATIENCE * min(own_s, NEAR * leader_s))
-        fits = self._price() * min(limit, own_s) <= left_s
+            limit = max(limit, PATIENCE * today_s)
+        fits = self._price() * min(limit, run_s[place]) <= left_s
         return (place if fits else None), limit
 
     # What these go by.
@@ -255,6 +268,39 @@ class Racing:
             costs = np.where(tried, np.inf, costs)
         place = int(costs.argmin())
         return place if math.isfinite(costs[place]) else None
+
+    def _new(self, horizon: float) -> int | None:
+        """Place of a setting to try first: by the law, if no plain reason speaks."""
+        place = None
+        if len(self.lanes) <= len(BRACKET):
+            place = self._beside(self.today, BRACKET[len(self.lanes) - 1])
+        else:
+            standings, passages = self.standings()
+            if self.target is not None and not passages.to_target and passages.levels:
+                leader = self._leader(standings)
+                left = doublings_left(self.race(), self._trained_to())
+                if left > MOST_DOUBLINGS:
+                    place = self._beside(self.settings[leader], LOWERED)
+        if place is None or LEAST_STEPS * self.settings[place].step_s > horizon:
+            place = self._drawn(self.standings()[0], horizon, new=True)
+        return place
+
+    def _beside(self, setting: Setting, factor: float) -> int | None:
+        """Place of a batch at about so many times the rate; None where it was tried."""
+        off = [
+            abs(math.log(s.lr / setting.lr / factor))
+            if s.batch_size == setting.batch_size
+            else math.inf
+            for s in self.settings
+        ]
+        place = int(np.argmin(off))
+        tried = any(lane.setting is self.settings[place] for lane in self.lanes)
+        return None if tried else place
+
+    def _leader(self, standings: Standings) -> int:
+        """Place of the best of those that reached the last level."""
+        mean = (standings.draws + self.log_cost).mean(0)
+        return int(np.where(standings.runs > 0, mean, np.inf).argmin())
 
     def _best_open(self, count: int) -> list[LaneRun]:
         """The lanes that go on: today's first one, and the best of the others."""
