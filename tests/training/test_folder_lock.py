@@ -75,7 +75,7 @@ def test_a_second_run_is_refused_and_changes_nothing(
     rb.train(job, examples=64, out=tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     lock = FolderLock(tmp_path)
-    with pytest.raises(rb.RunFolderError, match="under way|already holds"):
+    with pytest.raises(rb.RunFolderError, match=r"under way|already holds"):
         rb.train(job, examples=128, out=tmp_path, resume=resume)
     lock.close()
     after = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +161,7 @@ def train(
             schedule=schedule,
             out=folder,
             resume="auto" if resume else False,
-            watch=show,
+            watch=lambda row: _shown(show, row),
             **{k: v for k, v in settings.items() if v is not None},
         )
     if first:
@@ -173,6 +175,12 @@ def train(
     status = UNDECIDED if missed else DECIDED
     status = INTERRUPTED if run.interrupted else status
     return end_together(status, joined)
+
+
+def _shown(show: Callable[[Any], None], row: Any) -> None:
+    """A row at the terminal; a pipe that was closed, or a full disk, ends no run."""
+    with contextlib.suppress(OSError):
+        show(row)
 
 
 def _document(run: Any, folder: Path) -> dict[str, Any]:
