@@ -105,7 +105,7 @@ def test_a_data_set_without_a_length_is_told_with_its_line() -> None:
             raise OSError("no network")
 
     with pytest.raises(rb.JobError, match=r"len\(data\) raised OSError") as failed:
-        rb.Job(**{**vars(regression_job()), "data": Far()})
+        replace(regression_job(), data=Far())
     assert "no network" in failed.value.seen
     assert "test_job.py" in failed.value.seen
 

@@ -225,7 +225,7 @@ def test_looking_at_a_job_changes_nothing() -> None:
         def __len__(self) -> int:
             return 32
 
-        def __getitem__(self, i: int) -> torch.Tensor:
+        def __getitem__(self, index: int) -> torch.Tensor:
             self.reads += 1
             return torch.randn(5)
 
