@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch._utils import ExceptionWrapper
@@ -83,6 +85,7 @@ def test_what_a_data_worker_raised_is_told_as_if_it_were_here(
     error: Exception, told: str
 ) -> None:
     """torch raises it again with the whole traceback as its message."""
+    elsewhere: Any = None
     try:
         reads(error)
     except Exception:
