@@ -24,12 +24,12 @@ class Interrupt:
     def __init__(self) -> None:
         self.asked = False
         self._before: dict[signal.Signals, Any] = {}
-        self._workers = ExitStack()
+        self._dead_workers = ExitStack()
 
     def __enter__(self) -> Interrupt:
         """Take over the signals."""
         if threading.current_thread() is threading.main_thread():
-            self._workers.enter_context(dead_workers_wait())
+            self._dead_workers.enter_context(dead_workers_wait())
             for kind in _CAUGHT:
                 self._before[kind] = signal.signal(kind, self._ask)
         return self
@@ -44,7 +44,7 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
-        self._workers.close()
+        self._dead_workers.close()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked and number == signal.SIGINT:
