@@ -2,20 +2,22 @@
 
     python benchmarks/cluster.py DATA_FOLDER
 
-MLPerf training v2.1: the cost of a step (fixed part and time per example) is fitted to
-entries with at most 64 accelerators of one kind, the steps to the target are the law
-of the reference convergence points, and the seconds of larger entries are predicted.
-Nothing of the larger entries is used: neither their epochs nor their seconds.
+MLPerf training v2.1: the law of step time is fitted to entries with at most 64
+accelerators of one kind, the steps to the target are the law of the reference
+convergence points, and the seconds of larger entries are predicted with their interval.
+Nothing of the larger entries is used: neither their epochs nor their seconds. Then
+steps alone, of all benchmarks of the round, at four limits instead of 64.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import statistics
-from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +25,10 @@ import rightbatch as rb
 from results import write_json
 from rightbatch.cluster.devices import Fleet, Split, plan_cluster
 from rightbatch.cluster.network import Network
-from rightbatch.fit.critical_batch import NoiseLaw
-from rightbatch.fit.step_time import TimeLaw
+from rightbatch.core.estimate import Estimate
+from rightbatch.fit.critical_batch import DRAWS, NoiseLaw
+from rightbatch.fit.step_time import TimeLaw, fit_time
+from rightbatch.measure.measurements import TimePoint
 from steps_law import mlperf
 
 SMALL = 64  # accelerators; larger entries are predicted
@@ -33,6 +37,11 @@ SMALL = 64  # accelerators; larger entries are predicted
 PARAMETERS = {"resnet": 25.6e6, "rnnt": 49e6, "bert": 335e6, "maskrcnn": 44e6}
 NETWORK = Network(bandwidth=8 * 200e9 / 8, latency_s=5e-6, source="assumed")
 KINDS = ("H100", "A100", "A30", "V100", "Gaudi2")
+# Of which steps alone are judged: trained data parallel, with numbers that tell a step.
+ALL = {
+    "v0.7": ("bert", "gnmt", "maskrcnn", "resnet", "ssd", "transformer"),
+    "v2.1": ("bert", "maskrcnn", "resnet", "rnnt", "ssd"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,11 @@ class Entry:
     epochs: float
     seconds: float
     examples: float
+
+    @property
+    def local(self) -> float:
+        """Examples of a step on one device."""
+        return self.batch / self.devices
 
     @property
     def step_s(self) -> float:
@@ -85,67 +99,120 @@ def read(path: Path, benchmark: str, round_: str) -> list[Entry]:
     return [replace(e, examples=usual) for e in found]  # the data set's length
 
 
-def step_law(entries: list[Entry], bytes_: float) -> TimeLaw:
-    """t0 + t1 b of one device, the exchange taken off; relative least squares."""
-    local = np.array([e.batch / e.devices for e in entries])
-    seconds = np.array([e.step_s for e in entries])
-    columns = np.stack([np.ones_like(local), local], 1)
-    weight = 1 / seconds
-    best = np.array([0.0, 0.0])
-    for _ in range(5):  # the exchange is covered by what computing it beside
-        cover = 0.6 * (columns @ best) if best.any() else seconds
-        exposed = np.array(
-            [
-                max(NETWORK.all_reduce_s(bytes_, e.devices) - c, 0.0)
-                for e, c in zip(entries, cover, strict=True)
-            ]
+def step_law(entries: list[Entry]) -> TimeLaw:
+    """The product's own law of step time, every entry a size timed once.
+
+    The exchange of so few devices is covered by their computing.
+    """
+    points = []
+    for entry in sorted(entries, key=lambda e: e.local):
+        step_s = entry.step_s
+        points.append(
+            TimePoint(
+                micro_batch=int(entry.local),
+                step_time_s=Estimate.exact(step_s, "s"),
+                process_time_s=Estimate.exact(step_s, "s"),
+                update_time_s=0.0,
+                fetch_time_s=0.0,
+                rounds=(step_s,),
+                process_rounds=(step_s,),
+            )
         )
-        best, *_ = np.linalg.lstsq(
-            columns * weight[:, None], (seconds - exposed) * weight, rcond=None
-        )
-        best = np.maximum(best, 1e-9)
-    return TimeLaw(
-        kind="affine",
-        parameters=best,
-        draws=best[None],
-        held_out={},
-        update_s=0.0,
-        clock="wall",
-        smallest=int(local.min()),
-        largest=int(local.max()),
-        n=len(entries),
-    )
+    return fit_time(points)
+
+
+def steps_as_noise(steps: rb.StepsLaw) -> NoiseLaw:
+    """The critical batch of the reference points, with draws of its interval."""
+    critical = steps.critical_batch
+    spread = math.log(critical.high / critical.low) / (2 * 1.96)
+    draws = np.random.default_rng(0).normal(0.0, spread, DRAWS)
+    return NoiseLaw(critical, critical.value * np.exp(draws))
+
+
+def told(entries: list[Entry], most: int) -> list[tuple[list[Entry], list[Entry]]]:
+    """Of every kind of device the entries to fit, and the larger ones to predict."""
+    pairs = []
+    for kind in KINDS:
+        alike = [e for e in entries if e.kind == kind]
+        small = [e for e in alike if e.devices <= most and e.local >= 1]
+        large = [e for e in alike if e.devices > most]
+        if len({e.local for e in small}) >= 3 and large:
+            pairs.append((small, large))
+    return pairs
 
 
 def predicted(
-    entries: list[Entry], steps: rb.StepsLaw, benchmark: str, known: list[Entry]
-) -> list[tuple[Entry, float, Fleet]]:
-    """Seconds of the larger entries of each kind, from the smaller ones."""
+    entries: list[Entry], steps: rb.StepsLaw, batches: list[float], benchmark: str
+) -> list[tuple[Entry, Estimate | None, Fleet]]:
+    """Seconds of the larger entries of each kind, from the smaller ones.
+
+    None where a device has less than one example: no data parallel training.
+    """
     found = []
-    bytes_ = 2 * PARAMETERS[benchmark]
-    for kind in KINDS:
-        small = [e for e in known if e.kind == kind and e.devices <= SMALL]
-        large = [e for e in entries if e.kind == kind and e.devices > SMALL]
-        if len({e.batch / e.devices for e in small}) < 3 or not large:
-            continue
-        law = step_law(small, bytes_)
+    for small, large in told(entries, SMALL):
+        law = step_law(small)
         unit = 1.0 if benchmark == "bert" else small[0].examples
-        critical = steps.critical_batch
+        reference = round(statistics.geometric_mean(batches))
         for entry in large:
             fleet = Fleet(
                 time=law,
-                noise=NoiseLaw(critical, np.array([critical.value])),
+                noise=steps_as_noise(steps),
                 most=law.largest,
                 examples=int(entry.examples),
-                gradient_bytes=bytes_,
+                gradient_bytes=2 * PARAMETERS[benchmark],
                 network=NETWORK,
-                reference=entry.batch,
-                steps=steps.predict(entry.batch) * unit,
+                reference=reference,
+                steps=steps.predict(reference) * unit,
+                largest_trained=int(max(batches)),
             )
-            split = Split(entry.devices, max(entry.batch // entry.devices, 1), 1)
-            seconds = fleet.step_s(split) * fleet.steps_at(entry.batch)
+            seconds = None
+            if entry.local >= 1:
+                split = Split(entry.devices, int(entry.local), 1)
+                seconds = fleet.time_to_result(split)
             found.append((entry, seconds, fleet))
     return found
+
+
+def judge_steps(data: Path, round_: str) -> dict[str, Any]:
+    """Steps alone, of all benchmarks: fitted to 8, 16, 32 or 64 devices and fewer."""
+    errors, held = [], []
+    for name in ALL[round_]:
+        entries = read(data / "mlperf_entries.csv", name, round_)
+        seen: set[tuple[str, int]] = set()
+        for most in (8, 16, 32, 64):
+            for small, large in told(entries, most):
+                if (small[0].kind, len(small)) in seen:
+                    continue  # the same fit as of the limit before
+                seen.add((small[0].kind, len(small)))
+                law = step_law(small)
+                for entry in (e for e in large if e.local >= 1):
+                    split = Split(entry.devices, int(entry.local), 1)
+                    step = bare(law, entry.batch).time_to_result(split)
+                    errors.append(abs(step.value / entry.step_s - 1))
+                    held.append(step.low <= entry.step_s <= step.high)
+    print(
+        f"\nsteps alone: {len(errors)} predicted, median error "
+        f"{statistics.median(errors):.0%}, inside their intervals {np.mean(held):.0%}"
+    )
+    return {
+        "steps": len(errors),
+        "median_error": statistics.median(errors),
+        "inside": float(np.mean(held)),
+    }
+
+
+def bare(law: TimeLaw, batch: int) -> Fleet:
+    """One step of a batch, whose gradients cost nothing."""
+    return Fleet(
+        time=law,
+        noise=NoiseLaw(Estimate.exact(1.0, "examples"), np.ones(1)),
+        most=law.largest,
+        examples=10**9,
+        gradient_bytes=1.0,
+        network=NETWORK,
+        reference=batch,
+        steps=1.0,
+    )
 
 
 def main() -> None:
@@ -155,44 +222,54 @@ def main() -> None:
     parser.add_argument("--round", default="v2.1")
     given = parser.parse_args()
     runs = mlperf(given.data / "mlperf_rcp.csv")
-    written = {}
+    written: dict[str, Any] = {}
     for benchmark in PARAMETERS:
         entries = read(given.data / "mlperf_entries.csv", benchmark, given.round)
         points = runs[benchmark]  # in epochs; bert's in samples
         steps = rb.fit_steps([b for b, _ in points], [e / b for b, e in points])
         print(f"\n{benchmark} {given.round}: B_crit {steps.critical_batch}")
-        rows = predicted(entries, steps, benchmark, entries)
-        errors, lines = [], []
-        for entry, seconds, fleet in rows:
-            p = fleet.time.parameters
-            error = seconds / entry.seconds - 1
+        errors, held, lines = [], [], []
+        groups: dict[str, Fleet] = {}
+        batches = [b for b, _ in points]
+        for entry, seconds, fleet in predicted(entries, steps, batches, benchmark):
+            groups[entry.kind] = fleet
+            head = f"  {entry.submitter[:8]:8} {entry.kind:5} x {entry.devices:<5} "
+            head += f"B {entry.batch:<6} "
+            if seconds is None:
+                print(f"{head} refused: {entry.local:.2g} examples a device")
+                continue
+            error = seconds.value / entry.seconds - 1
             errors.append(abs(error))
+            held.append(seconds.low <= entry.seconds <= seconds.high)
             lines.append({"entry": entry, "predicted_s": seconds, "error": error})
-            told = steps.predict(entry.batch) * entry.batch
+            of_examples = steps.predict(entry.batch) * entry.batch
             was = entry.epochs * (entry.examples if benchmark == "bert" else 1)
+            below = fleet.time.smallest / entry.local
             print(
-                f"  {entry.submitter[:8]:8} {entry.kind:5} x {entry.devices:<5} "
-                f"B {entry.batch:<6} {seconds:6.0f} s, was {entry.seconds:6.0f} s "
-                f"{error:+6.0%}   examples {told / was - 1:+4.0%}   "
-                f"t0 {1e3 * p[0]:.2f} ms, t1 {1e6 * p[1]:.0f} us"
+                f"{head}{seconds.value:6.0f} s ({seconds.low:.0f} to "
+                f"{seconds.high:.0f}), was {entry.seconds:.0f} s {error:+.0%}   "
+                f"examples {of_examples / was - 1:+.0%}   {max(below, 1):.1f} x below"
             )
         if errors:
-            print(f"  median error {statistics.median(errors):.0%} of {len(errors)}")
+            print(
+                f"  median error {statistics.median(errors):.0%} of {len(errors)}, "
+                f"{sum(held)} inside their intervals"
+            )
         written[benchmark] = {
             "critical_batch": steps.critical_batch.value,
             "median_error": statistics.median(errors) if errors else None,
+            "inside": sum(held),
             "entries": lines,
         }
-        groups = defaultdict(list)
-        for entry, _, fleet in rows:
-            groups[entry.kind].append(fleet)
-        for kind, fleets in groups.items():
-            cluster = plan_cluster(fleets[0], [2**i for i in range(14)])
+        for kind, fleet in groups.items():
+            cluster = plan_cluster(fleet, [2**i for i in range(14)])
             best = cluster.best
+            beyond = ", beyond all batches run" if best.beyond else ""
             print(
-                f"  {kind}: pays up to {best.devices} devices (B = "
-                f"{best.batch_size}, {best.time.value:.0f} s): {cluster.reason}"
+                f"  {kind}: pays up to {best.devices} devices (B = {best.batch_size}"
+                f"{beyond}, {best.time}): {cluster.reason}"
             )
+    written["steps alone"] = judge_steps(given.data, given.round)
     write_json(f"cluster-{given.round}", written)
 
 

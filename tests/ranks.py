@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -16,6 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import rightbatch as rb
 from reference import noise_by_pairs
+from rightbatch.noise import guard
+from rightbatch.noise.rank_gradients import RankGradients
+from rightbatch.noise.statistics.optimizer_metric import OptimizerMetrics
 
 BATCH, STEPS = 6, 5
 
@@ -61,19 +65,41 @@ def wrapped(kind: str) -> Any:
     return model
 
 
+def break_ours(kind: str) -> None:
+    """On the last rank something of ours fails, in the third step."""
+    owner, name = {
+        "ddp, broken exchange": (RankGradients, "_look_before"),
+        "ddp, broken pass": (rb.NoiseMonitor, "_begin_step"),
+        "fsdp, broken exchange": (RankGradients, "_add"),
+        "ddp, broken metric": (OptimizerMetrics, "_observe"),
+    }[kind]
+    whole, calls = getattr(owner, name), itertools.count()
+
+    def broken(*args: Any) -> Any:
+        if next(calls) >= 2:
+            raise KeyError("broken on purpose")
+        return whole(*args)
+
+    setattr(owner, name, broken)
+
+
 def main(kind: str, out: Path) -> None:
     """Watch a few steps; rank 0 writes what it read beside the truth."""
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     model = wrapped(kind)
-    if kind == "ddp, adam":
+    broken = "broken" in kind
+    guard.strict = not broken
+    if broken and rank == world - 1:
+        break_ours(kind)
+    if kind in ("ddp, adam", "ddp, broken metric"):
         optimizer: Any = torch.optim.Adam(model.parameters(), lr=0.0)
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     # Adam's metrics are measured after the first few steps.
     overhead = 0.02 if kind == "ddp, budget" else math.inf
     monitor = rb.NoiseMonitor(model, optimizer, overhead)
-    more = {"ddp, budget": 60, "ddp, adam": 2 * STEPS}
+    more = {"ddp, budget": 60, "ddp, adam": 2 * STEPS, "ddp, broken metric": 15}
     steps = range(more.get(kind, STEPS))
     measured = []
     for step in steps:
@@ -93,7 +119,7 @@ def main(kind: str, out: Path) -> None:
     found = monitor.read(window=10**6)
     signal, noise = truth(make_model(), world)
     everyone: list[Any] = [None] * world
-    dist.all_gather_object(everyone, (found.noise_scale.value, measured))
+    dist.all_gather_object(everyone, (found.noise_scale.value, measured, found.problem))
     if rank == 0:
         report = {
             "signal": found.grad_norm_sq.value,

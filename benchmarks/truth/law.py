@@ -26,7 +26,7 @@ from rightbatch.core.progress import Progress
 from rightbatch.fit.critical_batch import critical_from_noise
 from rightbatch.fit.passages import Passage, Passages
 from rightbatch.fit.rate_law import RateLaw, RatePrior, fit_rate_law
-from rightbatch.job.optimizers import optimizer_family
+from rightbatch.job.optimizers import kinds_of
 from rightbatch.plan.laws import LR_SPREAD, POWERS
 from rightbatch.tuning.measure_job import measure_job
 from rightbatch.tuning.measurement_record import Record
@@ -42,7 +42,7 @@ def fitted(name: str) -> RateLaw:
     """The law of a grid, with a prior as wide as without any noise measured."""
     truth, job = Truth.load(name), JOBS[name].make()
     batch, rate = truth.best
-    family = optimizer_family(job.make_optimizer(job.make_model()))
+    family = kinds_of(job.make_optimizer(job.make_model()))[0].family
     power, spread = POWERS[family]
     prior = RatePrior(
         batch_size=batch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -11,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rightbatch as rb
-from rightbatch.cluster.devices import Fleet, elastic_batch, plan_cluster, world_sizes
+from rightbatch.cluster.devices import (
+    Fleet,
+    Split,
+    _lost_to,
+    elastic_batch,
+    plan_cluster,
+    world_sizes,
+)
 from rightbatch.cluster.network import Network
 from rightbatch.core.estimate import Estimate
 from rightbatch.fit.critical_batch import NoiseLaw
@@ -25,6 +33,7 @@ def fleet(
     t0: float = 1e-3,
     t1: float = 1e-4,
     most: int = 64,
+    least: int = 1,
     **more: Any,
 ) -> Fleet:
     parameters = np.array([t0, t1])
@@ -35,7 +44,7 @@ def fleet(
         held_out={},
         update_s=0.2 * t0,
         clock="wall",
-        smallest=1,
+        smallest=least,
         largest=most,
         n=6,
     )
@@ -78,7 +87,8 @@ def test_the_split_is_the_best_of_all(
     critical: float, t0: float, devices: int, most: int
 ) -> None:
     f = fleet(critical, t0, most=most)
-    row = plan_cluster(f, [devices]).rows[0]
+    split = f.best_split(devices)
+    assert split is not None
     micros = sorted({2**i for i in range(most.bit_length())} | {most})
     splits = itertools.product(micros, [2**i for i in range(7)])
     best = min(
@@ -86,9 +96,9 @@ def test_the_split_is_the_best_of_all(
         for b, k in splits
         if devices * b * k <= f.examples
     )
-    assert row.time.value == pytest.approx(best, rel=1e-9)
-    assert row.batch_size == devices * row.micro_batch * row.accumulation
-    assert row.micro_batch <= most
+    assert f.total_s(split) == pytest.approx(best, rel=1e-9)
+    assert split.batch_size == devices * split.micro_batch * split.accumulation
+    assert split.micro_batch <= most
 
 
 def test_where_it_stops_and_why() -> None:
@@ -172,3 +182,118 @@ def test_a_step_back_in_between_does_not_end_it() -> None:
     assert all(
         times[best] / times[n] < 1.2 ** np.log2(n / best) for n in times if n > best
     )
+
+
+@pytest.mark.parametrize(
+    ("more", "allowed"),
+    [
+        ({"least": 2}, {2, 4, 8, 16, 32, 64}),  # as where BatchNorm fails at 1
+        ({"least": 5, "most": 40}, {5, 8, 16, 32, 40}),
+        ({"allowed": (1, 2, 8, 64)}, {1, 2, 8, 64}),  # one in between failed
+        ({"allowed": (24,)}, {24}),  # examples that touch
+    ],
+)
+def test_nothing_is_planned_that_was_not_timed(
+    more: dict[str, Any], allowed: set[int]
+) -> None:
+    """However many devices: rather a larger batch, or no row at all."""
+    f = fleet(critical=50, examples=1000, **more)
+    planned = plan_cluster(f, [2**i for i in range(11)])
+    assert {row.micro_batch for row in planned.rows} <= allowed
+    assert all(row.batch_size <= 1000 for row in planned.rows)
+    assert planned.rows[-1].devices == max(
+        2**i for i in range(11) if 2**i * min(allowed) <= 1000
+    )
+    batch, sizes = elastic_batch(f, planned.rows[-1], 1024)
+    assert all(batch // n >= min(allowed) and batch % n == 0 for n in sizes)
+    if len(allowed) == 1:
+        assert all(batch % (24 * n) == 0 for n in sizes)
+
+
+def test_a_refusal_names_what_a_device_needs() -> None:
+    with pytest.raises(rb.SettingError, match="data parallel") as refused:
+        plan_cluster(fleet(least=16, examples=1000), [64])
+    assert "1,000 examples, 16 at the least" in str(refused.value)
+    planned = plan_cluster(fleet(critical=1e6, least=16, examples=1000), [32, 64])
+    assert [row.devices for row in planned.rows] == [32]
+    assert "a device takes 16 of a step at the least" in planned.reason
+
+
+@pytest.mark.parametrize("below", [2, 8, 30])
+@pytest.mark.parametrize("t0", [1e-9, 1e-3, 1.0])
+def test_a_step_below_what_was_timed_is_widened(t0: float, below: int) -> None:
+    """No longer than the smallest timed, no cheaper an example; and all between."""
+    f = fleet(t0=t0, least=60, most=60, critical=1e9)
+    smallest = f.time.seconds(60)
+    step = [f.time.seconds(60 / below, draw) / smallest for draw in range(400)]
+    assert 1 / below - 1e-9 <= min(step) <= max(step) <= 1 + 1e-9
+    interval = f.time_to_result(Split(1000, 60 // below, 1))
+    timed = f.time_to_result(Split(1000, 60, 1))
+    assert interval.high / interval.low > timed.high / timed.low
+    assert np.log(np.quantile(step, 0.975) / np.quantile(step, 0.025)) == pytest.approx(
+        0.74 * np.log(below), rel=0.15
+    )
+
+
+def test_a_fleet_is_never_sure_though_its_laws_have_one_draw() -> None:
+    f = fleet()
+    one = NoiseLaw(f.noise.critical_batch, np.array([1000.0]))
+    time = plan_cluster(dataclasses.replace(f, noise=one), [512]).rows[0].time
+    assert time.low < 0.8 * time.value < 1.25 * time.value < time.high
+
+
+def test_a_critical_batch_without_end_is_not_blamed() -> None:
+    endless = NoiseLaw(
+        Estimate(value=np.inf, low=500.0, high=np.inf, unit="examples"),
+        np.full(50, np.inf),
+    )
+    powers = [2**i for i in range(0, 13, 3)]
+    slow = Network(bandwidth=1e6, latency_s=1e-3)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"network": slow, "examples": 10**9}, "network"),
+        ({"examples": 2**12, "t0": 1e-2}, "data"),
+        ({"evaluation_s": 50.0, "examples": 10**9}, "evaluation"),
+    ]
+    for more, cause in cases:
+        f = dataclasses.replace(fleet(**more), noise=endless)
+        planned = plan_cluster(f, powers)
+        assert cause in {row.lost_to for row in planned.rows}
+        assert "B_crit" not in {row.lost_to for row in planned.rows}
+        assert "critical batch" not in planned.reason
+
+
+def test_nothing_is_blamed_whose_absence_would_not_help() -> None:
+    """A fleet that follows no law known here is as slow without any of the causes."""
+    f = fleet(critical=1e12, t0=1e-9, examples=10**12)
+    assert _lost_to(f, 64) == ""
+
+
+def test_evaluations_are_a_share_that_grows_with_the_devices() -> None:
+    f = fleet(critical=1e5, examples=10**7, evaluation_s=2.0)
+    rows = plan_cluster(f, [1, 8, 64, 512]).rows
+    for row in rows:
+        training_s = f.steps_at(row.batch_size) * row.step_time_s
+        assert row.time.value == pytest.approx(training_s + 2.0)
+        assert row.evaluation == pytest.approx(2.0 / (training_s + 2.0))
+    shares = [row.evaluation for row in rows]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.4 < 0.9 < shares[-1]
+    put_off = dataclasses.replace(f, evaluation_share=0.2)
+    assert plan_cluster(put_off, [512]).rows[0].evaluation == pytest.approx(1 / 6)
+    unknown = dataclasses.replace(f, steps=None)
+    assert plan_cluster(unknown, [512]).rows[0].evaluation == 0.0
+
+
+def test_batches_that_nobody_ran_are_marked() -> None:
+    f = fleet(critical=1e4, largest_trained=100)
+    rows = plan_cluster(f, [1, 2, 64, 512]).rows
+    assert [row.beyond for row in rows] == [row.batch_size > 100 for row in rows]
+    assert rows[-1].beyond
+    assert not any(r.beyond for r in plan_cluster(fleet(critical=1e4), [512]).rows)
+
+
+def test_what_is_not_known_makes_a_range_of_devices_that_pay() -> None:
+    planned = plan_cluster(fleet(), [2**i for i in range(12)])
+    low, high = planned.pays_range
+    assert low <= planned.pays_up_to <= high
+    assert low < high

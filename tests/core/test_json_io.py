@@ -2,8 +2,12 @@
 
 import json
 import math
+import typing
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,3 +82,30 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_records_round_trip(value: float, n: int) -> None:
     e = Estimate(value=value, low=-math.inf, high=math.inf, n=n)
     assert from_plain(Estimate, json.loads(json.dumps(to_plain(e)))) == e
+
+
+@dataclass
+class Row:
+    """One line of a long file."""
+
+    steps: int
+    loss: float
+
+
+def test_types_are_looked_up_once_for_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long trace is read row by row: 100,000 of them in two seconds."""
+    looked_up: list[Any] = []
+    hints = typing.get_type_hints
+    monkeypatch.setattr(
+        typing, "get_type_hints", lambda kind: looked_up.append(kind) or hints(kind)
+    )
+    rows = [from_plain(Row, {"steps": i, "loss": 0.5}) for i in range(1000)]
+    assert rows[-1] == Row(999, 0.5)
+    assert looked_up == [Row]
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.float16(0.5)])
+def test_numpys_numbers_become_pythons(number: Any) -> None:
+    plain = to_plain({"share": number, "count": np.int64(3), "yes": True})
+    assert json.dumps(plain) == '{"share": 0.5, "count": 3, "yes": true}'
+    assert to_plain(np.float32("inf")) == "inf"

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+import rightbatch as rb
 from rightbatch.core.torch_private import (
     FakeTensorMode,
     allocations,
@@ -25,59 +26,190 @@ from rightbatch.core.torch_private import (
     without_torch_function,
 )
 
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-        MemoryError(),
-        OSError(12, "Cannot allocate memory"),
-        RuntimeError("CUDA out of memory", "a second argument"),
-        *map(
-            RuntimeError,
-            (
-                "CUDA error: out of memory",
-                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling",
-                "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
-                "cuFFT error: CUFFT_ALLOC_FAILED",
-                "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED",
-                "HIP out of memory. Tried to allocate",
-                "MPS backend out of memory (MPS allocated: 5 GB)",
-                "level_zero: UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",
-                "DefaultCPUAllocator: can't allocate memory",
-                "std::bad_alloc",
-                "NCCL error: unhandled cuda error, Cuda failure 2 'out of memory'",
-                "Triton Error [CUDA]: out of memory",
-            ),
-        ),
-    ],
+NCCL = (
+    "NCCL error in: ../torch/csrc/distributed/c10d/NCCLUtils.hpp:275, unhandled cuda "
+    "error (run with NCCL_DEBUG=INFO for details), NCCL version 2.21.5\n"
+    "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
 )
-def test_every_form_of_out_of_memory_is_known(error: Exception) -> None:
-    memory = out_of_memory(error)
+ENFORCE = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: "
+WORKER = "DataLoader worker (pid 46794) is killed by signal: "
+# As they stand in public reports, cut to their first lines.
+MEMORY = [
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of",
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+    "cuda runtime error (2) : out of memory at /pytorch/aten/src/THC/THCStorage.cu:66",
+    "CUDA driver error: out of memory",
+    "CUDA driver API error: CUDA_ERROR_OUT_OF_MEMORY (2)",
+    "cudaErrorMemoryAllocation: out of memory",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cublas runtime error : resource allocation failed at THCGeneral.cpp:250",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+    "cuFFT error: CUFFT_ALLOC_FAILED",
+    "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate`",
+    "CUDA error: CUSPARSE_STATUS_ALLOC_FAILED when calling cusparseSpMM",
+    "CURAND error: CURAND_STATUS_ALLOCATION_FAILED",
+    "HIP out of memory. Tried to allocate 124.00 MiB. GPU 0 has a total capacity of",
+    "HIP error: hipErrorOutOfMemory",
+    "HIP error: hipErrorMemoryAllocation",
+    "CUDA error: HIPBLAS_STATUS_ALLOC_FAILED when calling `hipblasCreate(handle)`",
+    "miopenStatusAllocFailed",
+    "MIOpen Error: handlehip.cpp:70: Memory not available to allocate buffer: 655360",
+    "MPS backend out of memory (MPS allocated: 9.06 GB, other allocations: 1 GB)",
+    "Invalid buffer size: 8.21 GB",
+    "Invalid buffer size: 19.38 GiB",
+    "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)",
+    "XPU out of memory. Tried to allocate 1.00 GiB (GPU 0; 15.56 GiB total capacity)",
+    "Native API failed. Native API returns: 39 (UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY)",
+    "level_zero backend failed with error: 38 (UR_RESULT_ERROR_OUT_OF_HOST_MEMORY)",
+    "Native API returns: -4 (PI_ERROR_MEM_OBJECT_ALLOCATION_FAILURE)",
+    "NPU out of memory. Tried to allocate 24.00 MiB (NPU 0; 60.97 GiB total capacity)",
+    NCCL + "Cuda failure 2 'out of memory'",
+    NCCL + "Failed to CUDA calloc 6291456 bytes",
+    NCCL + "Failed to CUDA calloc async 608 bytes",
+    NCCL + "Failed to CUDA host alloc 4194304 bytes",
+    ENFORCE + "can't allocate memory: you tried to allocate 4000 bytes. Error code 12",
+    "[enforce fail at ..\\c10\\core\\CPUAllocator.cpp:76] data. DefaultCPUAllocator: "
+    "not enough memory: you tried to allocate 23592960 bytes.",
+    "unable to mmap 29764 bytes from file </torch_1_2_3>: Cannot allocate memory (12)",
+    "std::bad_alloc",
+    "Triton Error [CUDA]: out of memory",
+    "Error out of memory at line 380 in file /bitsandbytes/csrc/pythonInterface.c",
+    "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 4294967296 bytes.",
+    "Caught OutOfMemoryError in replica 0 on device 0.\nOriginal Traceback",
+    "Caught _ArrayMemoryError in DataLoader worker process 0.\nOriginal Traceback\n"
+    "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 1.61 GiB for an "
+    "array with shape (753, 536, 536) and data type float64",
+    "Caught RuntimeError in DataLoader worker process 1.\nOriginal Traceback\n"
+    "RuntimeError: CUDA error: out of memory",
+]
+PERHAPS = [
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "CUDA error: HIPBLAS_STATUS_NOT_INITIALIZED when calling `hipblasCreate(handle)`",
+    "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate`",
+    "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+    "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a",
+    "Unable to find a valid cuDNN algorithm to run convolution",
+    "FIND was unable to find an engine to execute this computation",
+    "GET was unable to find an engine to execute this computation",
+    "Native API failed. Native API returns: -5 (PI_ERROR_OUT_OF_RESOURCES)",
+    "UR backend failed. UR backend returns:40 (UR_RESULT_ERROR_OUT_OF_RESOURCES)",
+    "could not create a memory object",
+    "could not create a primitive",
+    "could not execute a primitive",
+    WORKER + "Bus error. It is possible that dataloader's workers are out of shared "
+    "memory. Please try to raise your shared memory limit.",
+    WORKER + "Killed. ",
+    "unable to write to file </torch_31911_952_6686>: No space left on device (28)",
+    "unable to allocate shared memory(shm) for file </torch_7_3>: Success (0)",
+    NCCL + "Error while creating shared memory segment /dev/shm/nccl-KWf (size 596)",
+]
+OTHERS = [
+    "mat1 and mat2 shapes cannot be multiplied",
+    "CUDA error: device-side assert triggered",
+    "CUDA error: an illegal memory access was encountered",
+    NCCL + "Cuda failure 700 'an illegal memory access was encountered'",
+    "NCCL error: unhandled cuda error, Cuda failure 'an illegal memory access was "
+    "encountered'",
+    NCCL + "Cuda failure 1 'invalid argument'",
+    "CUDA error: too many resources requested for launch",
+    "CUDA error: unspecified launch failure",
+    "CUDA error: misaligned address",
+    "out of resource: shared memory, Required: 131072, Hardware limit: 101376. "
+    "Reducing block sizes or `num_stages` may help.",
+    "Failed to import transformers.models.bert: /usr/lib/aarch64-linux-gnu/libgomp.so.1"
+    ": cannot allocate memory in static TLS block",
+    "unable to open shared memory object </torch_1_2> in read-write mode: Too many "
+    "open files (24)",
+    "[enforce fail at inline_container.cc:603] . unexpected pos 2228 vs 2227",
+    "unsupported operation: more than one element of the written-to tensor refers to a "
+    "single memory location",
+    "No available kernel. Memory efficient kernel not used because",
+    "DataLoader worker (pid(s) 3216) exited unexpectedly",
+]
+
+
+@pytest.mark.parametrize("text", MEMORY)
+def test_every_text_of_out_of_memory_is_known(text: str) -> None:
+    memory = out_of_memory(RuntimeError(text))
     assert memory is not None
     assert memory.certain
-    wrapped = ValueError("the user's own")
-    wrapped.__cause__ = error
-    assert out_of_memory(wrapped) == memory
+
+
+@pytest.mark.parametrize("text", PERHAPS)
+def test_a_suspicion_is_tried_and_told_as_it_came(text: str) -> None:
+    memory = out_of_memory(RuntimeError(text))
+    assert memory is not None
+    assert not memory.certain
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_what_only_sounds_like_memory_is_something_else(text: str) -> None:
+    assert out_of_memory(RuntimeError(text)) is None
 
 
 @pytest.mark.parametrize(
-    "error",
+    ("error", "is_memory"),
     [
-        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
-        ValueError("out of memory"),
-        KeyError("memory"),
-        RuntimeError("CUDA error: device-side assert triggered"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA out of memory", "a second argument"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (OSError("Caught OSError in worker 0.\n[Errno 12] Cannot allocate"), True),
+        (OSError("[WinError 1455] The paging file is too small"), True),
+        (OSError(2, "No such file or directory", "out of memory.txt"), False),
+        (OSError("libgomp.so.1: cannot allocate memory in static TLS block"), False),
+        (OSError(28, "No space left on device"), False),
+        (ValueError("out of memory"), False),
+        (KeyError("memory"), False),
     ],
 )
-def test_other_errors_are_left_alone(error: Exception) -> None:
-    assert out_of_memory(error) is None
+def test_the_kind_of_an_error_counts(error: Exception, is_memory: bool) -> None:
+    memory = out_of_memory(error)
+    assert (memory is not None and memory.certain) is is_memory
+    assert is_memory or memory is None
 
 
-def test_a_suspicion_is_tried_and_told_as_it_came() -> None:
-    found = out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"))
+NO_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+def test_memory_is_seen_behind_its_consequences() -> None:
+    one, two = ValueError("the user's own"), RuntimeError("a library's")
+    one.__cause__, two.__cause__ = two, NO_MEMORY
+    found = out_of_memory(one)
+    assert found is not None
+    assert found.certain
+    assert found.text.startswith("CUDA out of memory")
+    two.__cause__ = one  # a circle
+    assert out_of_memory(one) is None
+    last: BaseException = NO_MEMORY
+    for _ in range(5000):
+        outer = ValueError("again")
+        outer.__cause__, last = last, outer
+    assert out_of_memory(last) == found
+
+
+def test_what_happened_while_memory_was_handled_is_not_certain() -> None:
+    later = AttributeError("no attribute 'empty_cach'")
+    later.__context__ = NO_MEMORY
+    found = out_of_memory(later)
     assert found is not None
     assert not found.certain
+    later.__suppress_context__ = True  # raise ... from None
+    assert out_of_memory(later) is None
+
+
+def test_a_group_is_memory_where_all_of_it_is() -> None:
+    both = ExceptionGroup("of two ranks", [NO_MEMORY, MemoryError()])
+    mixed = ExceptionGroup("of two ranks", [ValueError("no"), both])
+    other = ExceptionGroup("out of memory", [ValueError("no"), KeyError("a")])
+    wrapped = rb.JobError("the loss raised ExceptionGroup")
+    wrapped.__cause__ = both
+    told = [out_of_memory(error) for error in (both, wrapped, mixed, other)]
+    assert [None if m is None else m.certain for m in told] == [True, True, False, None]
 
 
 def test_errors_of_tracing_and_of_other_processes_are_known() -> None:

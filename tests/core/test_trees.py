@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import enum
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,10 @@ def packed(part: slice) -> PackedSequence:
     return pack_sequence(ragged[part], enforce_sorted=False)
 
 
+def jagged(part: slice) -> torch.Tensor:
+    return torch.nested.as_nested_tensor(ragged[part], layout=torch.jagged)
+
+
 # What each kind of batch holds of the examples in a slice; all five: the batch itself.
 KINDS: dict[str, Callable[[slice], Any]] = {
     "dict": lambda s: {"x": x[s], "y": y[s], "scale": two, "name": "alpha"},
@@ -77,17 +83,23 @@ KINDS: dict[str, Callable[[slice], Any]] = {
     "two views": lambda s: ([x[s], 2 * x[s]], y[s]),
     "list of a class": lambda s: {"x": x[s], "rows": Rows(ragged[s])},
     "packed": lambda s: (x[s], packed(s)),
+    "jagged": lambda s: (x[s], jagged(s)),
+    "sparse": lambda s: (x[s], torch.eye(5)[s].to_sparse()),
+    "shared": lambda s: (x[s], {"of": Kind.TEXT, "at": Path("a"), "by": len}),
 }
 
 
 def plain(batch: Any) -> list[Any]:
     """Its leaves, as Python's own."""
-    unpacked = map_leaves(
-        lambda leaf: (
-            unpack_sequence(leaf) if isinstance(leaf, PackedSequence) else leaf
-        ),
-        batch,
-    )
+
+    def opened(leaf: Any) -> Any:
+        if isinstance(leaf, PackedSequence):
+            return unpack_sequence(leaf)
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        return list(leaf.unbind()) if leaf.is_nested else leaf.to_dense()
+
+    unpacked = map_leaves(opened, batch)
     return [
         part.tolist() if hasattr(part, "tolist") else part for part in leaves(unpacked)
     ]
@@ -122,6 +134,10 @@ def test_a_batch_of_two_fields_and_two_examples() -> None:
     assert plain(first) == plain([x[:1], y[:1]])
 
 
+class Kind(enum.Enum):
+    TEXT = "text"
+
+
 class Table:
     """An object with an entry for each example, that we know nothing of."""
 
@@ -135,6 +151,9 @@ class Table:
         {"x": x, "views": [x] * 5},  # five fields, or an entry for each example
         {"x": x, "table": Table()},
         {"x": x, "range": range(5)},
+        {"x": x, "graph": types.SimpleNamespace(nodes=torch.zeros(9, 2))},
+        {"x": x, "set": {"a", "b"}},
+        {"x": x, "queue": collections.deque([1, 2, 3])},
         {"graph": object()},
         {"time first": torch.zeros(7, 5)},
         "alpha",

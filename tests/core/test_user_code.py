@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -36,12 +37,19 @@ def test_what_is_no_error_of_theirs_passes_through() -> None:
     for error in (
         torch.OutOfMemoryError("CUDA out of memory"),
         rb.SettingError("no"),
-        SystemExit(3),
         KeyboardInterrupt(),
     ):
         with pytest.raises(type(error)) as raised, user_code("the loss"):
             raise error
         assert raised.value is error
+
+
+@pytest.mark.parametrize("status", ["the loss is NaN", 0, None])
+def test_a_job_does_not_end_the_process(status: object) -> None:
+    named = pytest.raises(rb.JobError, match="the loss raised SystemExit")
+    with named as failed, user_code("the loss"):
+        sys.exit(status)  # pyrefly: ignore
+    assert "sys.exit(status)" in failed.value.seen
 
 
 @pytest.mark.parametrize("error", [SystemExit("bye"), MemoryError()])

@@ -131,3 +131,75 @@ def test_a_busy_machine_is_judged_by_cpu_time() -> None:
 def test_two_sizes_are_no_law() -> None:
     with pytest.raises(rb.UnidentifiedError, match="at least 3"):
         fit_time(made_up(sizes=(1, 2)).times)
+
+
+def disturbed(kind: str, rounds: int) -> list[TimePoint]:
+    """Points of ``1 ms + 0.1 ms * b`` as the clocks of a busy machine tell them."""
+    random, points = np.random.default_rng(0), []
+    for p in made_up(t0=1e-3, t1=1e-4).times:
+        truth = 1e-3 + 1e-4 * p.micro_batch
+        waited = 1 + random.exponential(3.0, rounds)  # for a CPU
+        spun = np.exp(random.exponential(1.2, rounds))  # threads waiting for each other
+        apart = 1 + random.exponential(0.1, rounds)  # caches that others use
+        wall, cpu = {
+            "waits": (waited, apart),
+            "spins, 3 x longer in the median": (waited * spun**1.5, spun**1.5),
+            "both clocks alike": (apart * spun, apart * spun),
+        }[kind]
+        walls, cpus = tuple(truth * wall), tuple(truth * cpu)
+        points.append(
+            dataclasses.replace(
+                p,
+                rounds=walls,
+                process_rounds=cpus,
+                step_time_s=Estimate.median(walls, "s"),
+                process_time_s=Estimate.median(cpus, "s"),
+            )
+        )
+    return points
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 13])
+@pytest.mark.parametrize(
+    "kind", ["waits", "spins, 3 x longer in the median", "both clocks alike"]
+)
+def test_the_fixed_part_on_a_busy_machine_is_as_wide_as_its_clocks(
+    kind: str, rounds: int
+) -> None:
+    busy = Contention(busy=True, stalled=0.8, reason="")
+    law = fit_time(disturbed(kind, rounds), busy)
+    assert law.overhead.low <= 1e-3 <= law.overhead.high
+    assert law.overhead.high / law.overhead.low > 1.3
+    assert law.overhead_told == (law.overhead.high <= 4 * law.overhead.low)
+
+
+def test_repeating_does_not_make_a_busy_machine_sure() -> None:
+    """What disturbs all visits alike is not told by their number."""
+    points = disturbed("both clocks alike", 40)
+    busy, quiet = (
+        fit_time(points, Contention(busy=busy, stalled=0.8, reason="")).overhead
+        for busy in (True, False)
+    )
+    assert busy.low <= 1e-3 <= busy.high
+    assert quiet.low > 1e-3
+    assert busy.high / busy.low > 2 * quiet.high / quiet.low
+
+
+@pytest.mark.parametrize("t0", [1e-12, 1e-3])
+def test_a_fixed_part_far_below_what_was_timed_is_not_told(t0: float) -> None:
+    far = fit_time(times_of(1.0, (64, 96, 128), t0=t0, scatter=0.03))
+    assert not far.overhead_told
+
+
+def test_a_fixed_part_that_is_most_of_a_step_is_told() -> None:
+    assert fit_time(times_of(1.0, t0=5e-3, scatter=0.01)).overhead_told
+
+
+@pytest.mark.parametrize("b", [15.0, 8.0, 1.0, 0.5])
+def test_below_the_smallest_size_timed_no_line_is_carried_on(b: float) -> None:
+    law = fit_time(times_of(1.0, (16, 32, 64, 128)))
+    smallest = law.seconds(16)
+    assert law.seconds(b) == pytest.approx(smallest * (b / 16) ** 0.6)
+    draws = [law.seconds(b, draw) / law.seconds(16, draw) for draw in range(120)]
+    assert b / 16 - 1e-9 <= min(draws) < (b / 16) ** 0.6 < max(draws) <= 1
+    assert law.seconds(16.5) == pytest.approx(4e-3 + 16.5e-3, rel=1e-3)

@@ -1,6 +1,7 @@
 """A job's fields are checked, and its batches are the examples asked for."""
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import rightbatch as rb
 from cases import regression_job
@@ -61,9 +62,9 @@ def test_datasets_and_collate_functions() -> None:
         ({"seed": "1"}, "seed must be an integer"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"seed": 10**30}, "seed is larger"),
-        ({"evaluate": abs, "target": "x"}, "target must be a number"),
-        ({"evaluate": abs, "target": math.nan}, "target must be a number"),
-        ({"evaluate": abs, "target": [0.1]}, "target must be a number"),
+        ({"evaluate": abs, "target": "x"}, "target must be a finite number"),
+        ({"evaluate": abs, "target": math.nan}, "target must be a finite number"),
+        ({"evaluate": abs, "target": [0.1]}, "target must be a finite number"),
         ({"evaluate": 0.1}, "evaluate must be a function"),
         ({"device": "xyz"}, "no such device"),
         ({"device": ["cpu"]}, "no such device"),
@@ -124,6 +125,83 @@ def with_scheduler(params: Any) -> torch.optim.Optimizer:
     optimizer = torch.optim.SGD(params, lr=0.1)
     torch.optim.lr_scheduler.LinearLR(optimizer, 1e-3, total_iters=100)
     return optimizer
+
+
+class Remembering(nn.Linear):
+    """Keeps its last output."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        self.last = super().forward(input)
+        return self.last
+
+
+def remembering() -> nn.Module:
+    model = Remembering(3, 1)
+    model(torch.zeros(2, 3))
+    return model
+
+
+def normed() -> nn.Module:
+    model = torch.nn.utils.weight_norm(nn.Linear(3, 1))
+    model(torch.zeros(2, 3))
+    return model
+
+
+def locked() -> nn.Module:
+    model = nn.Linear(3, 1)
+    model.register_forward_hook(Locked())
+    return model
+
+
+class Locked:
+    """A hook that writes from several threads."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def __call__(self, *args: Any) -> None: ...
+
+
+def generating() -> nn.Module:
+    model = nn.Linear(3, 1)
+    model.batches = (i for i in range(3))  # pyrefly: ignore
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("make", [remembering, normed, locked, generating])
+def test_a_module_that_cannot_be_copied_is_refused(make: Any) -> None:
+    job = replace(regression_job(), model=make())
+    with pytest.raises(rb.JobError, match="cannot be copied") as refused:
+        job.make_model()
+    assert "Job(model=make_model)" in refused.value.fix
+    assert "cannot be copied" in str(rb.check(job))
+    assert replace(job, model=make).make_model().training  # as the fix says
+
+
+def test_memory_that_runs_out_in_a_copy_is_memory() -> None:
+    class Large(nn.Linear):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        replace(regression_job(), model=Large(3, 1)).make_model()
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_model_on_meta_is_refused_before_it_is_moved(device: str | None) -> None:
+    def make() -> nn.Module:
+        with torch.device("meta"):
+            return nn.Linear(3, 1)
+
+    job = replace(regression_job(), model=make, device=device)
+    named = pytest.raises(rb.JobError, match="on the meta device")
+    with named as refused:
+        job.make_model()
+    assert refused.value.seen.startswith(
+        "2 of 2 parameters and buffers, such as weight"
+    )
+    assert "on the meta device" in str(rb.check(job))
 
 
 def test_a_scheduler_inside_the_optimizer_is_found() -> None:

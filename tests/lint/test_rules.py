@@ -1,6 +1,8 @@
 """Every rule finds its fault and stays silent without it."""
 
+import math
 import random
+import sys
 from typing import Any
 
 import pytest
@@ -70,6 +72,21 @@ def sparse_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return (model(batch[0]) - batch[1]).square().mean()
 
 
+TWO: dict[str, Any] = {"model": lambda: nn.Linear(5, 1)}  # weight and bias
+
+
+def two_rates(params: Any, second: Any) -> torch.optim.Optimizer:
+    """Weight and bias each with a rate of its own."""
+    optimizer = torch.optim.SGD([{"params": [p]} for p in params], lr=0.1)
+    optimizer.param_groups[1]["lr"] = second
+    return optimizer
+
+
+def test_a_group_may_stay_as_it_is() -> None:
+    job = regression_job(**TWO, optimizer=lambda params: two_rates(params, 0.0))
+    assert rb.check(job).items == ()
+
+
 ONE = nn.Linear(5, 1)
 
 
@@ -88,6 +105,15 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
         "RB102",
         {"optimizer": lambda p: torch.optim.SGD(p, lr=0.0)},
     ),
+    **{
+        f"a second rate of {lr}": (
+            "RB102",
+            {**TWO, "optimizer": lambda p, lr=lr: two_rates(p, lr)},
+        )
+        for lr in (-0.1, math.nan, "text")
+    },
+    "on meta": ("RB102", {"model": lambda: nn.Linear(5, 1, device="meta")}),
+    "ends the process": ("RB104", {"loss": lambda model, batch: sys.exit(0)}),
     "one network": ("RB102", {"model": lambda: ONE}),
     "lazy": ("RB102", {"model": lambda: nn.LazyLinear(1)}),
     "sparse": ("RB107", {"model": Sparse, "loss": sparse_loss}),
@@ -95,6 +121,12 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "vector": ("RB104", {"loss": squared(lambda x: x)}),
     "nan": ("RB104", {"loss": squared(lambda x: x.mean() * float("nan"))}),
     "inf": ("RB104", {"loss": squared(lambda x: x.mean() / 0)}),
+    "metric": (
+        "RB104",
+        {"loss": squared(lambda x: (x.mean(), (x < 1).float().mean()))},
+    ),
+    "mean and count": ("RB104", {"loss": squared(lambda x: (x.mean(), len(x)))}),
+    "logits": ("RB104", {"loss": squared(lambda x: (x.mean(), x))}),
     "sum": ("RB105", {"loss": squared(lambda x: x.sum())}),
     "in-batch": ("RB105", {"loss": in_batch}),
     "not repeatable": ("RB106", {"loss": unsteady}),

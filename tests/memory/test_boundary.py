@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from memory_jobs import CPU, MIB
@@ -65,6 +67,69 @@ def test_steps_that_would_take_too_long_are_not_tried() -> None:
     assert "patience" in search.run(lambda text: None)
     assert len(search.trials) == 1
     assert search.best is search.trials[0]
+
+
+def searched(outcome: Any, patience_s: float = 60.0) -> tuple[Search, str]:
+    """A search whose trials end as ``outcome(size)`` says, by a law without worries."""
+    law = Envelope(segments=(Segment(constant=0, linear=1),), method="made up")
+    search = Search(
+        lambda size, exact: Trial(micro_batch=size, **outcome(size)),
+        law,
+        limit=100 * MIB,
+        most=2000,
+        hoards=False,
+        patience_s=patience_s,
+    )
+    return search, search.run(lambda text: None)
+
+
+def test_where_the_law_is_wrong_steps_get_smaller_until_one_runs() -> None:
+    for boundary in (1, 2, 7, 100, 999, 1999):
+        search, why = searched(
+            lambda size, b=boundary: {"fits": size <= b, "taken": size}
+        )
+        assert why == ""
+        assert 0.5 * boundary < search.largest <= boundary
+        assert any(t.micro_batch == search.largest and t.fits for t in search.trials)
+
+
+def test_where_nothing_runs_there_is_no_answer() -> None:
+    search, why = searched(lambda size: {"fits": False})
+    assert (search.largest, why) == (0, "no step fitted")
+    assert search.trials[-1].micro_batch == 1
+
+
+def test_a_step_too_slow_is_passed_over_where_memory_ran_out() -> None:
+    slow = {"fits": None, "late": True, "seen": "it took more than 60 s"}
+    search, why = searched(lambda size: slow)
+    assert (search.largest, len(search.trials)) == (2000, 1)
+    assert "took more than" in why
+    search, why = searched(
+        lambda size: (
+            {"fits": False}
+            if size > 1500
+            else slow
+            if size > 300
+            else {"fits": True, "taken": 1}
+        )
+    )
+    assert search.best is not None
+    assert search.largest <= 300
+
+
+def test_where_the_job_fails_the_first_step_that_runs_is_the_answer() -> None:
+    def outcome(size: int) -> dict[str, Any]:
+        if size > 100:
+            return {"fits": None, "seen": f"ValueError: {size}"}
+        return {"fits": True, "taken": 1}
+
+    search, why = searched(outcome)
+    assert [t.micro_batch for t in search.trials] == [2000, 1000, 500, 250, 125, 62]
+    assert search.largest == 62
+    assert "ValueError: 125" in why
+    search, why = searched(lambda size: {"fits": None, "seen": "ValueError: no"})
+    assert search.failure is search.trials[-1]
+    assert "ValueError: no" in why
 
 
 def test_malloc_gives_back_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:

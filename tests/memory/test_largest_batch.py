@@ -93,6 +93,84 @@ def test_a_step_that_fails_beyond_keeps_what_was_verified() -> None:
     assert "no more than 10,000" in law.certificate.why
 
 
+@pytest.mark.parametrize(
+    ("error", "most"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 100),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"), 1),
+    ],
+)
+def test_an_answer_is_a_batch_that_ran(error: Exception, most: int) -> None:
+    """Memory that tracing cannot see: smaller steps are tried until one runs."""
+
+    def workspace(model: nn.Module, batch: Any) -> Tensor:
+        if len(batch[0]) > most and real(batch):
+            raise error
+        return classify(model, batch)
+
+    law = rb.largest_batch(job_of(loss=workspace, count=2000), 2**30)
+    assert law.certificate.confidence == "verified"
+    assert most // 2 < law.largest <= most
+    assert law.certificate.trials[0].fits is False
+
+
+def real(batch: Any) -> bool:
+    """Whether a batch is no traced one."""
+    return type(batch[0]) is Tensor
+
+
+def test_memory_that_suffices_for_nothing_is_no_answer() -> None:
+    def workspace(model: nn.Module, batch: Any) -> Tensor:
+        if real(batch):
+            raise MemoryError
+        return classify(model, batch)
+
+    with pytest.raises(rb.SettingError, match="not even one example ran"):
+        rb.largest_batch(job_of(loss=workspace, count=50), 2**30)
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+def test_an_error_of_the_job_is_not_memory(kind: type[BaseException]) -> None:
+    def broken(model: nn.Module, batch: Any) -> Tensor:
+        if len(batch[0]) > 100 and real(batch):
+            raise kind("no more than 100")
+        return classify(model, batch)
+
+    law = rb.largest_batch(job_of(loss=broken, count=2000), 2**30)
+    assert 50 < law.largest <= 100
+    assert law.certificate.confidence == "verified"
+    assert "no more than 100" in law.certificate.why
+    assert all(t.fits is not False for t in law.certificate.trials)
+
+
+def test_a_job_that_runs_at_no_size_is_refused() -> None:
+    def broken(model: nn.Module, batch: Any) -> Tensor:
+        if real(batch):
+            raise KeyError("labels")
+        return classify(model, batch)
+
+    with pytest.raises(rb.JobError, match="no step runs") as refused:
+        rb.largest_batch(job_of(loss=broken, count=50), 2**30)
+    assert "KeyError: 'labels'" in refused.value.seen
+
+
+@pytest.mark.parametrize("how", ["a factory", "a module", "its last layer", "a buffer"])
+def test_a_model_without_numbers_is_refused(how: str) -> None:
+    def make() -> nn.Module:
+        model = Mlp()
+        if how == "its last layer":
+            model.last = nn.Linear(64, 5, device="meta")
+        elif how == "a buffer":
+            model.register_buffer("count", torch.zeros(3, device="meta"))
+        else:
+            model.to("meta")
+        return model
+
+    job = job_of(model=make() if how == "a module" else make)
+    with pytest.raises(rb.JobError, match="meta device"):
+        rb.largest_batch(job, 2**28)
+
+
 def test_a_step_that_hangs_ends_the_search_and_leaves_a_prediction() -> None:
     def loss(model: nn.Module, batch: Any) -> Tensor:
         if len(batch[0]) > 1000 and type(batch[0]) is Tensor:  # no traced one

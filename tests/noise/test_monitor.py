@@ -268,7 +268,8 @@ def test_bad_settings_are_refused() -> None:
         {"groups": "all"},
         {"population": 1},
         {"overhead": "2%"},
-        {"optimizer": [still(model)]},
+        {"optimizer": [model]},
+        {"optimizer": []},
     ]
     for settings in bad:
         with pytest.raises(rb.SettingError):

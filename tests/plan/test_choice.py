@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rightbatch as rb
-from cases import START, Truth, made_up, optimum, raced, ran_to_target
+from cases import Truth, made_up, optimum, raced, ran_to_target
 from reference import relative_time
-from rightbatch.measure.measurements import Measurements
+from rightbatch.measure.measurements import Lane, Measurements
 from rightbatch.plan.choice import TOLERATED, Choice, choose
 from rightbatch.plan.laws import laws_of
 
@@ -206,11 +206,17 @@ def with_best(runs: int, others: Pairs = ()) -> Measurements:
 
 
 def ended(found: Measurements, count: int, end: Literal["time", "diverged"]) -> Choice:
-    """The choice where the last lanes ended otherwise, right at their beginning."""
+    """The choice where the last lanes diverged at once, or ended just too early."""
     assert found.race is not None
-    metric = math.nan if end == "diverged" else START
+
+    def otherwise(lane: Lane) -> Lane:
+        if end == "diverged":
+            return replace(lane, steps=(1,), metrics=(math.nan,), end=end)
+        steps, metrics = lane.steps[:-1], lane.metrics[:-1]
+        return replace(lane, steps=steps, metrics=metrics, end=end)
+
     lanes = [
-        replace(lane, steps=(1,), metrics=(metric,), end=end) if i < count else lane
+        otherwise(lane) if i < count else lane
         for i, lane in enumerate(reversed(found.race.lanes))
     ]
     race = replace(found.race, lanes=tuple(reversed(lanes)))

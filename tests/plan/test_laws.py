@@ -12,10 +12,17 @@ from reference import relative_time
 from rightbatch.core.findings import Coupled
 from rightbatch.fit.critical_batch import critical_from_noise
 from rightbatch.fit.rate_law import NOISE
-from rightbatch.measure.measurements import Measurements
+from rightbatch.measure.measurements import Measurements, MetricPoint
 from rightbatch.noise.statistics.moments import NoiseMoments
 from rightbatch.plan.choice import choose
-from rightbatch.plan.laws import GROWTH, NOISE_SPREAD, POWERS, laws_of, rate_prior
+from rightbatch.plan.laws import (
+    GROWTH,
+    NOISE_SPREAD,
+    POWERS,
+    critical_of,
+    laws_of,
+    rate_prior,
+)
 from rightbatch.plan.options import candidate_batches
 
 MANY = 100_000
@@ -174,3 +181,53 @@ def test_where_nothing_touches_splits_are_free() -> None:
     assert laws.split(128, None) == (128, 1)
     assert candidate_batches(laws, MANY)[0] == 1
     assert rb.decide(made_up()).plan.coupled_batch is None
+
+
+def endless(found: Measurements) -> Measurements:
+    """The same with noise in which no signal can be seen."""
+    moments = NoiseMoments(
+        grad_norm_sq=0.0,
+        trace=1.0,
+        var_grad_norm_sq=1e-6,
+        var_trace=1e-6,
+        covariance=0.0,
+    )
+    points = (replace(p, plain=moments) for p in found.noise)
+    return replace(found, noise=tuple(points))
+
+
+def overfitted(found: Measurements) -> Measurements:
+    """The same, the metric far worse again after the fourth of eight points."""
+    values = [*np.linspace(3.0, 1.0, 20), *np.linspace(1.0, 2.0, 60)]
+    metrics = tuple(
+        MetricPoint(step=2 * (i + 1), examples=128 * (i + 1), metric=value)
+        for i, value in enumerate(values)
+    )
+    job = replace(found.job, has_evaluate=True, goal="min", target=None)
+    return replace(found, job=job, metrics=metrics, metric="evaluate")
+
+
+@pytest.mark.parametrize("kind", ["noise", "endless", "overfitted", "raced"])
+def test_every_command_tells_one_critical_batch(kind: str) -> None:
+    """`measure` before there is a law of time, `plan` and `cluster` from the file."""
+    found = made_up(critical=100)
+    if kind == "endless":
+        found = endless(found)
+    if kind == "overfitted":
+        found = overfitted(found)
+    if kind == "raced":
+        truth = Truth(critical=50, lr_max=0.1)
+        found = raced(found, truth, [(64, 0.1), (16, 0.03), (32, 0.05), (128, 0.2)])
+    laws = laws_of(found)
+    measured = critical_of(replace(found, times=()))
+    assert measured is not None
+    assert measured == laws.critical.critical_batch
+    assert math.isinf(measured.value) == (kind == "endless")
+    if kind == "endless":
+        assert measured.low > 0
+    else:
+        assert measured == laws.rate.critical_batch
+
+
+def test_nothing_measured_tells_no_critical_batch() -> None:
+    assert critical_of(replace(made_up(), noise=())) is None

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import rightbatch as rb
 from cases import Truth, made_up, raced, ran_to_target
-from rightbatch.measure.measurements import Measurements
+from rightbatch.measure.measurements import Contention, Measurements
 from rightbatch.plan.decide import decide
 
 
@@ -112,3 +113,19 @@ def test_what_stays_together_is_said() -> None:
     text = {r.topic: r.text for r in plan.why}["coupled"]
     assert text.endswith("a batch in pieces is another loss: none is offered.")
     assert "coupled" not in {r.topic for r in rb.decide(found).plan.why}
+
+
+def test_a_fixed_part_that_busy_clocks_do_not_tell_is_no_fact() -> None:
+    """Every visit took some other multiple of what the step takes alone."""
+    random = np.random.default_rng(0)
+    found, times = made_up(), []
+    for p in found.times:
+        rounds = tuple(p.step_time_s.value * np.exp(random.exponential(1.5, 9)))
+        times.append(replace(p, rounds=rounds, process_rounds=rounds))
+    busy = Contention(busy=True, stalled=0.9, reason="the machine was busy")
+    said = texts(replace(found, times=tuple(times), contention=busy))
+    assert "is fixed, the times do not tell" in said["balance"]
+    assert "optimum" not in said
+    quiet = texts(found)
+    assert "mostly its fixed 2 ms" in quiet["balance"]
+    assert "optimum" in quiet

@@ -34,5 +34,23 @@ def test_a_scheduler_made_to_count_examples_ends_at_the_same_example() -> None:
     other.step(examples=400)
     other.load_state_dict(saved)
     assert other.examples == 600
-    with pytest.raises(rb.SettingError):
+
+
+class Watching:
+    """A scheduler of somebody's own that wants to hear the loss."""
+
+    def step(self, loss: float) -> None: ...
+
+
+def test_what_counts_no_steps_is_refused_when_it_is_made() -> None:
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(sgd())
+    chained: Any = torch.optim.lr_scheduler.ChainedScheduler(
+        [torch.optim.lr_scheduler.ConstantLR(sgd())]
+    )
+    chained._schedulers.append(plateau)
+    for scheduler in (plateau, chained, Watching()):
+        with pytest.raises(rb.SettingError, match="its steps alone") as refused:
+            rb.schedules.ByExamples(scheduler, batch_size=8)
+        assert "step(" in refused.value.seen
+    with pytest.raises(rb.SettingError, match=r"no step\(\)"):
         rb.schedules.ByExamples(object(), batch_size=8)

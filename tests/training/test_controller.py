@@ -9,7 +9,10 @@ import pytest
 import torch
 
 import rightbatch as rb
+from cases import regression_job
 from readings import reading
+from rightbatch.measure.facts import job_facts
+from rightbatch.training.run_state import RunState
 
 DECAY = rb.schedules.Rate.cosine(100_000, floor=0.02)
 
@@ -114,3 +117,139 @@ def test_a_rule_that_does_not_reach_is_refused_before_the_run() -> None:
         rb.Controller(rb.schedules.FollowNoise(64, fraction=1.0), sgd(), 64)
     with pytest.raises(rb.SettingError, match="two learning-rate decays"):
         rb.Controller(rb.schedules.AlongRate(512, DECAY), sgd(), 64, rate=DECAY)
+
+
+S = torch.optim.lr_scheduler
+
+
+def test_a_ramp_goes_on_when_parameters_are_unfrozen() -> None:
+    optimizer = sgd(0.1)
+    controller = rb.Controller(rb.schedules.Ramp(8, 64, 600), optimizer, 8)
+    late = torch.nn.Parameter(torch.zeros(2))
+    for seen in range(0, 300, 20):
+        controller(seen)
+    at, rate = controller.batch_size, 0.003
+    optimizer.add_param_group({"params": [late], "lr": rate})
+    for seen in range(300, 700, 20):
+        controller(seen)
+    assert controller.batch_size == 64
+    first, second = optimizer.param_groups
+    assert first["lr"] == pytest.approx(0.1 * 64 / 8)
+    assert second["lr"] == pytest.approx(rate * 64 / at)
+
+
+def test_a_decay_goes_on_for_a_group_added_under_it() -> None:
+    optimizer = sgd(0.1)
+    rate = rb.schedules.Rate.linear(1000)
+    controller = rb.Controller(rb.schedules.Constant(8), optimizer, 8, rate=rate)
+    controller(500)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": 1})
+    controller(750)
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.025, 0.5])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: S.LambdaLR(o, lambda n: 0.9**n),
+        lambda o: S.SequentialLR(o, [S.LinearLR(o), S.ExponentialLR(o, 0.9)], [3]),
+        lambda o: S.OneCycleLR(o, 0.1, total_steps=9, cycle_momentum=False),
+        lambda o: S.ReduceLROnPlateau(o),
+    ],
+)
+def test_a_scheduler_that_counts_steps_is_refused_beside_a_ramp(make: Any) -> None:
+    """With fewer steps its decay would not be finished."""
+    optimizer, ramp = sgd(), rb.schedules.Ramp(8, 64, 600)
+    scheduler = make(optimizer)
+    name = type(scheduler).__name__
+    with pytest.raises(rb.SettingError, match=f"{name} counts steps"):
+        rb.Controller(ramp, optimizer, 8, scheduler=scheduler)
+
+
+def test_a_wsd_schedule_by_examples_ends_with_the_ramp() -> None:
+    optimizer = sgd(0.1)
+    wsd = S.SequentialLR(
+        optimizer,
+        [
+            S.LinearLR(optimizer, 0.1, 1.0, 10),
+            S.ConstantLR(optimizer, 1.0),
+            S.LinearLR(optimizer, 1.0, 0.02, 25),
+        ],
+        [10, 100],
+    )
+    by = rb.schedules.ByExamples(wsd, batch_size=8)
+    ramp = rb.schedules.Ramp(8, 64, 600)
+    controller = rb.Controller(ramp, optimizer, 8, rule="none", scheduler=by)
+    seen = 0
+    while seen < 1000:  # 125 steps of 8
+        optimizer.step()
+        seen += controller.batch_size
+        by.step(controller.batch_size)
+        controller(seen)
+    assert controller.batch_size == 64
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.02)
+
+
+class Relative(torch.optim.Optimizer):
+    """Finds its own step size; may hold a learning rate of None."""
+
+    def __init__(self, params: Any, **numbers: Any) -> None:
+        super().__init__(params, {"power": 0.5, **numbers})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad.sign() * 1e-3)
+
+
+@pytest.mark.parametrize("numbers", [{}, {"lr": None}])
+def test_without_a_rate_only_the_batch_can_follow(numbers: dict[str, Any]) -> None:
+    optimizer = Relative([torch.nn.Parameter(torch.zeros(3))], **numbers)
+    ramp = rb.schedules.Ramp(8, 64, 600)
+    decay = rb.schedules.Rate.linear(600, floor=0.1)
+    settings: tuple[dict[str, Any], ...] = ({}, {"rule": "none", "rate": decay})
+    for more in settings:
+        with pytest.raises(rb.SettingError, match="no learning rate to change") as told:
+            rb.Controller(ramp, optimizer, 8, **more)
+        assert "Relative, param group 0" in told.value.seen
+    controller = rb.Controller(ramp, optimizer, 8, rule="none")
+    assert str(controller(600)) == "batch 8 -> 64: the ramp is over"
+    assert rb.Controller(rb.schedules.Constant(8), optimizer, 8)(600) is None
+
+
+def test_a_ramp_that_cannot_go_on_says_so() -> None:
+    optimizer = sgd()
+    controller = rb.Controller(rb.schedules.Ramp(8, 64, 600), optimizer, 8)
+    controller(300)
+    late = {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": None}
+    optimizer.add_param_group(late)
+    with pytest.warns(UserWarning, match="held at 37 after 600") as told:
+        controller(600)
+    assert "param group 1: lr: None" in str(told[0].message)
+    assert controller(600) is None  # said once
+    optimizer.param_groups[1]["lr"] = 0.1
+    controller(600)
+    assert controller.batch_size == 64
+
+
+@pytest.mark.parametrize("numbers", [{}, {"lr": None}])
+def test_train_needs_no_rate_and_what_changes_one_is_refused(
+    numbers: dict[str, Any], tmp_path: Any
+) -> None:
+    job = regression_job(optimizer=lambda p: Relative(p, **numbers))
+    run = rb.train(job, epochs=1, out=tmp_path / "r")
+    assert run.last.lr is None
+    assert rb.train(job, epochs=2, out=tmp_path / "r", resume=True).last.lr is None
+    rb.train(job, epochs=1, batch_size=32, rule="none")
+    changes: tuple[dict[str, Any], ...] = (
+        {"batch_size": 32},
+        {"rate": "linear:300:0.1"},
+    )
+    for change in changes:
+        with pytest.raises(rb.SettingError, match="no learning rate to change"):
+            rb.train(job, epochs=1, **change)
+    with pytest.raises(rb.JobError, match="no learning rate above zero"):
+        rb.check(job).raise_errors()
+    with pytest.raises(rb.SettingError, match="no learning rate to change"):
+        job_facts(RunState.start(job), "")

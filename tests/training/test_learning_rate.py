@@ -155,6 +155,7 @@ def test_train_follows_the_job_and_arguments_come_first() -> None:
     job = slope_job(rate="cosine:2epochs", epochs=2)
     run = rb.train(job)
     assert run.last.examples == 512
+    assert run.last.lr is not None
     assert run.last.lr < 1e-3
     assert run.rows[0].lr == pytest.approx(0.1, rel=0.05)
     other = rb.train(job, rate="steps:0=0.5", epochs=1)

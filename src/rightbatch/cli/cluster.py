@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import textwrap
@@ -34,6 +35,11 @@ POSITIVE = click.FloatRange(0, min_open=True)
 @click.option("--memory", type=MEMORY, help="Most memory a step may take.")
 @click.option(
     "--steps", type=click.IntRange(1), help="Steps to the target at today's batch."
+)
+@click.option(
+    "--evaluations",
+    type=click.IntRange(0),
+    help="Of a run; else as many as train makes.",
 )
 @click.option("--watts", type=POSITIVE, help="Power of one device.")
 @click.option("--price", type=POSITIVE, help="Price of one device for an hour.")
@@ -92,6 +98,7 @@ def fleet_of(
     *,
     memory: float | None,
     steps: int | None,
+    evaluations: int | None,
     watts: float | None,
     price: float | None,
     gradient_bytes: float | None,
@@ -109,6 +116,8 @@ def fleet_of(
     from rightbatch.measure.run_progress import steps_to_target
     from rightbatch.memory.envelope import check_room, fit_points
     from rightbatch.plan.options import memory_limit
+    from rightbatch.training.evaluation_time import EVALUATE_SHARE
+    from rightbatch.training.loop import usual_evaluations
 
     job, limit = measurements.job, memory_limit(measurements, memory)
     time = fit_time(measurements.times, measurements.contention)
@@ -117,18 +126,51 @@ def fleet_of(
         law = fit_points(measurements.memory)
         check_room(law, limit)
         most = min(most, law.largest(limit))
+    timed = [p.micro_batch for p in measurements.times]
+    published = prior_named(prior) if prior else None
+    if steps is None:
+        steps = steps_to_target(measurements)
+    share = math.inf
+    if evaluations is None:
+        share = EVALUATE_SHARE
+        evaluations = usual_evaluations(job.batch_size, (steps or 0) * job.batch_size)
+    race = measurements.race
+    lanes = () if race is None else race.lanes
+    trained = max([job.batch_size, *(lane.batch_size for lane in lanes)])
     return Fleet(
         time=time,
-        noise=noise_of(prior_named(prior)) if prior else _measured(measurements),
+        noise=_measured(measurements) if published is None else noise_of(published),
         most=most,
         examples=job.examples,
         gradient_bytes=gradient_bytes or GRADIENT_BYTES * job.parameters,
         network=network,
         reference=job.batch_size,
-        steps=steps if steps is not None else steps_to_target(measurements),
+        steps=steps,
+        evaluation_s=evaluations * (measurements.evaluate_s or 0.0),
+        evaluation_share=share,
+        allowed=_allowed(timed, most, job.coupled_batch),
+        largest_trained=trained if published is None else published.largest,
         watts=watts,
         per_hour=price,
     )
+
+
+def _allowed(timed: list[int], most: int, coupled: int | None) -> tuple[int, ...]:
+    """The micro-batches that ran and fit; where examples touch, today's alone.
+
+    Raises:
+        SettingError: There is none.
+    """
+    sizes = timed if coupled is None else [coupled]
+    allowed = tuple(size for size in sizes if size <= most)
+    if not allowed:
+        raise SettingError(
+            "no micro-batch that may be planned fits in the memory allowed",
+            seen=f"at most {most:,} examples at once; {min(sizes):,} are needed",
+            why="fewer were not timed, or are another function where examples touch",
+            fix="--memory with more",
+        )
+    return allowed
 
 
 def _measured(measurements: Measurements) -> NoiseLaw:
@@ -183,40 +225,83 @@ def cluster_lines(
     name, processor = measurements.job.name, measurements.machine.processor
     lines = [
         f" {name} on devices like this one: {processor}"[:80],
-        f" B_crit {show_number(critical.value)} ({show_number(critical.low)} to "
-        f"{show_number(critical.high)}), up to {fleet.most:,} at once timed, "
-        f"gradients {show_bytes(fleet.gradient_bytes)}"[:80],
-        f" network {8 * network.bandwidth / 1e9:.3g} Gb/s, "
+        f" B_crit {critical}, up to {fleet.most:,} examples at once timed"[:80],
+        f" gradients {show_bytes(fleet.gradient_bytes)}, network "
+        f"{8 * network.bandwidth / 1e9:.3g} Gb/s, "
         f"{show_seconds(network.latency_s)} ({network.source})"[:80],
         "",
         *_table(planned),
         "",
         *_paragraph(_where_it_stops(planned)),
     ]
-    for finding in measurements.findings:
-        if finding.code == BATCH_NORM:
-            text = f"{finding.code}: {finding.what}; every split is another function."
-            lines += _paragraph(text)
-    if fleet.noise.published:
-        text = f"The critical batch is not measured here but {critical.method}."
+    for text in _remarks(planned, fleet, measurements):
         lines += _paragraph(text)
-    notes = (
-        "split: examples of a device at once x accumulated. lost to: B_crit, a batch "
-        "that adds little new; small b, a step that is mostly its fixed cost; "
-        "network, the exchange of gradients. A doubling pays if it is 1.2 x as fast."
+    return lines
+
+
+def _remarks(planned: Cluster, fleet: Fleet, measurements: Measurements) -> list[str]:
+    """What the table stands on, and where it does not."""
+    texts, coupled = [], measurements.job.coupled_batch
+    for finding in measurements.findings:
+        if finding.code == BATCH_NORM and coupled is None:
+            what = f"{finding.code}: {finding.what}"
+            texts.append(f"{what}; every split is another function.")
+    if coupled is not None:
+        texts.append(
+            f"Examples touch each other here ({measurements.job.coupled}): every "
+            f"device keeps {coupled:,} at once, as today."
+        )
+    if fleet.noise.published:
+        method = fleet.noise.critical_batch.method
+        texts.append(f"The critical batch is not measured here but {method}.")
+    if any(row.beyond for row in planned.rows):
+        texts.append(
+            f"?: no run that B_crit is from had a batch above "
+            f"{fleet.largest_trained:,}; steps there are by the law alone."
+        )
+    if not fleet.time.overhead_told:
+        fixed = fleet.time.overhead
+        texts.append(
+            "The fixed part of a step is not told by the times: "
+            f"{show_seconds(fixed.low)} to {show_seconds(fixed.high)} of "
+            f"{show_seconds(fleet.time.seconds(fleet.time.smallest))} at "
+            f"{fleet.time.smallest:,} examples."
+        )
+    if planned.seconds and fleet.evaluation_s:
+        first, last = planned.rows[0], planned.rows[-1]
+        text = (
+            f"Evaluations, which one device makes, take {first.evaluation:.0%} of the "
+            f"time on {first.devices:,}, {last.evaluation:.0%} on {last.devices:,}"
+        )
+        if fleet.evaluation_share * last.time.value < fleet.evaluation_s:
+            text += f", put off beyond {fleet.evaluation_share:.0%} of the training"
+        texts.append(f"{text} (--evaluations).")
+    if planned.seconds:
+        best = planned.best
+        texts.append(
+            f"On {best.devices:,} devices {show_seconds(best.time.value)}, 95 % "
+            f"{show_seconds(best.time.low)} to {show_seconds(best.time.high)}."
+        )
+    texts.append(
+        "Data parallel only: every device holds the whole model, and "
+        f"{fleet.micro_batches[0]:,} examples of a step or more. split: examples of a "
+        "device at once x accumulated. lost to: B_crit, a batch that adds little new; "
+        "small b, a step that is mostly its fixed cost; network, the exchange of "
+        "gradients; evaluation; data, no larger batch in it. A doubling pays if it is "
+        "1.2 x as fast."
     )
     if not planned.seconds:
-        notes += (
+        texts[-1] += (
             " Time is over that on the fewest devices: no run has reached the target; "
-            "--steps says how many steps today's batch takes (energy and price need "
-            "it too)."
+            "--steps says how many steps today's batch takes (energy, price and "
+            "evaluations need it too)."
         )
-    return [*lines, *_paragraph(notes)]
+    return texts
 
 
 def _table(planned: Cluster) -> list[str]:
     first = planned.rows[0]
-    head = f"{'devices':>8} {'batch':>9} {'split':>8} "
+    head = f"{'devices':>8} {'batch':>9}  {'split':>8} "
     head += f"{'time' if planned.seconds else 'time x':>8} {'speedup':>7} {'effic.':>6}"
     head += f" {'kWh':>8}" if first.joules is not None else ""
     head += f" {'price':>8}" if first.money is not None else ""
@@ -227,10 +312,9 @@ def _table(planned: Cluster) -> list[str]:
             time = show_seconds(row.time.value)
         split = f"{row.micro_batch} x {row.accumulation}"
         mark = ">" if row.devices == planned.pays_up_to else " "
-        line = (
-            f"{mark}{row.devices:>7,} {row.batch_size:>9,} {split:>8} {time:>8} "
-            f"{row.speedup:>6.3g}x {row.efficiency:>6.0%}"
-        )
+        beyond = "?" if row.beyond else " "
+        line = f"{mark}{row.devices:>7,} {row.batch_size:>9,}{beyond} {split:>8} "
+        line += f"{time:>8} {row.speedup:>6.3g}x {row.efficiency:>6.0%}"
         if row.joules is not None:
             line += f" {show_number(row.joules / 3.6e6):>8}"
         if row.money is not None:
@@ -245,7 +329,7 @@ def _where_it_stops(planned: Cluster) -> str:
     if best.devices < planned.rows[-1].devices:
         text = f"More than {best.devices:,} do not pay: {planned.reason}."
     if low != high:
-        text += f" Over the interval of B_crit: {low:,} to {high:,} devices."
+        text += f" By what is not known of it: {low:,} to {high:,} (95 %)."
     return text
 
 

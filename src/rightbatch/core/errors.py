@@ -29,6 +29,15 @@ class RightbatchError(Exception):
         return described(self.what, seen=self.seen, why=self.why, fix=self.fix)
 
 
+def first_cause(error: BaseException) -> BaseException:
+    """What an error was raised ``from`` in the end; itself, if from nothing."""
+    seen = {id(error)}  # causes may lead back to where they began
+    while error.__cause__ is not None and id(error.__cause__) not in seen:
+        error = error.__cause__
+        seen.add(id(error))
+    return error
+
+
 class JobError(RightbatchError, ValueError):
     """The job itself cannot be measured: its model, loss, data or optimizer."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import numbers
@@ -29,6 +30,8 @@ def to_plain(value: Any) -> Any:
     """
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value)  # numpy's too
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        value = float(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: to_plain(getattr(value, field.name))
@@ -59,17 +62,23 @@ def from_plain(kind: Any, value: Any) -> Any:
     if origin is dict:
         return {key: from_plain(arguments[1], item) for key, item in value.items()}
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = typing.get_type_hints(kind)
-        names = [field.name for field in dataclasses.fields(kind)]
-        unknown = sorted(set(value) - set(names))
+        kinds = _field_kinds(kind)
+        unknown = sorted(set(value) - set(kinds))
         if unknown:
             raise TypeError(f"{kind.__name__} has no field {unknown[0]!r}")
-        return kind(**{n: from_plain(hints[n], value[n]) for n in names if n in value})
+        return kind(**{n: from_plain(kinds[n], value[n]) for n in kinds if n in value})
     if kind is float:
         return float(value)
     if kind in (int, str, bool) and type(value) is not kind:
         raise TypeError(f"expected {kind.__name__}, not {value!r}")
     return value
+
+
+@functools.cache
+def _field_kinds(kind: type) -> dict[str, Any]:
+    """The types of a dataclass's fields, in their order: looked up once, not a row."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def write_json(path: str | Path, value: Any, kind: str) -> None:

@@ -28,8 +28,10 @@ from torch.utils._pytree import tree_map as tree_map
 
 from rightbatch.core.text import first_line, message
 
-# Every kind of batch normalisation, and of dropout, is one of these.
+# Every kind of batch normalisation, of those that may keep running statistics (instance
+# normalisation too), and of dropout, is one of these.
 BatchNorm: Any = nn.modules.batchnorm._BatchNorm
+RunningNorm: Any = nn.modules.batchnorm._NormBase
 Dropout: Any = nn.modules.dropout._DropoutNd
 
 
@@ -55,6 +57,14 @@ def as_no_view(tensor: Tensor) -> Tensor:
 def in_backward_pass() -> bool:
     """Whether autograd is running here (``_current_graph_task_id``)."""
     return torch._C._current_graph_task_id() != -1
+
+
+def acts_on_arrival(parameter: Tensor) -> bool:
+    """Whether something is done as soon as its gradient is complete, as an update.
+
+    (``_post_accumulate_grad_hooks``.)
+    """
+    return bool(parameter._post_accumulate_grad_hooks)
 
 
 def saved_tensor_hook() -> Any:
@@ -101,6 +111,12 @@ def has_scheduler(optimizer: torch.optim.Optimizer) -> bool:
     groups = optimizer.param_groups
     marked = hasattr(optimizer.step, "_wrapped_by_lr_sched")
     return marked or any("initial_lr" in group for group in groups)
+
+
+def inner_schedulers(scheduler: Any) -> list[Any]:
+    """The schedulers that one is made of (``_schedulers``), however deep."""
+    own = list(getattr(scheduler, "_schedulers", ()))
+    return [*own, *(s for inner in own for s in inner_schedulers(inner))]
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -206,21 +222,32 @@ def no_room_for_threads(text: str) -> bool:
 # Texts from the libraries' sources and users' reports, in lower case [cited:
 # docs/running.md, "Out of memory"].
 _CERTAIN = (
-    r"out of memory|nccl.*unhandled cuda error.*memory"
-    r"|cudaerrormemoryallocation|hiperroroutofmemory"
-    r"|(cublas|hipblas|cudnn)_status_alloc_failed|miopenstatusallocfailed"
-    r"|cufft_alloc_failed|cu(solver|sparse|rand)_status_alloc(ation)?_failed"
-    r"|ur_result_error_out_of_(device|host)_memory"
+    r"out[ _]?of[ _]?(device|host)?[ _]?memory"
+    r"|(cuda|hip)errormemoryallocation|mem_object_allocation_failure"
+    r"|\b(cu|hip|mi|roc)\w*alloc(ation)?_?failed|cublas.*resource allocation failed"
+    r"|failed to (cuda |hip )?(host )?[cm]?alloc\b|call to (cuda|hip)malloc failed"
+    r"|failed to allocate (memory|[\d.]+ ?([kmgt]i?)?b)"
+    r"|invalid buffer size: [\d.]+ [kmgt]|insufficient memory"
     r"|defaultcpuallocator|not enough memory: you tried to allocate"
-    r"|std::bad_alloc|cannot allocate memory"
+    r"|memory not available to allocate|std::bad_alloc|cannot allocate memory"
+    r"|unable to allocate [\d.]+ ([kmgtpe]i)?b(ytes)? for an array"
+    r"|paging file is too small"
 )
 # These have other causes too: a smaller micro-batch is tried, and if that does not help
-# the error is told as it came. The last is oneDNN's.
+# the error is told as it came. "A primitive" is oneDNN's; shared memory is what workers
+# hand batches over in.
 _UNCERTAIN = (
-    r"cublas_status_not_initialized|cudnn_status_(internal_error|not_supported)"
-    r"|ur_result_error_out_of_resources"
-    r"|could not create a (memory object|primitive)"
+    r"(cublas|hipblas|cudnn|cusolver)_status_(not_initialized|internal_error)"
+    r"|cudnn_status_(not_supported|execution_failed)"
+    r"|unable to find (a valid cudnn algorithm|an engine to execute)"
+    r"|(ur_result|pi|hsa_status)_error_out_of_resources"
+    r"|could not (create|execute) a (memory|primitive)"
+    r"|is killed by signal: (killed|bus error)"
+    r"|unable to (write to|allocate shared memory\(shm\) for) file </torch_"
+    r"|error while creating shared memory segment"
 )
+# What only sounds like them: a wrong address, and a library loaded too late.
+_NOT_MEMORY = r"illegal memory access|in static tls block"
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +266,9 @@ class OutOfMemory:
 def out_of_memory(error: BaseException) -> OutOfMemory | None:
     """How memory ran out, or None if the exception is something else.
 
-    Also sees it behind an exception that was raised ``from`` it.
+    Also sees it behind an exception that was raised ``from`` it, and in a group. Of one
+    that was raised while it was handled, or of a group that holds others too, nobody
+    knows whether memory is to blame: that is not certain.
 
     Example:
         >>> out_of_memory(RuntimeError("MPS backend out of memory (allocated …)"))
@@ -247,17 +276,52 @@ def out_of_memory(error: BaseException) -> OutOfMemory | None:
         >>> out_of_memory(ValueError("out of memory is a nice title")) is None
         True
     """
+    looked_at: set[int] = set()  # a chain may lead back to where it began
+    certain, current = True, error
+    while id(current) not in looked_at:
+        looked_at.add(id(current))
+        memory = _in_group(current) or _by_text(current)
+        if memory is not None:
+            return OutOfMemory(certain and memory.certain, memory.text)
+        behind = current.__cause__
+        if behind is None and not current.__suppress_context__:
+            behind, certain = current.__context__, False
+        if behind is None:
+            return None
+        current = behind
+    return None
+
+
+def _in_group(error: BaseException) -> OutOfMemory | None:
+    if not isinstance(error, BaseExceptionGroup):
+        return None
+    members = [out_of_memory(member) for member in error.exceptions]
+    known = [memory for memory in members if memory is not None]
+    if not known:
+        return None
+    certain = len(known) == len(members) and all(memory.certain for memory in known)
+    return OutOfMemory(certain, known[0].text)
+
+
+def _by_text(error: BaseException) -> OutOfMemory | None:
+    """What an exception says itself."""
     enforced = r"^\[enforce fail at [^\]]*\] (err == 0\. )?"
     first, text = re.sub(enforced, "", first_line(error)), message(error).lower()
-    system = isinstance(error, OSError) and error.errno == errno.ENOMEM
-    if system or isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return OutOfMemory(True, first)
+    if re.search(_NOT_MEMORY, text):
+        return None
+    if isinstance(error, OSError):
+        # A worker's comes back as text alone; others hold names of files.
+        told = error.errno is None and re.search(r"\[errno 12\]|winerror 1455", text)
+        lacking = error.errno == errno.ENOMEM or getattr(error, "winerror", 0) == 1455
+        return OutOfMemory(True, first) if told or lacking else None
     if isinstance(error, RuntimeError):
-        if re.search(_CERTAIN, text, re.DOTALL):
+        if re.search(_CERTAIN, text):
             return OutOfMemory(True, first)
         if re.search(_UNCERTAIN, text):
             return OutOfMemory(False, first)
-    return None if error.__cause__ is None else out_of_memory(error.__cause__)
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,26 +6,31 @@ pytree's; mappings and dataclasses that pytree does not know are opened here.
 
 What is cut out of a batch of ``count`` examples:
 
-* a tensor or numpy array whose first axis is ``count`` long is cut along it (a view), a
-  ``PackedSequence`` of so many sequences is packed anew;
+* a tensor or numpy array whose first axis is ``count`` long is cut along it (a view); a
+  ``PackedSequence`` of so many sequences is packed anew, and nested and sparse (COO)
+  tensors are made anew;
 * a list or tuple of ``count`` entries holds one entry for each example, be it a tensor,
   a text or a dict, and is cut itself; one of another length holds fields, and each of
   them is cut. A batch that is itself such a list of tensors of ``count`` rows, as
   ``default_collate`` makes it of two examples with two fields, holds fields;
-* everything else belongs to all examples and is shared: numbers, texts, tensors without
-  axes or with another first axis.
+* what belongs to all examples is shared: numbers, texts, paths, functions, modules,
+  tensors without axes or with another first axis.
 
 What could be read in two ways is refused with a `JobError`, never guessed: a list
-inside a batch with ``count`` entries that could all be cut as well; an object of
-``count`` entries that is none of the above; a batch in which nothing is cut at all.
+inside a batch with ``count`` entries that could all be cut as well; an object that is
+none of the above, such as a graph or a data frame; a batch in which nothing is cut.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import enum
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+import numbers
+import pathlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,6 +47,17 @@ _FIX = (
     "(batch, start, stop) that cuts out examples, and count=: batch -> how many it has"
 )
 _SCALARS = (str, bytes, int, float, complex, type(None))
+_SHARED = (
+    *_SCALARS,
+    numbers.Number,
+    np.generic,
+    enum.Enum,
+    pathlib.PurePath,
+    Tensor,
+    np.ndarray,
+    torch.device,
+    torch.dtype,
+)
 
 
 def leaves(batch: Any) -> Iterator[Any]:
@@ -218,20 +234,33 @@ def _selected(batch: Any, index: slice | list[int], count: int) -> Any:
             return _taken(part, index)
         if _rows(part) == count:
             cut = True
-            if not isinstance(part, PackedSequence):
-                return part[index]
-            return pack_sequence(
-                _taken(unpack_sequence(part), index), enforce_sorted=False
-            )
-        plain = isinstance(part, (*_SCALARS, Tensor, np.ndarray))
-        if isinstance(part, Sized) and not plain and len(part) == count:
-            raise _unclear(f"a {type(part).__name__} of {count} entries")
+            return _rows_taken(part, index)
+        if not isinstance(part, _SHARED) and not callable(part):
+            raise _unclear(f"{count} examples, and an object: {type(part).__name__}")
         return part
 
-    selected = map_leaves(select, batch, is_leaf=one_for_each)
+    def whole(part: Any) -> bool:  # pytree would open a queue
+        return one_for_each(part) or isinstance(part, deque)
+
+    selected = map_leaves(select, batch, is_leaf=whole)
     if not cut:
         raise _unclear(f"{count} examples, and no tensor or list of this length")
     return selected
+
+
+def _rows_taken(part: Any, index: slice | list[int]) -> Any:
+    """Of a tensor or array by its first axis, whatever its layout."""
+    if _is_packed(part):
+        return pack_sequence(_taken(unpack_sequence(part), index), enforce_sorted=False)
+    if isinstance(part, Tensor) and part.is_nested:
+        rows = _taken(list(part.unbind()), index)
+        return torch.nested.as_nested_tensor(rows, layout=part.layout)
+    if not isinstance(part, Tensor) or part.layout == torch.strided:
+        return part[index]
+    if part.layout == torch.sparse_coo:
+        chosen = torch.arange(len(part))[index]
+        return part.index_select(0, chosen.to(part.device))
+    raise _unclear(f"a tensor of layout {part.layout}")
 
 
 def _taken(entries: Any, index: slice | list[int]) -> Any:
@@ -263,7 +292,10 @@ def _rows(part: Any) -> int | None:
     if _is_packed(part):
         return int(part.batch_sizes[0])
     array = isinstance(part, (Tensor, np.ndarray)) and part.ndim > 0
-    return len(part) if array else None
+    if not array:
+        return None
+    # A nested tensor of the strided layout has no length, and no shape.
+    return part.size(0) if isinstance(part, Tensor) else len(part)
 
 
 def _is_packed(part: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from rightbatch.core.errors import SettingError
@@ -83,9 +84,11 @@ def parse_bandwidth(text: str) -> float:
 
 def _parse(text: str, units: dict[str, float], what: str, forms: str) -> float:
     match = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?)\s*([a-zA-Z/]*)\s*", text)
-    if match is None or match[2] not in units or not float(match[1]) > 0:
-        raise SettingError(f"{text!r} is not {what}", fix=forms)
-    return float(match[1]) * units[match[2]]
+    if match is not None and match[2] in units:
+        value = float(match[1]) * units[match[2]]
+        if 0 < value < math.inf:
+            return value
+    raise SettingError(f"{text!r} is not {what}", fix=forms)
 
 
 def show_seconds(seconds: float) -> str:

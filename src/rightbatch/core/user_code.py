@@ -28,19 +28,20 @@ def user_code(what: str, *, imported: bool = False) -> Iterator[None]:
 
     Args:
         what: Who raised, as the start of a sentence: ``"the loss"``.
-        imported: The code is imported, before any batch: ``SystemExit`` and memory
-            that runs out are errors of it as well.
+        imported: The code is imported, before any batch: memory that runs out is an
+            error of it as well.
 
     Raises:
-        JobError: The block raised anything but a `RightbatchError`. The original
-            exception is its cause.
+        JobError: The block raised anything but a `RightbatchError`, or called
+            ``sys.exit``: a run ends by its own status. The original exception is its
+            cause.
     """
     try:
         yield
     except RightbatchError:
         raise
     except (Exception, SystemExit) as error:
-        if not imported and (isinstance(error, SystemExit) or _is_out_of_memory(error)):
+        if not imported and _is_out_of_memory(error):
             raise
         fix = "mend this line, or leave out what calls it"
         if imported:

@@ -38,3 +38,20 @@ def whole_number(value: Any, name: str, least: int = 1) -> int:
             fix=f"{name}={max(64, least)}",
         )
     return number
+
+
+def keep_whole_numbers(holder: object, *names: str, least: int = 1) -> None:
+    """Check fields of a dataclass, and keep them as Python's integers.
+
+    Args:
+        holder: Frozen or not; a field that is None was left out.
+        names: Of the fields.
+        least: The smallest that makes sense.
+
+    Raises:
+        SettingError: One is no integer, or too small.
+    """
+    for name in names:
+        given = getattr(holder, name)
+        if given is not None:
+            object.__setattr__(holder, name, whole_number(given, name, least))

@@ -33,6 +33,7 @@ class Standings:
         lrs: Shape (settings,).
         draws: Log of steps as they may be, shape (draws, settings).
         runs: How often each reached the level, shape (settings,).
+        failed: How often each did not, though trained as long, shape (settings,).
         lanes: How often each was trained, shape (settings,).
         seed_scatter: Standard deviation of log steps between runs of one setting.
     """
@@ -41,6 +42,7 @@ class Standings:
     lrs: Array
     draws: Array
     runs: Int64[np.ndarray, " settings"]
+    failed: Int64[np.ndarray, " settings"]
     lanes: Int64[np.ndarray, " settings"]
     seed_scatter: float
 
@@ -75,7 +77,7 @@ def standings_of(
     scatter = _seed_scatter(groups)
     misfit = math.sqrt(max(law.scatter**2 - scatter**2, LEAST_MISFIT**2))
     draws = mean + misfit * random.standard_normal(mean.shape)
-    runs, lanes = (np.zeros(len(settings), dtype=np.int64) for _ in range(2))
+    runs, failed, lanes = (np.zeros(len(settings), dtype=np.int64) for _ in range(3))
     for column, setting in enumerate(settings):
         own = groups.get(setting, [])
         lanes[column] = len(own)
@@ -84,7 +86,8 @@ def standings_of(
             seen = [math.log(p.steps) for p in own if p.reached]
             bounds = [math.log(p.steps) + FAILED for p in own if not p.reached]
             typical = float(np.mean(seen))
-            seen += [bound for bound in bounds if bound > typical]
+            bounds = [bound for bound in bounds if bound > typical]
+            seen, failed[column] = seen + bounds, len(bounds)
             # Some that reach it and some that do not scatter more than others' runs.
             around = max(scatter, float(np.std(seen))) if bounds else scatter
             trust = misfit**2 / (misfit**2 + around**2 / len(seen))
@@ -95,7 +98,7 @@ def standings_of(
             bound = math.log(max(p.steps for p in own))
             draws[:, column] = np.maximum(draws[:, column], bound + misfit)
     draws[:, _presumed(passages, batch_sizes, lrs) & (lanes == 0)] += PRESUMED
-    return Standings(batch_sizes, lrs, draws, runs, lanes, scatter)
+    return Standings(batch_sizes, lrs, draws, runs, failed, lanes, scatter)
 
 
 def _grouped(

@@ -25,6 +25,15 @@ GOOD_ENOUGH = 0.005  # relative error below which the line is kept [assumed]
 # Where the points do not tell the exponent of a step's growth, it may be by this factor
 # off the fitted one: the standard deviation of its logarithm. [assumed]
 EXPONENT_SPREAD = 0.4
+# Below the smallest size timed a step is taken to shrink as this power of its examples,
+# whatever the fit: no step of fewer examples is longer (0), none costs less an example
+# (1). Mean and standard deviation [measured on 154 published steps, most of them below
+# the sizes fitted, by up to 60 times; benchmarks/cluster.py].
+BELOW, BELOW_SPREAD = 0.6, 0.2
+TOLD = 4.0  # a fixed part known within this factor is told as a number [assumed]
+MOST_STALLED = 0.95  # of the time: tasks that waited more tell nothing [assumed]
+BEYOND_SEEN = 2.0  # times as far as the visits lie apart [assumed]
+LITTLE = 0.05  # so small a share of the smallest step is told as well [assumed]
 Array = Float[np.ndarray, "..."]
 
 
@@ -46,6 +55,11 @@ KINDS: dict[str, tuple[Callable[[Array, Array], Array], tuple[float, float] | No
 }
 
 
+_POWERS_BELOW = np.clip(
+    np.random.default_rng(2).normal(BELOW, BELOW_SPREAD, DRAWS), 0.0, 1.0
+)
+
+
 @dataclass(frozen=True)
 class TimeLaw:
     r"""Step time $t(b)$ in seconds against micro-batch, with bootstrap draws.
@@ -62,6 +76,7 @@ class TimeLaw:
         smallest: Smallest micro-batch that was timed.
         largest: Largest micro-batch that was timed.
         n: Number of sizes timed.
+        residual: How far the sizes timed lie off the law: root mean square of the log.
     """
 
     kind: str
@@ -73,11 +88,18 @@ class TimeLaw:
     smallest: int
     largest: int
     n: int
+    residual: float = 0.0
 
     def seconds(self, b: float, draw: int | None = None) -> float:
-        """Time of one step at micro-batch ``b``, by the fit or by one of its draws."""
+        """Time of one step at micro-batch ``b``, by the fit or by one of its draws.
+
+        Below the smallest size timed it is that one's, shrunk as `BELOW` says.
+        """
         p = self.parameters if draw is None else self.draws[draw % len(self.draws)]
-        return float(KINDS[self.kind][0](p, np.asarray(float(b))))
+        timed = max(float(b), float(self.smallest))
+        seconds = float(KINDS[self.kind][0](p, np.asarray(timed)))
+        power = BELOW if draw is None else _POWERS_BELOW[draw % DRAWS]
+        return seconds * float((b / timed) ** power)
 
     def step_seconds(
         self, micro: int, accumulation: int, draw: int | None = None
@@ -90,6 +112,13 @@ class TimeLaw:
     def overhead(self) -> Estimate:
         """The fixed part t0, in seconds."""
         return self._estimate(lambda d: self._row(d)[0], "s")
+
+    @property
+    def overhead_told(self) -> bool:
+        """Whether the times tell the fixed part: a number, or that it is very small."""
+        overhead = self.overhead
+        little = overhead.high <= LITTLE * self.seconds(self.smallest)
+        return little or overhead.high <= TOLD * overhead.low
 
     def time_ratio(
         self,
@@ -177,7 +206,9 @@ def fit_time(
     The interval holds what the scatter of the rounds leaves open, how far the points
     lie off the law, and, for a line or a power, how far they tell the exponent at all:
     of few sizes, not far. On a busy machine the process's CPU time is fitted instead of
-    wall time, scaled to wall by the least wall-to-CPU ratio seen.
+    wall time, scaled to wall by the least wall-to-CPU ratio seen; and as what disturbs
+    one visit may disturb all, repeating does not narrow the interval: it is as wide as
+    the visits lie apart, by either clock.
 
     Args:
         points: From `measure.time.measure_times`, three sizes or more.
@@ -196,10 +227,8 @@ def fit_time(
     points = [p for p in points if not past_a_stair(p, points)]
     busy = contention is not None and contention.busy
     ratio = min(p.step_time_s.value / max(p.process_time_s.value, 1e-9) for p in points)
-    rounds = [
-        np.array(p.process_rounds) * ratio if busy else np.array(p.rounds)
-        for p in points
-    ]
+    walls = [np.array(p.rounds) for p in points]
+    rounds = [np.array(p.process_rounds) * ratio for p in points] if busy else walls
     sizes = np.array([p.micro_batch for p in points], float)
     medians = np.array([np.median(r) for r in rounds])
     held_out = {kind: _held_out_error(kind, sizes, medians) for kind in KINDS}
@@ -209,7 +238,13 @@ def fit_time(
     ):
         kind = "affine"
     best = _fit(kind, sizes, medians)
-    draws = _refits(kind, best, sizes, rounds, np.random.default_rng(seed))
+    random = np.random.default_rng(seed)
+    logs = _drawn_logs(rounds, random)
+    if contention is not None and busy:
+        seen = [np.concatenate(pair) for pair in zip(rounds, walls, strict=True)]
+        logs = _disturbed_logs(seen, contention.stalled or 0.0, random)
+    residual = _residual(kind, best, sizes, medians)
+    draws = _refits(kind, best, sizes, logs, residual, random)
     return TimeLaw(
         kind=kind,
         parameters=best,
@@ -220,19 +255,31 @@ def fit_time(
         smallest=int(sizes.min()),
         largest=int(sizes.max()),
         n=len(sizes),
+        residual=residual,
     )
 
 
+def _residual(kind: str, best: Array, sizes: Array, medians: Array) -> float:
+    """Root mean square distance of the points from the law, in log seconds."""
+    off = np.log(KINDS[kind][0](best, sizes) / medians)
+    return math.sqrt(float(off @ off) / max(len(sizes) - len(best), 1))
+
+
 def _refits(
-    kind: str, best: Array, sizes: Array, rounds: list[Array], random: Any
+    kind: str, best: Array, sizes: Array, logs: Array, residual: float, random: Any
 ) -> Array:
-    """Fits to the points as they might have come out, shape (draws, parameters)."""
-    logs = _drawn_logs(rounds, random)
+    """Fits to the points as they might have come out, shape (draws, parameters).
+
+    Args:
+        kind: One of `KINDS`.
+        best: Its parameters by the points themselves.
+        sizes: Micro-batches.
+        logs: Log seconds as the clock leaves them open, shape (draws, sizes).
+        residual: How far the points lie off the law.
+        random: Generator of the draws.
+    """
     known = logs.std(axis=0)
-    centre = np.log([np.median(r) for r in rounds])
-    off = np.log(KINDS[kind][0](best, sizes)) - centre
-    misfit = float(off @ off) / max(len(sizes) - len(best), 1)
-    missing = np.sqrt(np.maximum(misfit - known**2, 0.0))
+    missing = np.sqrt(np.maximum(residual**2 - known**2, 0.0))
     times = np.exp(logs + random.normal(0, 1, logs.shape) * missing)
     if kind == "p-norm":
         return np.array([_fit(kind, sizes, t, best) for t in times])
@@ -259,6 +306,21 @@ def _drawn_logs(rounds: list[Array], random: Any) -> Array:
             drawn = random.choice(r, (DRAWS, len(r)))
             columns.append(np.log(np.median(drawn, axis=1)))
     return np.stack(columns, 1)
+
+
+def _disturbed_logs(seen: list[Array], stalled: float, random: Any) -> Array:
+    """Logarithms of times on a busy machine, shape (draws, sizes).
+
+    In every draw all sizes are disturbed alike: each is at the same quantile of what
+    either clock said of its visits, and as far again, since no visit was left alone.
+    Where there are too few of them, times may be off by as much as tasks here waited.
+    """
+    ranks = random.uniform(size=DRAWS)
+    few = max(len(times) for times in seen) < 2 * FEW_ROUNDS  # of two clocks
+    unseen = -math.log1p(-min(stalled, MOST_STALLED)) if few else 0.0
+    logs = np.stack([np.log(np.quantile(times, ranks)) for times in seen], 1)
+    middle = np.log([np.median(times) for times in seen])
+    return middle + BEYOND_SEEN * (logs - middle) + unseen * (ranks - 0.5)[:, None]
 
 
 def _fit(

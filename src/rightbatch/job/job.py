@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
-import numbers
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import default_collate
 
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import evaluating
+from rightbatch.core.real_number import real_number
 from rightbatch.core.text import first_line
-from rightbatch.core.torch_private import has_scheduler, is_out_of_memory
+from rightbatch.core.torch_private import has_scheduler, is_out_of_memory, out_of_memory
 from rightbatch.core.trees import to_device
 from rightbatch.core.user_code import user_code
-from rightbatch.core.whole_number import whole_number
+from rightbatch.core.whole_number import keep_whole_numbers, whole_number
 from rightbatch.job.loss import PRECISIONS, Loss, scalar_loss
+from rightbatch.job.optimizers import first_rate
+from rightbatch.job.several_optimizers import as_one, members_of
 
 SEEDS = 2**63 - 1  # the largest that every generator takes
 FUNCTION_FORMS = {
@@ -41,7 +45,10 @@ class Job:
             ``(sum, count)`` where targets are ragged or masked, so that batches can be
             split without a mean of means.
         data: A map-style dataset, or a tuple of tensors with equal first axis.
-        optimizer: ``params -> torch.optim.Optimizer`` at the learning rate used today.
+        optimizer: ``params -> torch.optim.Optimizer`` at the learning rate used today;
+            or a list of several, each of other parameters (Muon for matrices, AdamW for
+            the rest). Where its first argument is called ``named_params``, it gets
+            pairs of name and parameter.
         batch_size: The batch that learning rate was chosen for, in examples per step.
         evaluate: ``model -> float`` on held-out data; called in eval mode, no gradient.
         target: The value of ``evaluate`` that ends a run.
@@ -82,7 +89,7 @@ class Job:
     model: nn.Module | Callable[[], nn.Module]
     loss: Loss
     data: Any
-    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    optimizer: Callable[[Iterable[Any]], Any]
     batch_size: int
     evaluate: Callable[[nn.Module], float] | None = None
     target: float | None = None
@@ -100,7 +107,8 @@ class Job:
     num_workers: int = 0
 
     def __post_init__(self) -> None:
-        whole_number(self.batch_size, "batch_size")
+        keep_whole_numbers(self, "batch_size", "examples")
+        keep_whole_numbers(self, "seed", "num_workers", least=0)
         self._check_plain_values()
         if self.goal not in ("min", "max"):
             raise SettingError(
@@ -136,18 +144,14 @@ class Job:
 
     def _check_plain_values(self) -> None:
         """Refuse a seed, a target, a name or a device of the wrong kind."""
-        if whole_number(self.seed, "seed", least=0) > SEEDS:
+        if self.seed > SEEDS:
             raise SettingError(
                 "seed is larger than a generator takes",
                 seen=f"seed={self.seed}",
                 fix=f"seed={self.seed % 1000}, or any other up to 2**63 - 1",
             )
-        target = self.target
-        number = isinstance(target, numbers.Real) and not isinstance(target, bool)
-        if target is not None and (not number or math.isnan(target)):
-            raise SettingError(
-                "target must be a number", seen=f"target={target!r:.60}", fix="0.1"
-            )
+        if self.target is not None:
+            real_number(self.target, "target")
         for role in ("name", "example"):
             if not isinstance(getattr(self, role), str):
                 raise SettingError(
@@ -180,12 +184,9 @@ class Job:
                 why="a scheduler belongs to one optimizer, and every run has its own",
                 fix="rate=lambda optimizer: CosineAnnealingLR(optimizer, T_max=1000)",
             )
-        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
-            raise SettingError(
-                "clip_norm must be positive", seen=f"clip_norm={self.clip_norm}"
-            )
+        if self.clip_norm is not None:
+            real_number(self.clip_norm, "clip_norm", positive=True)
         run_length(self.length, self.examples, self.epochs)
-        whole_number(self.num_workers, "num_workers", least=0)
         if self.num_workers and isinstance(self.data, tuple):
             raise SettingError(
                 "num_workers has no effect on a tuple of tensors",
@@ -214,10 +215,11 @@ class Job:
         """A fresh model of its own, on the job's device, in training mode.
 
         Raises:
-            JobError: The factory raised, or returned something else than a module.
+            JobError: The factory raised, or returned something else than a module; a
+                module cannot be copied; or there are no numbers in it (meta device).
         """
         if isinstance(self.model, nn.Module):
-            model = copy.deepcopy(self.model)
+            model = copied_module(self.model)
         else:
             torch.manual_seed(self.seed)
             with user_code("model()"):
@@ -228,6 +230,7 @@ class Job:
                     seen=f"{type(model).__name__}",
                     fix="Job(model=make_model) where make_model() returns the network",
                 )
+        check_content(model)
         if self.device is not None:
             model = _moved(model, self.device)
         return model.train()
@@ -235,36 +238,45 @@ class Job:
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The job's optimizer over the trainable parameters of a model.
 
+        Several come back as one, see `job.several_optimizers.SeveralOptimizers`.
+
         Raises:
             JobError: Nothing is trainable, no optimizer came back, or it came with a
                 learning-rate scheduler.
         """
-        params = [p for p in model.parameters() if p.requires_grad]
-        if any(isinstance(p, nn.UninitializedParameter) for p in params):
+        # Names are the network's own, however many ranks train it.
+        network = model.module if isinstance(model, DistributedDataParallel) else model
+        named = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+        if any(isinstance(p, nn.UninitializedParameter) for _, p in named):
             raise JobError(
                 "the model has lazy layers whose shapes are not known yet",
                 why="there are no parameters to give to the optimizer",
                 fix="run one batch through the network inside model()",
             )
-        if not params:
+        if not named:
             raise JobError(
                 "the model has no trainable parameter",
                 seen=f"{sum(1 for _ in model.parameters())} parameters, 0 require grad",
                 why="without a gradient there is neither noise nor progress to measure",
                 fix="leave requires_grad on for what should be trained",
             )
+        wants_names = _first_argument(self.optimizer) == "named_params"
         with user_code("optimizer(params)"):
-            optimizer = self.optimizer(params)
-        if not isinstance(optimizer, torch.optim.Optimizer):
+            made = self.optimizer(named if wants_names else [p for _, p in named])
+        try:
+            optimizer = as_one(made)
+        except SettingError as error:
             raise JobError(
-                "optimizer(params) did not return a torch.optim.Optimizer",
-                seen=type(optimizer).__name__,
-                fix="Job(optimizer=lambda params: torch.optim.AdamW(params, lr=1e-3))",
-            )
-        if has_scheduler(optimizer):
+                f"optimizer(params): {error.what}",
+                seen=error.seen,
+                why=error.why,
+                fix="Job(optimizer=lambda params: torch.optim.AdamW(params, lr=1e-3)), "
+                "or a list of several, each of other parameters",
+            ) from error
+        if any(has_scheduler(member) for member in members_of(optimizer)):
             raise JobError(
                 "a learning-rate scheduler is made inside optimizer=",
-                seen=f"lr {float(optimizer.param_groups[0]['lr']):.3g} as it left it",
+                seen=f"lr {first_rate(optimizer)} as it left it",
                 why="nobody steps it: its first factor would stay for the whole run",
                 fix="Job(rate=lambda optimizer: CosineAnnealingLR(optimizer, ...), "
                 "epochs=9), and the optimizer at its plain rate",
@@ -277,12 +289,28 @@ class Job:
             index = torch.as_tensor(indices)
             batch: Any = tuple(t[index.to(t.device)] for t in self.data)
         else:
-            wanted = [int(i) for i in indices]
-            many = getattr(self.data, "__getitems__", None)
-            with user_code("the data set"):
-                examples = many(wanted) if many else [self.data[i] for i in wanted]
-            with user_code(f"collating {len(wanted)} examples"):
-                batch = (self.collate or default_collate)(examples)
+            return self.collated(self.read(indices), device)
+        return to_device(batch, device)
+
+    def read(self, indices: Tensor | Sequence[int]) -> list[Any]:
+        """The examples of a data set at ``indices``, as it gives them.
+
+        Raises:
+            JobError: The data set raised.
+        """
+        wanted = [int(i) for i in indices]
+        many = getattr(self.data, "__getitems__", None)
+        with user_code("the data set"):
+            return list(many(wanted)) if many else [self.data[i] for i in wanted]
+
+    def collated(self, examples: list[Any], device: torch.device) -> Any:
+        """A batch of examples of a data set, on ``device``.
+
+        Raises:
+            JobError: ``collate`` raised.
+        """
+        with user_code(f"collating {len(examples)} examples"):
+            batch = (self.collate or default_collate)(examples)
         return to_device(batch, device)
 
     def mean_loss(
@@ -338,6 +366,55 @@ def _moved(model: nn.Module, device: str | torch.device) -> nn.Module:
         ) from error
 
 
+def copied_module(model: nn.Module) -> nn.Module:
+    """A module like this one, that shares nothing with it.
+
+    Raises:
+        JobError: It cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        if out_of_memory(error) is not None:
+            raise
+        raise JobError(
+            "the model cannot be copied",
+            seen=f"copy.deepcopy(model) raised {type(error).__name__}: "
+            f"{first_line(error, 150)}",
+            why="every use of a job trains a copy, and the module stays as it is; what "
+            "it keeps from a pass (an output, a cache), a lock or a file has no copy",
+            fix="a factory: Job(model=make_model), a function that builds the network",
+        ) from error
+
+
+def check_content(model: nn.Module) -> None:
+    """Refuse a model whose tensors have a shape and no numbers.
+
+    Raises:
+        JobError: It is on the meta device, or a part of it.
+    """
+    named = [*model.named_parameters(), *model.named_buffers()]
+    empty = [name for name, tensor in named if tensor.device.type == "meta"]
+    if empty:
+        raise JobError(
+            "the model is on the meta device, where tensors hold no numbers",
+            seen=f"{len(empty)} of {len(named)} parameters and buffers, such as "
+            f"{empty[0]}",
+            why="there is nothing to train; largest_batch and `rightbatch memory` need "
+            "no meta device, they trace the model without making its numbers",
+            fix="build it without torch.device('meta'); or inside model(): "
+            "net.to_empty(device='cpu'), then initialise it",
+        )
+
+
+def _first_argument(function: Callable[..., Any]) -> str:
+    """The name of what a function takes first; empty where it cannot be read."""
+    try:
+        return next(iter(inspect.signature(function).parameters), "")
+    except (TypeError, ValueError):
+        return ""
+
+
 def run_length(length: int, examples: int | None, epochs: float | None) -> float | None:
     """Examples that a run sees, if that is said: in examples, or in passes.
 
@@ -361,9 +438,8 @@ def run_length(length: int, examples: int | None, epochs: float | None) -> float
     if examples is not None:
         return float(whole_number(examples, "examples"))
     if epochs is not None:
-        if not 0 < epochs < math.inf:
-            raise SettingError("epochs must be positive", seen=f"epochs={epochs}")
-        return float(max(1, round(epochs * length)))
+        passes = real_number(epochs, "epochs", positive=True)
+        return float(max(1, round(passes * length)))
     return None
 
 

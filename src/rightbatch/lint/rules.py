@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import numbers
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch import nn
 
 from rightbatch.core.errors import JobError
 from rightbatch.core.findings import Finding
-from rightbatch.core.guards import evaluating
+from rightbatch.core.guards import evaluating, preserved_rng
 from rightbatch.coupling.probe import (
     LEAST_EXAMPLES,
     Coupling,
@@ -23,7 +24,9 @@ from rightbatch.coupling.probe import (
     find_coupling,
 )
 from rightbatch.job.job import Job
-from rightbatch.job.loss import PRECISIONS
+from rightbatch.job.loss import PRECISIONS, check_differentiable, means_in, no_pair
+from rightbatch.job.optimizers import rate_in
+from rightbatch.job.several_optimizers import members_of
 from rightbatch.measure.time import wait_for
 from rightbatch.schedules.job_rate import rate_of
 from rightbatch.training.gradient import Part, sum_gradients
@@ -137,13 +140,14 @@ class Probe:
         self.model.zero_grad(set_to_none=True)
         batch = self.batch(size)
         with self.timed(BACKWARD * size):
-            sum_gradients(
+            passes = sum_gradients(
                 self.model,
                 self.job.loss,
                 [Part(batch, size)],
                 device=self.device,
                 dtype=PRECISIONS[self.job.precision],
             )
+        check_differentiable(passes.reached)
 
     def first_loss(self, size: int) -> tuple[float, float | None]:
         """Value and count of the loss of the first examples, in training mode."""
@@ -154,6 +158,18 @@ class Probe:
                 terms = None if count is None else float(count)
                 self.first_losses[size] = float(value.detach()), terms
         return self.first_losses[size]
+
+    def means_in_pair(self, size: int) -> dict[str, str]:
+        """Which values of the pair that the loss returns are means; and why."""
+        half = size // 2
+        pairs = []
+        with evaluating(self.model), preserved_rng():
+            for start, stop in ((0, half), (half, 2 * half), (0, 2 * half)):
+                batch = self.job.batch(range(start, stop), self.device)
+                with self.timed(stop - start):
+                    value, count = self.job.mean_loss(self.model, batch)
+                    pairs.append((float(value), float(count or 0)))
+        return means_in(*pairs)
 
     def loss(self, batch: Any, examples: int) -> float:
         """The mean loss in eval mode, where dropout and BatchNorm stand still."""
@@ -200,14 +216,18 @@ def trainable(probe: Probe) -> Finding | None:
             why="its steps would change nothing",
             fix="Job(optimizer=lambda params: SGD(params, ...)) using the params given",
         )
-    lr = probe.optimizer.param_groups[0].get("lr")
-    if not isinstance(lr, (int, float, torch.Tensor)) or not 0 < float(lr) < math.inf:
+    rates = [rate_in(group) for group in probe.optimizer.param_groups]
+    lacking = next((i for i, lr in enumerate(rates) if lr is None), 0)
+    lr = rates[lacking]
+    if lr is None or not 0 < lr < math.inf:
+        which = "first param group" if not lacking else f"param group {lacking}"
         raise JobError(
-            "the first param group has no learning rate above zero",
+            f"the {which} has no learning rate above zero",
             seen=f"lr = {lr}",
             why="all rates are told and changed by the factor that this one takes",
             fix="first a group that trains, and requires_grad_(False) on what stays",
         )
+    _check_other_rates(probe.optimizer)
     rate_of(probe.job)
     missing = len(parameters - held)
     if missing:
@@ -222,9 +242,23 @@ def trainable(probe: Probe) -> Finding | None:
     return None
 
 
+def _check_other_rates(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse rates that no training has; zero keeps a group as it is."""
+    for number, group in enumerate(optimizer.param_groups):
+        lr = group.get("lr", 0.0)
+        is_number = isinstance(lr, (numbers.Real, torch.Tensor))
+        if not is_number or not 0 <= float(lr) < math.inf:
+            raise JobError(
+                f"param group {number} has no learning rate that trains",
+                seen=f"lr = {lr}",
+                why="it must be finite, and not below zero",
+                fix="a rate above zero, or requires_grad_(False) on what stays",
+            )
+
+
 def one_step_optimizer(probe: Probe) -> Finding | None:
     """The optimizer makes one update per gradient."""
-    if isinstance(probe.optimizer, torch.optim.LBFGS):
+    if any(isinstance(o, torch.optim.LBFGS) for o in members_of(probe.optimizer)):
         raise JobError(
             "LBFGS evaluates the loss several times per step",
             why="one step has no single batch, so the laws do not apply",
@@ -253,6 +287,8 @@ def scalar_loss(probe: Probe) -> Finding | None:
                 seen=f"count {count}",
                 fix="(sum, count) with the number of terms summed",
             )
+        if count is not None and (means := probe.means_in_pair(size)):
+            raise no_pair(means)
     return None
 
 

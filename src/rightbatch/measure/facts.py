@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from rightbatch.core.findings import Coupled
-from rightbatch.job.optimizers import decay_is_decoupled, optimizer_family
+from rightbatch.job.optimizers import check_rates, kinds_of
+from rightbatch.job.several_optimizers import optimizer_name
 from rightbatch.measure.measurements import JobFacts
 from rightbatch.training.run_state import RunState
 
@@ -17,8 +18,16 @@ def job_facts(run: RunState, spec: str, coupled: Coupled = "") -> JobFacts:
         run: Fresh.
         spec: How the job is loaded; "": by its name.
         coupled: Where the examples of a batch touch each other.
+
+    Raises:
+        SettingError: The optimizer has no learning rate.
     """
-    job, group = run.job, run.optimizer.param_groups[0]
+    check_rates(run.optimizer, "rates are told and raced by the factor on all of them")
+    job, group, kind = (
+        run.job,
+        run.optimizer.param_groups[0],
+        kinds_of(run.optimizer)[0],
+    )
     momentum, betas = group.get("momentum"), group.get("betas")
     return JobFacts(
         name=job.name,
@@ -26,9 +35,9 @@ def job_facts(run: RunState, spec: str, coupled: Coupled = "") -> JobFacts:
         example=job.example,
         examples=job.length,
         parameters=sum(p.numel() for p in run.network.parameters()),
-        optimizer=type(run.optimizer).__name__,
-        family=optimizer_family(run.optimizer),
-        decoupled_decay=decay_is_decoupled(run.optimizer),
+        optimizer=optimizer_name(run.optimizer),
+        family=kind.family,
+        decoupled_decay=kind.decoupled,
         lr=float(group["lr"]),
         momentum=float(momentum) if momentum is not None else None,
         betas=tuple(float(b) for b in betas) if betas else None,

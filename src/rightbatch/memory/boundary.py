@@ -12,7 +12,7 @@ from rightbatch.memory.envelope import Envelope
 from rightbatch.memory.trial import Trial
 
 EXACT = 0.001  # a law this near to a real step is left as it is [assumed]
-TRIALS = 4
+TRIALS = 4  # from the first that runs
 FIRST_SHARE = 0.42  # of the limit: malloc may hold twice what is asked for [measured]
 BELOW = 0.985  # of what should just fit is tried [assumed]
 NEAR = 0.93  # of what did not fit is tried next [assumed]
@@ -68,19 +68,26 @@ class Search:
 
     @property
     def largest(self) -> int:
-        """The largest batch: of a step that fitted, else by the law below all others.
+        """The largest batch: of a step that fitted; by the law where none was tried.
 
-        0 where not even one example fitted.
+        0 where memory ran out and no step fitted: the law is wrong there.
         """
         if self.best is not None:
             return self.best.micro_batch
-        return min(self.envelope.largest(self.limit), self.most, self._not_ruled_out)
+        if self._ran_out:
+            return 0
+        return min(self.envelope.largest(self.limit), self.most)
 
     @property
-    def _not_ruled_out(self) -> int:
-        """The largest size below all that did not come to their end."""
-        failed = [t.micro_batch for t in self.trials if not t.fits]
-        return min(failed, default=self.most + 1) - 1
+    def failure(self) -> Trial | None:
+        """The smallest that ended in an error which is no lack of memory."""
+        failed = (t for t in self.trials if t.fits is None and not t.late)
+        return min(failed, key=lambda t: t.micro_batch, default=None)
+
+    @property
+    def _ran_out(self) -> list[int]:
+        """The sizes at which memory ran out."""
+        return [t.micro_batch for t in self.trials if t.fits is False]
 
     def run(self, tell: Callable[[str], None]) -> str:
         """Make the trials; why there are no more of them, or ``""``.
@@ -91,14 +98,23 @@ class Search:
         # At first far below the limit, where malloc may hold twice what is asked for.
         share = FIRST_SHARE if self.hoards else NEAR
         size = max(1, min(self.envelope.largest(share * self.limit), self.most))
-        while len(self.trials) < TRIALS:
+        counted, failed = 0, ""
+        while counted < TRIALS:
             if self._too_long(size):
                 return f"steps of {size:,} would take longer than the patience given"
             tell(f"batch {size:,}")
             trial = self.make_trial(size, not any(t.allocated for t in self.trials))
             self.trials.append(trial)
+            counted += self.best is not None
             if trial.fits is None:
-                return f"a step of {size:,} failed: {trial.seen}"
+                failed = f"a step of {size:,} failed: {trial.seen}"
+                # One that took too long says nothing about the law. Where memory ran
+                # out the law is wrong, and where the job fails it is of no use: then
+                # only a step that runs is an answer.
+                if self.best is not None or (trial.late and not self._ran_out):
+                    return failed
+            if trial.fits and failed:
+                return failed
             self._calibrate(trial)
             following = self._larger() if trial.fits else self._smaller(size)
             if trial.fits and following <= ENOUGH * size:
@@ -106,7 +122,7 @@ class Search:
             size = max(following, 1)
             if any(t.micro_batch == size for t in self.trials):
                 break
-        return "" if self.best is not None else "no step fitted"
+        return failed or ("" if self.best is not None else "no step fitted")
 
     def _too_long(self, size: int) -> bool:
         """By the largest step so far; time grows no slower than the batch."""
@@ -137,7 +153,8 @@ class Search:
             rise = (taken - taken_before) / max(peak - peak_before, 1.0)
             slope = max(rise, 1.0)
         room = self.envelope.largest(peak + (self.limit - taken) / slope)
-        return min(int(BELOW * room), self.most, self._not_ruled_out)
+        below = min(self._ran_out, default=self.most + 1) - 1
+        return min(int(BELOW * room), self.most, below)
 
     def _smaller(self, size: int) -> int:
         """The next size after one that did not fit."""

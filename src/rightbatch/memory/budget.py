@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from dataclasses import dataclass
 
@@ -82,14 +83,14 @@ def budget_for(
         SettingError: ``memory`` is not positive, or the device's is unknown.
     """
     if memory is not None and not (
-        isinstance(memory, (int, float)) and 1 <= memory < math.inf
+        isinstance(memory, numbers.Real) and 1 <= memory < math.inf
     ):
         raise SettingError(
             "memory must be a number of bytes",
             seen=f"memory={memory!r}",
             fix="memory=8 * 2**30 (--limit 8GiB)",
         )
-    if not (isinstance(margin, (int, float)) and 0 <= margin < 1):
+    if not (isinstance(margin, numbers.Real) and 0 <= margin < 1):
         raise SettingError(
             "a margin is a share from 0 to 1", seen=f"margin={margin!r}", fix="0.1"
         )

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from rightbatch.core.errors import RightbatchError
+from rightbatch.core.errors import RightbatchError, first_cause
 from rightbatch.core.torch_private import (
     FakeTensorMode,
     no_room_for_threads,
@@ -37,11 +37,13 @@ class Answer:
     Attributes:
         value: What the function returned; None if it did not.
         memory: Whether memory ran out.
+        late: Whether it was not waited for any longer.
         seen: What happened otherwise, in a line.
     """
 
     value: Any = None
     memory: bool = False
+    late: bool = False
     seen: str = ""
 
 
@@ -71,7 +73,7 @@ def in_child(
     try:
         if receiver.poll(patience_s):
             return receiver.recv()
-        return Answer(seen=f"it took more than {patience_s:.0f} s")
+        return Answer(late=True, seen=f"it took more than {patience_s:.0f} s")
     except EOFError:
         child.join()
         return _ended(child.exitcode)
@@ -103,9 +105,7 @@ def attempt(function: Callable[[], Any]) -> Answer:
         memory = out_of_memory(error)
         if memory is not None:
             return Answer(memory=True, seen=memory.text[:120])
-        root: BaseException = error
-        while root.__cause__ is not None:
-            root = root.__cause__
+        root = first_cause(error)
         text = (str(root).strip() or type(root).__name__).splitlines()[0]
         if no_room_for_threads(text):
             return Answer(memory=True, seen=text[:120])

@@ -13,17 +13,18 @@ from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.machine import free_memory_bytes
 from rightbatch.core.progress import Progress
+from rightbatch.core.real_number import real_number
 from rightbatch.core.torch_private import FakeTensorMode
 from rightbatch.core.units import show_bytes
 from rightbatch.core.whole_number import whole_number
-from rightbatch.job.job import Job
+from rightbatch.job.job import Job, check_content
 from rightbatch.memory.boundary import Search, malloc_hoards
 from rightbatch.memory.budget import Budget, budget_for
 from rightbatch.memory.child_process import AVAILABLE, in_child
 from rightbatch.memory.envelope import Envelope, Segment, check_room
 from rightbatch.memory.step import step_of
 from rightbatch.memory.step_law import trace_law
-from rightbatch.memory.trial import PATIENCE_S, Trial, try_step
+from rightbatch.memory.trial import PATIENCE_S, Trial, no_safe_place, try_step
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -75,8 +76,7 @@ class MemoryLaw:
 
     def peak(self, batch: int) -> int:
         """Predicted most bytes of tensors alive in a step of so many examples."""
-        whole_number(batch, "batch_size")
-        return round(self.envelope.peak(batch))
+        return round(self.envelope.peak(whole_number(batch, "batch_size")))
 
     @property
     def binding(self) -> Segment:
@@ -119,7 +119,7 @@ def largest_batch(
         accumulation: Micro-batches a step is made of: with 2 or more, gradients are
             there while the next one runs.
         margin: Share of the budget kept for longer examples than those looked at.
-        verify: Whether to make real steps: at most four.
+        verify: Whether to make real steps: at most four from the first that runs on.
         device: ``"cuda"`` predicts for a CUDA device from a machine without one.
         ranks: Predict for one of so many processes that train together.
         sharded: With FSDP2, instead of DDP.
@@ -128,7 +128,7 @@ def largest_batch(
 
     Raises:
         SettingError: Not even one example fits, or an argument makes no sense.
-        JobError: The step does not run.
+        JobError: The step does not run at any size.
 
     Example:
         >>> import rightbatch as rb
@@ -138,10 +138,9 @@ def largest_batch(
     """
     if not isinstance(job, Job):
         raise SettingError("largest_batch takes a Job", seen=type(job).__name__)
-    whole_number(accumulation, "accumulation")
-    whole_number(ranks, "ranks")
-    if not patience_s > 0:
-        raise SettingError("patience must be positive", seen=f"{patience_s} s")
+    accumulation = whole_number(accumulation, "accumulation")
+    ranks = whole_number(ranks, "ranks")
+    patience_s = real_number(patience_s, "patience_s", positive=True)
     if sharded and ranks == 1:
         raise SettingError(
             "sharding needs several ranks", seen="ranks 1", fix="ranks=8 (--ranks 8)"
@@ -183,6 +182,14 @@ def largest_batch(
                 why = search.run(phase.update)
                 many = len(search.trials)
                 phase.summary = f"{many} trial{'s' if many > 1 else ''}"
+    if search.best is None and search.failure is not None:
+        raise JobError(
+            f"no step runs: that of {search.failure.micro_batch:,} examples fails, "
+            "and not for memory",
+            seen=search.failure.seen,
+            why="the answer would be a batch that was never run",
+            fix="mend it; rightbatch check names the line",
+        )
     if search.largest < 1:
         raise SettingError(
             "not even one example ran within this memory",
@@ -207,6 +214,8 @@ def _why_not_tried(
         return f"the job runs on {here} here, not on {target}"
     if ranks > 1:
         return "a step of several processes is not tried"
+    if unsafe := no_safe_place(here):
+        return unsafe
     free = free_memory_bytes()
     if here.type == "cpu" and budget.bytes > free:
         return f"only {show_bytes(free)} are free here"
@@ -252,8 +261,10 @@ def job_device(job: Job) -> torch.device:
     """Where the job's parameters are: as it says, or as its factory puts them.
 
     Raises:
-        JobError: It has no parameters.
+        JobError: It has no parameters, or holds no numbers.
     """
+    if isinstance(job.model, torch.nn.Module):
+        check_content(job.model)
     if job.device is not None:
         return torch.device(job.device)
     if isinstance(job.model, torch.nn.Module):

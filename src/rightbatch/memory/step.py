@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rightbatch.core.torch_private import out_of_memory
 from rightbatch.core.trees import leaves
-from rightbatch.core.user_code import user_code
 from rightbatch.job.job import Job
-from rightbatch.job.loss import PRECISIONS
+from rightbatch.job.loss import PRECISIONS, check_differentiable
 from rightbatch.training.gradient import Part, sum_gradients
 
 LOOKED_AT = 256  # examples among which the longest is looked for [assumed]
+LOOK_S = 10.0  # no longer than this [assumed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +49,17 @@ class Step:
         optimizer.zero_grad(set_to_none=True)
         device = next(model.parameters()).device
         parts = (Part(batch, micro_batch) for batch in batches)
-        _, counts = sum_gradients(
+        passes = sum_gradients(
             model,
             self.job.loss,
             parts,
             device=device,
             dtype=PRECISIONS[self.job.precision],
         )
+        check_differentiable(passes.reached)
         for parameter in (p for g in optimizer.param_groups for p in g["params"]):
             if parameter.grad is not None:
-                parameter.grad.div_(sum(counts))
+                parameter.grad.div_(sum(passes.counts))
         optimizer.step()
 
 
@@ -64,21 +68,40 @@ def step_of(job: Job, accumulation: int = 1) -> Step:
     index, example = _longest(job)
     return Step(
         job=job,
-        batch=lambda count: job.batch([index] * count, torch.device("cpu")),
+        batch=lambda count: _batch_of(job, index, count),
         example=example,
         accumulation=accumulation,
     )
+
+
+def _batch_of(job: Job, index: int, count: int) -> Any:
+    """A batch of one example so many times over, on the CPU.
+
+    It is read once: how long reading takes has nothing to do with memory.
+    """
+    cpu = torch.device("cpu")
+    if isinstance(job.data, tuple):
+        return job.batch([index] * count, cpu)
+    examples = job.read([index])
+    try:
+        examples += [copy.deepcopy(examples[0]) for _ in range(count - 1)]
+    except Exception as error:
+        if out_of_memory(error) is not None:
+            raise
+        examples = job.read([index] * count)  # what cannot be copied
+    return job.collated(examples, cpu)
 
 
 def _longest(job: Job) -> tuple[int, str]:
     """Number of the example that holds the most, of those looked at; and in words."""
     if isinstance(job.data, tuple):
         return 0, "all examples have one shape"
-    with user_code("the data set"):
-        sizes = {
-            i: _numbers(job.data[i])
-            for i in range(0, job.length, max(job.length // LOOKED_AT, 1))
-        }
+    sizes: dict[int, int] = {}
+    until = time.monotonic() + LOOK_S
+    for i in range(0, job.length, max(job.length // LOOKED_AT, 1)):
+        if sizes and time.monotonic() > until:
+            break
+        sizes[i] = _numbers(job.read([i])[0])
     index = max(sizes, key=lambda i: sizes[i])
     if len(set(sizes.values())) == 1:
         return index, f"{len(sizes)} examples looked at, all of one size"

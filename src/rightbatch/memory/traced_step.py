@@ -7,7 +7,6 @@ there: it is traced on small real ones.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -27,7 +26,7 @@ from rightbatch.core.torch_private import (
     quiet_fake_tensors,
 )
 from rightbatch.core.trees import map_tensors, to_device
-from rightbatch.job.job import Job
+from rightbatch.job.job import Job, copied_module
 from rightbatch.memory.child_process import AVAILABLE, attempt, in_child
 from rightbatch.memory.live_bytes import LiveTrace
 from rightbatch.memory.peak import resident
@@ -153,8 +152,8 @@ def _fake_model(job: Job, mode: FakeTensorMode) -> nn.Module:
     job_anywhere = dataclasses.replace(job, device=None)
     if isinstance(job.model, nn.Module):
         with FakeCopyMode(mode):
-            copied = copy.deepcopy(job.model)
-        job_anywhere = dataclasses.replace(job_anywhere, model=lambda: copied)
+            fake = copied_module(job.model)
+        job_anywhere = dataclasses.replace(job_anywhere, model=lambda: fake)
     device = torch.device(job.device or "cpu")
     absent = device.type == "cuda" and not torch.cuda.is_available()
     with nullcontext() if absent or job.device is None else device:

@@ -27,7 +27,8 @@ class Trial:
 
     Attributes:
         micro_batch: Examples in each micro-batch.
-        fits: Whether they came to their end; None if that was not found out.
+        fits: Whether they came to their end; False: memory ran out; None: neither.
+        late: Whether they were stopped for the time they took.
         taken: Bytes the process, or the device's allocator, grew by at the most.
         allocated: The most bytes of tensors and kernels alive, where measured.
         seen: What happened otherwise.
@@ -36,10 +37,18 @@ class Trial:
 
     micro_batch: int
     fits: bool | None
+    late: bool = False
     taken: int = 0
     allocated: int = 0
     seen: str = ""
     seconds: float = 0.0
+
+
+def no_safe_place(device: torch.device) -> str:
+    """Why nothing can be tried on a device without harm to this process; or nothing."""
+    if device.type == "cuda" or (device.type == "cpu" and AVAILABLE):
+        return ""
+    return f"there is no safe place here to try it on {device.type}"
 
 
 def try_step(
@@ -75,16 +84,17 @@ def try_step(
         answer = attempt(run)
         gc.collect()
         torch.cuda.empty_cache()
-    elif device.type == "cpu" and AVAILABLE:
+    elif not no_safe_place(device):
         answer = in_child(run, limit=limit, patience_s=patience_s)
     else:
-        answer = Answer(seen=f"there is no safe place here to try it on {device.type}")
+        answer = Answer(seen=no_safe_place(device))
     seconds = time.monotonic() - started
     if isinstance(answer.value, Trial):
         return replace(answer.value, seconds=seconds)
     return Trial(
         micro_batch=micro_batch,
         fits=False if answer.memory else None,
+        late=answer.late,
         seen=answer.seen,
         seconds=seconds,
     )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from rightbatch.noise.model_inputs import ModelInputs
 from rightbatch.noise.statistics.optimizer_metric import OptimizerMetrics
 from rightbatch.noise.statistics.samples import Sample
 
@@ -21,8 +22,15 @@ class GroupSource:
         name: For people.
         why: Why this one was chosen.
         missing: Parameters that are not seen, by index, and why.
-        verified: Whether it was tested that examples are seen where they belong.
+        verified: Whether what is seen was confirmed by passes of its own for every
+            group; None: nothing was tested.
+        verifies: Whether this step does that.
+        unmeasurable: Why nothing can be measured here, and what would work; "" if
+            something can.
         problem: Why the last step gave nothing.
+        used: Which of the step's forward passes have a part in its gradient; empty:
+            all.
+        seen_changed: Whether other parameters are seen than in the step before.
         metrics: Norms in the optimizer's metrics in this step, if they are measured.
     """
 
@@ -33,6 +41,10 @@ class GroupSource:
         self.parameters, self.population = parameters, population
         self.missing: dict[int, str] = {}
         self.verified: bool | None = None
+        self.verifies = False
+        self.unmeasurable = ""
+        self.used: tuple[int, ...] = ()
+        self.seen_changed = False
         self.problem = ""
         self.metrics: OptimizerMetrics | None = None
 
@@ -44,8 +56,8 @@ class GroupSource:
     def begin(self, metrics_for: MetricsFor, last_batches: tuple[int, ...]) -> None:
         """A measured step begins; the last one had micro-batches of these sizes."""
 
-    def forward_begins(self, batch: int) -> None:
-        """The model is called with so many examples."""
+    def forward_begins(self, inputs: ModelInputs) -> None:
+        """The model is called."""
 
     def forward_ends(self, output: object) -> None:
         """The model has returned."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +11,11 @@ from torch import Tensor
 
 from rightbatch.noise.capture.group_norms import ParameterKey
 from rightbatch.noise.group_source import GroupSource, MetricsFor
+from rightbatch.noise.guard import Guard
+from rightbatch.noise.model_inputs import ModelInputs
+from rightbatch.noise.monitor_hook import Hook
 from rightbatch.noise.norms import inner_product, squared_norm
+from rightbatch.noise.pass_pattern import INSTEAD, Pass, PassPattern
 from rightbatch.noise.statistics.samples import (
     Sample,
     sample_from_groups,
@@ -30,32 +34,43 @@ class MicroBatches(GroupSource):
     name = "micro-batches of the accumulated step"
     why = "the step is accumulated: its micro-batches are groups already"
 
-    def __init__(self, parameters: Sequence[Tensor], population: int | None) -> None:
+    def __init__(
+        self, parameters: Sequence[Tensor], population: int | None, guard: Guard
+    ) -> None:
         super().__init__(parameters, population)
+        self.guard = guard
         self._parts: dict[int, Tensor] = {}  # sum of the micro-batches' squared norms
         self._totals: dict[int, Tensor] = {}  # squared norm of their sum
         self._arrived: dict[int, int] = {}  # micro-batches that reached the parameter
         self._expected: tuple[int, ...] = ()
+        self._passes: list[Pass] = []
+        self._pattern = PassPattern()
         self._hooks: list[Any] = []
 
     def begin(self, metrics_for: MetricsFor, last_batches: tuple[int, ...]) -> None:
         self.metrics, self.problem = metrics_for(last_batches), ""
-        self._expected, self.missing = last_batches, {}
+        self._expected, self.missing, self.used = last_batches, {}, ()
+        self._passes = []
         self._parts, self._totals, self._arrived = {}, {}, {}
         for index, parameter in enumerate(self.parameters):
             if parameter.requires_grad:
-                hook = partial(self._gradient_arrived, index, parameter)
+                hook = Hook(weakref.ref(self), "_gradient_arrived", index)
                 self._hooks.append(parameter.register_hook(hook))
 
-    def _gradient_arrived(
-        self, index: int, parameter: Tensor, gradient: Tensor
-    ) -> None:
+    def forward_begins(self, inputs: ModelInputs) -> None:
+        self._passes.append(Pass.of(inputs))
+
+    def _gradient_arrived(self, index: int, gradient: Tensor) -> None:
         if gradient.is_sparse:
             self.missing[index] = "its gradient is sparse"
             return
-        gradient, before = gradient.detach(), parameter.grad
+        gradient, before = gradient.detach(), self.parameters[index].grad
         arrived = 0 if before is None else self._arrived.get(index, 0)
-        square = squared_norm(gradient)
+        square, current = squared_norm(gradient), self._passes[-1]
+        if index in current.reached:
+            self.problem = f"a pass had more than one backward pass: {INSTEAD}"
+        current.reached.add(index)
+        current.square = current.square + square
         if not arrived or before is None:
             self._parts[index], self._totals[index] = square, square
             if before is not None:  # zeros, or what somebody left in .grad
@@ -72,24 +87,33 @@ class MicroBatches(GroupSource):
         self._arrived[index] = arrived + 1
 
     def finish(self, batches: Sequence[int]) -> Sample | None:
+        passes, self._passes = self._passes, []
         self.cancel()
-        if len(batches) < 2:
-            self.problem = "the step had one micro-batch only"
-            return None
+        self.used = tuple(i for i, p in enumerate(passes) if p.reached)
+        passes = [passes[i] for i in self.used]
+        batches = [batches[i] for i in self.used]
         if not self._parts:
             self.problem = "no gradient arrived"
+        elif len(batches) < 2:
+            self.problem = "the step had one micro-batch only"
+        if self.problem:
             return None
         zero = torch.zeros((), device=self.parameters[0].device)
         parts, totals = (
             torch.stack([squares.get(i, zero) for i in range(len(self.parameters))])
             for squares in (self._parts, self._totals)
         )
+        self.unmeasurable = self._pattern.difference(passes, float(totals.sum()))
+        if self.unmeasurable:
+            self.problem = self.unmeasurable
+            return None
         sample = sample_from_groups(parts, totals, batches, self.population)
         if self.metrics is None or tuple(batches) != self._expected:
             return sample
         return with_metrics(sample, self.metrics, self.metrics.rows())
 
     def cancel(self) -> None:
+        self._passes = []
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()

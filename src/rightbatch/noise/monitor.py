@@ -3,74 +3,66 @@
 One step, seen from here: the model's forward pass begins (`_before_forward`), and for
 the first of a step the groups' source and whether to measure at all are chosen; it ends
 (`_after_forward`); gradients arrive in the source; the optimizer is about to update
-(`_before_update`): the source gives a `Sample`, which is added to the history.
+(`_before_update`): the source gives a `Sample`, which is added to the history. Where
+a closure makes the gradients inside the update, that happens behind it
+(`_after_update`). Each of these is called through a `Guard`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch import nn
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
-from rightbatch.core.errors import SettingError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import write_json
-from rightbatch.core.trees import tensors
+from rightbatch.core.torch_private import acts_on_arrival, in_backward_pass
 from rightbatch.noise.group_source import GroupSource
-from rightbatch.noise.micro_batches import MicroBatches
+from rightbatch.noise.guard import METRICS, Guard, warn
+from rightbatch.noise.loss_scale import LossScale
+from rightbatch.noise.model_inputs import ModelInputs
 from rightbatch.noise.monitor_hook import Hook
 from rightbatch.noise.monitor_settings import (
     check_settings,
     watched_parameters,
 )
 from rightbatch.noise.overhead import UPFRONT, Budget
-from rightbatch.noise.rank_gradients import RankGradients, world_size_of
+from rightbatch.noise.rank_gradients import RankGradients
+from rightbatch.noise.record import Counts, Record
 from rightbatch.noise.saved_noise import FORMAT, SavedNoise
-from rightbatch.noise.statistics.course import PLAIN, Course
+from rightbatch.noise.statistics.course import Course
 from rightbatch.noise.statistics.history import History
-from rightbatch.noise.statistics.optimizer_metric import OptimizerMetrics, root_moments
+from rightbatch.noise.statistics.optimizer_metric import (
+    OptimizerMetrics,
+    has_metric,
+    root_moments,
+)
 from rightbatch.noise.statistics.reading import metric_noise, noise_scale_of
 from rightbatch.noise.statistics.samples import Sample
-from rightbatch.noise.statistics.scale import Coverage, NoiseScale
-from rightbatch.noise.within_batch import WithinBatch
+from rightbatch.noise.statistics.scale import NoiseScale
+from rightbatch.noise.updates import optimizers_in
+from rightbatch.noise.watched import Watched
 
 GROUPS = 8  # |G|^2 gains only sqrt(k/(k-1)) beyond [derived: docs/noise.md]
 WINDOW = 0.25  # share of the run an estimate looks back on [measured: docs/noise.md]
 METRICS_EVERY = 4  # every so many measured steps the optimizer's metrics too [assumed]
-LOW_COVERAGE = 0.5  # share of the parameters below which a warning is due [assumed]
-LEARNED = 3  # measured steps by which layouts and checkpointing are known [derived]
+IN_BACKWARD = (
+    "gradients are used inside the backward pass, before those of a step are complete "
+    "(register_post_accumulate_grad_hook): nothing is measured"
+)
 QUIET = 5  # updates without a forward pass until we say so [assumed]
-
-
-@dataclass
-class Counts:
-    """What a monitor has seen so far.
-
-    Attributes:
-        examples: Examples, over all ranks.
-        measured: Steps that gave a sample.
-        skipped: Steps left out because their gradient was not finite or zero, or no
-            update followed.
-        batch_size: Examples in the last measured step.
-        gain_batch: Examples behind the last gain of a sign step.
-        steps: Updates.
-    """
-
-    examples: int = 0
-    measured: int = 0
-    skipped: int = 0
-    batch_size: int = 0
-    gain_batch: int = 0
-    steps: int = 0
 
 
 class NoiseMonitor:
@@ -84,8 +76,9 @@ class NoiseMonitor:
     Args:
         model: What the loop calls: the outermost wrapper (DDP, compiled, sharded).
         optimizer: Whose parameters are watched, and whose moments give the noise in its
-            own metric, if it divides by the gradient's size or takes its sign. Default:
-            any optimizer that updates the model's parameters.
+            own metric, if it divides by the gradient's size or takes its sign. A list
+            of several, as for Muon beside AdamW; or what wraps them. Default: all of
+            the model's parameters, whatever updates them.
         overhead: Share of the training time that measuring may take;
             ``math.inf`` measures every step.
         groups: Groups per batch, or ``"examples"`` for every example by itself.
@@ -95,17 +88,17 @@ class NoiseMonitor:
             batch (strata, classes). Without it, noise between strata is counted that
             such a batch does not have.
         batch_axis: Axis of the model's first input that has the examples.
-        grad_scaler: The loop's ``GradScaler``, whose factor is divided out.
-        verify: Whether to test once, by an extra backward pass, that each example's
-            gradient is seen where it belongs.
+        grad_scaler: Has ``get_scale()``: the factor that the loss is multiplied with,
+            which is divided out. Torch's own scalers are found where they update.
+        verify: Whether to hold what is seen against a backward pass of its own for
+            every group again when the inputs' shapes change. The first measured step
+            always does.
         upfront: Measured steps to begin with, every other one, before the overhead
             counts; what they took is saved afterwards. For whoever must know soon.
         clock: Seconds; what the overhead is measured with.
 
     Attributes:
-        history: The samples so far, the recent ones finely.
-        course: The samples from the beginning, for `save`.
-        counts: Steps and examples so far.
+        guard: What hooks of ours go through, and why something is not measured.
 
     Raises:
         SettingError: An argument makes no sense for this model.
@@ -113,7 +106,9 @@ class NoiseMonitor:
     Note:
         The loss must be a mean or a sum over independent examples. A loss that compares
         examples with each other cannot be seen from here: `rightbatch.noise_scale`
-        checks it. Gradients are read before clipping.
+        checks it. Gradients are read before clipping. An error in the monitor's own
+        code never reaches the loop: measuring ends, with a warning, and the step goes
+        on as without.
 
     Example:
         >>> import math, torch, rightbatch as rb
@@ -133,7 +128,7 @@ class NoiseMonitor:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
         overhead: float = 0.02,
         *,
         groups: int | Literal["examples"] = GROUPS,
@@ -149,38 +144,52 @@ class NoiseMonitor:
         if stream is not None and population is None and stream.order.covers:
             population = stream.length
         self.model, self.optimizer = model, optimizer
-        self.history, self.course, self.counts = History(), Course(), Counts()
-        watched = watched_parameters(model, optimizer)
-        parameters = [p for _, p in watched]
-        self._parameters: list[Tensor] = parameters
-        self._batch_axis, self._scaler = batch_axis, grad_scaler
+        self.guard = Guard()
+        self._record = Record()
+        self._optimizers = None if optimizer is None else optimizers_in(optimizer)
+        self._batch_axis, self._loss_scale = batch_axis, LossScale(grad_scaler)
         self._population = population
+        self._watch = partial(
+            Watched,
+            model,
+            self._optimizers,
+            guard=self.guard,
+            population=population,
+            groups=None if groups == "examples" else groups,
+            verify=verify,
+            stream=stream,
+        )
         self._budget = Budget(overhead, clock, upfront)
-        self._metric_histories: dict[str, History] = {}
 
         # Of the step that is being made:
         self._kind = ""  # how it is measured; "": not at all
         self._batches: list[int] = []  # examples of each forward pass
+        self._passes: list[int] = []  # the same, also of those that came to nothing
         # Of the steps before:
         self._last_batches: tuple[int, ...] = ()
+        self._used: dict[int, tuple[int, ...]] = {}  # of so many passes, these counted
         self._next_measured = 0  # with ranks: the next step that all of them measure
         self._updates_alone = 0  # updates since the last forward pass
         self._problem, self._warned = "", set[str]()
 
-        self._world_size = world_size_of(model)
-        count = None if groups == "examples" else groups
-        self._within_batch = WithinBatch(model, parameters, population, count, verify)
-        if stream is not None and stream.composed:
-            self._within_batch.equal_groups = stream.alike
-        self._micro_batches = MicroBatches(parameters, population)
-        self._ranks: RankGradients | None = None
-        if self._world_size > 1:
-            self._ranks = RankGradients(model, parameters, population, self._world_size)
-        self._source: GroupSource = self._ranks or self._within_batch
-        # With FSDP only wrapped modules can be told apart.
-        units = None if self._ranks is None else self._ranks.units
-        self._names = [n for n, _ in watched] if units is None else units
+        self._watched = self._watch(watched_parameters(model, self._optimizers))
+        self._source: GroupSource = self._watched.source(accumulated=False)
         self._hooks = self._attach()
+
+    @property
+    def history(self) -> History:
+        """The samples so far, the recent ones finely."""
+        return self._record.history
+
+    @property
+    def course(self) -> Course:
+        """The samples from the beginning, for `save`."""
+        return self._record.course
+
+    @property
+    def counts(self) -> Counts:
+        """Steps and examples so far."""
+        return self._record.counts
 
     @property
     def noise_scale(self) -> Estimate:
@@ -199,19 +208,20 @@ class NoiseMonitor:
         blocks = self.history.since(since, at_least=1)  # however old
         middle = (blocks[0].first + blocks[-1].last) / 2 if blocks else 0.0
         return dataclasses.replace(
-            noise_scale_of(blocks, self._names, source.name),
+            noise_scale_of(blocks, self._watched.names, source.name),
             metrics=metric_noise(
-                self._metric_histories, since, self._names, counts.gain_batch
+                self._record.metrics, since, self._watched.names, counts.gain_batch
             ),
             source=source.name,
             why=source.why,
-            coverage=self._coverage(),
+            coverage=self._watched.coverage(self._source),
             batch_size=counts.batch_size,
             age=round(counts.examples - middle) if blocks else 0,
             examples=counts.examples,
             skipped=counts.skipped,
-            problem=self._problem,
+            problem=self.guard.stopped or self._problem,
             cost=self._budget.cost,
+            verification=self._budget.verification,
             population=self._population,
         )
 
@@ -231,20 +241,14 @@ class NoiseMonitor:
         Raises:
             RunFolderError: It cannot be written.
         """
-        size = sum(p.numel() for p in self._parameters)
+        size = sum(p.numel() for p in self._watched.parameters)
         steps = self.counts.steps
         saved = SavedNoise.of(self.course, self.read(), steps=steps, parameters=size)
         write_json(path, saved, FORMAT)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything measured so far, as plain numbers."""
-        return {
-            "parameters": self._names,
-            "counts": dataclasses.asdict(self.counts),
-            "history": self.history.state(),
-            "course": self.course.state(),
-            "metrics": {name: h.state() for name, h in self._metric_histories.items()},
-        }
+        return self._record.state(self._watched.names)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`.
@@ -252,35 +256,14 @@ class NoiseMonitor:
         Raises:
             SettingError: The state is of a model with other parameters.
         """
-        if not {"parameters", "counts", "history", "course", "metrics"} <= set(state):
-            raise SettingError(
-                "this is not the state of a NoiseMonitor",
-                seen=f"keys {list(state)[:5]}",
-                fix="what monitor.state_dict() gave",
-            )
-        if list(state["parameters"]) != self._names:
-            raise SettingError(
-                "the saved noise is of another model",
-                seen=f"{len(state['parameters'])} parameters saved, "
-                f"{len(self._names)} here, or other names",
-                why="it is kept parameter by parameter",
-                fix="load it into a monitor of the same model and optimizer",
-            )
-        self.counts = Counts(**state["counts"])
-        self.history = History.from_state(state["history"])
-        self.course = Course.from_state(state["course"])
-        self._metric_histories = {
-            name: History.from_state(saved) for name, saved in state["metrics"].items()
-        }
+        self._record = Record.from_state(state, self._watched.names)
 
     def close(self) -> None:
         """Take every hook away; what was measured stays readable."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        for source in (self._within_batch, self._micro_batches, self._ranks):
-            if source is not None:
-                source.cancel()
+        self._watched.cancel()
 
     def __enter__(self) -> NoiseMonitor:
         return self
@@ -290,38 +273,45 @@ class NoiseMonitor:
 
     def _attach(self) -> list[Any]:
         model, this = self.model, weakref.ref(self)
-        before, after, update = (
-            Hook(this, name)
-            for name in ("_before_forward", "_after_forward", "_before_update")
-        )
+        # An optimizer in a wrapper is not the one whose hooks torch calls: all are
+        # looked at, and what they hold says whether they are ours.
         hooks = [
-            model.register_forward_pre_hook(before, with_kwargs=True),
-            model.register_forward_hook(after, with_kwargs=True, always_call=True),
+            model.register_forward_pre_hook(
+                Hook(this, "_before_forward"), with_kwargs=True
+            ),
+            model.register_forward_hook(
+                Hook(this, "_after_forward"), with_kwargs=True, always_call=True
+            ),
+            register_optimizer_step_pre_hook(Hook(this, "_before_update")),
+            register_optimizer_step_post_hook(Hook(this, "_after_update")),
         ]
-        if self.optimizer is not None:
-            return [*hooks, self.optimizer.register_step_pre_hook(update)]
-        return [*hooks, register_optimizer_step_pre_hook(update)]
+        for hook in hooks:
+            weakref.finalize(self, hook.remove)
+        return hooks
 
     def _before_forward(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if module is not self.model or not torch.is_grad_enabled():
             return
-        batch = _examples_in(args, kwargs, self._batch_axis)
-        if not batch:
+        if self.guard.failing:
+            return
+        inputs = ModelInputs.of(args, kwargs, self._batch_axis)
+        if inputs is None or not inputs.batch:
             self._warn("input", "the model's inputs have no tensor with examples")
             return
         self._updates_alone = 0
-        if self._batches and all(p.grad is None for p in self._parameters):
-            if self._kind and self._source.waiting:
-                # The model is called again before the backward pass: one step.
-                self._source.forward_begins(batch)
-                return
+        if self._batches and self._kind and self._source.waiting:
+            # The model is called again before the backward pass: one step.
+            self._source.forward_begins(inputs)
+            return
+        if self._batches and self._watched.cleared(sure=bool(self._kind)):
             self._drop_step()
         if not self._batches:
             self._begin_step()
-        self._batches.append(batch)
-        self.counts.examples += batch * self._world_size
+        self._batches.append(inputs.batch)
+        self._passes.append(inputs.batch)
+        self.counts.examples += inputs.batch * self._watched.world_size
         if self._kind:
-            self._source.forward_begins(batch)
+            self._source.forward_begins(inputs)
 
     def _after_forward(
         self, module: nn.Module, args: Any, kwargs: Any, output: Any
@@ -329,19 +319,38 @@ class NoiseMonitor:
         if module is self.model and self._kind:
             self._source.forward_ends(output)
 
-    def _before_update(
-        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
-    ) -> None:
-        """An optimizer is about to update: the step's gradients are complete."""
-        if self.optimizer is None and not self._updates_model(optimizer):
+    def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        """An optimizer is about to update."""
+        updates = self._watched.updates
+        if not updates.concern(optimizer) or updates.within(optimizer):
+            return None
+        if in_backward_pass():
+            self._drop_step()
+            self._warn("backward", IN_BACKWARD)
+            return None
+        arguments = updates.begin(optimizer, args, kwargs)
+        if arguments is None:
+            self._end_step()
+        return arguments
+
+    def _after_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        evaluations = self._watched.updates.end(optimizer)
+        if evaluations is None:
             return
-        if any(callable(a) for a in (*args[1:], *kwargs.values())):
+        if evaluations > 1:
             self._drop_step()
             self._warn(
                 "closure",
                 "the optimizer computes gradients itself, at several weights in one "
                 "step (closure): nothing is measured",
             )
+            return
+        self._end_step()
+
+    def _end_step(self) -> None:
+        """The step's gradients are complete."""
+        if self.guard.failing and self._watched.ranks is not None:
+            self._leave_ranks(self._watched.ranks)
             return
         if not self._batches:
             self._updates_alone += 1
@@ -354,22 +363,39 @@ class NoiseMonitor:
                 )
             return
         kind, self._kind = self._kind, ""
+        passes, first = self._passes, len(self._passes) - len(self._batches)
         if kind:
             self._finish_step(kind)
+            used = self._source.used or tuple(range(len(self._batches)))
+            self._used[len(passes)] = tuple(first + i for i in used)
+            kind = "verification" if self._source.verifies else kind
         self.counts.steps += 1
-        self._last_batches, self._batches = tuple(self._batches), []
+        counted = self._used.get(len(passes), range(first, len(passes)))
+        self._last_batches = tuple(passes[i] for i in counted)
+        self._batches, self._passes = [], []
         self._budget.step(kind)
 
-    def _updates_model(self, optimizer: torch.optim.Optimizer) -> bool:
-        ids = {id(p) for p in self._parameters}
-        groups = optimizer.param_groups
-        return any(id(p) in ids for group in groups for p in group["params"])
+    def _leave_ranks(self, ranks: RankGradients) -> None:
+        """After an error here: the others learn of it in the step they all measure."""
+        kind = self._kind or self._choose_kind()
+        if kind:
+            ranks.finish(self._batches)
+        self._budget.step(kind)
 
     def _begin_step(self) -> None:
         accumulated = len(self._last_batches) > 1
-        one_process = self._micro_batches if accumulated else self._within_batch
-        self._source = self._ranks or one_process
+        self._source = self._watched.source(accumulated=accumulated)
         self._kind = self._choose_kind()
+        if self._kind and any(map(acts_on_arrival, self._watched.parameters)):
+            # Gradients that come earlier than without us would be used too early.
+            self._kind = ""
+            self._warn("backward", IN_BACKWARD)
+        others = self._watched.others() if self._kind else None
+        if others is not None:
+            self._watched = self._watch(others)
+            self._source = self._watched.source(accumulated=accumulated)
+            self.guard.lost = {}
+            self._record.forget()
         if self._kind:
             self._source.begin(self._metrics_for, self._last_batches)
 
@@ -378,40 +404,51 @@ class NoiseMonitor:
         if self._kind:
             self._source.cancel()
             self._skip("no update followed on the gradients")
-        self.counts.examples -= sum(self._batches) * self._world_size
+        self.counts.examples -= sum(self._batches) * self._watched.world_size
         self._kind, self._batches = "", []
 
     def _choose_kind(self) -> str:
         """How to measure the step that begins: "", "norms" or "metrics"."""
-        if self._source is self._within_batch and self._within_batch.coupled:
+        if self._within_coupled:
             return ""
         measured = self.counts.measured
         turn = measured % METRICS_EVERY == METRICS_EVERY - 1
         turn &= measured > METRICS_EVERY  # first what the plain ones cost
         kind = "metrics" if turn and self._optimizer_has_metric() else "norms"
-        if self._ranks is not None and self._next_measured:
+        if self._watched.ranks is not None and self._next_measured:
             return kind if self._budget.steps >= self._next_measured else ""
         return kind if self._budget.affords(kind) else ""
 
+    @property
+    def _within_coupled(self) -> bool:
+        within = self._watched.within_batch
+        return self._source is within and within.coupled
+
     def _optimizer_has_metric(self) -> bool:
-        if self.optimizer is None:
+        if METRICS in self.guard.lost:
             return False
-        signed = "sign" in type(self.optimizer).__name__.lower()
-        return signed or any("betas" in group for group in self.optimizer.param_groups)
+        return any(has_metric(optimizer) for optimizer in self._optimizers or ())
 
     def _metrics_for(self, sizes: tuple[int, ...]) -> OptimizerMetrics | None:
         if self._kind != "metrics" or len(sizes) < 2:
             return None
-        return OptimizerMetrics(self._parameters, root_moments(self.optimizer), sizes)
+        moments = root_moments(self._optimizers or ())
+        return OptimizerMetrics(self._watched.parameters, moments, sizes, self.guard)
 
     def _finish_step(self, kind: str) -> None:
         source = self._source
-        if source is self._ranks:
+        if source is self._watched.ranks:
             source.interval = self._budget.interval(kind)
         sample = source.finish(self._batches)
-        if sample is not None and self._scaler is not None:
-            sample = sample.unscaled(float(self._scaler.get_scale()))
-        if source is self._ranks:
+        if sample is not None:
+            if source.seen_changed:
+                self._record.forget()
+            sample = sample.without([*self._watched.lost])
+            sample = sample.unscaled(self._loss_scale.factor())
+            scaled = self._loss_scale.unknown(sample.squares, self._watched.parameters)
+            if scaled:
+                self._warn("scale", scaled)
+        if source is self._watched.ranks:
             interval = max(1, round(source.agreed_interval))
             self._next_measured = self._budget.steps + interval
         if sample is None:
@@ -421,44 +458,28 @@ class NoiseMonitor:
         elif sample.zero:
             self._skip("all gradients were zero")
         else:
-            self._record(sample)
+            self._add(sample)
+        if source.unmeasurable:
+            self._warn("unmeasurable", f"not measurable here: {source.unmeasurable}")
         self._warn_of_dependence()
 
     def _skip(self, why: str) -> None:
-        self.counts.skipped += 1
-        self._problem = why
+        self.counts.skipped, self._problem = self.counts.skipped + 1, why
 
-    def _record(self, sample: Sample) -> None:
-        counts, self._problem = self.counts, ""
-        counts.measured += 1
-        counts.batch_size = sample.batch
-        counts.gain_batch = sample.gain_batch or counts.gain_batch
-        self.history.add(counts.examples, sample.batch, sample.signal, sample.noise)
-        sums = {PLAIN: (float(sample.signal.sum()), float(sample.noise.sum()))}
-        for name, (signal, noise) in sample.metrics.items():
-            if name != "sign":  # its two numbers are no signal and noise
-                sums[name] = float(signal.sum()), float(noise.sum())
-            history = self._metric_histories.setdefault(name, History())
-            history.add(counts.examples, sample.batch, signal, noise)
-        self.course.add(counts.steps, counts.examples, sample.batch, sums)
-        share = self._coverage().parameters
-        if share < LOW_COVERAGE and counts.measured > LEARNED:
-            self._warn(
-                "coverage",
-                f"only {share:.0%} of the parameters can be seen; "
-                ".read().coverage.missing says why; accumulated micro-batches show all",
-            )
+    def _add(self, sample: Sample) -> None:
+        self._problem = ""
+        self._record.add(sample)
 
     def _warn_of_dependence(self) -> None:
         """Examples that depend on each other have no noise of their own."""
-        if self._source is self._within_batch and self._within_batch.coupled:
+        if self._within_coupled:
             self._warn(
                 "coupled",
                 "BatchNorm makes an example's gradient depend on its batch: nothing is "
                 "measured inside a batch; accumulate two or more micro-batches, train "
                 "on several ranks, or use GroupNorm",
             )
-        ratio = self._within_batch.neighbours.ratio
+        ratio = self._watched.within_batch.neighbours.ratio
         if ratio is not None:
             self._warn(
                 "neighbours",
@@ -468,28 +489,8 @@ class NoiseMonitor:
                 "or call what belongs together one example",
             )
 
-    def _coverage(self) -> Coverage:
-        missing = self._source.missing
-        sizes = [p.numel() for p in self._parameters]
-        lost = sum(sizes[i] for i in missing)
-        return Coverage(
-            parameters=1 - lost / max(sum(sizes), 1),
-            missing={self._names[i]: why for i, why in missing.items()},
-            verified=self._source.verified,
-        )
-
     def _warn(self, about: str, text: str) -> None:
         if about not in self._warned:
             self._warned.add(about)
             self._problem = text
-            warnings.warn(f"NoiseMonitor: {text}", stacklevel=2)
-
-
-def _examples_in(args: Any, kwargs: Any, axis: int) -> int | None:
-    """Examples in a forward pass: the size that most inputs have on the batch axis.
-
-    The first input's, where as many have another one.
-    """
-    inputs = tensors((args, kwargs))
-    sizes = [int(t.shape[axis]) for t in inputs if t.dim() > axis]
-    return max(sizes, key=sizes.count) if sizes else None
+            warn(text)

@@ -16,6 +16,7 @@ LONGEST = 1000.0  # steps between two measured ones at most [assumed]
 AIM = 0.7
 REFRESH = 8  # plain steps between two looks at their median [assumed]
 STALL = 5.0  # times the median extra time that no measuring takes [assumed]
+VERIFICATION = "verification"  # the kind of a step that verifies what is seen
 PLAIN_FIRST = 2  # plain steps before the first measured one [assumed]
 
 
@@ -38,6 +39,7 @@ class Budget:
         spent_s: What measured steps took more than plain ones.
         earned_s: What they may take.
         plain_s: Time of training without measuring.
+        verification_s: What verifying took: once, and no part of the share.
     """
 
     share: float
@@ -48,6 +50,7 @@ class Budget:
     spent_s: float = 0.0
     earned_s: float = 0.0
     plain_s: float = 0.0
+    verification_s: float = 0.0
     _times: dict[str, deque[float]] = field(
         default_factory=lambda: defaultdict(lambda: deque(maxlen=REMEMBERED))
     )
@@ -94,6 +97,9 @@ class Budget:
         self.measured += bool(kind)
         if seconds is None:
             return
+        if kind == VERIFICATION:
+            self.verification_s += max(seconds - self._medians.get("", 0.0), 0.0)
+            return
         self._times[kind].append(seconds)
         # A plain step happens all the time: its median need not be that fresh.
         if kind or self.steps % REFRESH == 0 or kind not in self._medians:
@@ -114,3 +120,9 @@ class Budget:
         None while there is no plain step to compare with.
         """
         return self.spent_s / self.plain_s if "" in self._medians else None
+
+    @property
+    def verification(self) -> float | None:
+        """How many plain steps verifying has taken in all; None: not known."""
+        plain = self._medians.get("")
+        return self.verification_s / plain if plain else None

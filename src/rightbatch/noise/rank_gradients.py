@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from rightbatch.core.errors import SettingError
 from rightbatch.core.torch_private import reduce_scatter_class
 from rightbatch.noise.capture.group_norms import ParameterKey
 from rightbatch.noise.group_source import GroupSource, MetricsFor
+from rightbatch.noise.guard import METRICS, Guard
 from rightbatch.noise.norms import squared_norm
 from rightbatch.noise.statistics.samples import (
     Sample,
@@ -35,6 +36,15 @@ def sharded_modules(model: nn.Module) -> list[tuple[str, Any]]:
     from torch.distributed.fsdp import FSDPModule
 
     return [(n, m) for n, m in model.named_modules() if isinstance(m, FSDPModule)]
+
+
+class _Part(NamedTuple):
+    """A gradient on its way: this rank's part, and the mean after the exchange."""
+
+    index: int
+    gradient: Tensor
+    local: Tensor
+    copy: Tensor | None
 
 
 class RankGradients(GroupSource):
@@ -60,9 +70,11 @@ class RankGradients(GroupSource):
         parameters: Sequence[Tensor],
         population: int | None,
         world_size: int,
+        guard: Guard,
     ) -> None:
         super().__init__(parameters, population)
-        self.world_size = world_size
+        self.world_size, self.guard = world_size, guard
+        guard.together = True
         self.units: list[str] | None = None
         self.interval = self.agreed_interval = 0.0
         self._active = False  # otherwise the exchange only passes
@@ -82,20 +94,26 @@ class RankGradients(GroupSource):
 
     def finish(self, batches: Sequence[int]) -> Sample | None:
         self._active = False
-        rows = {} if self.metrics is None else self.metrics.rows()
-        flat = [t for row in rows.values() for t in row]
-        numbers = [float(sum(batches)), self.interval, float(self._repeated)]
-        numbers += torch.cat(flat).double().tolist() if flat else []
-        parts, totals, summed = self._sum_over_ranks(numbers)
-        self.agreed_interval = float(summed[1]) / self.world_size
-        if float(summed[2]):
+        examples, interval, repeated, failing, no_metrics = self._agree(batches)
+        self.agreed_interval = interval / self.world_size
+        if failing:
+            self.guard.stop(self.guard.failing or "an error on another rank")
+            return None
+        if repeated:
             self.problem = "gradients were exchanged more than once in the step"
             return None
-        sizes = [round(float(summed[0]) / self.world_size)] * self.world_size
+        if no_metrics:
+            self.guard.lost.setdefault(METRICS, "an error on another rank")
+            self.metrics = None
+        rows = {} if self.metrics is None else self.metrics.rows()
+        flat = [t for row in rows.values() for t in row]
+        numbers = torch.cat(flat).double().tolist() if flat else []
+        parts, totals, summed = self._sum_over_ranks(numbers)
+        sizes = [round(examples / self.world_size)] * self.world_size
         sample = sample_from_groups(parts, totals, sizes, self.population)
         if self.metrics is None:
             return sample
-        means = summed[3:].view(len(rows), 2, -1) / self.world_size
+        means = summed.view(len(rows), 2, -1) / self.world_size
         for name, (first, second) in zip(rows, means, strict=True):
             # Every rank saw its own part, and all the same total.
             parts = first if name == "sign" else first * self.world_size
@@ -104,6 +122,20 @@ class RankGradients(GroupSource):
 
     def cancel(self) -> None:
         self._active = False
+
+    def _agree(self, batches: Sequence[int]) -> list[float]:
+        """How it went on all ranks, summed: a collective call before any other.
+
+        Returns:
+            Examples; steps to the next measured one; how many ranks exchanged a
+            gradient twice, are failing, have no norms in the optimizer's metrics.
+        """
+        flags = (self._repeated, self.guard.failing, METRICS in self.guard.lost)
+        numbers = [float(sum(batches)), self.interval, *(float(bool(f)) for f in flags)]
+        device = self.parameters[0].device
+        summed = torch.tensor(numbers, dtype=torch.float64, device=device)
+        dist.all_reduce(summed)
+        return summed.tolist()
 
     def _add(self, unit: int, local: Tensor, mean: Tensor) -> None:
         """One unit's squared norms."""
@@ -137,27 +169,16 @@ class RankGradients(GroupSource):
         def average(source: RankGradients, bucket: Any) -> Any:
             buffer, n = bucket.buffer(), dist.get_world_size(model.process_group)
             buffer.div_(n)
-            gradients, owners = bucket.gradients(), bucket.parameters()
-            local = [squared_norm(g) for g in gradients] if source._active else []
-            copies = None
-            if source._active and source.metrics is not None:
-                copies = [g.clone() for g in gradients]  # of one bucket, for a moment
+            run = source.guard.run
+            read = run(source._look_before, bucket, indices) if source._active else None
             work = dist.all_reduce(buffer, group=model.process_group, async_op=True)
 
-            def read(future: Any) -> Tensor:
-                reduced = future.value()[0]
-                for k, part in enumerate(local):
-                    index = indices.get(id(owners[k]))
-                    if index is None:
-                        continue
-                    source._add(index, part, squared_norm(gradients[k]))
-                    if source.metrics is not None and copies is not None:
-                        others = gradients[k] - copies[k]
-                        key = ParameterKey(index)
-                        source.metrics.observe(key, others, copies[k], n - 1)
-                return reduced
+            def done(future: Any) -> Tensor:
+                if read is not None:
+                    run(source._look_after, read)
+                return future.value()[0]
 
-            return work.get_future().then(read)
+            return work.get_future().then(done)
 
         # DDP reads a hook's annotations, and takes none that are text.
         average.__annotations__.clear()
@@ -170,6 +191,24 @@ class RankGradients(GroupSource):
                 why="DDP takes one communication hook, before the first backward pass",
                 fix="make the monitor before training, and leave out other hooks",
             ) from error
+
+    def _look_before(self, bucket: Any, indices: dict[int, int]) -> list[_Part]:
+        """This rank's part of some gradients, divided by the number of ranks."""
+        parts = []
+        for p, g in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            if id(p) in indices:
+                # A copy is kept of one bucket, for a moment.
+                copy = None if self.metrics is None else g.clone()
+                parts.append(_Part(indices[id(p)], g, squared_norm(g), copy))
+        return parts
+
+    def _look_after(self, parts: Sequence[_Part]) -> None:
+        """The same gradients, now the mean over all ranks."""
+        for index, mean, local, copy in parts:
+            self._add(index, local, squared_norm(mean))
+            if self.metrics is not None and copy is not None:
+                key, last = ParameterKey(index), self.world_size - 1
+                self.metrics.observe(key, mean - copy, copy, last)
 
     def _read_fsdp(self, model: nn.Module) -> list[str]:
         """Put a reader in front of FSDP2's reduce-scatter, module by module."""
@@ -188,19 +227,22 @@ class RankGradients(GroupSource):
                 op: Any,
                 async_op: bool = False,
             ) -> Any:
-                # The mean's part is the gradient over the ranks, if averaged here.
-                share = 1 / group.size() if op == dist.ReduceOp.AVG else 1.0
-                local = None
+                run, local = source.guard.run, None
                 if source._active:
-                    local = squared_norm(input_tensor) * share**2
+                    local = run(squared_norm, input_tensor)
                 work = super().__call__(
                     output_tensor, input_tensor, group, op, async_op
                 )
                 if local is not None:
+                    # The mean's part is the gradient over the ranks, if averaged here.
+                    share = 1 / group.size() if op == dist.ReduceOp.AVG else 1.0
                     if work is not None:
                         work.wait()
-                    source._add(self.unit, local, squared_norm(output_tensor))
+                    run(self.look, local * share**2, output_tensor)
                 return work
+
+            def look(self, local: Tensor, mean: Tensor) -> None:
+                source._add(self.unit, local, squared_norm(mean))
 
         modules = sharded_modules(model)
         for unit, (_, module) in enumerate(modules):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,22 +10,33 @@ from torch import Tensor, nn
 
 from rightbatch.noise.capture.forward_pass import ForwardPass
 from rightbatch.noise.capture.group_norms import GroupNorms, SharedParameters
-from rightbatch.noise.capture.independence import misplaced_gradients
 from rightbatch.noise.capture.layout import Groups
+from rightbatch.noise.capture.verification import verify
 from rightbatch.noise.group_source import GroupSource, MetricsFor
+from rightbatch.noise.guard import Guard
+from rightbatch.noise.model_inputs import ModelInputs
 from rightbatch.noise.neighbours import Cut, Neighbours
 from rightbatch.noise.statistics.samples import Sample, sample_from_norms, with_metrics
 
-MOST_LAYOUTS = 3  # refuted layouts of a parameter before it is left out [assumed]
+LEAST = 0.5  # share of the parameters below which nothing is reported [assumed]
 SECOND = "the step had a second micro-batch: the next step's groups are micro-batches"
+ALONE = "a batch of one example has no groups"
+UNLIKE = "two passes before one backward pass had different numbers of examples"
+LEARNING = "the layout of the batch is still being learned"
+DEPARTED = "it entered a call that was not there when the model was verified"
 UNEQUAL = (
     "the batch cannot be cut into groups of equal composition: the numbers of examples "
     "of the strata have no common divisor (Strata(..., multiple=8) gives one)"
 )
+INSTEAD = "; accumulate two or more micro-batches, or use rb.noise_scale(job)"
 
 
 class WithinBatch(GroupSource):
     """Notes every group's norms while the backward pass makes the weight gradients.
+
+    The first measured step verifies what is seen (`verification`), and so does one
+    after shapes or calls have changed: at once for the first new ones, then every time
+    their number has doubled.
 
     Attributes:
         equal_groups: ``(batch, count) ->`` how many groups of equal composition, of a
@@ -43,18 +55,29 @@ class WithinBatch(GroupSource):
         population: int | None,
         groups: int | None,
         verify: bool,
+        guard: Guard,
     ) -> None:
         super().__init__(parameters, population)
+        self.guard = guard
         self.equal_groups: Callable[[int, int], int] | None = None
         self.coupled = False
         self.neighbours = Neighbours()
         self._groups = groups
-        self._to_verify = verify
         self._forward = ForwardPass(model, parameters)
         self._shared = SharedParameters()
         self._norms: GroupNorms | None = None
         self._metrics_for: MetricsFor = lambda sizes: None
         self._cut: Cut = ""
+        self._arrivals: list[Any] = []  # hooks that notice a second pass's gradient
+        self._outputs: list[Any] = []
+        self._entered = False
+        self._seen: set[int] | None = None  # parameters in the last sample
+        # When to verify:
+        self._verify_again = verify
+        self._steps = 0  # measured ones
+        self._due = 0.0  # the next that verifies in any case
+        self._repeats = 0  # times that another try was called for
+        self._shapes: set[Any] = set()  # of the inputs, that were there already
 
     @property
     def waiting(self) -> bool:
@@ -62,20 +85,40 @@ class WithinBatch(GroupSource):
 
     def begin(self, metrics_for: MetricsFor, last_batches: tuple[int, ...]) -> None:
         self._metrics_for, self._norms, self.problem = metrics_for, None, ""
+        self.verifies, self.used, self.seen_changed = False, (), False
 
-    def forward_begins(self, batch: int) -> None:
+    def forward_begins(self, inputs: ModelInputs) -> None:
         if self._norms is not None and self._norms.started:
-            self.problem = SECOND
+            self._watch_second()
             return
-        if self._norms is None or self._norms.batch != batch:
-            count = self._group_count(batch)
+        if self._norms is not None and self._norms.batch != inputs.batch:
+            self.problem = UNLIKE
+            return
+        if self._norms is None:
+            count = self._group_count(inputs.batch)
             if count < 2:
-                self.problem = (
-                    "a batch of one example has no groups" if batch < 2 else UNEQUAL
-                )
+                self.problem = ALONE if inputs.batch < 2 else UNEQUAL
                 return
-            self._norms = self._new_norms(batch, count)
-        self._forward.enter(self._norms)
+            self.verifies = self._has_to_verify(inputs)
+            if self.unmeasurable and not self.verifies:
+                self.problem = self.unmeasurable
+                return
+            self._norms = self._new_norms(inputs.batch, count)
+        self._entered = True
+        self._forward.enter(self._norms, inputs, verifies=self.verifies)
+
+    def _has_to_verify(self, inputs: ModelInputs) -> bool:
+        self._steps += 1
+        shapes = inputs.shapes, inputs.manner
+        new = shapes not in self._shapes
+        self._shapes.add(shapes)
+        doubled = len(self._shapes) & (len(self._shapes) - 1) == 0
+        return self._steps > self._due or (new and doubled and self._verify_again)
+
+    def _try_later(self) -> None:
+        """Verify in the next measured step; if that happens often, ever later."""
+        self._due = self._steps + (2**self._repeats) // 4
+        self._repeats += 1
 
     def _group_count(self, batch: int) -> int:
         count = batch if self._groups is None else min(self._groups, batch)
@@ -85,9 +128,10 @@ class WithinBatch(GroupSource):
 
     def _new_norms(self, batch: int, count: int) -> GroupNorms:
         groups = Groups.of(batch, count)
-        self.metrics = self._metrics_for(groups.sizes)
+        self.metrics = None if self.verifies else self._metrics_for(groups.sizes)
         order, self._cut = None, ""
-        if self.metrics is None and self.equal_groups is None:
+        plain = self.metrics is None and not self.verifies
+        if plain and self.equal_groups is None:
             self._cut = self.neighbours.next_cut()
         if self._cut == "across":
             order = groups.strided_order(self.parameters[0].device)
@@ -98,46 +142,70 @@ class WithinBatch(GroupSource):
             self.metrics,
             order,
             same_groups=bool(self._cut) or self.equal_groups is not None,
+            guard=self.guard,
         )
 
+    def _watch_second(self) -> None:
+        """The model is called once more: is anything of that in the gradient?"""
+        if self._arrivals:
+            return
+        for parameter in self.parameters:
+            if parameter.requires_grad:
+                self._arrivals.append(parameter.register_hook(self._second_arrived))
+
+    def _second_arrived(self, gradient: Tensor) -> None:
+        self.problem = SECOND
+
     def forward_ends(self, output: Any) -> None:
-        mode = self._forward.mode
+        entered, self._entered = self._entered, False
         self._forward.leave()
-        if mode is None or mode.group_norms is not self._norms:
+        mode = self._forward.mode
+        if not entered or mode is None:
             return
         self.coupled |= mode.coupled
-        if not self._to_verify or self.coupled or self.problem:
+        if not mode.verifies or self.coupled or self.problem:
             return
+        self._outputs.append(output)
         try:
-            misplaced = misplaced_gradients(mode, output)
-        except RuntimeError:  # checkpointing of the older kind allows no such pass
-            misplaced = None
-        layouts = self._forward.layouts
-        for index, what in (misplaced or {}).items():
-            layouts.wrong[index] = layouts.wrong.get(index, 0) + 1
-            layouts.refuted[index] = what
-            if layouts.wrong[index] >= MOST_LAYOUTS:
-                layouts.excluded[index] = what
-            self.problem = "the layout of the batch is still being learned"
-        self._to_verify = bool(misplaced)  # until no gradient is in a wrong place
-        self.verified = None if misplaced is None else not misplaced
+            verdict = verify(mode, self._outputs)
+        except RuntimeError as error:  # checkpointing of the older kind
+            if "checkpoint" not in str(error).lower():
+                raise
+            self.unmeasurable = (
+                "checkpointing with use_reentrant=True allows no pass that verifies "
+                "what is seen; use_reentrant=False does" + INSTEAD
+            )
+            return
+        self.unmeasurable = verdict.problem and verdict.problem + INSTEAD
+        self._due = math.inf
+        if verdict.relearn:
+            self.problem = LEARNING
+        if verdict.relearn or verdict.zero:
+            self._try_later()
 
     def finish(self, batches: Sequence[int]) -> Sample | None:
-        norms, self._norms = self._norms, None
-        if norms is None:
+        norms, mode, self._norms = self._norms, self._forward.mode, None
+        if norms is None or mode is None:
+            self.cancel()
             return None
         norms.close()
-        self._forward.close()
+        self.used = () if self.problem == SECOND else (0,)
+        if mode.departed and not mode.verifies:
+            self._forward.plan.depart(mode.departed, DEPARTED)
+            self.problem = self.problem or LEARNING
+            self._try_later()
         self._shared.learn(norms.newly_shared)
-        self._forward.layouts.excluded |= norms.conflicts
-        self.problem = self._problem(norms, batches)
+        self.cancel()
+        self._note_missing()
+        if not self.problem:
+            self.problem = self._problem(norms)
         if self.problem:
             return None
-        if norms.order is None:
-            self._note_missing(norms)
-        if not norms.squares:
-            self.problem = "no parameter enters an operation that is known"
-            return None
+        confirmed = self._forward.plan.confirmed - set(self.guard.lost)
+        self.seen_changed = self._seen is not None and confirmed != self._seen
+        self._seen = confirmed
+        for key in [key for key in norms.squares if key.index not in confirmed]:
+            del norms.squares[key]
         sample = sample_from_norms(norms, len(self.parameters), self.population)
         if sample.finite:
             self.neighbours.add(sample.grouped_noise, self._cut)
@@ -145,7 +213,7 @@ class WithinBatch(GroupSource):
             return sample
         return with_metrics(sample, self.metrics, self.metrics.rows())
 
-    def _problem(self, norms: GroupNorms, batches: Sequence[int]) -> str:
+    def _problem(self, norms: GroupNorms) -> str:
         """Why this step says nothing; "" if it does."""
         if self.coupled:
             return "BatchNorm mixes the examples of a batch"
@@ -153,31 +221,43 @@ class WithinBatch(GroupSource):
             return (
                 "the loss contains gradients (a penalty): examples cannot be told apart"
             )
-        if norms.newly_shared or norms.conflicts:
+        if norms.newly_shared:
             return "parameters were found that are used more than once"
-        if any(key.index in self._forward.layouts.excluded for key in norms.squares):
-            return (
-                "a parameter was found whose gradient cannot be told apart by example"
-            )
-        if not self.problem and len(batches) != 1:
-            return SECOND
-        return self.problem
+        return self.unmeasurable
 
-    def _note_missing(self, norms: GroupNorms) -> None:
-        seen = {key.index for key in norms.squares}
-        layouts = self._forward.layouts
-        why = layouts.refuted | layouts.excluded
-        self.missing = {
-            i: why.get(i, "it enters no operation that is known")
+    def _note_missing(self) -> None:
+        """Which parameters are not seen; whether the rest is worth telling."""
+        plan, lost = self._forward.plan, self.guard.lost
+        sizes = {
+            i: p.numel()
             for i, p in enumerate(self.parameters)
-            if i not in seen and p.requires_grad and p.grad is not None
+            if p.requires_grad and p.grad is not None
         }
-        if self.verified and any(i in layouts.refuted for i in self.missing):
-            self.verified = False
+        why = plan.refused | {i: w for i, w in lost.items() if isinstance(i, int)}
+        unknown = self.unmeasurable or LEARNING
+        self.missing = {
+            i: why.get(i, unknown) for i in sizes if i in why or i not in plan.confirmed
+        }
+        self.verified = bool(plan.confirmed) and not self.missing
+        seen = sum(n for i, n in sizes.items() if i not in self.missing)
+        settled = not (self.problem or self.unmeasurable)
+        if settled and seen < LEAST * sum(sizes.values()):
+            reasons = sorted(
+                set(self.missing.values()),
+                key=lambda w: -sum(sizes[i] for i, v in self.missing.items() if v == w),
+            )
+            self.unmeasurable = (
+                f"only {seen / sum(sizes.values()):.0%} of the parameters are seen as "
+                f"they are, the rest not: {'; '.join(reasons[:2])}{INSTEAD}"
+            )
 
     def cancel(self) -> None:
         if self._norms is not None:
             self._norms.close()
         self._norms = None
+        for hook in self._arrivals:
+            hook.remove()
+        self._arrivals.clear()
+        self._outputs.clear()
         self._forward.leave()
         self._forward.close()

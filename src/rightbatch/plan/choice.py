@@ -137,11 +137,11 @@ class Choice:
             return "it was not run itself"
         if standing.diverged:
             return f"{standing.diverged} of its {standing.lanes} runs diverged"
-        if standing.runs >= max(LEAST_RUNS, LEAST_ARRIVE * standing.lanes):
+        tries = standing.runs + standing.failed
+        if standing.runs >= max(LEAST_RUNS, LEAST_ARRIVE * tries):
             return ""
         times = "once" if standing.runs == 1 else f"{standing.runs} times"
-        runs = "one run" if standing.lanes == 1 else f"{standing.lanes} runs"
-        return f"it got there {times} in {runs}"
+        return f"it got there {times} in {'one run' if tries == 1 else f'{tries} runs'}"
 
     @property
     def _unsearched(self) -> str:

@@ -59,7 +59,7 @@ def make_plan(choice: Choice) -> Plan:
         "steps_vs_today": chosen.steps,
         "examples_vs_today": chosen.examples,
         "time_vs_today": _time_vs_today(choice),
-        "critical_batch": choice.laws.rate.critical_batch,
+        "critical_batch": choice.laws.critical.critical_batch,
     }
     if chosen.seconds is not None:
         predicted["seconds_to_target"] = chosen.seconds

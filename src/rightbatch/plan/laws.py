@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from rightbatch.core.estimate import Estimate
 from rightbatch.core.findings import Coupled
 from rightbatch.fit.critical_batch import NoiseLaw, critical_from_noise, noise_growth
 from rightbatch.fit.energy_law import EnergyLaw, fit_energy
@@ -24,6 +25,11 @@ from rightbatch.memory.envelope import Envelope, fit_points
 POWERS: dict[Family, tuple[float, float]] = {
     "sgd": (0.95, 0.2),
     "adam": (0.55, 0.15),
+    # Not measured: of updates with a size of their own, as Adam's. [assumed]
+    "shampoo": (0.6, 0.25),
+    "muon": (0.6, 0.25),
+    "lion": (0.6, 0.25),
+    "adafactor": (0.6, 0.25),
     "other": (0.6, 0.25),
 }
 # How far N of a race may lie from the noise: standard deviation of the log. [measured
@@ -75,8 +81,8 @@ class Laws:
 
     @property
     def critical(self) -> NoiseLaw:
-        """The critical batch as noise and runs together say."""
-        return NoiseLaw(self.rate.critical_batch, np.exp(self.rate.draws[:, NOISE]))
+        """The critical batch as noise and runs together say; all commands tell this."""
+        return _critical(self.noise, self.rate)
 
     def split(
         self, batch_size: int, limit_bytes: float | None
@@ -131,12 +137,8 @@ def laws_of(measurements: Measurements) -> Laws:
         UnidentifiedError: Times are missing or too few.
     """
     memory, energy = measurements.memory, measurements.energy
-    job, race = measurements.job, measurements.race
-    points = points_of_progress(measurements)
-    noise = critical_from_noise(points, job.batch_size) if len(points) >= 2 else None
-    prior = rate_prior(measurements, noise, raced=race is not None)
-    passages = None if race is None else passages_of(race)
-    rate = fit_rate_law(passages, prior)
+    job = measurements.job
+    noise, passages, rate = _of_steps(measurements)
     steps = steps_to_target(measurements)
     if passages is not None and passages.to_target:
         today = np.array([float(job.batch_size)]), np.array([job.lr])
@@ -154,6 +156,37 @@ def laws_of(measurements: Measurements) -> Laws:
         world_size=measurements.machine.world_size,
         coupled=measurements.job.coupled,
     )
+
+
+def critical_of(measurements: Measurements) -> Estimate | None:
+    """`Laws.critical` of measurements without step times; None: nothing tells it."""
+    noise, _, rate = _of_steps(measurements)
+    if noise is None and rate.runs == 0:
+        return None
+    return _critical(noise, rate).critical_batch
+
+
+def _of_steps(
+    measurements: Measurements,
+) -> tuple[NoiseLaw | None, Passages | None, RateLaw]:
+    """What noise and race say of the number of steps."""
+    points, race = points_of_progress(measurements), measurements.race
+    today = measurements.job.batch_size
+    noise = critical_from_noise(points, today) if len(points) >= 2 else None
+    passages = None if race is None else passages_of(race)
+    prior = rate_prior(measurements, noise, raced=race is not None)
+    return noise, passages, fit_rate_law(passages, prior)
+
+
+def _critical(noise: NoiseLaw | None, rate: RateLaw) -> NoiseLaw:
+    """Of the law of batch and rate; without a run, of noise that sets no upper bound.
+
+    Such noise is no more than a guess in that law, which needs a number.
+    """
+    unbounded = noise is not None and math.isinf(noise.critical_batch.value)
+    if noise is not None and unbounded and rate.runs == 0:
+        return noise
+    return NoiseLaw(rate.critical_batch, np.exp(rate.draws[:, NOISE]))
 
 
 def rate_prior(

@@ -28,6 +28,7 @@ class Standing:
         lr: Learning rate of the first param group.
         lanes: How often it was trained.
         runs: How often it reached the last level.
+        failed: How often it did not, though trained as long.
         diverged: How often it diverged.
         seconds: To the last level, by law and runs together.
         cost: What the objective counts, over today's setting.
@@ -38,6 +39,7 @@ class Standing:
     lr: float
     lanes: int
     runs: int
+    failed: int
     diverged: int
     seconds: Estimate
     cost: Estimate
@@ -94,6 +96,7 @@ def raced_of(
                 lr=lr,
                 lanes=int(found.lanes[i]),
                 runs=int(found.runs[i]),
+                failed=int(found.failed[i]),
                 diverged=diverged.count((batch_size, lr)),
                 seconds=_estimate(found.draws[:, i] + math.log(step_s[i]), found, "s"),
                 cost=_estimate(log_costs[:, i] - log_costs[:, 0], found, "")

@@ -18,7 +18,7 @@ def reasons(choice: Choice) -> tuple[Reason, ...]:
     known = choice.laws.measured and choice.laws.coupled != "loss"
     some = (
         _balance(choice.laws) if known else None,
-        _optimum(choice.laws) if known else None,
+        _optimum(choice.laws) if known and choice.laws.time.overhead_told else None,
         _learning_rate(choice),
         _coupled(choice),
         _split(choice),
@@ -30,7 +30,7 @@ def reasons(choice: Choice) -> tuple[Reason, ...]:
 
 
 def _balance(laws: Laws) -> Reason:
-    critical, half = laws.rate.critical_batch, laws.time.half_batch
+    critical, half = laws.critical.critical_batch, laws.time.half_batch
     if math.isfinite(critical.value):
         past = f"Past about {show_number(critical.value)} examples"
         past += " a batch adds little that is new"
@@ -38,17 +38,23 @@ def _balance(laws: Laws) -> Reason:
         past = f"Below {show_number(critical.low)} examples a batch still pays in full"
     else:
         past = "As far as the noise shows, no batch is too large"
+    fixed = laws.time.overhead
+    if laws.time.overhead_told:
+        small = f"below about {show_number(half.value)} a step is mostly its fixed "
+        small += show_seconds(fixed.value)
+    else:
+        small = "how much of a step is fixed, the times do not tell: "
+        small += f"{show_seconds(fixed.low)} to {show_seconds(fixed.high)}"
     return Reason(
         topic="balance",
-        text=f"{past}; below about {show_number(half.value)} a step is mostly its "
-        f"fixed {show_seconds(laws.time.overhead.value)}.",
+        text=f"{past}; {small}.",
         numbers={"critical_batch": critical.value, "half_batch": half.value},
         source="McCandlish et al. 2018, arXiv:1812.06162",
     )
 
 
 def _optimum(laws: Laws) -> Reason:
-    time, critical = laws.time, laws.rate.critical_batch.value
+    time, critical = laws.time, laws.critical.critical_batch.value
     half, t0, t1 = time.half_batch.value, time.overhead.value, time.per_example.value
     optimum = math.sqrt(critical * half)
     if not math.isfinite(critical):

@@ -177,9 +177,10 @@ def _more(choice: Choice) -> str:
     if not to_target and not evidence.known and evidence.share >= LEAST_SHARE:
         return "how long a run is: target= with evaluate=, or epochs= in the Job"
     own = choice.standing
-    if enough and own and own.lanes >= LEAST_LUCK and own.runs < own.lanes / 2:
+    tries = own.runs + own.failed if own else 0
+    if enough and own and tries >= LEAST_LUCK and own.runs < tries / 2:
         return (
-            f"a target that more runs reach ({own.runs} of {own.lanes} got to this "
+            f"a target that more runs reach ({own.runs} of {tries} got to this "
             "one), or a schedule that lowers the learning rate towards the end"
         )
     if choice.contradiction or enough:

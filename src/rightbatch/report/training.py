@@ -74,9 +74,9 @@ def run_lines(run: Run, job: Job, folder: Path) -> str:
     else:
         head = f"Done: loss {last.loss:.4g}."
     sizes = {row.batch_size for row in run.rows} | {run.batch_size}
-    rates = sorted({row.lr for row in run.rows})
+    rates = sorted({row.lr for row in run.rows if row.lr is not None})
     batch = _range([f"{size:,}" for size in sorted(sizes)])
-    rate = _range([f"{lr:.3g}" for lr in rates])
+    rate = _range([f"{lr:.3g}" for lr in rates] or ["none"])
     skipped = sum("batch skipped" in event for event in run.events)
     tail = f", {skipped} batches skipped" if skipped else ""
     if run.resumed is not None:

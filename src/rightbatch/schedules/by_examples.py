@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from rightbatch.core.errors import SettingError
+from rightbatch.core.torch_private import inner_schedulers
 from rightbatch.core.whole_number import whole_number
 
 
@@ -20,7 +24,12 @@ class ByExamples:
         batch_size: The batch that its numbers of steps were meant for.
 
     Raises:
-        SettingError: It cannot be stepped, or the batch is none.
+        SettingError: It cannot be stepped, or not without a metric; or the batch is
+            none.
+
+    Attributes:
+        around: What its steps are made within: of whatever else moves the rate with
+            the batch, see `Hyperparameters`.
 
     Example:
         >>> import torch, rightbatch as rb
@@ -36,12 +45,10 @@ class ByExamples:
 
     def __init__(self, scheduler: Any, *, batch_size: int) -> None:
         whole_number(batch_size, "batch_size")
-        if not callable(getattr(scheduler, "step", None)):
-            raise SettingError(
-                "the scheduler has no step()", seen=type(scheduler).__name__
-            )
+        _check_steps_alone(scheduler)
         self.scheduler, self.reference = scheduler, batch_size
         self.examples = self.made = 0
+        self.around: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def step(self, examples: int) -> int:
         """So many more examples have been seen.
@@ -52,19 +59,12 @@ class ByExamples:
         whole_number(examples, "examples")
         self.examples += examples
         due = self.examples // self.reference - self.made
-        for _ in range(due):
-            self.scheduler.step()
+        if due:
+            with self.around():
+                for _ in range(due):
+                    self.scheduler.step()
         self.made += due
         return due
-
-    @property
-    def base_lrs(self) -> list[float]:
-        """The scheduler's base rates, which follow the batch."""
-        return getattr(self.scheduler, "base_lrs", [])
-
-    @base_lrs.setter
-    def base_lrs(self, values: list[float]) -> None:
-        self.scheduler.base_lrs = values
 
     def state_dict(self) -> dict[str, Any]:
         """The scheduler's state and the count."""
@@ -78,3 +78,29 @@ class ByExamples:
         """Go on from `state_dict`."""
         self.examples, self.made = state["examples"], state["made"]
         self.scheduler.load_state_dict(state["scheduler"])
+
+
+def _check_steps_alone(scheduler: Any) -> None:
+    """Refuse what is no function of steps.
+
+    Raises:
+        SettingError: It has no ``step()``, or that wants a metric.
+    """
+    step = getattr(scheduler, "step", None)
+    if not callable(step):
+        raise SettingError("the scheduler has no step()", seen=type(scheduler).__name__)
+    for inner in (scheduler, *inner_schedulers(scheduler)):
+        parameters = inspect.signature(inner.step).parameters.values()
+        needed = [
+            p.name
+            for p in parameters
+            if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+        if needed:
+            raise SettingError(
+                "the scheduler does not follow its steps alone",
+                seen=f"{type(inner).__name__}.step({', '.join(needed)})",
+                why="it counts evaluations, and so many examples are no evaluation",
+                fix=f"call its step({needed[0]}) yourself after every evaluation: a "
+                "factor on the rate is kept when the batch changes",
+            )

@@ -100,3 +100,42 @@ def check_rate(rate: Rate, *, end: float, step: int) -> None:
         why="the rest of the run would change nothing",
         fix=f"a rate over {end:,.0f} examples, or a floor: cosine:9epochs:0.01",
     )
+
+
+def check_decay_is_met(
+    rate: Rate, schedule: Schedule, *, end: float, batch_size: int
+) -> None:
+    """Refuse a batch that grows until its steps pass over the decay of the rate.
+
+    A step is made at the rate where it begins. One that begins before a short decay and
+    ends with the run leaves it unfinished.
+
+    Args:
+        rate: What is to be followed.
+        schedule: The batch.
+        end: Examples that the run sees.
+        batch_size: The batch that the rate was made for.
+
+    Raises:
+        SettingError: The last step begins in the upper half of the decay, which one of
+            ``batch_size`` would not.
+
+    Example:
+        >>> short = Rate((0, 9_000, 10_000), (1.0, 1.0, 0.0))
+        >>> check_decay_is_met(short, Ramp(64, 256, 5_000), end=10_000, batch_size=64)
+    """
+    last = schedule.start if schedule.live else schedule.batch_size(int(end))
+    height = max(rate.factors) - rate(end)
+
+    def left(step: int) -> float:
+        return rate(max(end - step, 0)) - rate(end)
+
+    if last > schedule.start and left(last) > height / 2 >= left(batch_size):
+        raise SettingError(
+            "the batch grows so far that it leaves the decay of the rate unfinished",
+            seen=f"{rate}; the last step, of {last:,} examples, begins at a factor of "
+            f"{rate(end - last):.3g}",
+            why="a step is made at the rate where it begins",
+            fix="a longer decay, of several of the last batches; or a smaller last "
+            "batch",
+        )

@@ -3,24 +3,60 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch.optim import lr_scheduler
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.torch_private import has_scheduler
 from rightbatch.core.whole_number import whole_number
-from rightbatch.job.optimizers import decay_is_decoupled, optimizer_family
+from rightbatch.job.optimizers import check_rates, kinds_of
+from rightbatch.job.several_optimizers import Optimizers, as_one, members_of
+from rightbatch.schedules.by_examples import ByExamples
 from rightbatch.schedules.scaling import (
     RATES,
     Scaling,
     assign,
     scaled_group,
-    scaling_for,
+    scalings_for,
+    warn_of_unknown,
 )
 
 _KEYS = (*RATES, "eps", "weight_decay", "betas", "alpha")
 _OTHERS = (*RATES, "weight_decay")  # what schedulers change between two moves
+# Schedulers whose next rate is in proportion to their base rates or to the present one.
+IN_PROPORTION = (
+    lr_scheduler.LambdaLR,
+    lr_scheduler.MultiplicativeLR,
+    lr_scheduler.StepLR,
+    lr_scheduler.MultiStepLR,
+    lr_scheduler.ConstantLR,
+    lr_scheduler.LinearLR,
+    lr_scheduler.ExponentialLR,
+    lr_scheduler.PolynomialLR,
+    lr_scheduler.OneCycleLR,
+    lr_scheduler.CosineAnnealingLR,
+    lr_scheduler.CosineAnnealingWarmRestarts,
+)
+
+
+@dataclass
+class _GroupNumbers:
+    """The numbers of one param group.
+
+    Attributes:
+        reference: The batch that ``base`` was chosen for.
+        base: At that batch, without a decay's factor.
+        now: As they were last set; what differs was changed by somebody else.
+    """
+
+    reference: int
+    base: dict[str, Any]
+    now: dict[str, Any] = field(default_factory=dict)
 
 
 class Hyperparameters:
@@ -29,18 +65,25 @@ class Hyperparameters:
     Every move starts from the numbers at the reference batch, so a batch that comes
     back brings its numbers back. A move changes all param groups or none, and the last
     one can be undone. If somebody else changes a learning rate in between (a scheduler,
-    a hand), that factor is kept.
+    a hand), that factor is kept. The numbers of a param group that is added in between
+    are taken for those of the batch in force then.
 
     Args:
-        optimizer: Changed in place.
+        optimizer: One, or a list of several; changed in place, every param group by
+            the rule of its family.
         batch_size: The batch its present numbers were chosen for.
         rule: A rule by name, see `rightbatch.schedules.scaling.scaling_for`.
         noise_scale: For the noise-aware rules, in examples.
         exponent: For the rule ``"exponent"``.
-        scheduler: A torch scheduler of this optimizer: its base rates follow too.
+        scheduler: `ByExamples` around a torch scheduler of this optimizer, or a list of
+            them: each makes its steps at the rates of the reference batch, so that the
+            rate is always the scheduler's times the rule's factor. A bare torch
+            scheduler only if its rates are in proportion to its base rates, which
+            follow too; it goes on counting steps.
 
     Raises:
-        SettingError: There is no such rule, or it lacks a number.
+        SettingError: There is no such rule, or it lacks a number; or the scheduler
+            cannot follow.
 
     Example:
         >>> import torch, rightbatch as rb
@@ -59,7 +102,7 @@ class Hyperparameters:
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         batch_size: int,
         *,
         rule: str = "auto",
@@ -68,16 +111,25 @@ class Hyperparameters:
         scheduler: Any = None,
     ) -> None:
         whole_number(batch_size, "batch_size")
-        self.optimizer, self.reference = optimizer, batch_size
+        self.optimizer, self.reference = as_one(optimizer), batch_size
         self.rule, self.noise_scale, self.exponent = rule, noise_scale, exponent
-        self.scheduler = scheduler
+        given = scheduler if isinstance(scheduler, (list, tuple)) else [scheduler]
+        self.schedulers = [s for s in given if s is not None]
         self.batch_size, self.rate = batch_size, 1.0
-        self._base = self._now()
-        self._set = self._now()
-        self._base_lrs = list(getattr(scheduler, "base_lrs", []))
+        self._groups: dict[int, _GroupNumbers] = {}
         self._before: dict[str, Any] | None = None
-        self._counts_steps = has_scheduler(optimizer)
-        self.scaling = self._scaling(batch_size)
+        self._catch_up()
+        self.scaling = self._scalings(batch_size)[0]
+        self._base_lrs: list[list[float]] = []
+        for one in self.schedulers:
+            if isinstance(one, ByExamples):
+                one.around = self.at_reference
+            else:
+                _check_proportion(one)
+            self._base_lrs.append(list(getattr(one, "base_lrs", [])))
+        counts_steps = any(map(has_scheduler, members_of(self.optimizer)))
+        self._unheard_scheduler = counts_steps and not self.schedulers
+        self._unknown = rule == "auto"
 
     def move(self, batch_size: int, rate: float = 1.0) -> Scaling:
         """Change every number to what the rule makes of it at this batch.
@@ -93,93 +145,165 @@ class Hyperparameters:
             SettingError: The rule leaves its domain; nothing has changed.
         """
         whole_number(batch_size, "batch_size")
-        scaling = self._scaling(batch_size)
-        before = {**self.state_dict(), "now": self._now()}
-        base = self._caught_up()
-        new = [scaled_group(group, scaling) for group in base]
-        for group in new:
-            group.update({key: group[key] * rate for key in RATES if key in group})
+        if rate != 1 or (batch_size != self.reference and self.rule != "none"):
+            check_rates(self.optimizer, "it is to follow the batch, or a decay")
+        self._catch_up()
+        before = {
+            "batch_size": self.batch_size,
+            "rate": self.rate,
+            "groups": {key: replace(n) for key, n in self._groups.items()},
+        }
+        self._assign(self._scaled(batch_size, rate))
         if batch_size != self.batch_size:
-            self._notice_scheduler()
-        assign(self.optimizer, new)
-        self._base, self._set = base, self._now()
-        self.batch_size, self.rate, self.scaling = batch_size, rate, scaling
-        self._move_scheduler()
+            self._notice()
+        self.batch_size, self.rate = batch_size, rate
+        self.scaling = self._scalings(batch_size)[0]
+        self._move_schedulers()
         self._before = before
-        return scaling
+        return self.scaling
 
     def undo(self) -> None:
         """Take the last move back; does nothing if there is none to take back."""
         before, self._before = self._before, None
-        if before is not None:
-            assign(self.optimizer, before["now"])
-            self._restore(before)
+        if before is None:
+            return
+        self._catch_up()
+        self._groups |= before["groups"]  # one that came since stays as it is
+        groups = self.optimizer.param_groups
+        assign(self.optimizer, [self._groups[_key(group)].now for group in groups])
+        self.batch_size, self.rate = before["batch_size"], before["rate"]
+        self.scaling = self._scalings(self.batch_size)[0]
+        self._move_schedulers()
+
+    @contextmanager
+    def at_reference(self) -> Iterator[None]:
+        """Inside, the rates are those of the reference batch.
+
+        What is changed there is changed for every batch: a scheduler that steps there
+        knows nothing of the batch, whatever it computes the rate from.
+        """
+        self._catch_up()
+        groups = [(g, self._groups[_key(g)]) for g in self.optimizer.param_groups]
+        for group, numbers in groups:
+            group.update({k: v for k, v in numbers.base.items() if k in _OTHERS})
+        try:
+            yield
+        finally:
+            for group, numbers in groups:
+                left = {k: v for k, v in _numbers(group).items() if k in _OTHERS}
+                numbers.base = numbers.base | left | _first_beta(group, numbers)
+            self._assign(self._scaled(self.batch_size, self.rate))
+            self._before = None  # a scheduler's step is not taken back with a move
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
+        groups = [self._groups.get(_key(g)) for g in self.optimizer.param_groups]
         return {
             "batch_size": self.batch_size,
             "rate": self.rate,
-            "base_lrs": list(self._base_lrs),
-            "base": [dict(group) for group in self._base],
-            "set": [dict(group) for group in self._set],
+            "base_lrs": [list(lrs) for lrs in self._base_lrs],
+            "groups": [
+                {"reference": n.reference, "base": dict(n.base), "now": dict(n.now)}
+                for n in groups
+                if n is not None
+            ],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`; the optimizer's own state is loaded beside it."""
-        self._restore(state)
+        """Go on from `state_dict`; the optimizer's own state is loaded beside it.
+
+        Raises:
+            SettingError: The optimizer has other param groups than were saved.
+        """
+        groups = self.optimizer.param_groups
+        if len(state["groups"]) != len(groups):
+            raise SettingError(
+                "the optimizer has other param groups than were saved",
+                seen=f"{len(state['groups'])} then, {len(groups)} now",
+                fix="add the groups that were added in the run before its state is "
+                "loaded",
+            )
+        self._groups = {
+            _key(group): _GroupNumbers(
+                saved["reference"], _tupled(saved["base"]), _tupled(saved["now"])
+            )
+            for group, saved in zip(groups, state["groups"], strict=True)
+        }
+        self.batch_size, self.rate = state["batch_size"], state["rate"]
+        if len(state["base_lrs"]) == len(self._base_lrs):
+            self._base_lrs = [list(lrs) for lrs in state["base_lrs"]]
+        self.scaling = self._scalings(self.batch_size)[0]
+        self._move_schedulers()
         self._before = None
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.batch_size, self.rate = state["batch_size"], state["rate"]
-        self._base_lrs = list(state["base_lrs"]) if self._base_lrs else []
-        self._base = [_tupled(group) for group in state["base"]]
-        self._set = [_tupled(group) for group in state["set"]]
-        self.scaling = self._scaling(self.batch_size)
-        self._move_scheduler()
-
-    def _scaling(self, batch_size: int) -> Scaling:
-        return scaling_for(
-            optimizer_family(self.optimizer),
-            self.reference,
-            batch_size,
-            rule=self.rule,
-            noise_scale=self.noise_scale,
-            exponent=self.exponent,
-            decoupled_decay=decay_is_decoupled(self.optimizer),
-        )
-
-    def _now(self) -> list[dict[str, Any]]:
-        return [_numbers(group) for group in self.optimizer.param_groups]
-
-    def _caught_up(self) -> list[dict[str, Any]]:
-        """The base numbers, with what others have changed since the last move."""
-        now = self._now()
-        if len(now) != len(self._base):
-            raise SettingError(
-                "the optimizer has other param groups than before",
-                seen=f"{len(self._base)} then, {len(now)} now",
-                why="the numbers of a new group at the reference batch are not known",
-                fix="add param groups before the numbers are first moved",
+    def _scalings(self, batch_size: int) -> list[Scaling]:
+        """How each param group comes from its own reference to the batch."""
+        return [
+            scalings_for(
+                [kind],
+                self._groups[_key(group)].reference,
+                batch_size,
+                rule=self.rule,
+                noise_scale=self.noise_scale,
+                exponent=self.exponent,
+            )[0]
+            for kind, group in zip(
+                kinds_of(self.optimizer), self.optimizer.param_groups, strict=True
             )
-        groups = [dict(base) for base in self._base]
-        for base, old, new in zip(groups, self._set, now, strict=True):
+        ]
+
+    def _scaled(self, batch_size: int, rate: float) -> list[dict[str, Any]]:
+        """The numbers of every param group at a batch, under a decay's factor."""
+        groups = zip(
+            self.optimizer.param_groups, self._scalings(batch_size), strict=True
+        )
+        new = [scaled_group(self._groups[_key(g)].base, s) for g, s in groups]
+        for numbers in new:
+            numbers.update({k: numbers[k] * rate for k in RATES if k in numbers})
+        return new
+
+    def _assign(self, new: list[dict[str, Any]]) -> None:
+        assign(self.optimizer, new)
+        for key, numbers in self._now().items():
+            self._groups[key].now = numbers
+
+    def _now(self) -> dict[int, dict[str, Any]]:
+        return {_key(group): _numbers(group) for group in self.optimizer.param_groups}
+
+    def _catch_up(self) -> None:
+        """Bring the base numbers to what others have changed since they were set."""
+        groups: dict[int, _GroupNumbers] = {}
+        for group in self.optimizer.param_groups:
+            now, known = _numbers(group), self._groups.get(_key(group))
+            if known is None:  # new: chosen for what is in force
+                base = dict(now)
+                if self.rate:
+                    base |= {k: base[k] / self.rate for k in RATES if k in base}
+                groups[_key(group)] = _GroupNumbers(self.batch_size, base, now)
+                continue
+            base = known.base | _first_beta(group, known)
             for key in _OTHERS:
-                if key in new and key in old and bool(new[key] != old[key]):
-                    known = bool(old[key] != 0)
-                    base[key] = base[key] * new[key] / old[key] if known else new[key]
-            if "betas" in old and new["betas"][0] != old["betas"][0]:  # OneCycleLR
-                base["betas"] = (new["betas"][0], *base["betas"][1:])
-        return groups
+                old, new = known.now.get(key), now.get(key)
+                if new is not None and (old is None or bool(new != old)):
+                    factor = None if old is None or bool(old == 0) else new / old
+                    base[key] = new if factor is None else base[key] * factor
+            groups[_key(group)] = _GroupNumbers(known.reference, base, now)
+        self._groups = groups
 
-    def _move_scheduler(self) -> None:
-        if self._base_lrs:
-            factor = self.scaling.lr * self.rate
-            self.scheduler.base_lrs = [lr * factor for lr in self._base_lrs]
+    def _move_schedulers(self) -> None:
+        factors = [s.lr * self.rate for s in self._scalings(self.batch_size)]
+        for scheduler, lrs in zip(self.schedulers, self._base_lrs, strict=True):
+            if lrs:
+                pairs = zip(lrs, factors, strict=False)
+                scheduler.base_lrs = [lr * factor for lr, factor in pairs]
 
-    def _notice_scheduler(self) -> None:
-        if self._counts_steps and self.scheduler is None:
-            self._counts_steps = False
+    def _notice(self) -> None:
+        """Tell, once, what does not follow as the batch changes."""
+        if self._unknown:
+            self._unknown = False
+            warn_of_unknown(kinds_of(self.optimizer), stacklevel=5)
+        if self._unheard_scheduler:
+            self._unheard_scheduler = False
             warnings.warn(
                 "a learning-rate scheduler of this optimizer counts steps: as the "
                 "batch changes it passes by at another number of examples, and one "
@@ -188,6 +312,36 @@ class Hyperparameters:
                 "batch_size=...), and pass it here as scheduler=",
                 stacklevel=4,
             )
+
+
+def _check_proportion(scheduler: Any) -> None:
+    """Refuse a bare scheduler whose rates cannot be moved from outside.
+
+    Raises:
+        SettingError: Its next rate depends on more than its base rates.
+    """
+    floor = getattr(scheduler, "eta_min", 0)
+    if floor or not isinstance(scheduler, IN_PROPORTION):
+        raise SettingError(
+            f"{type(scheduler).__name__} cannot follow the batch by itself",
+            why="what it computes the next rate from is not in proportion to its base "
+            "rates",
+            fix="scheduler=rb.schedules.ByExamples(scheduler, batch_size=...), stepped "
+            "by examples; a ReduceLROnPlateau is left out here and stepped as ever",
+        )
+
+
+def _key(group: dict[str, Any]) -> int:
+    """Of a param group, also when its dictionary is replaced: its first parameter."""
+    return id(next(iter(group["params"]), None))
+
+
+def _first_beta(group: dict[str, Any], numbers: _GroupNumbers) -> dict[str, Any]:
+    """The base betas, where somebody else has moved the first (OneCycleLR)."""
+    now, old, base = group.get("betas"), numbers.now.get("betas"), numbers.base
+    if old is None or now is None or now[0] == old[0]:
+        return {}
+    return {"betas": (now[0], *base["betas"][1:])}
 
 
 def _numbers(group: dict[str, Any]) -> dict[str, Any]:

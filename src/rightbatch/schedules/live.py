@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from rightbatch.core.errors import SettingError
-from rightbatch.core.whole_number import whole_number
+from rightbatch.core.whole_number import keep_whole_numbers
 from rightbatch.schedules.schedule import Aim, Reading, Schedule
 
 UNLIMITED = 1 << 40  # examples: no limit
@@ -24,8 +24,7 @@ class _Live(Schedule):
     most: int = field(default=UNLIMITED, kw_only=True)
 
     def __post_init__(self) -> None:
-        for name in ("first", "least", "most"):
-            whole_number(getattr(self, name), name)
+        keep_whole_numbers(self, "first", "least", "most")
         if not self.least <= self.first <= self.most:
             raise SettingError(
                 "the first batch lies outside of its limits",

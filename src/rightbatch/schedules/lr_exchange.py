@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from rightbatch.core.errors import SettingError
-from rightbatch.core.whole_number import whole_number
+from rightbatch.core.whole_number import keep_whole_numbers
 from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Aim, Reading, Schedule
 
@@ -74,8 +74,7 @@ class InsteadOfDecay(Schedule):
     form: Literal["smith", "seesaw"] = "smith"
 
     def __post_init__(self) -> None:
-        whole_number(self.batch, "batch")
-        whole_number(self.most, "most")
+        keep_whole_numbers(self, "batch", "most")
         if self.form not in _POWERS:
             raise SettingError(
                 "form must be 'smith' (SGD) or 'seesaw' (Adam)",
@@ -160,8 +159,7 @@ class AlongRate(Schedule):
     least: int = 1
 
     def __post_init__(self) -> None:
-        whole_number(self.batch, "batch")
-        whole_number(self.least, "least")
+        keep_whole_numbers(self, "batch", "least")
         if self.keep not in _KEPT:
             raise SettingError(
                 "keep must be 'temperature' (lr / B) or 'update-variance' (lr^2 / B)",

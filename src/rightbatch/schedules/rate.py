@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from rightbatch.core.errors import SettingError
+from rightbatch.core.json_io import to_plain
 from rightbatch.core.whole_number import whole_number
 from rightbatch.schedules.record_scheduler import scheduler_factors
 
@@ -50,7 +51,11 @@ class Rate:
     form: Literal["linear", "steps"] = "linear"
 
     def __post_init__(self) -> None:
-        places, factors = self.examples, self.factors
+        # As Python's numbers, whoever's they were.
+        places = tuple(to_plain(i) for i in self.examples)
+        factors = tuple(float(f) for f in self.factors)
+        object.__setattr__(self, "examples", places)
+        object.__setattr__(self, "factors", factors)
         if self.form not in ("linear", "steps"):
             raise SettingError(
                 "form must be 'linear' or 'steps'", seen=f"form={self.form!r}"
@@ -114,7 +119,7 @@ class Rate:
     @classmethod
     def steps(cls, factors: Mapping[int, float], *, warmup: int = 0) -> Rate:
         """A staircase, ``{0: 1.0, 50_000: 0.1}``, under a straight warm-up from 0."""
-        whole_number(warmup, "warmup", least=0)
+        warmup = whole_number(warmup, "warmup", least=0)
         places = sorted(factors)
         stairs = cls(tuple(places), tuple(factors[i] for i in places), "steps")
         if not warmup:
@@ -162,7 +167,7 @@ class Rate:
             examples: Where it ends; it stays at its last value from there.
             also: Further places that must be met, such as corners.
         """
-        whole_number(examples, "examples")
+        examples = whole_number(examples, "examples")
         count = min(POINTS, examples)
         places = {round(i * examples / count) for i in range(count + 1)} | set(also)
         kept = sorted(i for i in places if 0 <= i <= examples)
@@ -204,8 +209,8 @@ class Rate:
             >>> rate(0), rate(640), rate(1280)
             (1.0, 0.5, 0.25)
         """
-        whole_number(steps, "steps")
-        whole_number(batch_size, "batch_size")
+        steps = whole_number(steps, "steps")
+        batch_size = whole_number(batch_size, "batch_size")
         if optimizer is None:
             weight = torch.nn.Parameter(torch.zeros(()))
             optimizer = torch.optim.SGD([weight], lr=lr)

@@ -11,13 +11,15 @@ import torch
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.whole_number import whole_number
-from rightbatch.job.optimizers import Family, decay_is_decoupled, optimizer_family
+from rightbatch.job.optimizers import Family, Kind, check_rates, kinds_of
+from rightbatch.job.several_optimizers import Optimizers, as_one
 
 Rule = Literal[
     "auto",
     "linear",
     "sqrt",
     "noise-aware",
+    "sqrt-noise-aware",
     "adam-noise-aware",
     "adam-sqrt",
     "adam-sde",
@@ -28,6 +30,8 @@ SOURCES = {
     "linear": "Goyal et al. 2017, arXiv:1706.02677",
     "sqrt": "Krizhevsky 2014, arXiv:1404.5997; Hoffer et al. 2017, arXiv:1705.08741",
     "noise-aware": "McCandlish et al. 2018, arXiv:1812.06162, eq. 2.11",
+    "sqrt-noise-aware": "McCandlish et al. 2018, eq. 2.11, for updates of a size of "
+    "their own [derived: docs/decisions/007, 016]",
     "adam-noise-aware": "McCandlish et al. 2018, eq. 2.11, under Adam's normalisation "
     "[derived: docs/decisions/007]; below the noise scale Malladi et al. 2022, "
     "arXiv:2205.10287; beta2: Marek et al. 2025, arXiv:2507.07101",
@@ -35,8 +39,12 @@ SOURCES = {
     "examples, beta1 kept: Marek et al. 2025, arXiv:2507.07101",
     "adam-sde": "Malladi et al. 2022, arXiv:2205.10287",
     "exponent": "measured on this job: lr proportional to B ** exponent",
-    "none": "asked for",
+    "none": "nothing follows the batch",
 }
+# Families whose second beta is the memory of a second moment, and whose epsilon stands
+# beside its root. Lion's second beta is its momentum's, Muon's epsilon guards a norm,
+# Adafactor's are a pair of floors.
+MOMENTS = ("adam", "shampoo")
 # Below this beta2 the second moment follows single batches and Adam diverges: digits at
 # B = 256 under AdamW ended at loss 0.4 with beta2 0.95, at 0.5 to 2.1 with 0.44, and
 # beyond 5,000 with 0.04 [measured]. So growing a batch never lowers beta2 further.
@@ -63,7 +71,10 @@ class Scaling:
         weight_decay: Factor on decoupled weight decay, so that decay per example
             stays; 1 for L2 in the loss, whose minimum does not depend on the batch.
         ema: Power of the decay of an average of weights, see `scaled_ema`.
-        noise_scale: That the rule went by, in examples; None: by none.
+        noise_scale: That it was made from, in examples; None: from none.
+        exponent: Of the rule ``"exponent"``.
+        auto: Whether the rule was chosen by the optimizer's family: param groups of
+            another family then have a rule of their own.
     """
 
     rule: str
@@ -78,6 +89,13 @@ class Scaling:
     weight_decay: float = 1.0
     ema: float = 1.0
     noise_scale: float | None = None
+    exponent: float | None = None
+    auto: bool = False
+
+    @property
+    def asked(self) -> str:
+        """What it was made from, for other param groups: a rule, or ``"auto"``."""
+        return "auto" if self.auto else self.rule
 
 
 def scaling_for(
@@ -92,25 +110,33 @@ def scaling_for(
 ) -> Scaling:
     """Work out how an optimizer's numbers follow the batch.
 
-    With ratio r = B'/B, ``auto`` takes for SGD ``noise-aware``, lr proportional to
-    1 / (1 + noise_scale / B), which is the linear rule while both batches are far below
-    the noise scale; without a noise scale it is ``linear``. For the Adam family, and as
-    the more careful assumption for optimizers it does not know, it takes
-    ``adam-noise-aware``, lr proportional to 1 / sqrt(1 + noise_scale / B), which is the
-    square root below the noise scale; without one ``adam-sqrt``, lr times sqrt(r). Both
-    take eps over sqrt(r), beta2 to the power r, and leave beta1. ``adam-sde`` is the
-    full rule of Malladi et al., beta1 included; docs/decisions/003 says why it is not
-    the default.
+    With ratio r = B'/B, ``auto`` goes by the family:
+
+    - SGD: ``noise-aware``, lr proportional to 1 / (1 + noise_scale / B), which is the
+      linear rule while both batches are far below the noise scale; without a noise
+      scale ``linear``.
+    - Adam, SOAP and Shampoo: ``adam-noise-aware``, lr proportional to
+      1 / sqrt(1 + noise_scale / B), which is the square root below the noise scale;
+      without one ``adam-sqrt``, lr times sqrt(r). Both take eps over sqrt(r), beta2 to
+      the power r, and leave beta1.
+    - Muon, Lion, Adafactor: ``sqrt-noise-aware`` and ``sqrt``, the same of the rate
+      alone.
+    - Any other: ``none``.
+
+    Decoupled weight decay follows in all but ``none``. ``adam-sde`` is the full rule of
+    Malladi et al., beta1 included; docs/decisions/003 says why it is not the default.
+    An ``adam-`` rule asked for by name changes betas and eps of families that have such
+    moments, and of an optimizer that is not known.
 
     Args:
-        family: Of the optimizer, see `optimizer_family`.
+        family: Of the optimizer, see `rightbatch.job.optimizers.kinds_of`.
         batch_from: The batch the learning rate was chosen for, in examples.
         batch_to: The batch to change to, in examples.
         rule: A rule by name, or ``"auto"``.
         noise_scale: Noise scale in examples, where known.
         exponent: For the rule ``"exponent"``: that of the best learning rate in B, as
             measured by runs of one's own.
-        decoupled_decay: Whether weight decay is AdamW's, see `decay_is_decoupled`.
+        decoupled_decay: Whether weight decay acts beside the gradient, as AdamW's.
 
     Raises:
         SettingError: Unknown rule, a batch below 1, or a rule outside its domain.
@@ -154,13 +180,17 @@ def scaling_for(
         "linear": ratio,
         "sqrt": root,
         "noise-aware": saturating,
+        "sqrt-noise-aware": math.sqrt(saturating),
         "adam-noise-aware": math.sqrt(saturating),
         "adam-sqrt": root,
         "adam-sde": root,
         "exponent": ratio ** (exponent or 0.0),
     }[name]
-    # The memory of Adam's moments, in examples.
-    moments = name.startswith("adam-") or (name == "exponent" and family == "adam")
+    by_noise = known and ("noise-aware" in name or rule == "auto")
+    # The memory of second moments, in examples.
+    asked_for = name.startswith("adam-") and family == "other"
+    moving = name.startswith("adam-") or name == "exponent"
+    moments = asked_for or (moving and family in MOMENTS)
     return Scaling(
         rule=name,
         source=SOURCES[name],
@@ -168,29 +198,69 @@ def scaling_for(
         batch_from=batch_from,
         batch_to=batch_to,
         lr=lr,
-        beta1=ratio if name == "adam-sde" else 1.0,
+        beta1=ratio if name == "adam-sde" and moments else 1.0,
         beta2=ratio if moments else 1.0,
         eps=1 / root if moments else 1.0,
         # AdamW's decay per example is lr * weight_decay / B (Wang & Aitchison 2024,
         # arXiv:2405.13698).
         weight_decay=ratio / lr if decoupled_decay and name != "none" else 1.0,
         ema=1.0 if name == "none" else ratio,
-        noise_scale=noise_scale if "noise-aware" in name else None,
+        noise_scale=noise_scale if by_noise else None,
+        exponent=exponent,
+        auto=rule == "auto",
     )
 
 
 def _auto(family: Family, known: bool) -> tuple[str, str]:
     """The rule for a family of optimizers, and why; ``known``: the noise scale is."""
+    if family == "other":
+        return "none", "the optimizer is not known to the rules"
     if family == "sgd" and known:
         return "noise-aware", "linear below the noise scale, flat above it"
     if family == "sgd":
         return "linear", "no noise scale known"
-    why = "the optimizer divides by the gradient's size"
-    if family == "other":
-        why = "assumed: the optimizer is not known to the rules"
+    root = "adam" if family in MOMENTS else "sqrt"
+    why = "the size of the optimizer's update is not the gradient's"
     if known:
-        return "adam-noise-aware", f"root below the noise scale, flat above; {why}"
-    return "adam-sqrt", why
+        name = f"{root}-noise-aware"
+        return name, f"root below the noise scale, flat above; {why}"
+    return "adam-sqrt" if root == "adam" else "sqrt", why
+
+
+def scalings_for(
+    kinds: list[Kind],
+    batch_from: int,
+    batch_to: int,
+    *,
+    rule: str = "auto",
+    noise_scale: float | None = None,
+    exponent: float | None = None,
+) -> list[Scaling]:
+    """How each of several param groups follows the batch, see `scaling_for`."""
+    return [
+        scaling_for(
+            kind.family,
+            batch_from,
+            batch_to,
+            rule=rule,
+            noise_scale=noise_scale,
+            exponent=exponent,
+            decoupled_decay=kind.decoupled,
+        )
+        for kind in kinds
+    ]
+
+
+def warn_of_unknown(kinds: list[Kind], *, stacklevel: int = 3) -> None:
+    """Tell that nothing of an optimizer follows the batch, because it is not known."""
+    names = sorted({kind.name for kind in kinds if kind.family == "other"})
+    if names:
+        warnings.warn(
+            f"{', '.join(names)}: how this optimizer's numbers follow the batch is not "
+            "known, so none of them does (rule 'none'); if you know, ask for a rule by "
+            "name: rule='sqrt', 'linear', or 'adam-sqrt' where it is Adam inside",
+            stacklevel=stacklevel,
+        )
 
 
 def scaled_beta2(beta2: float, scaling: Scaling) -> float:
@@ -213,29 +283,50 @@ def scaled_ema(decay: float, scaling: Scaling) -> float:
 def apply_scaling(optimizer: torch.optim.Optimizer, scaling: Scaling) -> None:
     """Change an optimizer's param groups by a `Scaling`, all of them or none.
 
-    ``initial_lr``, from which learning-rate schedulers start, changes with ``lr``.
-    Adam's running means are rescaled so that, bias-corrected, they stay what they are:
-    the division by ``1 - beta ** steps`` would otherwise use the new beta on a mean
-    made with the old one, and the next updates would be off by as much.
+    Each goes by its own family, see `scaling_for`. ``initial_lr``, from which
+    learning-rate schedulers start, changes with ``lr``. Adam's running means are
+    rescaled so that, bias-corrected, they stay what they are: the division by
+    ``1 - beta ** steps`` would otherwise use the new beta on a mean made with the old
+    one, and the next updates would be off by as much.
 
     Raises:
-        SettingError: The rule leaves its domain: a beta would fall below zero.
+        SettingError: The rule leaves its domain: a beta would fall below zero; or there
+            is no learning rate to change.
     """
-    assign(optimizer, [scaled_group(g, scaling) for g in optimizer.param_groups])
+    if scaling.asked != "none" and scaling.batch_from != scaling.batch_to:
+        check_rates(optimizer, "it is to follow the batch")
+    scalings = scalings_for(
+        kinds_of(optimizer),
+        scaling.batch_from,
+        scaling.batch_to,
+        rule=scaling.asked,
+        noise_scale=scaling.noise_scale,
+        exponent=scaling.exponent,
+    )
+    groups = zip(optimizer.param_groups, scalings, strict=True)
+    assign(optimizer, [scaled_group(g, s) for g, s in groups])
 
 
 def multiply_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Multiply the learning rates of every param group, a scheduler's base too."""
+    """Multiply the learning rates of every param group, a scheduler's base too.
+
+    Raises:
+        SettingError: A group holds none.
+    """
+    if factor == 1:
+        return
+    check_rates(optimizer, f"it is to be multiplied by {factor:.4g}")
     for group in optimizer.param_groups:
-        group.update({key: group[key] * factor for key in RATES if key in group})
+        group.update({k: group[k] * factor for k in RATES if group.get(k) is not None})
 
 
 def assign(optimizer: torch.optim.Optimizer, numbers: list[dict[str, Any]]) -> None:
     """Set numbers of the param groups, keeping Adam's bias-corrected means."""
+    state = optimizer.state
     for group, new in zip(optimizer.param_groups, numbers, strict=True):
         if "betas" in new and new["betas"] != group["betas"]:
             for parameter in group["params"]:
-                _keep_means(optimizer.state.get(parameter, {}), group, new)
+                _keep_means(state.get(parameter, {}), group, new)
         group.update(new)
 
 
@@ -289,7 +380,7 @@ def scaled_group(group: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
 
 
 def scale_hyperparameters(
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     *,
     batch_from: int,
     batch_to: int,
@@ -300,7 +391,8 @@ def scale_hyperparameters(
     """Make an optimizer's learning rate, betas, eps and weight decay follow the batch.
 
     Args:
-        optimizer: Changed in place, every param group by the same factors.
+        optimizer: One, or a list of several; changed in place, every param group by
+            the rule of its family.
         batch_from: The batch its present numbers were chosen for, in examples.
         batch_to: The batch to change to, in examples.
         rule: How they follow; ``"auto"``: by the optimizer, and the noise scale where
@@ -309,11 +401,11 @@ def scale_hyperparameters(
         exponent: For the rule ``"exponent"``.
 
     Returns:
-        What was done, with the rule's name and source.
+        What was done to the first param group, with the rule's name and source.
 
     Raises:
-        SettingError: Unknown rule, a batch below 1, or a rule outside its domain: then
-            nothing has changed.
+        SettingError: Unknown rule, a batch below 1, a rule outside its domain, or no
+            learning rate to change: then nothing has changed.
 
     Example:
         >>> import torch, rightbatch as rb
@@ -327,18 +419,21 @@ def scale_hyperparameters(
     References:
         ``rightbatch.schedules.scaling.SOURCES``, rule by rule.
     """
-    scaling = scaling_for(
-        optimizer_family(optimizer),
+    optimizer = as_one(optimizer)
+    kinds = kinds_of(optimizer)
+    scalings = scalings_for(
+        kinds,
         batch_from,
         batch_to,
         rule=rule,
         noise_scale=noise_scale,
         exponent=exponent,
-        decoupled_decay=decay_is_decoupled(optimizer),
     )
-    if noise_scale is not None and "noise-aware" not in scaling.rule:
+    if noise_scale is not None and not any("noise-aware" in s.rule for s in scalings):
         warnings.warn(
-            f"noise_scale has no effect on the rule {scaling.rule}", stacklevel=2
+            f"noise_scale has no effect on the rule {scalings[0].rule}", stacklevel=2
         )
-    apply_scaling(optimizer, scaling)
-    return scaling
+    apply_scaling(optimizer, scalings[0])
+    if rule == "auto":
+        warn_of_unknown(kinds)
+    return scalings[0]

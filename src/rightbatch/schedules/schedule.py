@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from rightbatch.core.errors import SettingError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import to_plain
-from rightbatch.core.whole_number import whole_number
+from rightbatch.core.whole_number import keep_whole_numbers, whole_number
 
 STEP = 1.1  # a smooth schedule moves the batch in steps of this factor [assumed]
 
@@ -137,7 +137,7 @@ class Constant(Schedule):
     batch: int
 
     def __post_init__(self) -> None:
-        whole_number(self.batch, "batch")
+        keep_whole_numbers(self, "batch")
 
     def aim(self, examples: int, reading: Reading | None = None) -> Aim:
         """The one batch."""
@@ -174,24 +174,22 @@ class Stages(Schedule):
 
     def __post_init__(self) -> None:
         try:
-            pairs = tuple((start, batch) for start, batch in self.stages)
+            given = [(start, batch) for start, batch in self.stages]
         except (TypeError, ValueError):
             raise SettingError(
                 "stages are pairs of examples seen and batch",
                 seen=f"{self.stages!r:.60}",
                 fix="Stages(((0, 64), (50_000, 128)))",
             ) from None
+        pairs = tuple(_stage(start, batch) for start, batch in given)
         object.__setattr__(self, "stages", pairs)
         starts = [start for start, _ in pairs]
-        whole = all(isinstance(s, int) for s in starts)
-        if not whole or not starts or starts[0] != 0 or starts != sorted(set(starts)):
+        if not starts or starts[0] != 0 or starts != sorted(set(starts)):
             raise SettingError(
                 "stages must begin at 0 examples and increase",
                 seen=f"stages begin at {starts}",
                 fix="Stages(((0, 64), (50_000, 128)))",
             )
-        for start, batch in pairs:
-            whole_number(batch, f"the batch of the stage at {start}")
 
     def aim(self, examples: int, reading: Reading | None = None) -> Aim:
         """The batch of the stage that so many examples lie in."""
@@ -205,6 +203,12 @@ class Stages(Schedule):
 
     def __str__(self) -> str:
         return "batch " + ", ".join(f"{b:,} from {at:,}" for at, b in self.stages)
+
+
+def _stage(start: Any, batch: Any) -> tuple[int, int]:
+    """Where a stage begins, and its batch."""
+    start = whole_number(start, "a stage's beginning", least=0)
+    return start, whole_number(batch, f"the batch of the stage at {start}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +227,7 @@ class _Transition(Schedule):
     form: str
 
     def __post_init__(self) -> None:
-        for field in ("first", "last", "examples"):
-            whole_number(getattr(self, field), field)
+        keep_whole_numbers(self, "first", "last", "examples")
         if self.examples < self.first:
             raise SettingError(
                 "the schedule ends within its first step",

@@ -27,9 +27,17 @@ from rightbatch.core.trees import (
 from rightbatch.core.user_code import user_code
 from rightbatch.core.whole_number import whole_number
 from rightbatch.data.loading.step import Step
-from rightbatch.job.loss import PRECISIONS, Loss
+from rightbatch.job.loss import Loss
+from rightbatch.job.optimizers import first_rate
+from rightbatch.job.several_optimizers import Optimizers
+from rightbatch.training.accumulator_arguments import (
+    AUTOCAST,
+    check_settings,
+    checked_parts,
+)
 from rightbatch.training.coupled_batch import check_together, no_room_together
-from rightbatch.training.equality import Equality, compare
+from rightbatch.training.equality import Equality
+from rightbatch.training.first_batch import FirstBatch
 from rightbatch.training.gradient import (
     BatchGradient,
     Gradient,
@@ -37,9 +45,7 @@ from rightbatch.training.gradient import (
     PassOutOfMemory,
 )
 from rightbatch.training.ranks import Ranks
-from rightbatch.training.recovery import MicroBatchSize, release
-
-_AUTOCAST = {**PRECISIONS, "float16": torch.float16}
+from rightbatch.training.recovery import MicroBatchSize
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +85,8 @@ class Accumulator:
             averages over ranks, once per step.
         loss: ``(model, batch) ->`` the mean over the batch's examples; or
             ``(sum, count)`` where targets are ragged or masked.
-        optimizer: Makes the update.
+        optimizer: Makes the update; several, as a list, make it together: one norm is
+            clipped, and all of them step or none.
         micro_batch: Most examples of one piece on one rank; None: the whole batch.
         clip_norm: Largest norm of the whole gradient.
         precision: ``"float32"``, ``"bfloat16"`` or ``"float16"`` (autocast).
@@ -92,7 +99,8 @@ class Accumulator:
             default: one piece more than before.
         coupled: Whether the examples of a micro-batch see each other (BatchNorm): each
             then holds exactly ``micro_batch`` of them, also when memory runs out.
-        check: Whether to compare split and whole gradient once, at the first split.
+        check: Whether to compare split and whole gradient once, at the first split, and
+            to see whether a pair of the loss is ``(sum, count)``.
         tell: Hears of trouble and how it was met; default: a warning.
 
     Attributes:
@@ -119,7 +127,7 @@ class Accumulator:
         self,
         model: nn.Module,
         loss: Loss,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         micro_batch: int | None = None,
         *,
         clip_norm: float | None = None,
@@ -133,28 +141,30 @@ class Accumulator:
         check: bool = True,
         tell: Callable[[str], None] | None = None,
     ) -> None:
-        _check_parts(model, loss, optimizer)
+        optimizer = checked_parts(model, loss, optimizer)
         if micro_batch is not None:
             whole_number(micro_batch, "micro_batch")
         elif coupled:
             raise SettingError("coupled needs a micro_batch", fix="micro_batch=8")
-        _check_settings(clip_norm, precision, scaler, nonfinite)
+        check_settings(clip_norm, precision, scaler, nonfinite)
         if scaler is not None and not scaler.is_enabled():
             scaler = None
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.clip_norm, self.scaler, self.nonfinite = clip_norm, scaler, nonfinite
         self.count, self.split, self.fits = count, split, fits
         self.ranks = Ranks(model)
-        dtype = _AUTOCAST[precision]
+        dtype = AUTOCAST[precision]
         self.gradient = BatchGradient(model, loss, optimizer, self.ranks, dtype, scaler)
-        self.gradient.empty = nonfinite
         self.device = self.gradient.device
         self.micro_batch_size = MicroBatchSize(most=0, now=0)
         self.plan_micro_batch(micro_batch)
         self.skipped = self.retries = 0
-        self.equality: Equality | None = None
         self.coupled = coupled
-        self._check = check and not coupled  # its pieces are meant
+        self._look_for_unheld = True
+        compared = check and not coupled  # whose pieces are meant
+        self.first = FirstBatch(
+            self.gradient, self._cutter, pair=check, equality=compared
+        )
         self.tell = tell or (lambda text: warnings.warn(text, stacklevel=4))
 
     def __call__(
@@ -174,8 +184,9 @@ class Accumulator:
 
         Raises:
             JobError: Not even one example fits, or not the micro-batch where it is
-                ``coupled``; the loss has no gradient, is not finite (with
-                ``nonfinite="stop"``: nothing has changed), or failed on some rank.
+                ``coupled``; the loss has no gradient in any piece, is not finite (with
+                ``nonfinite="stop"``: nothing has changed), returns a pair that is no
+                ``(sum, count)``, or failed on some rank.
             SettingError: The batch is no multiple of a ``coupled`` micro-batch.
             UpdateOutOfMemoryError: Memory ran out inside the optimizer.
         """
@@ -187,6 +198,11 @@ class Accumulator:
         return update
 
     step = __call__
+
+    @property
+    def equality(self) -> Equality | None:
+        """What the comparison at the first split has found."""
+        return self.first.equality
 
     def differentiate(
         self,
@@ -209,14 +225,32 @@ class Accumulator:
             examples = batch.examples
         if examples is None and self.ranks.size == 1:
             examples = sum(p.count for p in whole)
-        self._verify_once(whole)
+        seen = ""
+        if len(whole) > 1 or whole[0].count > self.micro_batch_size.now:
+            seen = self.first.compare_once(lambda: self._cut(whole))
         while True:
             micro_batches = self._cut(whole)
             self.gradient.before.take(self.device)
             made = self.gradient.make(micro_batches, examples, flags)
-            if not isinstance(made, PassOutOfMemory):
-                return made, len(micro_batches)
-            self._shrink(made, max(m.count for m in micro_batches))
+            if isinstance(made, PassOutOfMemory):
+                self._shrink(made, max(m.count for m in micro_batches))
+                continue
+            anew = self.first.reads_otherwise(micro_batches) if made.pair else ""
+            if not anew:
+                break
+            seen = anew
+            self.gradient.before.restore(self.device)
+        if not made.count > 0 and self.nonfinite == "stop":
+            raise JobError(
+                f"the loss count is {made.count:g} for the whole batch",
+                seen=f"{len(micro_batches)} micro-batches on each of "
+                f"{self.ranks.size} rank(s)",
+                why="a mean over nothing is not defined",
+                fix="leave out examples whose targets are all masked",
+            )
+        if seen:  # after all errors of the job itself
+            self.tell(seen)
+        return made, len(micro_batches)
 
     def plan_micro_batch(self, micro_batch: int | None) -> None:
         """From the next batch on, at most so many examples at once; None: all."""
@@ -227,23 +261,23 @@ class Accumulator:
     def verify(self, batch: Any) -> Equality:
         """Compare the gradient of a small batch, split, with that of it whole.
 
-        Nothing is left behind: gradients, buffers and random numbers are put back.
+        Nothing is left behind: gradients, buffers, all other state of modules and
+        random numbers are put back. Never are more examples run at once than the
+        micro-batch in force holds.
+
+        Raises:
+            JobError: There is nothing to compare: no two examples at once, none with a
+                gradient, or the loss failed on so few.
         """
-        pieces = self._whole(batch)
-        piece = max(pieces, key=lambda p: p.count)
-        few = min(piece.count, 8)
-        part = self._cutter(piece.batch, 0, few, piece.count)
-        model = self.model if self.ranks.ddp is None else self.ranks.ddp.module
-        with user_code("the comparison of split and whole gradient"):
-            return compare(
-                model,
-                self.loss,
-                self.gradient.parameters,
-                part,
-                few,
-                self._cutter,
-                dtype=self.gradient.dtype,
+        equality = self.first.compare(self._cut(self._whole(batch)))
+        if equality is None:
+            raise JobError(
+                "split and whole gradient cannot be compared on this batch",
+                seen=f"micro-batches of {self.micro_batch_size.now} or less",
+                why="it takes two examples at once, and a gradient that is not zero",
+                fix="another batch, or a larger micro_batch",
             )
+        return equality
 
     def state_dict(self) -> dict[str, Any]:
         """The micro-batch in force, and counts; a scaler has a state of its own."""
@@ -259,7 +293,8 @@ class Accumulator:
         if state["micro_batch"]["most"] == self.micro_batch_size.most:
             self.micro_batch_size = MicroBatchSize(**state["micro_batch"])
         self.skipped, self.retries = state["skipped"], state["retries"]
-        self.gradient.per_example, self._check = state["per_example"], False
+        self.gradient.per_example = state["per_example"]
+        self.first.skip_comparison()
 
     def _whole(self, batch: Any) -> list[Part]:
         """The batch as it came: one piece, or the micro-batches of a stream's step."""
@@ -304,6 +339,20 @@ class Accumulator:
             pieces += [filler] * (most - len(pieces))
         return pieces
 
+    def _notice_unheld(self) -> None:
+        """Tell, once, of a part of the model that belongs to no optimizer known."""
+        if not self._look_for_unheld:
+            return
+        self._look_for_unheld = False
+        if unheld := self.gradient.unheld():
+            scaled = " or unscaled" if self.scaler is not None else ""
+            self.tell(
+                f"{len(unheld)} trainable parameters with a gradient are in no "
+                "optimizer that is known here: this gradient is the whole batch's "
+                f"too, but it is not clipped{scaled}; if another optimizer steps "
+                "them, pass both as a list, otherwise requires_grad_(False)"
+            )
+
     def _cutter(self, batch: Any, start: int, stop: int, count: int) -> Any:
         if self.split is not None:
             return self.split(batch, start, stop)
@@ -311,6 +360,7 @@ class Accumulator:
 
     def _finish(self, made: Gradient, pieces: int, retries: int) -> Update:
         """Clip, judge and apply."""
+        self._notice_unheld()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         gradients = self.gradient.gradients()
@@ -332,7 +382,7 @@ class Accumulator:
                 raise NotFiniteError(
                     f"the loss became {made.loss:g}, with a gradient of norm {norm:g}",
                     seen=f"mean over {made.count:g}, learning rate "
-                    f"{float(self.optimizer.param_groups[0]['lr']):.3g}",
+                    f"{first_rate(self.optimizer)}",
                     why="the update was not made: weights are as before this batch",
                     fix="a lower learning rate, or nonfinite='skip' for a few bad "
                     "batches",
@@ -407,25 +457,6 @@ class Accumulator:
             f"batch again in micro-batches of {agreed}; batch and rate are unchanged"
         )
 
-    def _verify_once(self, whole: list[Part]) -> None:
-        """Before the first batch that is split: does splitting change the gradient?"""
-        split = len(whole) > 1 or whole[0].count > self.micro_batch_size.now
-        if not self._check or not split or self.ranks.sharded:
-            return
-        self._check = False
-        piece = max(whole, key=lambda p: p.count)
-        if piece.count < 2:
-            return
-        try:
-            self.equality = self.verify(piece.batch)
-        except Exception as error:
-            if out_of_memory(error) is None:
-                raise
-            release(error)
-            return
-        if not self.equality.equal and math.isfinite(self.equality.error):
-            self.tell(str(self.equality))
-
 
 def total_norm(gradients: list[Tensor]) -> float:
     """Norm of all gradients as one vector, over all shards."""
@@ -434,55 +465,3 @@ def total_norm(gradients: list[Tensor]) -> float:
     dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
     norm = torch.nn.utils.get_total_norm(dense)
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-
-
-def _check_parts(model: nn.Module, loss: Any, optimizer: Any) -> None:
-    """Refuse what cannot be trained.
-
-    Raises:
-        SettingError: It says what was given instead.
-    """
-    if not isinstance(optimizer, torch.optim.Optimizer) or not callable(loss):
-        raise SettingError(
-            "Accumulator takes a model, a loss and an optimizer, in this order",
-            seen=f"{type(model).__name__}, {type(loss).__name__}, "
-            f"{type(optimizer).__name__}",
-            fix="rb.Accumulator(model, loss, optimizer, micro_batch=16)",
-        )
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise SettingError(
-            "LBFGS evaluates the loss several times per step",
-            why="one step has no single batch",
-            fix="SGD, Adam or another optimizer of one gradient per step",
-        )
-    own = {id(p) for p in model.parameters()}
-    if not any(id(p) in own for g in optimizer.param_groups for p in g["params"]):
-        raise SettingError(
-            "the optimizer holds no parameter of the model",
-            why="its steps would change nothing",
-            fix="make it from this model's parameters, after wrapping or sharding",
-        )
-
-
-def _check_settings(
-    clip_norm: float | None, precision: str, scaler: Any, nonfinite: str
-) -> None:
-    if precision not in _AUTOCAST:
-        raise SettingError(
-            f"precision must be one of {', '.join(_AUTOCAST)}",
-            seen=f"precision={precision!r}",
-            fix="precision='bfloat16'",
-        )
-    if precision == "float16" and scaler is None:
-        raise SettingError(
-            "float16 needs a scaler",
-            seen="precision='float16', scaler=None",
-            why="small gradients would vanish",
-            fix="scaler=torch.amp.GradScaler(), or precision='bfloat16'",
-        )
-    if clip_norm is not None and not 0 < clip_norm < math.inf:
-        raise SettingError("clip_norm must be positive", seen=f"clip_norm={clip_norm}")
-    if nonfinite not in ("stop", "skip"):
-        raise SettingError(
-            "nonfinite must be 'stop' or 'skip'", seen=f"nonfinite={nonfinite!r}"
-        )

@@ -14,6 +14,7 @@ from torch import Tensor
 from rightbatch.core.errors import MissingExtraError, RunFolderError, SettingError
 from rightbatch.core.json_io import parse_json
 from rightbatch.core.torch_private import is_out_of_memory
+from rightbatch.job.several_optimizers import MEMBERS
 from rightbatch.training.checkpoint import Checkpoints, load_checkpoint, no_memory
 from rightbatch.training.run_folder import CHECKPOINTS
 
@@ -94,7 +95,7 @@ def load_start(path: str | Path) -> Start:
             return Start(
                 path=path,
                 model=model,
-                optimizer=_only(_first(state, OPTIMIZER), path),
+                optimizer=_as_one(_first(state, OPTIMIZER)),
                 **_progress(state),
             )
     keys = list(state)[:6] if isinstance(state, Mapping) else type(state).__name__
@@ -182,16 +183,12 @@ def _first(state: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     return next((state[name] for name in names if state.get(name) is not None), None)
 
 
-def _only(optimizer: Any, path: Path) -> Any:
-    """One optimizer's state; Lightning keeps a list of them."""
+def _as_one(optimizer: Any) -> Any:
+    """The state of one optimizer, or of several as one; Lightning keeps a list."""
     if not isinstance(optimizer, (list, tuple)):
         return optimizer
     if len(optimizer) > 1:
-        raise SettingError(
-            f"{path} holds the states of {len(optimizer)} optimizers",
-            why="a job has one",
-            fix=RECIPE,
-        )
+        return {MEMBERS: list(optimizer)}
     return optimizer[0] if optimizer else None
 
 

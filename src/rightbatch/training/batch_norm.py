@@ -1,4 +1,4 @@
-"""BatchNorm under accumulation: running statistics as one whole batch would make."""
+"""Running statistics under accumulation: as one whole batch would make them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from rightbatch.core.torch_private import BatchNorm
+from rightbatch.core.torch_private import RunningNorm
 
 
-def batch_norms(model: nn.Module) -> list[Any]:
+def running_norms(model: nn.Module) -> list[Any]:
     """The layers that keep running statistics by a momentum."""
     return [
         module
         for module in model.modules()
-        if isinstance(module, BatchNorm) and module.track_running_stats
+        if isinstance(module, RunningNorm) and module.track_running_stats
     ]
 
 

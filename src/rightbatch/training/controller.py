@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -11,11 +12,14 @@ import torch
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.whole_number import whole_number
+from rightbatch.job.optimizers import check_rates, first_rate
+from rightbatch.job.several_optimizers import Optimizers
 from rightbatch.noise.monitor import NoiseMonitor
+from rightbatch.schedules.by_examples import ByExamples
 from rightbatch.schedules.hyperparameters import Hyperparameters
 from rightbatch.schedules.lr_exchange import check_one_decay
 from rightbatch.schedules.rate import Rate
-from rightbatch.schedules.schedule import Aim, Reading, Schedule
+from rightbatch.schedules.schedule import Aim, Constant, Reading, Schedule
 from rightbatch.training.ranks import Ranks
 
 # A live batch moves only when the interval of what is asked for has left this band
@@ -33,23 +37,21 @@ class Change:
         examples: Seen when it was made.
         batch_from: Before.
         batch_to: From the next step on; the same where it was held.
-        lr: Learning rate of the first param group from now on.
+        lr: Learning rate of the first param group from now on; None: it has none.
         reason: Why.
     """
 
     examples: int
     batch_from: int
     batch_to: int
-    lr: float
+    lr: float | None
     reason: str
 
     def __str__(self) -> str:
         if self.batch_from == self.batch_to:
             return f"batch stays {self.batch_from}: {self.reason}"
-        return (
-            f"batch {self.batch_from} -> {self.batch_to}, lr {self.lr:.3g}: "
-            f"{self.reason}"
-        )
+        rate = "" if self.lr is None else f", lr {self.lr:.3g}"
+        return f"batch {self.batch_from} -> {self.batch_to}{rate}: {self.reason}"
 
 
 class Controller:
@@ -62,7 +64,7 @@ class Controller:
 
     Args:
         schedule: What to follow.
-        optimizer: Whose numbers follow the batch.
+        optimizer: Whose numbers follow the batch; one, or a list of several.
         batch_size: The batch its present numbers were chosen for.
         stream: What to set ``batch_size`` on; None: read it from ``batch_size`` here.
         monitor: The noise, for a live schedule.
@@ -70,7 +72,9 @@ class Controller:
         noise_scale: For the noise-aware rules; a live schedule brings its own.
         exponent: For the rule ``"exponent"``.
         rate: A learning-rate decay by examples, beside the batch.
-        scheduler: A torch scheduler that goes on beside it, see `ByExamples`.
+        scheduler: `ByExamples` around a torch scheduler that goes on beside it, or a
+            list of them. A bare one is refused where the batch changes: it counts
+            steps, of which there are then fewer, and its decay would not be finished.
         largest: Never a batch beyond: memory, or the data set.
         multiple: Batches that are not exact are multiples of this, where larger:
             micro-batch times ranks.
@@ -99,7 +103,7 @@ class Controller:
     def __init__(
         self,
         schedule: Schedule,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Optimizers,
         batch_size: int,
         *,
         stream: Any = None,
@@ -124,6 +128,7 @@ class Controller:
                 fix="monitor=rb.NoiseMonitor(model, optimizer)",
             )
         check_one_decay(schedule, rate)
+        _check_counts_examples(scheduler, schedule)
         self.schedule, self.monitor, self.stream = schedule, monitor, stream
         self.rate, self.multiple = rate, multiple
         self.largest = (1 << 40) if largest is None else largest
@@ -136,6 +141,8 @@ class Controller:
             exponent=exponent,
             scheduler=scheduler,
         )
+        if rate is not None or hasattr(schedule, "rate"):
+            check_rates(self.numbers.optimizer, "a decay is to be followed")
         self.changes: deque[Change] = deque(maxlen=1000)
         self.batch_size = self._sized(schedule.start)
         self._ranks = None if model is None else Ranks(model)
@@ -163,19 +170,25 @@ class Controller:
             wanted, reason = self._wanted(aim)
         if self._ranks is not None and self.schedule.live:
             wanted, reason = self._ranks.from_first((wanted, reason))
-        before = self.batch_size
+        before, refused = self.batch_size, None
         try:
             self._set(wanted, self._rate(examples, aim, wanted))
         except SettingError as error:
-            wanted, reason = before, error.what
+            wanted, reason, refused = before, error.what, error
         if wanted == before and (not reason or reason == self._held):
             return None
         self._held = reason if wanted == before else ""
+        if refused and not self.schedule.live:  # which might never move again
+            warnings.warn(
+                f"{self.schedule}: held at {before} after {examples:,} examples: "
+                f"{refused}",
+                stacklevel=2,
+            )
         change = Change(
             examples=examples,
             batch_from=before,
             batch_to=wanted,
-            lr=float(self.numbers.optimizer.param_groups[0]["lr"]),
+            lr=first_rate(self.numbers.optimizer),
             reason=reason,
         )
         self.changes.append(change)
@@ -277,3 +290,22 @@ class Controller:
         for size in sizes:
             self.numbers.move(size)
             self.numbers.undo()
+
+
+def _check_counts_examples(scheduler: Any, schedule: Schedule) -> None:
+    """Refuse a scheduler that counts steps beside a batch that changes.
+
+    Raises:
+        SettingError: It does.
+    """
+    given = scheduler if isinstance(scheduler, (list, tuple)) else [scheduler]
+    bare = [s for s in given if s is not None and not isinstance(s, ByExamples)]
+    if bare and not isinstance(schedule, Constant):
+        raise SettingError(
+            f"{type(bare[0]).__name__} counts steps, and the batch changes",
+            seen=str(schedule),
+            why="with other batches it is at another place after as many examples: a "
+            "ramp would leave its decay unfinished",
+            fix="scheduler=rb.schedules.ByExamples(scheduler, batch_size=...), stepped "
+            "by examples; or rate=rb.schedules.Rate..., which counts them",
+        )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch.core.errors import SettingError
+from rightbatch.job.several_optimizers import MEMBERS, members_of, optimizer_name
 
 WRAPPERS = ("module.", "model.")  # of DDP, and of a LightningModule
 COMPILED = "_orig_mod."  # of torch.compile; anywhere in a name
@@ -87,14 +88,43 @@ def fitting_optimizer(
     ``fused``), which may be of another machine.
 
     Args:
-        optimizer: The job's.
+        optimizer: The job's; several as one.
         network: Names its parameters.
-        saved: State dict of an optimizer with the same groups in the same order.
+        saved: State dict of an optimizer with the same groups in the same order; or of
+            as many optimizers as the job has, in their order.
         path: For the error.
 
     Raises:
-        SettingError: Groups, numbers or shapes differ.
+        SettingError: Optimizers, groups, numbers or shapes differ.
     """
+    members = members_of(optimizer)
+    several = saved.get(MEMBERS, [saved]) if isinstance(saved, Mapping) else [saved]
+    if len(several) != len(members):
+        raise SettingError(
+            f"{path} holds the states of {len(several)} optimizer(s)",
+            seen=f"the job has {len(members)}: {optimizer_name(optimizer)}",
+            why="each state belongs to one of them, in their order",
+            fix="make the same optimizers in Job(optimizer=...) as were used; or name "
+            "a file of the model alone, and the moments start anew",
+        )
+    if len(members) == 1:
+        return _fitting(optimizer, network, several[0], path)
+    pairs = zip(members, several, strict=True)
+    return {MEMBERS: [_fitting(o, network, state, path) for o, state in pairs]}
+
+
+def groups_of(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The param groups in a state dict, of several optimizers one after another."""
+    return [g for one in state.get(MEMBERS, [state]) for g in one["param_groups"]]
+
+
+def _fitting(
+    optimizer: torch.optim.Optimizer,
+    network: nn.Module,
+    saved: Mapping[str, Any],
+    path: Path,
+) -> dict[str, Any]:
+    """See `fitting_optimizer`, of one."""
 
     def refuse(seen: str) -> SettingError:
         return SettingError(

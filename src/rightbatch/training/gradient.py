@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from rightbatch.core.torch_private import OutOfMemory, out_of_memory
 from rightbatch.core.trees import to_device
 from rightbatch.core.user_code import user_code
 from rightbatch.job.loss import Loss, check_differentiable, scalar_loss
-from rightbatch.training.batch_norm import batch_norms, corrected
+from rightbatch.training.batch_norm import corrected, running_norms
 from rightbatch.training.ranks import Ranks
 from rightbatch.training.recovery import PassState, release, reserve
 
@@ -44,14 +44,16 @@ class Gradient:
     """What is known of a gradient that lies in ``.grad``.
 
     Attributes:
-        loss: Mean over the whole batch, over all ranks.
+        loss: Mean over the whole batch, over all ranks; NaN where nothing was counted.
         count: What it is a mean over.
         flags: The largest of what each rank passed.
+        pair: Whether the loss returned ``(sum, count)``.
     """
 
     loss: float
     count: float
     flags: tuple[float, ...]
+    pair: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,23 @@ class PassOutOfMemory:
 
     memory: OutOfMemory | None
     error: BaseException | None
+
+
+@dataclass(slots=True)
+class Passes:
+    """What the passes over some micro-batches gave, beside what lies in ``.grad``.
+
+    Attributes:
+        sums: Each micro-batch's sum of losses (detached, shape ``()``).
+        counts: And its count.
+        reached: Whether any of them had a gradient.
+        pair: Whether the loss returned ``(sum, count)``.
+    """
+
+    sums: list[Tensor] = field(default_factory=list)
+    counts: list[Any] = field(default_factory=list)
+    reached: bool = False
+    pair: bool = False
 
 
 def sum_gradients(
@@ -72,11 +91,15 @@ def sum_gradients(
     divisor: float = 1.0,
     around: Callable[[Part], Any] = lambda micro: nullcontext(),
     scale: Callable[[Tensor], Tensor] = lambda value: value,
-) -> tuple[list[Tensor], list[Any]]:
+    every: bool = False,
+) -> Passes:
     """Add to ``.grad`` the gradient of the sum of all losses, over ``divisor``.
 
     This is the one place where the library makes a gradient: training, timing, the
     noise along a run, the race and the traced step of the memory law all come here.
+
+    A micro-batch that reaches no trained weight (all of its targets masked, or none of
+    the inputs that are trained on) adds to the loss and its count, and no gradient.
 
     Args:
         model: Called by the loss.
@@ -88,33 +111,32 @@ def sum_gradients(
         divisor: Keeps the numbers small on the way.
         around: Makes the context that a forward pass runs in.
         scale: Applied to each loss before it is differentiated.
-
-    Returns:
-        Each micro-batch's sum of losses (detached, shape ``()``), and its count.
+        every: Whether each micro-batch must have a gradient.
 
     Raises:
         JobError: The loss cannot be differentiated, or the job's code raised.
     """
-    sums: list[Tensor] = []
-    counts: list[Any] = []
+    passes = Passes()
     for micro in micro_batches:
         batch = to_device(micro.batch, device)
         with around(micro):
             value, count = scalar_loss(loss, model, batch, dtype)
-        empty = count is not None and not value.requires_grad and float(count) == 0
-        if not empty:  # one without targets adds nothing, and may have no gradient
-            check_differentiable(value)
+        reached = value.requires_grad
+        if every:
+            check_differentiable(reached)
+        passes.reached |= reached
+        passes.pair |= count is not None
         value = value.float() if value.dtype in HALVES else value
         if count is None:
             value, count = value * micro.count, float(micro.count)
         if not micro.counts:
             value, count = value * 0.0, 0.0
-        sums.append(value.detach())
-        counts.append(count)
-        if not empty:
+        passes.sums.append(value.detach())
+        passes.counts.append(count)
+        if reached:
             with user_code("the backward pass"):
                 scale(value / divisor).backward()
-    return sums, counts
+    return passes
 
 
 @dataclass
@@ -124,14 +146,14 @@ class BatchGradient:
     Attributes:
         model: As the loop calls it.
         loss: A mean over examples, or ``(sum, count)``.
-        optimizer: Whose parameters are differentiated for.
+        optimizer: Whose parameters are differentiated for. What else of the model has a
+            gradient is divided with the rest, but neither counted nor clipped.
         ranks: Who averages with whom.
         dtype: Of autocast, or None.
         scaler: A ``GradScaler``, or None.
         per_example: With a scaler: about what the loss counts for one example.
         reserving: Whether memory is kept free for the optimizer's state: until the
             first update, or until that itself leaves too little.
-        empty: ``"skip"``: a batch in which the loss counts nothing is no error.
     """
 
     model: nn.Module
@@ -142,12 +164,11 @@ class BatchGradient:
     scaler: Any
     per_example: float | None = None
     reserving: bool = True
-    empty: str = "stop"
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
-        self.norms = batch_norms(self.model)
-        self.before = PassState(self.model)
+        self.norms = running_norms(self.model)
+        self.before = PassState(self.ranks.network)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -157,6 +178,12 @@ class BatchGradient:
     def gradients(self) -> list[Tensor]:
         """Those that this step has made."""
         return [p.grad for p in self.parameters if p.grad is not None]
+
+    def unheld(self) -> list[nn.Parameter]:
+        """Those of the model that the optimizer does not hold, with a gradient."""
+        held = {id(p) for p in self.parameters}
+        own = self.model.parameters()
+        return [p for p in own if p.grad is not None and id(p) not in held]
 
     def make(
         self,
@@ -172,15 +199,14 @@ class BatchGradient:
         self.optimizer.zero_grad(set_to_none=True)
         self.model.zero_grad(set_to_none=True)  # also what the optimizer does not hold
         divisor, held = 1.0, []
-        sums: list[Tensor] = []
-        counts: list[Any] = []
+        passes = Passes()
         error: BaseException | None = None
         try:
             divisor = self._divisor(micro_batches[0], examples)
             held = reserve(self.parameters) if self.reserving else []
             share = 1 / sum(m.count for m in micro_batches)
             with self.ranks.without_exchange():
-                sums, counts = sum_gradients(
+                passes = sum_gradients(
                     self.model,
                     self.loss,
                     self.ranks.exchanging_last(micro_batches),
@@ -189,15 +215,17 @@ class BatchGradient:
                     divisor=divisor,
                     around=lambda m: corrected(self.norms, m.count * share),
                     scale=self._scaled,
+                    every=self.ranks.sharded,  # whose ranks meet in each of them
                 )
         except BaseException as raised:
             error = raised
         held.clear()
-        agreed = self._agree(error, flags)
+        agreed = self._agree(error, [passes.reached, *flags])
         if isinstance(agreed, PassOutOfMemory):
             return agreed
         self.ranks.average_gradients()
-        return self._divided(sums, counts, divisor, agreed, examples)
+        passes.reached = bool(agreed[0])  # somewhere
+        return self._divided(passes, divisor, agreed[1:], examples)
 
     def _scaled(self, value: Tensor) -> Tensor:
         return value if self.scaler is None else self.scaler.scale(value)
@@ -249,30 +277,28 @@ class BatchGradient:
 
     def _divided(
         self,
-        sums: list[Tensor],
-        counts: list[Any],
+        passes: Passes,
         divisor: float,
         flags: tuple[float, ...],
         examples: int | None,
     ) -> Gradient:
-        """Divide by the count of the whole batch over all ranks."""
-        loss, count = self._over_ranks(sums, counts)
-        if not count > 0 and self.empty == "skip":
-            return Gradient(math.nan, 0.0, flags)
+        """Divide by the count of the whole batch over all ranks; by none, if it is 0.
+
+        Raises:
+            JobError: No part of it has a gradient.
+        """
+        loss, count = self._over_ranks(passes.sums, passes.counts)
         if not count > 0:
-            raise JobError(
-                f"the loss count is {count:g} for the whole batch",
-                seen=f"{len(sums)} micro-batches on each of {self.ranks.size} rank(s)",
-                why="a mean over nothing is not defined",
-                fix="leave out examples whose targets are all masked",
-            )
+            return Gradient(math.nan, count, flags, passes.pair)
+        check_differentiable(passes.reached)
         factor = divisor * self.ranks.size / count
         if factor != 1.0:
-            for gradient in self.gradients():
+            others = [p.grad for p in self.unheld() if p.grad is not None]
+            for gradient in [*self.gradients(), *others]:
                 gradient.mul_(factor)
         if self.scaler is not None:
             self.per_example = 2.0 ** round(math.log2(count / (examples or 1)))
-        return Gradient(loss / count, count, flags)
+        return Gradient(loss / count, count, flags, passes.pair)
 
     def _memory(self, error: BaseException) -> OutOfMemory | None:
         """What ran out of memory, where the step can be made again.
@@ -310,6 +336,6 @@ def _total(terms: list[Any]) -> float:
     """Their sum, on the host: one wait for the device at most."""
     if not all(isinstance(term, Tensor) for term in terms):
         return math.fsum(float(term) for term in terms)
-    one = len(terms) == 1
-    together = terms[0] if one else torch.stack([t.reshape(()) for t in terms])
-    return math.fsum(together.reshape(-1).tolist())
+    place = terms[0].device
+    together = torch.stack([term.reshape(()).to(place) for term in terms])
+    return math.fsum(together.tolist())

@@ -9,6 +9,8 @@ from torch import nn
 
 from rightbatch.core.errors import SettingError
 from rightbatch.job.job import Job
+from rightbatch.job.optimizers import rate_in
+from rightbatch.job.several_optimizers import optimizer_name
 
 
 def facts(
@@ -20,14 +22,15 @@ def facts(
         "batch_size": job.batch_size,
         "seed": job.seed,
         "precision": job.precision,
-        "optimizer": type(optimizer).__name__,
+        "optimizer": optimizer_name(optimizer),
     }
     for name, p in model.named_parameters():
         same[f"parameter {name}"] = list(p.shape)
     for number, group in enumerate(optimizer.param_groups):
+        plain = group if rate_in(group) is None else {**group, "lr": rate_in(group)}
         same |= {
             f"param group {number}'s {key}": value
-            for key, value in group.items()
+            for key, value in plain.items()
             if isinstance(value, (int, float, str, bool, tuple))
         }
         same[f"param group {number}'s tensors"] = len(group["params"])

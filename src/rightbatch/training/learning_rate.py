@@ -20,7 +20,7 @@ def rate_multiplied(optimizer: torch.optim.Optimizer, factor: float) -> Iterator
     Raises:
         JobError: The optimizer has changed its learning rate by itself.
     """
-    groups = optimizer.param_groups
+    groups = [g for g in optimizer.param_groups if g.get("lr") is not None]
     before = [group["lr"] for group in groups]
     inside = before if factor == 1 else [lr * factor for lr in before]
     for group, lr in zip(groups, inside, strict=True):

@@ -18,6 +18,19 @@ FIRST_EVALUATION = 4  # of today's batches [assumed]
 TOO_MANY = 20  # batches skipped in a row, after which a run is given up [assumed]
 
 
+def usual_evaluations(batch_size: int, examples: float) -> int:
+    """How many evaluations `train_rows` makes of so many examples, none put off.
+
+    Example:
+        >>> usual_evaluations(64, 64_000), usual_evaluations(64, 0)
+        (142, 0)
+    """
+    first = FIRST_EVALUATION * batch_size
+    if examples < first:
+        return 1 if examples > 0 else 0  # the last row is always one
+    return 1 + math.ceil(math.log(examples / first) / math.log(EVALUATION_GROWTH))
+
+
 def train_rows(
     run: RunState,
     *,
@@ -104,7 +117,7 @@ def row_of(
     loss: float,
     metric: float | None,
     batch_size: int,
-    lr: float,
+    lr: float | None,
     events: tuple[str, ...] = (),
 ) -> TraceRow:
     """Where the run stands."""

@@ -31,6 +31,7 @@ class Ranks:
         rank: Number of this process.
         size: Number of processes; 1 without DDP or FSDP2.
         ddp: The wrapper, if DDP.
+        network: What it wraps, or the model itself.
         sharded: Whether the model is sharded by FSDP2's ``fully_shard``.
     """
 
@@ -38,6 +39,7 @@ class Ranks:
         self.ddp = next(
             (m for m in model.modules() if isinstance(m, DistributedDataParallel)), None
         )
+        self.network: nn.Module = model if self.ddp is None else self.ddp.module
         if self.ddp is not None and self.ddp.static_graph:
             raise SettingError(
                 "DDP(static_graph=True) cannot be accumulated exactly",

@@ -6,12 +6,11 @@ import gc
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rightbatch.core.guards import set_buffers
+from rightbatch.core.guards import ModelState
 from rightbatch.training.random_state import random_state, set_random_state
 
 GROW_AFTER = 100  # steps without trouble until the planned size is tried [assumed]
@@ -29,17 +28,15 @@ class PassState:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._buffers: dict[str, Tensor] = {}
-        self._random: dict[str, Any] = {}
 
     def take(self, device: torch.device) -> None:
         """Remember."""
         self._random = random_state(device)
-        self._buffers = {n: b.clone() for n, b in self.model.named_buffers()}
+        self._state = ModelState(self.model)
 
     def restore(self, device: torch.device) -> None:
         """Put everything back; gradients are dropped."""
-        set_buffers(self.model, self._buffers)
+        self._state.restore()
         for parameter in self.model.parameters():
             parameter.grad = None
         set_random_state(self._random, device)
@@ -48,12 +45,18 @@ class PassState:
 def release(error: BaseException | None) -> None:
     """Let go of what a failed pass still holds: frames, and the allocator's cache."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
+    waiting = [error]
+    while waiting:
+        error = waiting.pop()
+        if error is None or id(error) in seen:
+            continue
         seen.add(id(error))
         if error.__traceback__ is not None:
             traceback.clear_frames(error.__traceback__)
             error.__traceback__ = None
-        error = error.__cause__ or error.__context__
+        waiting += [error.__cause__, error.__context__]
+        if isinstance(error, BaseExceptionGroup):
+            waiting += error.exceptions
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -12,7 +12,11 @@ from rightbatch.core.errors import SettingError
 from rightbatch.core.whole_number import whole_number
 from rightbatch.job.job import Job
 from rightbatch.job.loading import DEFAULT_NAME
-from rightbatch.schedules.from_json import check_rate, check_schedule
+from rightbatch.schedules.from_json import (
+    check_decay_is_met,
+    check_rate,
+    check_schedule,
+)
 from rightbatch.schedules.job_rate import rate_of
 from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Constant, Schedule
@@ -64,7 +68,7 @@ def settings_of(
         of_plan: dict[str, Any] = {
             "schedule": Constant(plan.batch_size),
             "micro_batch": plan.micro_batch,
-            "rule": plan.scaling.rule,
+            "rule": plan.scaling.asked,
             "noise_scale": plan.scaling.noise_scale,
             "lr_factor": plan.lr_factor,
             "coupled": plan.coupled_batch is not None,
@@ -149,6 +153,10 @@ def _with_rate(job: Job, wanted: Settings) -> Settings:
     if to_target and rate.factors[-1] == 0 and last < wanted.end:
         return dataclasses.replace(wanted, end=last)
     check_rate(rate, end=wanted.end, step=max(job.batch_size, wanted.schedule.start))
+    if wanted.rate is not None:
+        check_decay_is_met(
+            rate, wanted.schedule, end=wanted.end, batch_size=job.batch_size
+        )
     return wanted
 
 
@@ -218,7 +226,7 @@ def check_optimizer(plan: Plan, facts: dict[str, Any]) -> None:
     Raises:
         SettingError: It is.
     """
-    kind, today = facts["optimizer"], float(facts["param group 0's lr"])
+    kind, today = facts["optimizer"], facts.get("param group 0's lr", math.nan)
     planned = today * plan.scaling.lr * plan.lr_factor
     same_rate = math.isclose(planned, plan.lr, rel_tol=1e-6)
     if kind != plan.optimizer or not same_rate:

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rightbatch.core.errors import JobError, SettingError
+from rightbatch.core.errors import JobError
 from rightbatch.core.guards import preserved_rng, set_buffers
 from rightbatch.data.loading.step import Step
 from rightbatch.data.loading.stream import BatchStream
 from rightbatch.data.order.held_out import Without
 from rightbatch.job.job import Job
+from rightbatch.job.optimizers import check_rates, first_rate
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.job_rate import rate_of
 from rightbatch.schedules.rate import Rate
@@ -31,6 +32,7 @@ from rightbatch.training.random_state import random_state, seed_all, set_random_
 from rightbatch.training.ranks import Ranks
 from rightbatch.training.run_folder import LEDGER
 from rightbatch.training.settings import Settings
+from rightbatch.training.weights import set_weights, weights_of
 
 # Share of the time for the noise that a live schedule follows: more than to watch it,
 # since short runs would otherwise end before it is known. [assumed]
@@ -218,9 +220,10 @@ class RunState:
         return self.stream.batch_size
 
     @property
-    def lr(self) -> float:
-        """Learning rate of the first param group in the next step."""
-        return float(self.optimizer.param_groups[0]["lr"]) * self._factor()
+    def lr(self) -> float | None:
+        """Learning rate of the first param group in the next step, if it has one."""
+        rate = first_rate(self.optimizer)
+        return None if rate is None else rate * self._factor()
 
     def follow(self, rate: Rate | None) -> None:
         """From the next step on multiply the learning rate by a factor of examples.
@@ -230,7 +233,12 @@ class RunState:
         Args:
             rate: Instead of the one in force; None: the learning rate stays. A
                 `rewind` brings back the one in force at its snapshot.
+
+        Raises:
+            SettingError: There is no learning rate to multiply.
         """
+        if rate is not None:
+            check_rates(self.optimizer, "a schedule of the rate is to be followed")
         self.rate = rate
 
     def _factor(self) -> float:
@@ -370,7 +378,9 @@ class RunState:
         Args:
             stream: State of the stream to save, if not the present one.
         """
-        model, optimizer = self._weights()
+        model, optimizer = weights_of(
+            self.network, self.optimizer, sharded=self.ranks.sharded
+        )
         parts = {"controller": self.controller, "monitor": self.monitor}
         return {
             "job": self.facts,
@@ -402,7 +412,7 @@ class RunState:
         check_same(state["job"], self.facts)
         self.reached = state["reached"]
         set_buffers(self.network, state["buffers"])  # first, for their shapes
-        self._set_weights(state)
+        set_weights(self.network, self.optimizer, state, sharded=self.ranks.sharded)
         self.stream.load_state_dict(state["stream"])
         self._made = self.stream.step
         self.accumulator.load_state_dict(state["accumulator"])
@@ -425,48 +435,3 @@ class RunState:
         self.stream.close()
         if self.monitor is not None:
             self.monitor.close()
-
-    def _weights(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        if not self.ranks.sharded:
-            return self.network.state_dict(), self.optimizer.state_dict()
-        from torch.distributed.checkpoint.state_dict import (
-            StateDictOptions,
-            get_model_state_dict,
-            get_optimizer_state_dict,
-        )
-
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        model = get_model_state_dict(self.model, options=options)
-        # Asked before the first update, torch makes one, which Adam then counts.
-        optimizer: dict[str, Any] = {}
-        if self.optimizer.state:
-            optimizer = get_optimizer_state_dict(
-                self.model, self.optimizer, options=options
-            )
-        return model, optimizer
-
-    def _set_weights(self, state: dict[str, Any]) -> None:
-        if state["sharded"] != self.ranks.sharded:
-            raise SettingError(
-                "the checkpoint is of a run that was "
-                + ("sharded" if state["sharded"] else "not sharded"),
-                seen=f"shard={self.ranks.sharded} now",
-                why="the optimizer's state is stored in another way",
-                fix=f"shard={state['sharded']}",
-            )
-        if not self.ranks.sharded:
-            self.network.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            return
-        from torch.distributed.checkpoint.state_dict import (
-            StateDictOptions,
-            set_model_state_dict,
-            set_optimizer_state_dict,
-        )
-
-        options = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(self.model, state["model"], options=options)
-        if state["optimizer"]:
-            set_optimizer_state_dict(
-                self.model, self.optimizer, state["optimizer"], options=options
-            )

@@ -16,7 +16,8 @@ from rightbatch.core.json_io import (
     to_plain,
     write_json,
 )
-from rightbatch.core.whole_number import whole_number
+from rightbatch.core.real_number import real_number
+from rightbatch.core.whole_number import keep_whole_numbers
 from rightbatch.schedules.from_json import schedule_from
 from rightbatch.schedules.lr_exchange import check_one_decay
 from rightbatch.schedules.rate import Rate
@@ -68,10 +69,13 @@ class Settings:
     multiple: int = 0
 
     def __post_init__(self) -> None:
-        if self.micro_batch is not None:
-            whole_number(self.micro_batch, "micro_batch")
-        if self.largest is not None:
-            whole_number(self.largest, "largest")
+        keep_whole_numbers(self, "micro_batch", "largest")
+        keep_whole_numbers(self, "num_workers", "multiple", least=0)
+        for name in ("noise_scale", "clip_norm"):
+            if getattr(self, name) is not None:
+                real_number(getattr(self, name), name, positive=True)
+        if self.exponent is not None:
+            real_number(self.exponent, "exponent")
         smallest = self.schedule.start
         fixed = type(self.schedule).__name__ == "Constant"
         if fixed and self.micro_batch is not None and self.micro_batch > smallest:

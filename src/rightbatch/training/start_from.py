@@ -9,7 +9,12 @@ from rightbatch.core.findings import Finding
 from rightbatch.core.guards import set_buffers
 from rightbatch.core.user_code import user_code
 from rightbatch.training.any_checkpoint import Start
-from rightbatch.training.fitting_state import fitting_model, fitting_optimizer, numbers
+from rightbatch.training.fitting_state import (
+    fitting_model,
+    fitting_optimizer,
+    groups_of,
+    numbers,
+)
 from rightbatch.training.run_state import RunState
 
 CODE = "RB120"
@@ -66,7 +71,7 @@ def begin_from(run: RunState, start: Start) -> tuple[Finding, ...]:
         optimizer = fitting_optimizer(
             run.optimizer, run.network, start.optimizer, start.path
         )
-        if not numbers(optimizer["param_groups"][0]).get("lr"):
+        if not numbers(groups_of(optimizer)[0]).get("lr"):
             raise SettingError(
                 f"the learning rate in {start.path} is zero",
                 why="its schedule has ended, and nothing can be learned from here on",

@@ -30,7 +30,7 @@ class TraceRow:
         loss: Mean loss of the last batch.
         metric: The job's ``evaluate``, or None where it has none.
         batch_size: Of the last step.
-        lr: Learning rate of the first param group in it.
+        lr: Learning rate of the first param group in it; None: it has none.
         micro_batch: Most examples in memory at once; 0: the whole batch.
         noise_scale: Of the gradient, in examples, where it is measured.
         events: What was decided or happened since the last row, with the reason.
@@ -43,7 +43,7 @@ class TraceRow:
     loss: float
     metric: float | None
     batch_size: int = 0
-    lr: float = 0.0
+    lr: float | None = 0.0
     micro_batch: int = 0
     noise_scale: float | None = None
     events: tuple[str, ...] = ()

@@ -19,7 +19,6 @@ from rightbatch.core.guards import preserved_rng
 from rightbatch.core.progress import Phase, Progress
 from rightbatch.core.units import show_number, show_seconds
 from rightbatch.data.order.held_out import MOST, hold_out
-from rightbatch.fit.critical_batch import critical_from_noise
 from rightbatch.job.job import Job
 from rightbatch.lint.linter import run_rules
 from rightbatch.lint.rules import BACKWARD, Probe
@@ -38,6 +37,7 @@ from rightbatch.measure.time import measure_times
 from rightbatch.measure.trajectory import Trajectory, measure_trajectory
 from rightbatch.memory.peak import measure_memory
 from rightbatch.memory.points import MemoryPoint
+from rightbatch.plan.laws import critical_of
 from rightbatch.training.any_checkpoint import Start
 from rightbatch.training.run_state import RunState, Snapshot
 from rightbatch.training.start_from import begin_from
@@ -316,7 +316,7 @@ def _measure_noise(
     }
     end = next((text for text, true in ends.items() if true), "")
     count = f"{len(found.points)} point{'' if len(found.points) == 1 else 's'}"
-    phase.summary = f"{_noise_seen(found, batch)}, {count}{end}"
+    phase.summary = f"{_noise_seen(found, record)}, {count}{end}"
     return Measured(run, fresh, held_out, run.ranks.first(found.metric_s or metric_s))
 
 
@@ -330,14 +330,14 @@ def _least_group(run: RunState, record: Record) -> int:
     return job.batch_size if coupled else min(p.micro_batch for p in times)
 
 
-def _noise_seen(found: Trajectory, batch: int) -> str:
+def _noise_seen(found: Trajectory, record: Record) -> str:
     """What the noise along the run says, in few words."""
     if not found.points:
         return "not measured"
-    if len(found.points) == 1:
+    critical = critical_of(record.measurements)
+    if critical is None:
         return f"noise {short(found.points[0].noise_scale)}"
-    law = critical_from_noise(found.points, batch)
-    return f"B_crit {short(law.critical_batch)}"
+    return f"B_crit {short(critical)}"
 
 
 def short(e: Estimate) -> str:

@@ -14,6 +14,7 @@ from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.findings import Findings
 from rightbatch.core.guards import preserved_rng
+from rightbatch.core.whole_number import whole_number
 from rightbatch.job.job import Job
 from rightbatch.lint.linter import check
 from rightbatch.measure.noise import Comparison, compare, group_count
@@ -72,6 +73,11 @@ def noise_scale(
         >>> 0 < noise.noise_scale.low < noise.noise_scale.value
         True
     """
+    seed = whole_number(seed, "seed", least=0)
+    if group_size is not None:
+        group_size = whole_number(group_size, "group_size")
+    if micro_batch is not None:
+        micro_batch = whole_number(micro_batch, "micro_batch")
     _check_settings(job, budget_s, precision, group_size)
     findings = check(job)
     _refuse(findings, exact, group_size)
@@ -232,7 +238,7 @@ def _check_settings(
         raise SettingError(
             f"precision={precision} can never be reached", fix="0.2 for ± 20 %"
         )
-    if group_size is not None and not 1 <= group_size <= job.length:
+    if group_size is not None and group_size > job.length:
         raise SettingError(
             f"group_size={group_size} is not between 1 and the data set's {job.length}"
         )

@@ -34,7 +34,9 @@ FIRST_RUNG, LEAST_STEPS = 1 / 400, 10
 FIELD, LEAST_FIELD = 10, 3  # candidates in the first rung; in any [assumed]
 DEPTH = 0.25  # of the time, at most, for the first rung: depth before width [assumed]
 RUNG_SHARE = 0.6  # of what is left, at most, for one more rung [assumed]
-PATIENCE = 2.0  # times what the best takes to the target, a lane ends [assumed]
+# A run ends at so many times what the best takes to the target; one that is to be
+# better, at so many times what was hoped of it. [assumed]
+PATIENCE = 2.0
 NEAR = 4.0  # today's setting is repeated where it is within so much [assumed]
 # Runs of the best, and of today's that reach the last level, on as many streams,
 # before a race ends. [assumed]
@@ -46,7 +48,7 @@ BRACKET = (1 / 8, 8.0)
 # what bounces at high rates comes down at lower ones. [assumed]
 LOWERED = 1 / 4
 BELOW = 8.0  # where all has diverged, so far below the lowest is looked next [assumed]
-SETTLED = 0.03  # expected gain of going on, below which the race ends [assumed]
+SETTLED = 0.05  # expected gain of going on, below which the race ends [assumed]
 
 
 class Racing:
@@ -219,8 +221,8 @@ class Racing:
         leader_s, today_s = run_s[best], min(run_s[0], NEAR * run_s[best])
         enough = REPEATS if best else TODAYS
         missing = max(enough - int(standings.lanes[best]), 0)
-        todays = max(TODAYS - int(standings.runs[0]), 0) if near_today else 0
-        todays = min(todays, max(REPEATS - int(standings.lanes[0]), 0))
+        more_todays = near_today and standings.lanes[0] < REPEATS
+        todays = max(TODAYS - int(standings.runs[0]), 0) if more_todays else 0
         # Both must be repeated in time; until then, what may be better is tried.
         kept_s = leader_s * missing + today_s * todays
         spare_s = left_s / self._price() - kept_s
@@ -229,14 +231,16 @@ class Racing:
         if self.target is not None and not passages.to_target:
             place = self._new(horizon)  # short of it, repeats prove nothing
         elif passages.to_target and open_question and spare_s > leader_s:
-            place = self._drawn(standings, horizon, new=tried < FIELD)
-            limit = min(limit, spare_s)
+            place, hoped_s = self._drawn(standings, horizon, new=tried < FIELD)
+            limit = min(limit, spare_s, PATIENCE * hoped_s)
         elif missing:
             place = best
         elif todays:
             place = 0
         elif gain > SETTLED:
-            place = self._drawn(standings, horizon, new=False)
+            place, _ = self._drawn(standings, horizon, new=False)
+        elif more_todays and passages.to_target:
+            place = 0  # what everything is compared with
         if place is None:
             return None, 0.0
         if place == 0:  # today's, if it is near, as long as it takes
@@ -256,8 +260,10 @@ class Racing:
         pairs = [(s.batch_size, s.lr) for s in self.settings]
         return standings_of(law, passages, pairs), passages
 
-    def _drawn(self, standings: Standings, horizon: float, *, new: bool) -> int | None:
-        """Place of the best setting of one draw of all that is uncertain."""
+    def _drawn(
+        self, standings: Standings, horizon: float, *, new: bool
+    ) -> tuple[int | None, float]:
+        """Place of the best setting of one draw of all that is uncertain, its time."""
         row = int(self._random.integers(len(standings.draws)))
         costs = standings.draws[row] + self.log_cost
         steps = np.array([s.step_s for s in self.settings])
@@ -267,7 +273,9 @@ class Racing:
             tried = np.array([id(s) in trained for s in self.settings])
             costs = np.where(tried, np.inf, costs)
         place = int(costs.argmin())
-        return place if math.isfinite(costs[place]) else None
+        if not math.isfinite(costs[place]):
+            return None, 0.0
+        return place, math.exp(standings.draws[row, place]) * steps[place]
 
     def _new(self, horizon: float) -> int | None:
         """Place of a setting to try first: by the law, if no plain reason speaks."""
@@ -282,7 +290,7 @@ class Racing:
                 if left > MOST_DOUBLINGS:
                     place = self._beside(self.settings[leader], LOWERED)
         if place is None or LEAST_STEPS * self.settings[place].step_s > horizon:
-            place = self._drawn(self.standings()[0], horizon, new=True)
+            place, _ = self._drawn(self.standings()[0], horizon, new=True)
         return place
 
     def _beside(self, setting: Setting, factor: float) -> int | None:

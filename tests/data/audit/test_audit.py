@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from torch.utils.data import BatchSampler as TorchBatchSampler
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
@@ -148,6 +150,68 @@ def test_whoever_calls_set_epoch_passes() -> None:
     found = rb.audit(DataLoader(hundred, 10, sampler=Fixed()))
     assert codes(found) == {"RB204": "warning"}
     assert not found
+
+
+class Endless(Sampler[int]):
+    """A sampler without an end; its generator is seeded when iteration begins.
+
+    Args:
+        size: Examples in the data.
+        anew: Whether every pass over the data has another order.
+    """
+
+    def __init__(self, size: int, anew: bool = True) -> None:
+        self.size, self.anew = size, anew
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng(0)
+        while True:
+            yield from rng.permutation(self.size).tolist()
+            rng = rng if self.anew else np.random.default_rng(0)
+
+
+class Sized(Endless):
+    """Says how long the data is, as some do."""
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class Drawing(Endless):
+    """Draws with replacement, batch by batch."""
+
+    def __iter__(self) -> Iterator[Any]:
+        rng = np.random.default_rng(0)
+        while True:
+            yield rng.integers(self.size, size=8).tolist()
+
+
+@pytest.mark.parametrize("examples", [100, 900, 5000])
+def test_a_sampler_without_an_end_is_begun_once(examples: int) -> None:
+    data = TensorDataset(torch.arange(640))
+    whole = DataLoader(data, 8, sampler=Endless(640))
+    batches = DataLoader(data, batch_sampler=TorchBatchSampler(Endless(640), 8, False))
+    drawing = DataLoader(data, batch_sampler=Drawing(640))
+    for loader in (whole, batches, drawing):
+        found = rb.audit(loader, examples=examples)
+        assert not found.whole_epoch
+        assert found
+
+
+def test_passes_of_a_sampler_without_an_end_are_compared() -> None:
+    data = TensorDataset(torch.arange(640))
+    for kind in (Endless, Sized):
+        anew = rb.audit(DataLoader(data, 8, sampler=kind(640)), examples=5000)
+        assert codes(anew) == {}
+        again = rb.audit(DataLoader(data, 8, sampler=kind(640, False)), examples=5000)
+        assert codes(again) == {"RB204": "warning"}
+    in_turn = (i for _ in range(10**9) for i in range(640))
+    with pytest.raises(rb.SettingError, match="cannot be copied"):
+        rb.audit(DataLoader(data, 8, sampler=in_turn))  # pyrefly: ignore
+    assert next(in_turn) == 0
+    longer = TensorDataset(torch.arange(10_000))
+    late = rb.audit(DataLoader(longer, 8, sampler=Endless(10_000)), examples=15_000)
+    assert codes(late) == {}
 
 
 class Own:

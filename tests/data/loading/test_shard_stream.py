@@ -1,6 +1,7 @@
 """Sources that can only be iterated: cut and resumed, as exactly as they allow."""
 
 import json
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -128,6 +129,141 @@ def test_an_epoch_of_a_source_is_what_it_yields() -> None:
     epochs = [[i for b in stream for i in b] for _ in range(2)]
     assert epochs[0] + epochs[1] == reference.epochs(150, 0, 2)
     assert (stream.epoch, stream.position, stream.step) == (2, 0, 8)
+
+
+class Counting:
+    """Counts its own epochs; the next begins where one ends. Its state is exact."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.at, self.epoch = length, 0, 0
+
+    def _place(self, place: int) -> int:
+        return reference.permuted(place, self.length, 0, self.epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        while self.at < self.length:
+            self.at += 1
+            yield self._place(self.at - 1)
+        self.at, self.epoch = 0, self.epoch + 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"at": self.at, "epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.at, self.epoch = state["at"], state["epoch"]
+
+
+class Exhausted(Counting):
+    """Stays at its end; the next epoch begins when it is iterated again."""
+
+    def __iter__(self) -> Iterator[int]:
+        if self.at == self.length:
+            self.at, self.epoch = 0, self.epoch + 1
+        while self.at < self.length:
+            self.at += 1
+            yield self._place(self.at - 1)
+
+
+class EmptyOnce(Counting):
+    """Goes on to its end after a load, like most loaders; begins anew otherwise."""
+
+    loaded = False
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.loaded and self.at:
+            self.at, self.epoch = 0, self.epoch + 1
+        self.loaded = False
+        while self.at < self.length:
+            self.at += 1
+            yield self._place(self.at - 1)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        super().load_state_dict(state)
+        self.loaded = True
+
+
+class Generating(Counting):
+    """Shuffles by a generator that is never seeded anew."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.rng = random.Random(0)
+        self.before: Any = self.rng.getstate()
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.at:
+            self.before = self.rng.getstate()
+        else:
+            self.rng.setstate(self.before)
+        order = self.rng.sample(range(self.length), self.length)
+        while self.at < self.length:
+            self.at += 1
+            yield order[self.at - 1]
+        self.at = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"at": self.at, "before": self.before, "now": self.rng.getstate()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.at, self.before = state["at"], state["before"]
+        self.rng.setstate(state["now"])
+
+
+class Told(Counting):
+    """Is told its epoch, and keeps it in its state all the same."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        while self.at < self.length:
+            self.at += 1
+            yield self._place(self.at - 1)
+        self.at = 0
+
+
+@pytest.mark.parametrize("kind", [Counting, Exhausted, EmptyOnce, Generating, Told])
+@pytest.mark.parametrize(
+    ("tail", "size"),
+    [("keep", 4), ("keep", 5), ("drop", 4), ("carry", 4), ("carry", 23)],
+)
+def test_a_source_that_holds_its_epoch_goes_on_from_every_step(
+    kind: type[Counting], tail: str, size: int
+) -> None:
+    def stream() -> ShardStream:
+        return ShardStream(kind(10), size, tail=tail, collate_fn=_same)
+
+    def batches(of: ShardStream, count: int) -> list[list[int]]:
+        loop = (batch for _ in range(99) for batch in of)
+        return [next(loop) for _ in range(count)]
+
+    whole = batches(stream(), 9)
+    if tail != "drop":
+        orders = [[i for batch in whole for i in batch][k : k + 10] for k in (0, 10)]
+        assert orders[0] != orders[1]
+    for after in range(1, 7):
+        first, second = stream(), stream()
+        seen = batches(first, after)
+        second.load_state_dict(first.state_dict())
+        assert seen + batches(second, 9 - after) == whole
+
+
+def test_a_source_is_loaded_only_where_it_stands_somewhere_else() -> None:
+    class Once(Counting):
+        loads = 0
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            self.loads += 1
+            super().load_state_dict(state)
+
+    source = Once(10)
+    stream = ShardStream(source, 4, collate_fn=_same)
+    for _ in range(3):
+        list(stream)
+    assert source.loads == 0
+    stream.load_state_dict(stream.state_dict())
+    assert sorted(i for batch in stream for i in batch) == list(range(10))
+    assert source.loads == 1
 
 
 class Kept(Source):

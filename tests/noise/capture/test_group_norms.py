@@ -20,7 +20,9 @@ from rightbatch.noise.capture.function_mode import CaptureMode
 from rightbatch.noise.capture.gradient_formulas import gram_norms
 from rightbatch.noise.capture.group_norms import GroupNorms, SharedParameters
 from rightbatch.noise.capture.layout import Groups
-from rightbatch.noise.capture.operations import LayoutKnowledge
+from rightbatch.noise.capture.plan import Plan
+from rightbatch.noise.capture.verification import ZERO, Verdict, verify
+from rightbatch.noise.model_inputs import ModelInputs
 
 Case = tuple[nn.Module, list[Tensor]]
 
@@ -41,32 +43,68 @@ def summed(axis: int) -> Callable[[Any, list[Tensor]], Tensor]:
     return loss
 
 
+def watched(
+    model: nn.Module,
+    call: Callable[[], Tensor],
+    norms: GroupNorms,
+    plan: Plan,
+    inputs: list[Tensor],
+    axis: int = 0,
+) -> tuple[CaptureMode, Verdict | None]:
+    """One pass: the first makes the plan, all others follow it."""
+    given = ModelInputs.of(inputs, {}, axis)
+    assert given is not None
+    mode = CaptureMode(
+        list(model.parameters()),
+        norms,
+        plan,
+        verifies=not plan.routes,
+        examples_axis=given.examples_axis,
+    )
+    outputs: list[Any] = []
+    hook = model.register_forward_hook(lambda m, a, out: outputs.append(out))
+    with mode:
+        value = call()
+    hook.remove()
+    verdict = verify(mode, outputs) if mode.verifies else None
+    value.backward()
+    norms.close()
+    mode.release()
+    return mode, verdict
+
+
 def run(
     model: nn.Module,
     inputs: list[Tensor],
     count: int,
     axis: int = 0,
     strided: bool = False,
-) -> tuple[GroupNorms, list[Tensor | None]]:
-    """One watched pass; shared parameters are learned in the first, as in training."""
+) -> tuple[GroupNorms, Plan, list[Tensor | None]]:
+    """Watched passes until one follows a plan, as in training."""
     batch, loss = len(inputs[0]), summed(axis)
-    shared = SharedParameters()
+    shared, plan = SharedParameters(), Plan()
     parameters = list(model.parameters())
     order = (
         Groups.of(batch, count).strided_order(torch.device("cpu")) if strided else None
     )
-    for _ in range(3):
+    given = [x.transpose(0, 1) for x in inputs] if axis else inputs
+    for _ in range(5):
         for p in parameters:
             p.grad = None
-        group_norms = GroupNorms(batch, count, shared, order=order)
-        with CaptureMode(parameters, group_norms, LayoutKnowledge()):
-            value = loss(model, inputs)
-        value.backward()
-        group_norms.close()
-        if not group_norms.newly_shared:
+        cut = order if plan.routes else None  # what verifies takes them as they are
+        norms = GroupNorms(batch, count, shared, order=cut)
+        mode, verdict = watched(
+            model, lambda: loss(model, inputs), norms, plan, given, axis
+        )
+        shared.learn(norms.newly_shared)
+        if verdict is None:
+            assert not mode.departed
             break
-        shared.learn(group_norms.newly_shared)
-    return group_norms, [p.grad for p in parameters]
+        assert not verdict.problem
+        if verdict.relearn:
+            plan.routes = {p: r for p, r in plan.routes.items() if r == "rows"}
+            plan = Plan(plan.routes)
+    return norms, plan, [p.grad for p in parameters]
 
 
 def agrees(
@@ -82,8 +120,7 @@ def agrees(
     batch = len(inputs[0])
     plain = summed(axis)(model, inputs)
     truth = torch.autograd.grad(plain, list(model.parameters()), allow_unused=True)
-    group_norms, grads = run(model, inputs, count, axis, strided)
-    assert not group_norms.conflicts
+    group_norms, plan, grads = run(model, inputs, count, axis, strided)
     by_count = {}
     for k in {count, batch, max(2, count // 2)}:
         groups = Groups.of(batch, k)
@@ -100,6 +137,10 @@ def agrees(
             continue
         assert got is not None
         torch.testing.assert_close(got, whole, rtol=1e-6, atol=1e-12 * scale)
+        if plan.refused.get(index) == ZERO:
+            assert float(whole.norm()) < 1e-12 * scale
+            continue
+        assert index in plan.confirmed, (name, plan.refused)
         keys = [k for k in group_norms.squares if k.index == index]
         assert keys, f"{name} was not seen"
         squares = sum(group_norms.squares[k] for k in keys)
@@ -323,12 +364,14 @@ def test_hooks_leave_double_backward_alone() -> None:
         return slope.square().sum()
 
     (truth,) = torch.autograd.grad(penalty(), [model.weight])
-    group_norms = GroupNorms(5, 5)
-    with CaptureMode(list(model.parameters()), group_norms, LayoutKnowledge()):
-        value = penalty()
-    (found,) = torch.autograd.grad(value, [model.weight])
-    torch.testing.assert_close(found, truth)
-    assert group_norms.differentiated  # and so nothing is concluded from it
+    plan = Plan()
+    for _ in range(2):  # one that verifies, one that takes the gradient over
+        group_norms = GroupNorms(5, 5)
+        model.zero_grad()
+        watched(model, penalty, group_norms, plan, [x])
+        assert model.weight.grad is not None
+        torch.testing.assert_close(model.weight.grad, truth)
+        assert group_norms.differentiated  # and so nothing is concluded from it
 
 
 def test_half_precision_norms_are_taken_in_single() -> None:
@@ -336,15 +379,19 @@ def test_half_precision_norms_are_taken_in_single() -> None:
     torch.manual_seed(0)
     model = nn.Linear(40, 30)
     x = torch.randn(16, 40) * 20
-    group_norms = GroupNorms(16, 4)
-    with (
-        torch.autocast("cpu", torch.bfloat16),
-        CaptureMode(list(model.parameters()), group_norms, LayoutKnowledge()),
-    ):
-        out = model(x)
-    assert out.dtype == torch.bfloat16
-    (out.float() * 20).square().sum().backward()
-    group_norms.close()
+    plan = Plan()
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(x)
+        assert out.dtype == torch.bfloat16
+        return (out.float() * 20).square().sum()
+
+    for _ in range(2):
+        group_norms = GroupNorms(16, 4)
+        model.zero_grad()
+        watched(model, loss, group_norms, plan, [x])
+    assert plan.confirmed == {0, 1}
     assert model.weight.grad is not None
     assert model.weight.grad.dtype == torch.float32
     for squares in group_norms.squares.values():
@@ -372,9 +419,10 @@ def test_frozen_and_conflicting_parameters() -> None:
     model, x = Half(), torch.randn(6, 4)
     loss = summed(0)
     truth = torch.autograd.grad(loss(model, [x]), [model.whole, model.rest.weight])
-    group_norms, grads = run(model, [x], 3)
+    _, plan, grads = run(model, [x], 3)
     torch.testing.assert_close(grads[0], truth[0])
     torch.testing.assert_close(grads[1], truth[1])
-    assert set(group_norms.conflicts) == {0}  # two different views of one parameter
-    assert {key.index for key in group_norms.squares} - {0} == {1}
+    # Two different views of one parameter, that overlap: their parts do not add up.
+    assert "differs from the true one" in plan.refused[0]
+    assert plan.confirmed == {1}
     assert model.rest.bias.grad is None

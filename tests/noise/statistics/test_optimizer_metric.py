@@ -117,4 +117,67 @@ def test_metrics_are_measured_for_adam_and_name_what_dominates() -> None:
             name in dict(model.named_parameters()) for name in metric.dominated_by
         )
     assert "noise/scale" in monitor.log()
-    assert root_moments(None) == {}
+    assert root_moments([]) == {}
+
+
+def test_complex_parameters_are_pairs_of_real_ones() -> None:
+    # As torch's Adam has it: each part has a second moment of its own.
+    whole = nn.Parameter(torch.zeros(20, dtype=torch.cfloat))
+    pairs = nn.Parameter(torch.zeros(20, 2))
+    moment, rows = torch.rand(20, 2), groups_of_gradients(5, 40).view(5, 20, 2)
+    found = OptimizerMetrics(
+        [whole], {id(whole): (torch.view_as_complex(moment), 0.5, 1e-3)}, (2,) * 5
+    )
+    before: Tensor | None = None
+    for j, part in enumerate(torch.view_as_complex(rows).to(torch.cfloat)):
+        found.observe(ParameterKey(0), before, part, j)
+        before = part if before is None else before + part
+    truth = observed(rows, pairs, {id(pairs): (moment, 0.5, 1e-3)})
+    for name, (signal, noise) in pairs_of(truth).items():
+        np.testing.assert_allclose(pairs_of(found)[name], (signal, noise), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.cfloat, torch.cdouble])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_complex_weights_are_trained_and_measured(
+    dtype: torch.dtype, accumulation: int
+) -> None:
+    class Spectral(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(3, dtype=dtype))
+            self.last = nn.Linear(5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            spectrum = torch.fft.rfft(x) * self.w
+            return self.last(torch.fft.irfft(spectrum, n=5).to(x.dtype))
+
+    model = Spectral()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    monitor = rb.NoiseMonitor(model, optimizer, math.inf)
+    train(model, optimizer, draws(regression_job(), 16), 12, accumulation)
+    found = monitor.read(window=10**6)
+    assert found.steps >= 11
+    assert "last" in found.by_layer
+    assert math.isfinite(found.metrics["adam_curvature"].noise_scale.low)
+
+
+def test_moments_in_another_form_than_adams_are_none() -> None:
+    parameter = nn.Parameter(torch.zeros(3))
+    forms: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"exp_avg_sq": torch.ones(3)}, {"betas": (0.9, 0.99), "eps": 1e-8}),
+        ({"exp_avg_sq": torch.ones(3), "step": 1}, {"betas": (0.9, 0.99, 0.9)}),
+        ({"exp_avg_sq": torch.ones(2), "step": 1}, {"betas": (0.9, 0.99), "eps": 0.0}),
+        ({"exp_avg_sq": None, "step": 1}, {"betas": (0.9, 0.99), "eps": 1e-8}),
+        ({"exp_avg_sq": torch.ones(3), "step": 1}, {"betas": (0, 0), "eps": (None, 1)}),
+    ]
+    for state, group in forms:
+        optimizer = torch.optim.SGD([{"params": [parameter], **group}])
+        optimizer.state[parameter] = state
+        assert root_moments([optimizer]) == {}
+    amsgrad = torch.optim.Adam([parameter], amsgrad=True)
+    for size in (2.0, 1.0):
+        parameter.grad = torch.full((3,), size)
+        amsgrad.step()
+    (moment, _, _), state = root_moments([amsgrad])[id(parameter)], amsgrad.state
+    assert torch.equal(moment, state[parameter]["max_exp_avg_sq"])

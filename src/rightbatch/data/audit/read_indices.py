@@ -32,8 +32,9 @@ class Draws:
         whole: Whether the epoch was read to its end.
         ranks: Of each rank, the micro-batches of each of its steps.
         steps: The examples of each step, over all ranks.
-        same_head: Examples with which the next epoch begins alike, but for a sampler
-            that goes in order; 0: it begins otherwise, or is a stream of ours.
+        same_head: Examples with which the next epoch begins alike, or the next pass
+            of a sampler without an end, but for one that goes in order; 0: it begins
+            otherwise, is a stream of ours, or was not read that far.
         epoch: That the sampler stands in; None: it has no ``set_epoch``.
     """
 
@@ -62,7 +63,8 @@ def read_indices(loader: Any, most: int) -> Draws:
         SettingError: The loader has no indices, asks for examples that are not there,
             or makes no batch.
     """
-    stream, epoch, again = stream_of(loader), None, []
+    stream, epoch = stream_of(loader), None
+    ends, second = True, np.empty(0, dtype=np.int64)
     with preserved_rng():
         if stream is not None:
             length = stream.length
@@ -71,13 +73,19 @@ def read_indices(loader: Any, most: int) -> Draws:
         else:
             length, samplers = _samplers(loader)
             steps = [_head(_batches(s), most // len(samplers)) for s in samplers]
-            again, _ = _head(_batches(samplers[0]), HEAD)
+            ends = _ends(samplers[0], *steps[0])
+            if ends:
+                again, _ = _head(_batches(samplers[0]), HEAD)
+                second = _joined([part for step in again for part in step])
             inner = getattr(samplers[0], "sampler", samplers[0])
             if callable(getattr(inner, "set_epoch", None)):
                 epoch = int(getattr(inner, "epoch", 0))
     joined = [[_joined(step) for step in of_rank] for of_rank, _ in steps]
-    second = _joined([part for step in again for part in step])
-    same = np.array_equal(_joined(joined[0])[: len(second)], second)
+    first = _joined(joined[0])
+    if not ends:  # it is begun once, and goes over the data again and again
+        once = length // len(joined)
+        second = first[once : once + HEAD] if len(first) >= 2 * once else second
+    same = np.array_equal(first[: len(second)], second)
     in_order = np.array_equal(second, np.sort(second))
     draws = Draws(
         length=length,
@@ -146,9 +154,19 @@ def _copied(sampler: Any, copies: dict[int, Any] | None = None) -> Any:
     Args:
         sampler: And whatever it draws from.
         copies: By the identity of what they are of: shared ones stay shared.
+
+    Raises:
+        SettingError: It cannot be copied, as a generator cannot.
     """
     copies = {} if copies is None else copies
-    copied = copies[id(sampler)] = copy.copy(sampler)
+    try:
+        copied = copies[id(sampler)] = copy.copy(sampler)
+    except TypeError as error:
+        raise SettingError(
+            "the sampler cannot be copied, and an audit would use it up",
+            seen=f"a {type(sampler).__name__}: {error}",
+            fix="an object whose __iter__ begins again, such as a torch Sampler",
+        ) from error
     for name, value in getattr(sampler, "__dict__", {}).items():
         if id(value) not in copies:
             if isinstance(value, torch.Generator):
@@ -180,6 +198,14 @@ def _head(steps: Iterator[Batches], most: int) -> tuple[list[Batches], bool]:
         if count > most:
             return head, False
     return head, True
+
+
+def _ends(sampler: Any, head: list[Batches], whole: bool) -> bool:
+    """Whether a sampler ends, so that it is begun anew: it did, or it says where."""
+    try:
+        return whole or len(head) <= len(sampler)
+    except (TypeError, NotImplementedError):  # it has no length
+        return False
 
 
 def _joined(parts: Batches) -> Int64[np.ndarray, " examples"]:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -36,8 +37,9 @@ class ShardStream(PlainLoop):
 
     The source decides the order; it is cut where the batch size says, at every step
     anew. A resume is as exact as the source's own ``state_dict``, which is saved and
-    loaded as it comes; shuffle buffers often forget what they hold. A source without
-    one is read again from the start of the epoch, and must come in the same order.
+    loaded as it comes, also at an epoch's end; shuffle buffers often forget what they
+    hold. A source without one is read again from the start of the epoch, and must come
+    in the same order.
 
     It is read in this process. To read ahead: torchdata's ``StatefulDataLoader(data,
     batch_size=None, num_workers=4)`` as the source, which has a state of its own.
@@ -107,6 +109,8 @@ class ShardStream(PlainLoop):
         # or behind the start of the epoch.
         self.step = self.epoch = self.position = self._since = 0
         self._state: Any = None
+        self._starts: dict[int, Any] = {}  # the source's state at epochs' starts
+        self._reload = False  # whether the source stands somewhere else
         # What was read since, with its epoch; none is behind the epoch's end.
         self._buffer: list[tuple[int, Any]] = []
         self._reading_epoch = 0
@@ -194,18 +198,31 @@ class ShardStream(PlainLoop):
                 # Broken off: read again from the last whole step, when next asked.
                 self._buffer.clear()
                 self._examples = None
-                self._reading_epoch = self.epoch
+                self._reading_epoch, self._reload = self.epoch, True
                 raise
         return [example for _, example in self._buffer[:count]]
 
     def _opened(self) -> Iterator[Any]:
         """The source, from the last whole step on, or from an epoch's start."""
-        if hasattr(self.source, "set_epoch"):
-            self.source.set_epoch(self._reading_epoch)
         resumed = self._reading_epoch == self.epoch
-        if resumed and self._state is not None:
+        load = self._reload and resumed and self._state is not None
+        self._reload = False
+        # Of an epoch's start the state is that of the end before; `set_epoch` comes
+        # between the two.
+        at_start = self._since == self.position
+        if load and at_start:
+            self.source.load_state_dict(copy.deepcopy(self._state))
+        self._set_epoch()
+        if load and not at_start:
             self.source.load_state_dict(copy.deepcopy(self._state))
         examples = iter(self.source)
+        if load and at_start:
+            first = next(examples, self)
+            if first is self:  # it has gone on to its end, and begins again from there
+                self._set_epoch()
+                examples = iter(self.source)
+            else:
+                examples = chain([first], examples)
         for number in range(self._since if resumed else 0):
             if next(examples, self) is self:
                 raise SettingError(
@@ -214,6 +231,10 @@ class ShardStream(PlainLoop):
                     fix="the source that the state was saved with",
                 )
         return examples
+
+    def _set_epoch(self) -> None:
+        if hasattr(self.source, "set_epoch"):
+            self.source.set_epoch(self._reading_epoch)
 
     def _end_epoch(self) -> None:
         """The source has no more: the next epoch begins behind the buffer."""
@@ -232,12 +253,15 @@ class ShardStream(PlainLoop):
             )
         self._reading_epoch += 1
         self._examples = None
+        if self._has_state:
+            self._starts[self._reading_epoch] = copy.deepcopy(self.source.state_dict())
         if not self._buffer:
             self._enter(self._reading_epoch)
 
     def _enter(self, epoch: int) -> None:
         """Stand at the start of an epoch."""
-        self.epoch, self.position, self._since, self._state = epoch, 0, 0, None
+        self.epoch, self.position, self._since = epoch, 0, 0
+        self._state = self._starts.pop(epoch, None)
 
     def _commit(self, count: int) -> None:
         """A step of so many examples is behind."""
@@ -301,7 +325,8 @@ class ShardStream(PlainLoop):
         self.position, self._since = state["position"], state["since"]
         self._state = copy.deepcopy(state["source"])
         self._buffer.clear()
-        self._examples = None
+        self._starts.clear()
+        self._examples, self._reload = None, True
 
     def _agree(self, example: Any) -> None:
         """Once, at the first step: compare settings and first example. Collective.

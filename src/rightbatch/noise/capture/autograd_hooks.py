@@ -1,15 +1,15 @@
-"""Nodes in the autograd graph that make a parameter's gradient and note its norms."""
+"""What sits in the autograd graph and notes the norms of a parameter's gradient."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rightbatch.noise.capture.gradient_formulas import Use
-from rightbatch.noise.capture.group_norms import GroupNorms, ParameterKey
-from rightbatch.noise.capture.layout import Groups
+from rightbatch.noise.capture.group_norms import GroupNorms
 
 
 class GradientHook(torch.autograd.Function):
@@ -47,25 +47,22 @@ class GradientHook(torch.autograd.Function):
         return g, None, None, *[None] * len(gradients), *gradients
 
 
-class GroupCopy(torch.autograd.Function):
-    """A group's own copy of a parameter, for operations run group by group."""
+class Together(torch.autograd.Function):
+    """Copies of an operation's results, whose gradients are looked at together.
+
+    One result may be made from another, as an LSTM's from its last state: what comes
+    back to a copy is what the rest of the model sends, and nothing else.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any,
-        weight: Tensor,
-        group_norms: GroupNorms,
-        key: ParameterKey,
-        group: int,
-        groups: Groups,
+        ctx: Any, arrived: Callable[[tuple[Tensor | None, ...]], None], *outs: Tensor
     ) -> Any:
-        ctx.group_norms, ctx.place = group_norms, (key, group, groups)
-        return weight.view_as(weight)
+        ctx.arrived = arrived
+        ctx.set_materialize_grads(False)
+        return tuple(out.clone() for out in outs)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (gradient,) = grads
-        if not ctx.group_norms.closed and not torch.is_grad_enabled():
-            key, group, groups = ctx.place
-            ctx.group_norms.add_group(key, group, gradient, groups)
-        return gradient, None, None, None, None
+    def backward(ctx: Any, *grads: Any) -> Any:
+        ctx.arrived(grads)
+        return None, *grads

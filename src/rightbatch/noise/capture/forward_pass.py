@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from rightbatch.core.torch_private import saved_tensor_hook
 from rightbatch.noise.capture.function_mode import CaptureMode
 from rightbatch.noise.capture.group_norms import GroupNorms
-from rightbatch.noise.capture.operations import LayoutKnowledge
+from rightbatch.noise.capture.layout import Axis
+from rightbatch.noise.capture.plan import Plan
+from rightbatch.noise.model_inputs import ModelInputs
 
 
 class ForwardPass:
@@ -26,18 +28,35 @@ class ForwardPass:
 
     def __init__(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
         self.model, self.parameters = model, parameters
-        self.layouts = LayoutKnowledge()
+        self.plan = Plan()
         self.mode: CaptureMode | None = None
+        self._inputs: list[ModelInputs] = []
         self._checkpointed = False
         self._saving: list[Any] = []  # what packs saved tensors, by active mode
         self._submodule_hooks: list[Any] = []
         self._stance: Any = None
 
-    def enter(self, group_norms: GroupNorms) -> None:
-        """The model's forward pass begins."""
+    def enter(
+        self, group_norms: GroupNorms, inputs: ModelInputs, *, verifies: bool
+    ) -> None:
+        """The model's forward pass begins.
+
+        Args:
+            group_norms: Of the step.
+            inputs: What the model is called with.
+            verifies: Whether the step's plan is to be made, not followed.
+        """
         if self.mode is None or self.mode.group_norms is not group_norms:
-            self.mode = CaptureMode(self.parameters, group_norms, self.layouts)
+            self._inputs.clear()
+            self.mode = CaptureMode(
+                self.parameters,
+                group_norms,
+                self.plan,
+                verifies=verifies,
+                examples_axis=self._examples_axis,
+            )
             self.mode.allowed = self._allowed
+        self._inputs.append(inputs)
         if self._checkpointed and not self._submodule_hooks:
             for module in self.model.modules():
                 if module is not self.model:
@@ -66,7 +85,13 @@ class ForwardPass:
         self._submodule_hooks.clear()
         if self.mode is not None:
             self._checkpointed |= self.mode.skipped
+            self.mode.release()
         self.mode = None
+        self._inputs.clear()
+
+    def _examples_axis(self, tensor: Tensor) -> Axis | None:
+        axes = (inputs.examples_axis(tensor) for inputs in self._inputs)
+        return next((axis for axis in axes if axis is not None), None)
 
     def _enter_submodule(self, module: nn.Module, args: Any) -> None:
         if self.mode is not None:

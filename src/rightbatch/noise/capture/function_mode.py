@@ -1,53 +1,95 @@
 """A torch function mode that sees where parameters enter operations.
 
 While a measured step's forward pass runs, it sees every call that torch's Python
-functions make. Where a parameter is an argument and another one carries the batch, the
-call is made with the parameter detached, and a hook on its output takes over the
-parameter's gradient: the same gradient, with the norms of its parts noted. Module
-code, classes and names stay as they are.
+functions make. In a step that verifies, every call is made as it is, and hooks on the
+results look at what comes back. In all others the call is made as was confirmed: with
+the parameter detached, and a hook on the result takes over the parameter's gradient:
+the same gradient, with the norms of its parts noted. Module code, classes and names
+stay as they are.
 """
 
 from __future__ import annotations
 
+import functools
 import types
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rightbatch.core.torch_private import as_no_view, without_override_check
-from rightbatch.noise.capture.autograd_hooks import GradientHook, GroupCopy
-from rightbatch.noise.capture.group_norms import GroupNorms, ParameterKey
-from rightbatch.noise.capture.layout import Groups
-from rightbatch.noise.capture.operations import (
-    LayoutKnowledge,
-    Operations,
-    ParameterUse,
-    TrackedTensor,
+from rightbatch.core.torch_private import (
+    as_no_view,
+    in_backward_pass,
+    without_override_check,
 )
+from rightbatch.noise.capture.autograd_hooks import GradientHook, Together
+from rightbatch.noise.capture.gradient_formulas import Use
+from rightbatch.noise.capture.group_norms import GroupNorms, ParameterKey
+from rightbatch.noise.capture.layout import Axis, Groups, possible_axes
+from rightbatch.noise.capture.operations import Call, Operations, ParameterUse
+from rightbatch.noise.capture.plan import Place, Plan
+from rightbatch.noise.capture.rerun import NotByGroupError, Rerun, flat, swapped
+from rightbatch.noise.capture.tracked import TrackedTensor
 
 # Operations whose result is the parameter itself in another shape or precision.
 VIEWS = {
     *("t", "transpose", "permute", "view", "reshape", "unsqueeze", "squeeze"),
     *("flatten", "unflatten", "contiguous", "to", "float", "type_as", "narrow"),
+    *("select", "view_as", "swapaxes", "movedim", "half", "bfloat16", "double"),
 }
 PARTS = {"chunk", "split", "unbind", "tensor_split"}
 DERIVING = VIEWS | PARTS | {"__getitem__", "__get__"}
-RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
-CELLS = {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
-TRANSPOSED = torch.Tensor.T.__get__  # type: ignore[attr-defined]
-# Operations that may be run group by group: an example's part of the result is its own.
-BY_GROUP = {
-    *RECURRENT,
-    *CELLS,
-    *("einsum", "tensordot", "bilinear", "prelu", "embedding_bag"),
-    *("conv1d", "conv2d", "conv3d"),  # padded more on one side
-    *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
-    *("div", "true_divide", "maximum", "minimum", "batch_norm"),
+TRANSPOSED = {torch.Tensor.T.__get__, torch.Tensor.mT.__get__}  # type: ignore[attr-defined]
+# Operations that leave every example where it is in their first argument.
+IN_PLACE = {
+    *("add", "sub", "mul", "div", "true_divide", "rsub", "neg", "pow", "where"),
+    *("to", "float", "double", "half", "bfloat16", "long", "int", "type", "clone"),
+    *(
+        "contiguous",
+        "detach",
+        "relu",
+        "prelu",
+        "tanh",
+        "sigmoid",
+        "gelu",
+        "silu",
+        "dropout",
+    ),
+    *("linear", "embedding", "layer_norm", "rms_norm", "one_hot", "softmax"),
 }
+NO_PLACE = "it is used on something without a place for each example"
+UNKNOWN = "it enters no operation that is known"
+
+
+@dataclass(eq=False)
+class Site:
+    """A call in a step that verifies, and all the ways to see it.
+
+    Attributes:
+        place: Which.
+        options: How parameters enter it, by the axis that has the examples.
+        certain: Whether its axis is known from the model's first input.
+        rerun: The call, where it has no formula.
+    """
+
+    place: Place
+    options: dict[Axis, Call] = field(default_factory=dict)
+    certain: bool = False
+    rerun: Rerun | None = None
+
+
+class Inspector(Protocol):
+    """Looks at the gradients that come back in a step that verifies."""
+
+    def arrived(self, site: Site, g: Tensor) -> None:
+        """The gradient of a call's result."""
+
+    def arrived_again(self, site: Site, grads: Sequence[Tensor | None]) -> None:
+        """The gradients of a call's results, where it has no formula."""
 
 
 class CaptureMode(TorchFunctionMode):
@@ -56,72 +98,176 @@ class CaptureMode(TorchFunctionMode):
     Args:
         parameters: The tracked ones.
         group_norms: Where the hooks note norms.
-        layouts: What is known of the parameters' layouts; added to.
+        plan: How calls are seen; of a step that verifies it is made.
+        verifies: Whether this step does.
+        examples_axis: Which axis of a tensor has the examples, if that is certain.
 
     Attributes:
         coupled: Whether BatchNorm mixes the examples of the batch: there are no groups.
         skipped: Whether something was left alone because ``allowed`` said so.
+        departed: Parameters that entered a call that is not in the plan.
         allowed: Whether operations may be hooked now.
+        sites: All calls of a step that verifies.
+        inspector: What looks at their gradients meanwhile.
     """
 
     def __init__(
         self,
         parameters: Sequence[Tensor],
         group_norms: GroupNorms,
-        layouts: LayoutKnowledge,
+        plan: Plan,
+        *,
+        verifies: bool,
+        examples_axis: Callable[[Tensor], Axis | None] = lambda tensor: None,
     ) -> None:
         super().__init__()
         self.parameters, self.group_norms = parameters, group_norms
+        self.plan, self.verifies = plan, verifies
         self.coupled = self.skipped = False
+        self.departed: set[int] = set()
         self.allowed: Callable[[], bool] = lambda: True
-        self._operations = Operations(group_norms.batch, layouts, group_norms.order)
+        self.sites: list[Site] = []
+        self.inspector: Inspector | None = None
+        self._examples_axis = examples_axis
+        self._operations = Operations(group_norms.batch, group_norms.order)
+        self._numbers: Counter[tuple[str, tuple[ParameterKey, ...]]] = Counter()
+        self._guard = group_norms.guard
+        self._handles: list[Any] = []
+        self._certain: dict[int, tuple[Tensor, Axis]] = {}
         for i, parameter in enumerate(parameters):
-            if i not in layouts.excluded:
-                tracked = TrackedTensor(ParameterKey(i), parameter)
-                self._operations.tracked[id(parameter)] = tracked
-        self._copies: dict[tuple[ParameterKey, int], Tensor] = {}
+            tracked = TrackedTensor.of(ParameterKey(i), parameter)
+            self._operations.tracked.add(tracked)
+
+    def expect(self, norms: GroupNorms) -> None:
+        """Tell another collection of norms what it will see in a step that verifies."""
+        for site in self.sites:
+            call = site.options.get(self.plan.routes.get(site.place))  # type: ignore[arg-type]
+            for use in [] if call is None else call.uses:
+                norms.expect(use.key, use.formula, use.saved)
+
+    def release(self) -> None:
+        """Let the graph go: hooks on it refer to what refers to it."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.sites.clear()
+        self._certain.clear()
+        self.inspector = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name == "__get__" and func != TRANSPOSED:
+        if name == "__get__" and func not in TRANSPOSED:
             return func(*args, **kwargs)
         if name == "batch_norm" and (args[5:6] or [kwargs.get("training")])[0]:
             self.coupled = True
             return func(*args, **kwargs)
         if name == "multi_head_attention_forward" and torch.is_grad_enabled():
             return self._attention(func, args, kwargs)
-        find = self._operations.find
-        given = [t for a in _flat((args, kwargs)) if (t := find(a)) is not None]
-        if not given:
-            return func(*args, **kwargs)
-        if not (torch.is_grad_enabled() and self.allowed()):
+        find = self._operations.tracked.find
+        given = [t for a in flat((args, kwargs)) if (t := find(a)) is not None]
+        if not given or self._guard.stopped:
+            out = func(*args, **kwargs)
+            if self.verifies and name in IN_PLACE and args:
+                self._guard.run(self._follow, name, args[0], out)
+            return out
+        if not torch.is_grad_enabled() or not self.allowed():
             # Checkpointing of the older kind has no gradients the first time.
             self.skipped = True
-            return func(*args, **kwargs)
-        out = self._captured(name, func, args, kwargs, given)
-        return func(*args, **kwargs) if out is None else out
+            if not (self.verifies and torch.is_grad_enabled()):
+                return func(*args, **kwargs)
+        if name in DERIVING:
+            out = func(*args, **kwargs)
+            self._guarded(given, self._derived, name, args, given, out)
+            return out
+        if any(type(t.tensor) not in (Tensor, nn.Parameter) for t in given):
+            return func(*args, **kwargs)  # a distributed or quantised tensor
+        keys = tuple(dict.fromkeys(t.key for t in given))
+        number = 0 if in_backward_pass() else self._numbers[name, keys]
+        self._numbers[name, keys] += 1
+        see = self._observed if self.verifies else self._captured
+        return see(Place(name, keys, number), func, args, kwargs, given)
+
+    def _axis_of(self, tensor: Any) -> Axis | None:
+        """Where a tensor has the examples, if that is certain."""
+        if not isinstance(tensor, Tensor):
+            return None
+        if (known := self._certain.get(id(tensor))) is not None:
+            return known[1]
+        return self._examples_axis(tensor)
+
+    def _follow(self, name: str, before: Any, out: Any) -> None:
+        """The model's first input, on its way to the first parameters."""
+        axis = self._axis_of(before)
+        if axis is None or not isinstance(out, Tensor):
+            return
+        places = 2 if axis == "second" else 1
+        if out.shape[:places] != before.shape[:places]:
+            return
+        self._certain[id(out)] = out, axis
+        if out.requires_grad:  # it has met parameters
+            number = self._numbers[name, ()]
+            self._numbers[name, ()] += 1
+            self._attach(Site(Place(name, (), number), {axis: Call()}, True), out)
+
+    def _attach(self, site: Site, out: Tensor) -> None:
+        self.sites.append(site)
+        arrived = functools.partial(self._arrived, site)
+        self._handles.append(out.register_hook(arrived))
+
+    def _guarded(
+        self, given: list[TrackedTensor], work: Callable[..., Any], *args: Any
+    ) -> Any:
+        """Work of ours; if it fails, all parameters of the call are left alone."""
+        for tracked in given[1:]:
+            if tracked.key.index in self._guard.lost:
+                return None
+        done = self._guard.run(work, *args, part=given[0].key.index)
+        if (why := self._guard.lost.get(given[0].key.index)) is not None:
+            for tracked in given[1:]:
+                self._guard.lost.setdefault(tracked.key.index, why)
+        return done
 
     def _captured(
-        self, name: str, func: Any, args: Any, kwargs: Any, given: list[TrackedTensor]
+        self,
+        place: Place,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        given: list[TrackedTensor],
     ) -> Any:
-        """The call's result with its parameters hooked, or None to leave it alone."""
-        if name in DERIVING:
-            return self._derived(name, func, args, kwargs, given)
-        if any(type(t.tensor) not in (Tensor, nn.Parameter) for t in given):
-            return None  # a distributed or quantised tensor
-        call = self._operations.understand(name, func, args, kwargs)
-        if call is None:
-            return self._by_group(name, func, args, kwargs, given)
-        out = call.out
-        if out is None:
-            detached = {
-                id(u.tracked.tensor): u.tracked.tensor.detach() for u in call.uses
-            }
-            out = func(*_swap(args, detached), **_swap(kwargs, detached))
-        return self._hook(out, call.uses) if call.uses else out
+        """The call as was confirmed, with its parameters hooked."""
+        route = self.plan.route(place, again=in_backward_pass())
+        if route == "rows":
+            rows = self._operations.rows_of_a_table
+            out = self._guarded(given, rows, func, args, kwargs)
+            return func(*args, **kwargs) if out is None else out
+        if route == "again":
+            return self._seen_again(place, func, args, kwargs, given)
+        wanted = [k for k in place.keys if k.index in self.plan.confirmed]
+        if not wanted:
+            return func(*args, **kwargs)
+        call, uses = None, []
+        if route is not None and route != "none":
+            understand = self._operations.understand
+            call = self._guarded(given, understand, place.name, args, kwargs, route)
+            self._operations.subject = None
+            if call is not None:
+                uses = [u for u in call.uses if u.tracked.key in wanted]
+        if call is None or len({u.tracked.key for u in uses}) < len(wanted):
+            out = func(*args, **kwargs)
+            if any(isinstance(o, Tensor) and o.requires_grad for o in flat(out)):
+                self.departed |= {key.index for key in wanted}
+            return out
+        if call.make is not None:
+            out = call.make()
+        else:
+            detached = {id(u.tracked.tensor): u.tracked.tensor.detach() for u in uses}
+            out = func(*swapped(args, detached), **swapped(kwargs, detached))
+        hooked = self._guarded(given, self._hook, out, uses)
+        return func(*args, **kwargs) if hooked is None else hooked
 
     def _hook(self, out: Tensor, uses: list[ParameterUse]) -> Tensor:
         # torch's products of more than two axes end in a view; a hook on a view costs
@@ -130,133 +276,158 @@ class CaptureMode(TorchFunctionMode):
         for use in uses:
             self.group_norms.expect(use.key, use.formula, use.saved)
         pairs = [(u.key, u.formula) for u in uses]
-        saved, targets = [u.saved for u in uses], [u.target for u in uses]
+        saved = [u.saved for u in uses]
+        targets = [u.owner.tensor for u in uses]
         return GradientHook.apply(out, self.group_norms, pairs, *saved, *targets)
 
-    def _derived(
-        self, name: str, func: Any, args: Any, kwargs: Any, given: list[TrackedTensor]
+    def _observed(
+        self,
+        place: Place,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        given: list[TrackedTensor],
     ) -> Any:
-        """Views of parameters are parameters: their gradient has the same norm."""
-        if len(given) != 1 or (name == "__getitem__" and not _basic(args[1])):
-            return None
-        source, out = given[0], func(*args, **kwargs)
-        if name in PARTS:
-            for i, part in enumerate(out):
-                if source.table_rows is None:
-                    self._operations.track_part(source, part, i)
-        elif isinstance(out, Tensor) and out.requires_grad:
-            self._operations.track_view(source, out)
+        """The call as it is; hooks on its result look at every way to see it."""
+        operations = self._operations
+        look = operations.possible, place.name, args, kwargs
+        options, subject = self._guarded(given, *look) or ({}, None)
+        site = Site(place, options)
+        known = self._axis_of(subject)
+        if known is not None and site.options:
+            site.options = {a: c for a, c in site.options.items() if a == known}
+            site.certain = True
+        rows = self.plan.routes.get(place) == "rows" or not site.options
+        if rows and place.name == "embedding":
+            table = operations.rows_of_a_table
+            out = self._guarded(given, table, func, args, kwargs)
+            if out is not None:
+                self.plan.routes[place] = "rows"
+                return out
+        if any(set(place.keys) - _keys(c) for c in site.options.values()):
+            site.options = {}  # not all of its parameters are understood
+        if site.options:
+            out = func(*args, **kwargs)
+            # An operation on a view in its place would take the hook away.
+            out = as_no_view(out)
+            self._attach(site, out)
+            return out
+        matrix = subject is not None and subject.dim() > 1
+        if matrix and not possible_axes(subject, self.group_norms.batch):
+            # Routed to experts, say: by chance the next number of rows may fit.
+            indexes = {key.index for key in place.keys}
+            self.plan.barred |= dict.fromkeys(indexes, NO_PLACE)
+        out = self._seen_again(place, func, args, kwargs, given)
+        if place.name in IN_PLACE and args:
+            self._guarded(given, self._follow, place.name, args[0], out)
         return out
 
-    def _attention(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Torch's attention, whose tensors are (length, batch, features) inside."""
-        before, self._operations.length_first = self._operations.length_first, True
-        try:
-            query = args[0] if args else kwargs["query"]
-            batched = query.dim() == 3
-            with self:
-                body = without_override_check(func) if batched else None
-                return (body or func)(*args, **kwargs)
-        finally:
-            self._operations.length_first = before
+    def _arrived(self, site: Site, g: Tensor) -> None:
+        if self.inspector is None and torch.is_grad_enabled():
+            self.group_norms.differentiated = True
+            return
+        note = self._note if self.inspector is None else self.inspector.arrived
+        owners = [u.tracked for c in site.options.values() for u in c.uses]
+        if owners:
+            self._guarded(owners, note, site, g)
+        else:
+            self._guard.run(note, site, g)
 
-    def _by_group(
-        self, name: str, func: Any, args: Any, kwargs: Any, given: list[TrackedTensor]
+    def _note(self, site: Site, g: Tensor) -> None:
+        call = site.options.get(self.plan.routes.get(site.place))  # type: ignore[arg-type]
+        for use in [] if call is None else call.uses:
+            self.group_norms.gradient(use.key, Use(use.formula, use.saved, g))
+
+    def _seen_again(
+        self,
+        place: Place,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        given: list[TrackedTensor],
     ) -> Any:
-        """Some other operations: run once per group, with a copy of the parameters."""
-        if name not in BY_GROUP or any(t.table_rows is not None for t in given):
+        """The call as it is, and again for every group once its gradients are there."""
+        out = func(*args, **kwargs)
+        outs = list(flat(out))
+        if not any(isinstance(o, Tensor) and o.requires_grad for o in outs):
+            return out  # its size, say
+        rerun = self._guarded(given, self._rerun, func, args, kwargs, given, outs)
+        if rerun is None:
+            self.departed |= {t.key.index for t in given}
+            return out
+        data, axis = rerun.inputs[0]
+        certain = self._axis_of(data) == ("second" if axis else "first")
+        site = Site(place, certain=certain, rerun=rerun)
+        self.sites.append(site)
+        arrived = functools.partial(self._arrived_again, site)
+        if isinstance(out, Tensor):
+            self._handles.append(out.register_hook(lambda g: arrived((g,))))
+            return out
+        return Together.apply(arrived, *outs)
+
+    def _rerun(
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        given: list[TrackedTensor],
+        outs: list[Any],
+    ) -> Rerun | None:
+        batch = self.group_norms.batch
+        rerun = Rerun.of(func, args, kwargs, list(dict.fromkeys(given)), batch)
+        if rerun is None or len(outs) != len(rerun.outputs):
             return None
-        norms = self.group_norms
-        axes = _batch_axes(name, args, kwargs, norms.batch)
-        if axes is None or self._operations.length_first:
+        fits = (
+            isinstance(o, Tensor) and o.requires_grad and o.dim() > axis
+            for o, axis in zip(outs, rerun.outputs, strict=True)
+        )
+        if not all(fits):
             return None
-        order, groups = norms.order, Groups.of(norms.batch, norms.count)
-        outs = []
-        for j, (a, b) in enumerate(groups.slices):
-            swap = {id(t.tensor): self._copy(t, j, groups) for t in given}
-            cut = {
-                id(t): (
-                    t.narrow(axis, a, b - a)
-                    if order is None
-                    else t.index_select(axis, order[a:b])
-                )
-                for t, axis in axes.inputs
-                if id(t) not in swap
-            }
-            if name in RECURRENT | CELLS:
-                cut = {k: v.contiguous() for k, v in cut.items()}
-            outs.append(func(*_swap(args, swap | cut), **_swap(kwargs, swap | cut)))
+        sizes = {o.shape[a] for o, a in zip(outs, rerun.outputs, strict=True)}
+        return rerun if sizes == {batch} else None
 
-        first, axis = next(_flat(outs[0])), axes.outputs[0]
-        if first.dim() <= axis or first.shape[axis] != groups.sizes[0]:
-            return None  # the examples are summed over, or lie elsewhere
+    def _arrived_again(self, site: Site, grads: tuple[Tensor | None, ...]) -> None:
+        if self.inspector is None and torch.is_grad_enabled():
+            self.group_norms.differentiated = True
+            return
+        assert site.rerun is not None
+        owners = list(site.rerun.parameters)
+        if self.inspector is not None:
+            self._guarded(owners, self.inspector.arrived_again, site, grads)
+        else:
+            self._guarded(owners, self.note_again, site, grads, self.group_norms)
 
-        def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
-            out = torch.cat(list(parts), axis)
-            return out if order is None else out.index_select(axis, order.argsort())
+    def note_again(
+        self, site: Site, grads: Sequence[Tensor | None], norms: GroupNorms
+    ) -> None:
+        """Note the norms of a call without a formula."""
+        if site.rerun is None or norms.closed:
+            return
+        try:
+            site.rerun.note(grads, norms, Groups.of(norms.batch, norms.count))
+        except NotByGroupError:
+            self.departed |= {t.key.index for t in site.rerun.parameters}
 
-        if isinstance(outs[0], Tensor):
-            return joined(outs, axis)
-        by_output = zip(zip(*outs, strict=True), axes.outputs, strict=True)
-        return tuple(joined(parts, axis) for parts, axis in by_output)
+    def _derived(
+        self, name: str, args: Any, given: list[TrackedTensor], out: Any
+    ) -> None:
+        """Views of parameters are parameters: their gradient has the same norm."""
+        if len(given) != 1 or (name == "__getitem__" and not _basic(args[1])):
+            return
+        for view in out if name in PARTS else [out]:
+            if isinstance(view, Tensor) and view.requires_grad:
+                self._operations.tracked.add_view(given[0], view)
 
-    def _copy(self, source: TrackedTensor, group: int, groups: Groups) -> Tensor:
-        """The group's copy of a parameter: one for all its uses, so that they add."""
-        place = source.key, group
-        if place not in self._copies:
-            self._copies[place] = GroupCopy.apply(
-                source.tensor, self.group_norms, source.key, group, groups
-            )
-        return self._copies[place]
-
-
-@dataclass(frozen=True, slots=True)
-class _Axes:
-    """Where the batch is in an operation's inputs and outputs."""
-
-    inputs: list[tuple[Tensor, int]]
-    outputs: list[int]
+    def _attention(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Torch's attention, seen inside."""
+        query = args[0] if args else kwargs["query"]
+        with self:
+            body = without_override_check(func) if query.dim() == 3 else None
+            return (body or func)(*args, **kwargs)
 
 
-def _batch_axes(name: str, args: Any, kwargs: Any, batch: int) -> _Axes | None:
-    if name in RECURRENT:
-        # (input, state, weights, bias, layers, dropout, train, both ways, batch first)
-        if not isinstance(args[1], (Tensor, tuple, list)) or len(args) != 9:
-            return None  # packed sequences: their examples are not runs of entries
-        first, states = 0 if args[8] else 1, list(_flat(args[1]))
-        if args[0].dim() != 3 or args[0].shape[first] != batch:
-            return None
-        inputs = [(args[0], first), *((s, 1) for s in states)]
-        return _Axes(inputs, [first, *[1] * len(states)])
-    inputs = [
-        (t, 0)
-        for t in _flat((args, kwargs))
-        if isinstance(t, Tensor) and not isinstance(t, nn.Parameter)
-        if t.dim() and t.shape[0] == batch
-    ]
-    outputs = [0, 0] if name == "lstm_cell" else [0]
-    return _Axes(inputs, outputs) if inputs else None
-
-
-def _flat(values: Any) -> Iterator[Any]:
-    if isinstance(values, (list, tuple)):
-        for value in values:
-            yield from _flat(value)
-    elif isinstance(values, dict):
-        yield from _flat(tuple(values.values()))
-    else:
-        yield values
-
-
-def _swap(values: Any, by: dict[int, Tensor]) -> Any:
-    """The same arguments with some tensors, by identity, replaced."""
-    if isinstance(values, Tensor):
-        return by.get(id(values), values)
-    if isinstance(values, (list, tuple)):
-        return type(values)([_swap(v, by) for v in values])
-    if isinstance(values, dict):
-        return {k: _swap(v, by) for k, v in values.items()}
-    return values
+def _keys(call: Call) -> set[ParameterKey]:
+    return {u.tracked.key for u in call.uses}
 
 
 def _basic(index: Any) -> bool:

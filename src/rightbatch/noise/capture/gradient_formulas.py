@@ -58,9 +58,13 @@ class GradientFormula:
         """The groups' gradients side by side, ``(groups, *shape)``, if small."""
         return None
 
+    def entries(self, gradient: Tensor) -> Tensor:
+        """What `gradient` returned, as the gradient of the parameter's entries."""
+        return gradient
+
     def norm_of(self, gradient: Tensor) -> Tensor:
         """Norm of what `gradient` returned."""
-        return norm(gradient)
+        return norm(self.entries(gradient))
 
 
 class Use(NamedTuple):
@@ -278,6 +282,8 @@ class Broadcast(GradientFormula):
         aligned = (1,) * (len(out) - len(stretched)) + tuple(stretched)
         if len(aligned) > len(out) or aligned[layout.batch_axis] != 1:
             return None
+        if any(a not in (1, size) for a, size in zip(aligned, out, strict=True)):
+            return None  # tiled
         return cls(layout, aligned, shape, **more)
 
     def _per_example(self, saved: Tensor, g: Tensor) -> Tensor:
@@ -335,6 +341,11 @@ class PositionLookup(GradientFormula):
         looked_up = self.broadcast.group_gradients(saved, g, groups)
         assert looked_up is not None
         return self._table_norms(looked_up)
+
+    def entries(self, gradient: Tensor) -> Tensor:
+        return torch.ops.aten.embedding_dense_backward(
+            gradient.contiguous(), self.ids, self.rows, self.padding, False
+        )
 
     def norm_of(self, gradient: Tensor) -> Tensor:
         return self._table_norms(gradient[None])[0]

@@ -19,6 +19,7 @@ from rightbatch.noise.capture.gradient_formulas import (
     Use,
 )
 from rightbatch.noise.capture.layout import Groups
+from rightbatch.noise.guard import Guard
 from rightbatch.noise.norms import squared_norm, sum_dtype
 
 # Formulas for which one vector per example is simplest.
@@ -26,7 +27,11 @@ VECTORS = (MatrixProduct, Broadcast)
 
 
 class ParameterKey(NamedTuple):
-    """A parameter, by its place in the model, or a disjoint part of one."""
+    """A parameter, by its place in the model, or some of its entries.
+
+    Entries that are used in several parts are taken to be disjoint: then the parts'
+    squared norms add up. Where they are not, verifying finds out.
+    """
 
     index: int
     part: tuple[int, ...] = ()
@@ -73,13 +78,12 @@ class GroupNorms:
         observer: Shown every group's gradient, if there is one.
         order: In which order the examples are cut into groups; None: as they are.
         same_groups: Whether every parameter's groups are the same, whatever it costs.
+        guard: Through which everything is noted.
         squares: Squared norms of the groups' parts, by parameter.
         totals: Squared norm of the sum of these parts.
         groups: How the batch was cut for each parameter.
         newly_shared: Parameters used more than once that were not known to be.
-        conflicts: Parameters whose uses cannot be added up, by index, and why.
         differentiated: Whether somebody differentiated through the gradient.
-        redirect: Takes everything instead while the layout is tested.
         closed: Whether the backward pass is over.
     """
 
@@ -89,13 +93,12 @@ class GroupNorms:
     observer: Observer | None = None
     order: Tensor | None = None
     same_groups: bool = False
+    guard: Guard = field(default_factory=Guard)
     squares: dict[ParameterKey, Tensor] = field(default_factory=dict)
     totals: dict[ParameterKey, Tensor] = field(default_factory=dict)
     groups: dict[ParameterKey, Groups] = field(default_factory=dict)
     newly_shared: set[ParameterKey] = field(default_factory=set)
-    conflicts: dict[int, str] = field(default_factory=dict)
     differentiated: bool = False
-    redirect: GroupNorms | None = None
     closed: bool = False
     lookups: dict[ParameterKey, tuple[EmbeddingLookup, Tensor]] = field(
         default_factory=dict
@@ -103,12 +106,12 @@ class GroupNorms:
     _uses: dict[ParameterKey, list[Use]] = field(
         default_factory=lambda: defaultdict(list)
     )
-    _shapes: dict[ParameterKey, torch.Size] = field(default_factory=dict)
     _ties: dict[ParameterKey, _TiedEmbedding] = field(default_factory=dict)
     _norms: dict[ParameterKey, Tensor] = field(default_factory=dict)  # not squared yet
     _total_norms: dict[ParameterKey, Tensor] = field(default_factory=dict)
-    _sums: dict[ParameterKey, Tensor] = field(default_factory=dict)
-    _arrived: dict[ParameterKey, int] = field(default_factory=dict)
+    _sums: dict[ParameterKey, dict[int, Tensor]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
 
     @property
     def started(self) -> bool:
@@ -120,17 +123,21 @@ class GroupNorms:
     ) -> None:
         """A use in the forward pass; an output layer may be tied to an embedding."""
         if isinstance(formula, EmbeddingLookup):
+            if key in self.lookups:  # encoder and decoder have the same
+                self.shared.untied.add(key)
             self.lookups[key] = formula, saved
 
     def gradient(self, key: ParameterKey, use: Use) -> Tensor:
         """The parameter's gradient from this use; its norms are noted on the way."""
-        if self.redirect is not None:
-            return self.redirect.gradient(key, use)
         if use.saved.is_floating_point() and use.saved.dtype != use.g.dtype:
             # autocast did so inside the operation
             use = use._replace(saved=use.saved.to(use.g.dtype))
         if self.closed:
             return use.gradient()
+        noted = self.guard.run(self._note, key, use, part=key.index)
+        return use.gradient() if noted is None else noted
+
+    def _note(self, key: ParameterKey, use: Use) -> Tensor:
         if key in self.shared.keys:
             return self._shared_gradient(key, use)
         if key in self.groups:
@@ -144,52 +151,42 @@ class GroupNorms:
     def add_group(
         self, key: ParameterKey, group: int, gradient: Tensor, groups: Groups
     ) -> None:
-        """One group's gradient, where an operation is run group by group."""
-        if self.redirect is not None:
-            self.redirect.add_group(key, group, gradient, groups)
+        """One group's gradient from one use, where that was run again by group."""
+        if self.closed:
             return
         self.groups[key] = groups
-        before, arrived = self._sums.get(key), self._arrived.get(key, 0)
-        if self.observer is not None:
-            self.observer.observe(key, before, gradient, arrived)
-        if not arrived:
-            self.squares[key] = gradient.new_zeros(
-                groups.count, dtype=sum_dtype(gradient)
-            )
-        self.squares[key][group] = squared_norm(gradient)
-        self._sums[key] = gradient.clone() if before is None else before + gradient
-        self._arrived[key] = arrived + 1
-        if arrived + 1 == groups.count:
-            self.totals[key] = squared_norm(self._sums.pop(key))
+        before = self._sums[key].get(group)
+        self._sums[key][group] = gradient if before is None else before + gradient
 
     @torch.no_grad()
     def close(self) -> None:
         """Add up what was used more than once; nothing is noted any more."""
         for key, uses in self._uses.items():
-            self._add_uses(key, uses)
+            self.guard.run(self._add_uses, key, uses, part=key.index)
+        for key, sums in self._sums.items():
+            self.guard.run(self._add_sums, key, sums, part=key.index)
         if self._norms:  # squared together: many small operations cost more
             squares = torch.cat(list(self._norms.values())).square()
             sizes = [len(n) for n in self._norms.values()]
             self.squares.update(zip(self._norms, squares.split(sizes), strict=True))
             totals = torch.stack(list(self._total_norms.values())).square().unbind()
             self.totals.update(zip(self._total_norms, totals, strict=True))
-        for key in self.squares:
-            if key not in self.totals:
-                self.newly_shared.add(key)  # some groups never came
-        parts = defaultdict(set)
-        for key in self.groups:
-            parts[key.index].add(key.part)
-        for key in self.newly_shared:
-            if any(p < 0 for p in key.part):
-                self.conflicts[key.index] = "a view of it is used more than once"
-        for index, used in parts.items():
-            if len(used) > 1 and (() in used or any(p[-1] < 0 for p in used)):
-                self.conflicts[index] = "it is used whole and in part"
         self._uses.clear()
         self._ties.clear()
         self.lookups.clear()
         self._sums.clear()
         self.closed = True
+
+    def _add_sums(self, key: ParameterKey, sums: dict[int, Tensor]) -> None:
+        total, squares = None, []
+        for group, gradient in sorted(sums.items()):
+            if self.observer is not None:
+                self.observer.observe(key, total, gradient, group)
+            squares.append(squared_norm(gradient))
+            total = gradient if total is None else total + gradient
+        assert total is not None
+        self.squares[key] = torch.stack(squares)
+        self.totals[key] = squared_norm(total)
 
     def _groups_for(self, use: Use) -> Groups:
         if self.observer is None and not self.same_groups and self.count < self.batch:
@@ -231,7 +228,9 @@ class GroupNorms:
             part = gradient(slice(a, b))
             norms.append(formula.norm_of(part))
             if self.observer is not None:
-                self.observer.observe(key, total, part, j)
+                entries = formula.entries
+                before = None if total is None else entries(total)
+                self.observer.observe(key, before, entries(part), j)
             total = part if total is None else total.add_(part)
         assert total is not None
         return total, torch.stack(norms)
@@ -240,11 +239,8 @@ class GroupNorms:
         """One use of a parameter that has several: norms only once all are there."""
         tie = self._tie(key, use.formula)
         if tie is None:
-            gradient = use.gradient()
             self._uses[key].append(use)
-            if self._shapes.setdefault(key, gradient.shape) != gradient.shape:
-                self.conflicts[key.index] = "it is used in different shapes"
-            return gradient
+            return use.gradient()
         if type(use.formula) in tie.used:
             self.newly_shared.add(key)
         tie.used.add(type(use.formula))
@@ -276,18 +272,17 @@ class GroupNorms:
         if key in self.squares or key in self._ties:
             self.newly_shared.add(key)
             return
-        if key.index in self.conflicts:
-            return
 
         def gradient(examples: slice) -> Tensor:
-            first, *rest = (use.gradient(examples) for use in uses)
-            return sum(rest, first)
+            parts = (use.formula.entries(use.gradient(examples)) for use in uses)
+            first, *rest = parts
+            # The same entries in the same order, in whatever shape.
+            return sum((part.reshape(first.shape) for part in rest), first)
 
         groups = self.groups[key] = Groups.of(self.batch, self.count)
-        formula = uses[0].formula
-        total, norms = self._by_group(key, formula, gradient, groups)
+        total, norms = self._by_group(key, GradientFormula(), gradient, groups)
         self.squares[key] = norms.square()
-        self.totals[key] = formula.norm_of(total).square()
+        self.totals[key] = squared_norm(total)
 
 
 @dataclass

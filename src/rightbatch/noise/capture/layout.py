@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Axis = Literal["first", "second", "interleaved"]
+AXES: tuple[Axis, ...] = ("first", "second", "interleaved")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,33 +47,26 @@ class Layout:
         return int(self.axis == "second")
 
 
-def possible_layouts(
-    tensor: Tensor,
-    batch: int,
-    *,
-    length_first: bool = False,
-    features: bool = True,
-    order: Tensor | None = None,
-) -> tuple[Layout, ...]:
-    """The layouts a tensor may have, the likeliest first; empty if none fits.
+def possible_axes(
+    tensor: Tensor, batch: int, *, features: bool = True
+) -> tuple[Axis, ...]:
+    """Where a tensor's shape leaves room for the examples; which it is, it cannot say.
 
     Args:
         tensor: Input or output of an operation.
         batch: Examples in the batch.
-        length_first: Whether it is inside an operation that has the length first.
         features: Whether the last axis has features, not examples.
-        order: In which order to take the examples.
     """
     axes: list[Axis] = []
-    shape = tensor.shape
-    divisible = tensor.dim() > 0 and shape[0] % batch == 0 and shape[0] > 0
-    if divisible and not length_first:
+    shape, free = tensor.shape, tensor.dim() - features
+    divisible = free > 0 and shape[0] % batch == 0 and shape[0] > 0
+    if divisible:
         axes.append("first")
-    if tensor.dim() > 1 + features and shape[1] == batch:
+    if free > 1 and shape[1] == batch:
         axes.append("second")
     if divisible and shape[0] > batch:
         axes.append("interleaved")
-    return tuple(Layout(batch, axis, order) for axis in axes)
+    return tuple(axes)
 
 
 @functools.cache

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from rightbatch.core.torch_private import without_torch_function
 from rightbatch.noise.capture import gradient_formulas as formulas
 from rightbatch.noise.capture.group_norms import ParameterKey
-from rightbatch.noise.capture.layout import Layout, possible_layouts
+from rightbatch.noise.capture.layout import AXES, Axis, Layout, possible_axes
+from rightbatch.noise.capture.tracked import TableRows, TrackedTensor, TrackedTensors
 
 # The method of `Operations` that understands a torch function, by the function's name.
 KNOWN = {
@@ -26,42 +28,6 @@ KNOWN = {
     **dict.fromkeys(("add", "sub", "subtract", "mul", "multiply"), "_sum"),
     **dict.fromkeys(("expand", "expand_as", "repeat"), "_expand"),
 }
-NO_PLACE = "it is used on something without a place for each example"
-VIEW = -1  # in a key's part: a parameter seen through a view of it
-
-
-@dataclass(frozen=True, slots=True)
-class TableRows:
-    """Rows of a table that were looked up without examples, as positions are.
-
-    Attributes:
-        ids: Which rows.
-        rows: How many the table has.
-        padding: The row that has no gradient, or -1.
-        refuted: How many layouts with examples had been refuted by then.
-    """
-
-    ids: Tensor
-    rows: int
-    padding: int
-    refuted: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TrackedTensor:
-    """A tensor that is a parameter, or comes from one, in the forward pass.
-
-    Attributes:
-        key: The parameter, or which disjoint part of it.
-        tensor: What the operation is given.
-        table_rows: Where these are rows of the parameter looked up without examples.
-        transpose_of: The parameter whose transpose this is.
-    """
-
-    key: ParameterKey
-    tensor: Tensor
-    table_rows: TableRows | None = None
-    transpose_of: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,48 +38,39 @@ class ParameterUse:
         tracked: The parameter, as the operation is given it.
         formula: How its gradient is made.
         saved: What the formula needs of the forward pass.
-        key: What the gradient belongs to.
-        target: The tensor whose gradient is made.
+        owner: What the gradient belongs to, and is made for.
     """
 
     tracked: TrackedTensor
     formula: formulas.GradientFormula
     saved: Tensor
-    key: ParameterKey
-    target: Tensor
+    owner: TrackedTensor
 
     @classmethod
     def of(
         cls, tracked: TrackedTensor, formula: formulas.GradientFormula, saved: Tensor
     ) -> ParameterUse:
         """A use whose gradient is made for the tensor that the operation is given."""
-        key = tracked.key
-        if tracked.transpose_of is not None:
-            key = ParameterKey(key.index, (*key.part, VIEW))
-        return cls(tracked, formula, saved, key, tracked.tensor)
+        return cls(tracked, formula, saved, tracked)
+
+    @property
+    def key(self) -> ParameterKey:
+        """What the gradient belongs to."""
+        return self.owner.key
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """How parameters enter a call, and its result where it was made already."""
-
-    uses: list[ParameterUse] = field(default_factory=list)
-    out: Tensor | None = None
-
-
-@dataclass
-class LayoutKnowledge:
-    """What was learned, step by step, of where the examples lie at each parameter.
+    """How parameters enter a call.
 
     Attributes:
-        wrong: How many layouts of a parameter were tried and refuted.
-        refuted: What was seen when a layout of a parameter proved wrong.
-        excluded: Parameters that are left alone, and why.
+        uses: The entries.
+        make: Makes the result without them, where that is not the function itself on
+            detached parameters.
     """
 
-    wrong: dict[int, int] = field(default_factory=dict)
-    refuted: dict[int, str] = field(default_factory=dict)
-    excluded: dict[int, str] = field(default_factory=dict)
+    uses: list[ParameterUse] = field(default_factory=list)
+    make: Callable[[], Tensor] | None = None
 
 
 @dataclass
@@ -122,84 +79,62 @@ class Operations:
 
     Attributes:
         batch: Examples in the batch.
-        layouts: What is known of the parameters' layouts.
         order: In which order the examples are cut into groups; None: as they are.
-        tracked: The parameters, and what was derived from them, by ``id``.
-        length_first: Whether the calls are inside torch's attention.
+        tracked: The parameters, and what was derived from them.
+        axis: Where the call's examples are taken to lie.
+        subject: The tensor that has them there, while a call is looked at.
     """
 
     batch: int
-    layouts: LayoutKnowledge
     order: Tensor | None = None
-    tracked: dict[int, TrackedTensor] = field(default_factory=dict)
-    length_first: bool = False
+    tracked: TrackedTensors = field(default_factory=TrackedTensors)
+    axis: Axis = "first"
+    subject: Tensor | None = None
 
-    def find(self, value: Any) -> TrackedTensor | None:
-        """The tracked parameter this is, if it is one."""
-        if not isinstance(value, Tensor) or not value.requires_grad:
-            return None
-        return self.tracked.get(id(value))
+    def possible(
+        self, name: str, args: Any, kwargs: Any
+    ) -> tuple[dict[Axis, Call], Tensor | None]:
+        """How parameters enter a call, for every axis that may have the examples.
 
-    def track_part(self, whole: TrackedTensor, part: Tensor, number: int) -> None:
-        """A disjoint part of a parameter: the parts' squared norms add up."""
-        key = ParameterKey(whole.key.index, (*whole.key.part, number))
-        self.tracked[id(part)] = TrackedTensor(key, part)
+        And the tensor that has them there.
+        """
+        calls, subject = {}, None
+        for axis in AXES:
+            call = self.understand(name, args, kwargs, axis)
+            subject, self.subject = self.subject, None
+            if call is not None and call.uses:
+                calls[axis] = call
+        return calls, subject
 
-    def track_view(self, source: TrackedTensor, view: Tensor) -> None:
-        """The same numbers, or some of them, in another shape."""
-        before, key = source.tensor, source.key
-        if (rows := source.table_rows) is not None:
-            if view.numel() == before.numel() and view.shape[-1] == before.shape[-1]:
-                rows = replace(rows, ids=rows.ids.reshape(view.shape[:-1]))
-                self.tracked[id(view)] = TrackedTensor(key, view, rows)
-            return
-        same = view.shape == before.shape and (
-            view.dim() < 2 or view.stride() == before.stride()
-        )
-        transposed = (
-            view.dim() == before.dim() == 2
-            and view.shape == before.mT.shape
-            and view.stride() == before.mT.stride()
-        )
-        if same:
-            derived = replace(source, tensor=view)
-        elif transposed and not key.part:
-            back = source.transpose_of is not None  # transposed twice
-            derived = TrackedTensor(key, view, transpose_of=None if back else before)
-        else:
-            part = ParameterKey(key.index, (*key.part, VIEW))
-            derived = TrackedTensor(part, view)
-        self.tracked[id(view)] = derived
-
-    def understand(self, name: str, func: Any, args: Any, kwargs: Any) -> Call | None:
-        """How parameters enter a call; None for an operation that is not known."""
+    def understand(self, name: str, args: Any, kwargs: Any, axis: Axis) -> Call | None:
+        """How parameters enter a call; None for one that is not known."""
+        self.axis, self.subject = axis, None
         if name not in KNOWN:
             return None
+        method = getattr(self, KNOWN[name])
         try:
-            return getattr(self, KNOWN[name])(name, func, *args, **kwargs)
-        except (TypeError, ValueError, IndexError, RuntimeError):
-            return None  # a call of a form we do not know: it is left alone
+            inspect.signature(method).bind(name, *args, **kwargs)
+        except TypeError:
+            return None  # add(alpha=2), out=: a form that is not known
+        return method(name, *args, **kwargs)
 
-    def _layout(
-        self, tensor: Tensor, source: TrackedTensor | None, features: bool = True
-    ) -> Layout | None:
-        """The likeliest layout that has not been refuted for this parameter."""
-        possible = possible_layouts(
-            tensor,
-            self.batch,
-            length_first=self.length_first,
-            features=features,
-            order=self.order,
-        )
-        if source is None:
-            return possible[0] if possible else None
-        if not possible and features and tensor.dim() > 1:
-            # Routed to experts, say: by chance the next number of rows may fit.
-            self.layouts.excluded[source.key.index] = NO_PLACE
-        wrong = self.layouts.wrong.get(source.key.index, 0)
-        if source.table_rows is not None:
-            wrong -= source.table_rows.refuted
-        return possible[wrong] if wrong < len(possible) else None
+    def rows_of_a_table(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:
+        """An embedding of ids without examples, tracked until it meets some."""
+        call = _EmbeddingCall(*args, **kwargs)
+        source = self.tracked.find(call.weight)
+        if source is None or call.special:
+            return None
+        out = func(*args, **kwargs)
+        rows = TableRows(call.input.detach(), len(call.weight), call.padding)
+        self.tracked.add(TrackedTensor(source.key, out, out, source.key, rows))
+        return out
+
+    def _layout(self, tensor: Tensor, features: bool = True) -> Layout | None:
+        """The layout in question, if the tensor has room for it."""
+        self.subject = tensor
+        if self.axis not in possible_axes(tensor, self.batch, features=features):
+            return None
+        return Layout(self.batch, self.axis, self.order)
 
     # Each of these has the signature of its torch function.
 
@@ -207,8 +142,8 @@ class Operations:
         self, bias: Any, out: Sequence[int], x: Tensor, axis: int
     ) -> list[ParameterUse]:
         """A bias along one axis of the output; none where it is not tracked."""
-        source = self.find(bias)
-        layout = self._layout(x, source)
+        source = self.tracked.find(bias)
+        layout = self._layout(x)
         if source is None or layout is None:
             return []
         aligned = [1] * len(out)
@@ -217,10 +152,10 @@ class Operations:
         return [ParameterUse.of(source, formula, x.new_empty(0))]
 
     def _linear(
-        self, name: str, func: Any, input: Tensor, weight: Tensor, bias: Any = None
+        self, name: str, input: Tensor, weight: Tensor, bias: Any = None
     ) -> Call | None:
-        source = self.find(weight)
-        layout = self._layout(input, source)
+        source = self.tracked.find(weight)
+        layout = self._layout(input)
         out = (*input.shape[:-1], weight.shape[0])
         biases = self._bias(bias, out, input, -1)
         if layout is None or weight.dim() != 2:
@@ -229,20 +164,18 @@ class Operations:
             return Call(biases)
         return Call([_matrix_use(source, layout, input, x_at_w=False), *biases])
 
-    def _matmul(
-        self, name: str, func: Any, input: Tensor, other: Tensor
-    ) -> Call | None:
-        source, layout = self.find(other), None
+    def _matmul(self, name: str, input: Tensor, other: Tensor) -> Call | None:
+        source, layout = self.tracked.find(other), None
         if source is not None and other.dim() == 2 and source.table_rows is None:
-            layout = self._layout(input, source)
+            layout = self._layout(input)
         if source is None or layout is None:
             return None
         return Call([_matrix_use(source, layout, input, x_at_w=True)])
 
     def _addmm(
-        self, name: str, func: Any, input: Tensor, mat1: Tensor, mat2: Tensor
+        self, name: str, input: Tensor, mat1: Tensor, mat2: Tensor
     ) -> Call | None:
-        weight, layout = self.find(mat2), self._layout(mat1, self.find(mat2))
+        weight, layout = self.tracked.find(mat2), self._layout(mat1)
         if layout is None or input.dim() != 1:
             return None
         uses = self._bias(input, (len(mat1), mat2.shape[1]), mat1, -1)
@@ -253,7 +186,6 @@ class Operations:
     def _convolution(
         self,
         name: str,
-        func: Any,
         input: Tensor,
         weight: Tensor,
         bias: Any = None,
@@ -262,11 +194,11 @@ class Operations:
         dilation: Any = 1,
         groups: int = 1,
     ) -> Call | None:
-        source, axes = self.find(weight), weight.dim() - 2
-        layout = self._layout(input, source)
+        source, axes = self.tracked.find(weight), weight.dim() - 2
+        layout = self._layout(input)
         if layout is None or layout.axis != "first" or input.dim() != weight.dim():
             return None
-        if (source or self.find(bias)) is None:
+        if (source or self.tracked.find(bias)) is None:
             return None
         stride, dilation = _each(stride, axes), _each(dilation, axes)
         spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -282,38 +214,16 @@ class Operations:
         shape = [input.shape[0], weight.shape[0], *[1] * axes]
         return Call(uses + self._bias(bias, shape, input, 1))
 
-    def _embedding(
-        self,
-        name: str,
-        func: Any,
-        input: Tensor,
-        weight: Tensor,
-        padding_idx: int | None = None,
-        max_norm: float | None = None,
-        norm_type: float = 2.0,
-        scale_grad_by_freq: bool = False,
-        sparse: bool = False,
-    ) -> Call | None:
-        source = self.find(weight)
-        if source is None or scale_grad_by_freq or sparse:
+    def _embedding(self, name: str, *args: Any, **kwargs: Any) -> Call | None:
+        call = _EmbeddingCall(*args, **kwargs)
+        source = self.tracked.find(call.weight)
+        layout = self._layout(call.input, features=False)
+        if source is None or call.special or layout is None:
             return None
-        rows = weight.shape[0]
-        padding = -1 if padding_idx is None else padding_idx % rows
-        layout = self._layout(input, source, features=False)
-        if layout is not None:
-            formula = formulas.EmbeddingLookup(layout, rows, padding)
-            return Call([ParameterUse.of(source, formula, input)])
-        out = func(input, weight, padding_idx, max_norm, norm_type)
-        refuted = possible_layouts(
-            input, self.batch, length_first=self.length_first, features=False
-        )
-        table_rows = TableRows(input.detach(), rows, padding, len(refuted))
-        self.tracked[id(out)] = TrackedTensor(source.key, out, table_rows)
-        return Call(out=out)
+        formula = formulas.EmbeddingLookup(layout, len(call.weight), call.padding)
+        return Call([ParameterUse.of(source, formula, call.input)])
 
-    def _norm(
-        self, name: str, func: Any, input: Tensor, *args: Any, **kwargs: Any
-    ) -> Call | None:
+    def _norm(self, name: str, input: Tensor, *args: Any, **kwargs: Any) -> Call | None:
         names = {
             "layer_norm": ("normalized_shape", "weight", "bias", "eps"),
             "rms_norm": ("normalized_shape", "weight", "eps"),
@@ -326,7 +236,8 @@ class Operations:
         given = dict(zip(names, args, strict=False)) | kwargs
         weight, bias = given.get("weight"), given.get("bias")
         parameters = [p for p in (weight, bias) if isinstance(p, Tensor)]
-        if not parameters or self._layout(input, self.find(parameters[0])) is None:
+        layout = self._layout(input)
+        if layout is None:
             return None
         settings = {k: v for k, v in given.items() if k not in ("weight", "bias")}
         if name == "instance_norm" and given.get("use_input_stats", True):
@@ -334,14 +245,14 @@ class Operations:
         trailing = name in ("layer_norm", "rms_norm")
         uses = []
         for parameter in parameters:
-            source = self.find(parameter)
-            layout = self._layout(input, source)
-            if source is None or layout is None:
+            source = self.tracked.find(parameter)
+            if source is None:
                 continue
             shape = parameter.shape
             if not trailing:
                 shape = torch.Size([*shape, *[1] * (input.dim() - 2)])
             scale = parameter is weight
+            func = getattr(torch.nn.functional, name)
             factor = functools.partial(_normalised, func, settings) if scale else None
             formula = formulas.Broadcast.fit(
                 layout, input.shape, shape, parameter.shape, factor=factor
@@ -351,15 +262,15 @@ class Operations:
                 uses.append(ParameterUse.of(source, formula, saved))
         return Call(uses) if uses else None
 
-    def _sum(self, name: str, func: Any, input: Any, other: Any) -> Call | None:
+    def _sum(self, name: str, input: Any, other: Any) -> Call | None:
         """Sums, differences and products with one parameter."""
-        first, second = self.find(input), self.find(other)
+        first, second = self.tracked.find(input), self.tracked.find(other)
         source, data = (first, other) if first is not None else (second, input)
         if source is None or not isinstance(data, Tensor):
             return None
         if first is not None and second is not None:
             return None
-        layout = self._layout(data, source)
+        layout = self._layout(data)
         product = name in ("mul", "multiply")
         minus = name.startswith("sub") and second is not None
         if layout is None or (product and source.table_rows is not None):
@@ -388,20 +299,22 @@ class Operations:
         return Call([ParameterUse.of(source, formula, saved)])
 
     def _expand(
-        self, name: str, func: Any, input: Tensor, *sizes: Any, **kwargs: Any
+        self, name: str, input: Tensor, *sizes: Any, **kwargs: Any
     ) -> Call | None:
         """A parameter stretched to the batch, as class tokens are."""
-        source = self.find(input)
+        source = self.tracked.find(input)
         if source is None or source.table_rows is not None:
             return None
-        out = func(input.detach(), *sizes, **kwargs).clone()
-        layout = self._layout(out, source)
+        stretch = getattr(input.detach(), name)
+        out = stretch(*sizes, **kwargs)
+        layout = self._layout(out)
         if layout is None:
             return None
         formula = formulas.Broadcast.fit(layout, out.shape, input.shape, input.shape)
         if formula is None:
             return None
-        return Call([ParameterUse.of(source, formula, input.new_empty(0))], out)
+        use = ParameterUse.of(source, formula, input.new_empty(0))
+        return Call([use], out.clone)
 
 
 def _matrix_use(
@@ -410,9 +323,9 @@ def _matrix_use(
     """The use of a matrix as ``x @ w``, or as ``x @ w.T``."""
     if source.transpose_of is None:
         return ParameterUse.of(source, formulas.MatrixProduct(layout, x_at_w), x)
-    # The gradient is made for the parameter that was transposed.
+    # The gradient is made for what was transposed.
     formula = formulas.MatrixProduct(layout, not x_at_w)
-    return ParameterUse(source, formula, x, source.key, source.transpose_of)
+    return ParameterUse(source, formula, x, source.transpose_of)
 
 
 def _each(value: Any, axes: int) -> tuple[int, ...]:
@@ -429,3 +342,21 @@ def _normalised(func: Any, settings: dict[str, Any], saved: Tensor) -> Tensor:
     """What a normalisation layer multiplies its scale with, made again."""
     with without_torch_function():
         return func(saved, **settings)
+
+
+class _EmbeddingCall:
+    """The arguments of torch's ``embedding``."""
+
+    def __init__(
+        self,
+        input: Tensor,
+        weight: Tensor,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+    ) -> None:
+        self.input, self.weight = input, weight
+        self.padding = -1 if padding_idx is None else padding_idx % len(weight)
+        self.special = scale_grad_by_freq or sparse

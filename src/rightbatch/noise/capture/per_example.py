@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -10,19 +10,20 @@ from torch import Tensor, nn
 
 from rightbatch.noise.capture.forward_pass import ForwardPass
 from rightbatch.noise.capture.group_norms import GroupNorms, SharedParameters
-from rightbatch.noise.capture.independence import misplaced_gradients
+from rightbatch.noise.capture.verification import precision, tolerance, verify
+from rightbatch.noise.model_inputs import ModelInputs
 from rightbatch.noise.norms import squared_norm
 
 Loss = Callable[[nn.Module, Any], Tensor]
-TRIES = 3  # passes of the first batch: shared parameters are found in one [assumed]
+TRIES = 3  # forward passes until it is known where the examples lie [assumed]
 
 
 class PerExample:
     r"""$|g_b|^2$ of every example, and the batch's gradient.
 
     The norms are taken inside the weight gradients of one backward pass where every
-    parameter can be seen there, which is tested on the first batch; else one example
-    after the other.
+    parameter can be seen there, else one example after the other. The first batch of
+    every shape is done in both ways: only if they agree, the next are done inside.
 
     Args:
         model: Not changed; no BatchNorm in training mode, which has no such gradient.
@@ -44,63 +45,96 @@ class PerExample:
         self.model, self.parameters = model, parameters
         self.loss, self.pick = loss, pick
         self.method = "inside"
+        self._forward = ForwardPass(model, parameters)
         self._shared = SharedParameters()
-        self._tested = False
+        self._agreed: set[Hashable] = set()  # shapes for which both ways gave the same
 
     def squares(self, batch: Any, count: int) -> Tensor:
         """Squared norms, by example and parameter, ``(count, parameters)``.
 
         The sum of the examples' gradients is added to ``.grad``.
         """
-        if self.method == "inside":
-            squares = self._inside(batch, count)
-            if squares is not None:
-                return squares
-            self.method = "loop"
-        return self._one_by_one(batch, count)
-
-    def _inside(self, batch: Any, count: int) -> Tensor | None:
+        if self.method == "loop" or count < 2:
+            return self._one_by_one(batch, count)
         before = [p.grad for p in self.parameters]
+        inside, shapes = self._inside(batch, count)
+        if inside is not None and shapes in self._agreed:
+            return inside
+        for p, gradient in zip(self.parameters, before, strict=True):
+            p.grad = gradient
+        truth = self._one_by_one(batch, count)
+        if inside is not None and self._agree(inside, truth):
+            self._agreed.add(shapes)
+        else:
+            self.method = "loop"
+        return truth
+
+    def _agree(self, inside: Tensor, truth: Tensor) -> bool:
+        eps = max(precision(p) for p in self.parameters)
+        # Of squares, whose relative error is twice that of norms.
+        allowed = 2 * tolerance(eps) * truth + 4 * eps * truth.max()
+        return bool(((inside - truth).abs() <= allowed).all())
+
+    def _inside(self, batch: Any, count: int) -> tuple[Tensor | None, Hashable]:
+        """The norms inside one pass, or None; the shapes that the model was given."""
+        before = [p.grad for p in self.parameters]
+        shapes: Hashable = ()
         for _ in range(TRIES):
-            for p, grad in zip(self.parameters, before, strict=True):
-                p.grad = None if grad is None else grad.clone()
+            for p, gradient in zip(self.parameters, before, strict=True):
+                p.grad = None if gradient is None else gradient.clone()
             norms = GroupNorms(count, count, self._shared)
-            coupled = self._pass(batch, norms)
+            shapes, known = self._pass(batch, norms)
             self._shared.learn(norms.newly_shared)
-            if not norms.newly_shared:
+            if known and not norms.newly_shared:
                 break
         seen = {key.index for key in norms.squares}
         reached = {i for i, p in enumerate(self.parameters) if p.grad is not None}
-        if coupled or norms.conflicts or norms.newly_shared or reached - seen:
-            for p, grad in zip(self.parameters, before, strict=True):
-                p.grad = grad
-            return None
-        self._tested = True
+        if not known or norms.newly_shared or reached - seen:
+            return None, shapes
         squares = torch.zeros(count, len(self.parameters), dtype=torch.float64)
         for key, values in norms.squares.items():
             squares[:, key.index] += values.double().cpu()
-        return squares
+        return squares, shapes
 
-    def _pass(self, batch: Any, norms: GroupNorms) -> bool:
-        """One forward and backward pass; whether examples touch each other in it."""
+    def _pass(self, batch: Any, norms: GroupNorms) -> tuple[Hashable, bool]:
+        """One forward and backward pass; what the model was given, and if all is known.
+
+        It follows the plan, if there is one for these shapes, and makes one else.
+        """
+        given: list[ModelInputs] = []
         outputs: list[Any] = []
-        forward = ForwardPass(self.model, self.parameters)
-        hook = self.model.register_forward_hook(lambda m, a, out: outputs.append(out))
-        forward.enter(norms)
-        mode = forward.mode
-        assert mode is not None
+        plan, forward = self._forward.plan, self._forward
+
+        def begins(module: nn.Module, args: Any, kwargs: Any) -> None:
+            inputs = ModelInputs.of(args, kwargs, 0)
+            if inputs is not None and inputs.batch == norms.batch:
+                given.append(inputs)
+                shapes = tuple(i.shapes for i in given)
+                forward.enter(norms, inputs, verifies=shapes not in self._agreed)
+
+        def ends(module: nn.Module, args: Any, output: Any) -> None:
+            outputs.append(output)
+            forward.leave()
+
+        hooks = [
+            self.model.register_forward_pre_hook(begins, with_kwargs=True),
+            self.model.register_forward_hook(ends),
+        ]
         try:
             loss = self.loss(self.model, batch)
         finally:
             forward.leave()
-            hook.remove()
-        coupled = mode.coupled
-        if not self._tested and outputs and norms.count > 1 and not coupled:
-            coupled = bool(misplaced_gradients(mode, outputs[-1]))
+            for hook in hooks:
+                hook.remove()
+        mode, known = forward.mode, False
+        if mode is not None and not mode.coupled and len(outputs) == len(given):
+            verdict = verify(mode, outputs) if mode.verifies else None
+            known = verdict is None or not (verdict.problem or verdict.relearn)
         loss.backward()
         norms.close()
+        known &= mode is not None and not (mode.departed & plan.confirmed)
         forward.close()
-        return coupled
+        return tuple(i.shapes for i in given), known
 
     def _one_by_one(self, batch: Any, count: int) -> Tensor:
         squares = torch.zeros(count, len(self.parameters), dtype=torch.float64)

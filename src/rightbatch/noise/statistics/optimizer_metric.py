@@ -17,15 +17,17 @@ $\mathrm{tr}\,\Sigma/|G|^2$. Four answers beside it, each for its own question:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from scipy import optimize, special
 from torch import Tensor, nn
 
 from rightbatch.noise.capture.group_norms import ParameterKey
+from rightbatch.noise.guard import METRICS, Guard
+from rightbatch.noise.norms import as_real
 
 ADAM_METRICS = ("adam", "adam_robust", "adam_curvature")
 FLOOR = 0.1  # least root second moment, over its tensor's median [assumed]
@@ -34,40 +36,61 @@ SAMPLED = 4096  # coordinates from which a tensor's median is taken [assumed]
 DEVIATION = math.sqrt(math.pi / 2)
 
 
+def has_metric(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it divides by the gradient's size or takes its sign, as far as seen."""
+    signed = "sign" in type(optimizer).__name__.lower()
+    groups = getattr(optimizer, "param_groups", ())
+    return signed or any("betas" in group for group in groups)
+
+
 def root_moments(
-    optimizer: torch.optim.Optimizer | None,
+    optimizers: Iterable[torch.optim.Optimizer],
 ) -> dict[int, tuple[Tensor, float, float]]:
-    """Adam's second moments, where an optimizer keeps them.
+    """Adam's second moments, where optimizers keep them.
 
     Returns:
         By the parameter's ``id``: the running second moment, its bias correction and
         epsilon. Empty before the first update.
     """
     moments: dict[int, tuple[Tensor, float, float]] = {}
-    if optimizer is None:
-        return moments
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = optimizer.state.get(parameter, {})
-            if "exp_avg_sq" in state and "betas" in group:
-                correction = 1 - group["betas"][1] ** float(state["step"])
-                moment = state["exp_avg_sq"]
-                moments[id(parameter)] = moment, correction, float(group["eps"])
+    for optimizer in optimizers:
+        states = getattr(optimizer, "state", {})  # a wrapper may have neither
+        for group in getattr(optimizer, "param_groups", ()):
+            for parameter in group["params"]:
+                moment = _second_moment(states.get(parameter, {}), group)
+                if moment is not None and moment[0].shape == parameter.shape:
+                    moments[id(parameter)] = moment
     return moments
+
+
+def _second_moment(
+    state: Mapping[str, Any], group: Mapping[str, Any]
+) -> tuple[Tensor, float, float] | None:
+    """What Adam divides by; None for whatever keeps it in another form."""
+    # With amsgrad the largest so far is divided by, not the last.
+    moment = state.get("max_exp_avg_sq", state.get("exp_avg_sq"))
+    step, betas, epsilon = state.get("step"), group.get("betas"), group.get("eps")
+    if not isinstance(moment, Tensor) or not isinstance(step, (int, float, Tensor)):
+        return None
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        return None
+    if not isinstance(epsilon, (int, float)):
+        return None
+    return moment, 1 - float(betas[1]) ** float(step), float(epsilon)
 
 
 def optimizer_metric(
     optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]
 ) -> list[Tensor] | None:
     r"""Adam's diagonal $P = 1/(\sqrt{\hat v}+\epsilon)$; None if it has no such."""
-    moments = root_moments(optimizer)
+    moments = root_moments([optimizer])
     if any(id(p) not in moments for p in parameters):
         return None
     return [1 / _root(*moments[id(p)]) for p in parameters]
 
 
 def _root(moment: Tensor, correction: float, epsilon: float) -> Tensor:
-    return (moment / max(correction, 1e-30)).sqrt_().add_(epsilon)
+    return (as_real(moment) / max(correction, 1e-30)).sqrt_().add_(epsilon)
 
 
 @dataclass
@@ -81,6 +104,7 @@ class OptimizerMetrics:
         parameters: What `ParameterKey.index` counts.
         moments: From `root_moments`; empty: only the sign is measured.
         sizes: Examples in each group.
+        guard: Of the hooks that show gradients: what fails here costs these norms only.
         parts: Sum of the groups' squared norms, by metric and parameter.
         totals: Squared norm of their sum.
         deviation: Estimate of $\|\sigma\|_1$, by parameter.
@@ -90,6 +114,7 @@ class OptimizerMetrics:
     parameters: Sequence[Tensor]
     moments: dict[int, tuple[Tensor, float, float]]
     sizes: tuple[int, ...]
+    guard: Guard = field(default_factory=Guard)
     parts: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     totals: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     deviation: dict[int, Tensor] = field(default_factory=dict)
@@ -125,15 +150,21 @@ class OptimizerMetrics:
         self, key: ParameterKey, before: Tensor | None, gradient: Tensor, group: int
     ) -> None:
         """One group's part of the gradient, and the sum of the groups' before it."""
+        self.guard.run(self._observe, key, before, gradient, group, part=METRICS)
+
+    def _observe(
+        self, key: ParameterKey, before: Tensor | None, gradient: Tensor, group: int
+    ) -> None:
         parameter = self.parameters[key.index]
         if key.part or gradient.shape != parameter.shape:
             return  # part of a parameter: its place among the moments is not known
-        gradient = gradient.float()
-        total = gradient if before is None else before.float() + gradient
+        gradient = as_real(gradient).float()
+        before = None if before is None else as_real(before).float()
+        total = gradient if before is None else before + gradient
         last = group == len(self.sizes) - 1
         self._add_adam(key.index, parameter, gradient, total if last else None)
         if last and before is not None:
-            self._add_sign(key.index, before.float(), gradient)
+            self._add_sign(key.index, before, gradient)
 
     def _add_adam(
         self, index: int, parameter: Tensor, part: Tensor, total: Tensor | None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rightbatch.noise.capture.group_norms import GroupNorms
+from rightbatch.noise.guard import METRICS
 from rightbatch.noise.statistics.moments import (
     concentration,
     finite_population,
@@ -30,6 +31,7 @@ class Sample:
         noise: Unbiased tr Sigma of each parameter.
         metrics: Signal and noise in other metrics; of the sign, gain and deviation.
         gain_batch: Examples behind the sign.
+        squares: Squared norm of each parameter's whole gradient in the step.
         grouped_noise: Noise of the parameters whose groups have several examples;
             depends on which examples are neighbours, if these are not independent.
     """
@@ -39,6 +41,7 @@ class Sample:
     noise: np.ndarray
     metrics: dict[str, Pair] = field(default_factory=dict)
     gain_batch: int = 0
+    squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
     grouped_noise: float = 0.0
 
     @property
@@ -53,18 +56,34 @@ class Sample:
 
     def unscaled(self, factor: float) -> Sample:
         """What a loss that was multiplied by ``factor`` would have given without."""
-        return Sample(
-            self.batch,
-            self.signal / factor**2,
-            self.noise / factor**2,
-            {
+        return replace(
+            self,
+            signal=self.signal / factor**2,
+            noise=self.noise / factor**2,
+            metrics={
                 # The sign's gain and deviation are linear in the gradient.
                 name: (a / factor, b / factor)
                 if name == "sign"
                 else (a / factor**2, b / factor**2)
                 for name, (a, b) in self.metrics.items()
             },
-            self.gain_batch,
+            squares=self.squares / factor**2,
+            grouped_noise=self.grouped_noise / factor**2,
+        )
+
+    def without(self, parameters: Sequence[int]) -> Sample:
+        """The same with nothing of these parameters."""
+        kept = np.ones(len(self.signal))
+        kept[list(parameters)] = 0.0
+        return replace(
+            self,
+            signal=np.where(kept, self.signal, 0.0),
+            noise=np.where(kept, self.noise, 0.0),
+            metrics={
+                name: (np.where(kept, a, 0.0), np.where(kept, b, 0.0))
+                for name, (a, b) in self.metrics.items()
+            },
+            squares=np.where(kept, self.squares, 0.0),
         )
 
 
@@ -72,7 +91,7 @@ def sample_from_norms(
     norms: GroupNorms, parameters: int, population: int | None
 ) -> Sample:
     """Norms taken inside the weight gradients; parameters may be cut differently."""
-    signal, noise = np.zeros(parameters), np.zeros(parameters)
+    signal, noise, squared = (np.zeros(parameters) for _ in range(3))
     keys, grouped_noise = list(norms.squares), 0.0
     if keys:
         squares = torch.cat([norms.squares[k] for k in keys])
@@ -89,9 +108,12 @@ def sample_from_norms(
         index = [k.index for k in keys]
         np.add.at(signal, index, signals)
         np.add.at(noise, index, noises)
+        np.add.at(squared, index, total_squares)
         several = [g.count < norms.batch for g in groups]
         grouped_noise = float(noises[several].sum())
-    return Sample(norms.batch, signal, noise, grouped_noise=grouped_noise)
+    return Sample(
+        norms.batch, signal, noise, squares=squared, grouped_noise=grouped_noise
+    )
 
 
 def sample_from_groups(
@@ -102,7 +124,7 @@ def sample_from_groups(
     signal, noise = unbiased(values[0], values[1], concentration(sizes), sum(sizes))
     if population is not None:
         signal, noise = finite_population(signal, noise, population)
-    return Sample(sum(sizes), signal, noise)
+    return Sample(sum(sizes), signal, noise, squares=values[1])
 
 
 def with_metrics(
@@ -115,6 +137,8 @@ def with_metrics(
         metrics: How its groups were cut.
         rows: From `OptimizerMetrics.rows`, of all ranks if there are several.
     """
+    if METRICS in metrics.guard.lost:
+        return sample
     q, batch, pairs = concentration(metrics.sizes), sum(metrics.sizes), {}
     for name, row in rows.items():
         parts, totals = (t.double().cpu().numpy() for t in row)

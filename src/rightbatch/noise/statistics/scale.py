@@ -50,8 +50,8 @@ class Coverage:
     Attributes:
         parameters: Share of the trainable parameters.
         missing: Parameters that are not seen, and why.
-        verified: Whether it was tested on this model that each example's gradient is
-            seen where it belongs; None where there is nothing to test.
+        verified: Whether every parameter's gradient as seen was, for every group, that
+            of a backward pass of its own; None where there is nothing to test.
     """
 
     parameters: float
@@ -82,6 +82,8 @@ class NoiseScale:
             update followed.
         problem: Why the last step that was to be measured gave nothing.
         cost: Share of the training time that measuring has taken; None: not known.
+        verification: What verifying took beside that, in steps of training; it happens
+            once, and where shapes or calls change. None: not known.
         example: What one example is.
         population: Size of the data set, if batches repeat nothing within an epoch.
     """
@@ -102,6 +104,7 @@ class NoiseScale:
     skipped: int = 0
     problem: str = ""
     cost: float | None = None
+    verification: float | None = None
     example: str = "example"
     population: int | None = None
 

@@ -1,0 +1,160 @@
+"""Operations without a formula: run again for every group, beside the step's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rightbatch.noise.capture.group_norms import GroupNorms
+from rightbatch.noise.capture.layout import Groups
+from rightbatch.noise.capture.tracked import TrackedTensor
+
+RECURRENT = {"lstm", "gru", "rnn_tanh", "rnn_relu"}
+CELLS = {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
+# Layers whose first argument alone has the examples.
+LAYERS = {
+    *("prelu", "embedding_bag", "batch_norm", "layer_norm", "group_norm"),
+    *("conv1d", "conv2d", "conv3d"),  # padded more on one side
+    *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+}
+PLAIN = {
+    *("einsum", "tensordot", "bilinear", "baddbmm", "bmm", "matmul"),
+    *("div", "true_divide", "maximum", "minimum", "add", "sub", "mul", "multiply"),
+    *("addcmul", "where", "cat", "stack", "pow"),
+}
+
+
+class NotByGroupError(Exception):
+    """The call cannot be made on some of the examples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rerun:
+    """One call, to be made again on the examples of each group.
+
+    Attributes:
+        func: The function.
+        args: Its arguments.
+        kwargs: The same.
+        parameters: The tracked ones among them.
+        inputs: The tensors that have the examples, and on which axis.
+        outputs: The axes of the results.
+    """
+
+    func: Any
+    args: Any
+    kwargs: Any
+    parameters: Sequence[TrackedTensor]
+    inputs: list[tuple[Tensor, int]]
+    outputs: list[int]
+
+    @classmethod
+    def of(
+        cls,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        parameters: Sequence[TrackedTensor],
+        batch: int,
+    ) -> Rerun | None:
+        """The call, if it is one that may be made group by group."""
+        name = getattr(func, "__name__", "")
+        if any(p.table_rows is not None for p in parameters):
+            return None
+        axes = _batch_axes(name, args, kwargs, parameters, batch)
+        return None if axes is None else cls(func, args, kwargs, parameters, *axes)
+
+    def note(
+        self, grads: Sequence[Tensor | None], norms: GroupNorms, groups: Groups
+    ) -> None:
+        """Every group's gradients from the gradients of the results."""
+        for group, (a, b) in enumerate(groups.slices):
+            examples = slice(a, b) if norms.order is None else norms.order[a:b]
+            for tracked, gradient in zip(
+                self.parameters, self._gradients(grads, examples), strict=True
+            ):
+                norms.add_group(tracked.key, group, gradient, groups)
+
+    def _gradients(
+        self, grads: Sequence[Tensor | None], examples: slice | Tensor
+    ) -> list[Tensor]:
+        def cut(tensor: Tensor, axis: int) -> Tensor:
+            return tensor[(slice(None),) * axis + (examples,)].contiguous()
+
+        copies = [p.tensor.detach().requires_grad_() for p in self.parameters]
+        swap = {id(t): cut(t.detach(), axis) for t, axis in self.inputs}
+        swap |= {id(p.tensor): c for p, c in zip(self.parameters, copies, strict=True)}
+        try:
+            with torch.enable_grad():
+                args, kwargs = swapped(self.args, swap), swapped(self.kwargs, swap)
+                made = list(flat(self.func(*args, **kwargs)))
+        except (RuntimeError, ValueError, IndexError) as error:  # torch's own
+            raise NotByGroupError(str(error)) from error
+        outs, gs = [], []
+        for out, g, axis in zip(made, grads, self.outputs, strict=True):
+            if g is not None:
+                outs.append(out)
+                gs.append(cut(g, axis))
+        if [out.shape for out in outs] != [g.shape for g in gs]:
+            raise NotByGroupError("its result has the examples elsewhere")
+        found = torch.autograd.grad(outs, copies, gs, allow_unused=True)
+        return [
+            c.new_zeros(c.shape) if g is None else g
+            for c, g in zip(copies, found, strict=True)
+        ]
+
+
+def _batch_axes(
+    name: str, args: Any, kwargs: Any, given: Sequence[TrackedTensor], batch: int
+) -> tuple[list[tuple[Tensor, int]], list[int]] | None:
+    if name in RECURRENT:
+        # (input, state, weights, bias, layers, dropout, train, both ways, batch first)
+        if not isinstance(args[1], (Tensor, tuple, list)) or len(args) != 9:
+            return None  # packed sequences: their examples are not runs of entries
+        first, states = 0 if args[8] else 1, list(flat(args[1]))
+        drops = args[5] and args[6] and args[4] > 1  # random numbers, drawn once
+        if drops or args[0].dim() != 3 or args[0].shape[first] != batch:
+            return None
+        inputs = [(args[0], first), *((s, 1) for s in states)]
+        return inputs, [first, *[1] * len(states)]
+    outputs = [0, 0] if name == "lstm_cell" else [0]
+    if name in LAYERS:
+        data = args[0] if args else kwargs.get("input")
+        fits = isinstance(data, Tensor) and data.dim() and data.shape[0] == batch
+        return ([(data, 0)], outputs) if fits else None
+    if name not in CELLS | PLAIN:
+        return None
+    weights = {id(p.tensor) for p in given}
+    inputs = [
+        (t, 0)
+        for t in flat((args, kwargs))
+        if isinstance(t, Tensor) and not isinstance(t, nn.Parameter)
+        if id(t) not in weights and t.dim() and t.shape[0] == batch
+    ]
+    return (inputs, outputs) if inputs else None
+
+
+def flat(values: Any) -> Iterator[Any]:
+    """Everything in nested lists and dicts."""
+    if isinstance(values, (list, tuple)):
+        for value in values:
+            yield from flat(value)
+    elif isinstance(values, dict):
+        yield from flat(tuple(values.values()))
+    else:
+        yield values
+
+
+def swapped(values: Any, by: dict[int, Tensor]) -> Any:
+    """The same arguments with some tensors, by identity, replaced."""
+    if isinstance(values, Tensor):
+        return by.get(id(values), values)
+    if isinstance(values, (list, tuple)):
+        return type(values)([swapped(v, by) for v in values])
+    if isinstance(values, dict):
+        return {k: swapped(v, by) for k, v in values.items()}
+    return values

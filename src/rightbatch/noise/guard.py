@@ -1,0 +1,114 @@
+"""The one place where an error of ours is caught: the user's step goes on without us.
+
+Torch calls our code in the middle of somebody's training step: before and after the
+forward pass, as gradients arrive, around the update. Whatever goes wrong there is no
+reason for that step to fail.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rightbatch.core.text import first_line
+
+METRICS = "metrics"  # a part beside the parameters: norms in the optimizer's metrics
+
+# Whether errors of ours are raised where they happen, as our own tests want it.
+strict = False
+
+Result = TypeVar("Result")
+
+
+def warn(text: str) -> None:
+    """Tell the user; where warnings are errors, in a way that cannot fail."""
+    try:
+        warnings.warn(f"NoiseMonitor: {text}", stacklevel=2)
+    except UserWarning:
+        if strict:
+            raise
+        with suppress(OSError, ValueError):  # no stderr, or a closed one
+            print(f"NoiseMonitor: {text}", file=sys.stderr)
+
+
+@dataclass
+class Guard:
+    """Runs what hooks do. What fails once is not measured any more, and is told once.
+
+    Attributes:
+        clean_up: Takes away what measuring has put into the step.
+        together: Whether other ranks measure with this one: it may not stop alone,
+            since they would wait for it.
+        failing: Why it is to stop, as soon as the others know; "" while it goes on.
+        stopped: Why nothing is measured any more; "" while something is.
+        lost: What is left out, and why: parameters by index, or ``METRICS``.
+    """
+
+    clean_up: Callable[[], object] = lambda: None
+    together: bool = False
+    failing: str = ""
+    stopped: str = ""
+    lost: dict[int | str, str] = field(default_factory=dict)
+
+    def run(
+        self,
+        work: Callable[..., Result],
+        *args: Any,
+        part: int | str | None = None,
+    ) -> Result | None:
+        """The result of our work in a hook.
+
+        Args:
+            work: Ours alone: an error of the user's code must not come from it.
+            *args: Its arguments.
+            part: What is lost if it fails; None: all.
+
+        Returns:
+            None where it failed, now or before.
+        """
+        if self.stopped or part in self.lost:
+            return None
+        try:
+            return work(*args)
+        except Exception as error:
+            if strict:
+                raise
+            self._failed(_described(error), part)
+            return None
+
+    def stop(self, why: str) -> None:
+        """Measure nothing any more."""
+        self.stopped = why
+        with suppress(Exception):  # it has failed already
+            self.clean_up()
+
+    def _failed(self, why: str, part: int | str | None) -> None:
+        known = {self.failing, self.stopped, *self.lost.values()}
+        if part is not None:
+            self.lost[part] = why
+        elif self.together:
+            self.failing = self.failing or why
+        else:
+            self.stop(why)
+        if why not in known:
+            what = "nothing is"
+            if part is not None:
+                what = f"{'a metric' if part == METRICS else 'a parameter'} is not"
+            warn(
+                f"{what} measured any more, training goes on as without a monitor: "
+                f"{why}; please report this"
+            )
+
+
+def _described(error: Exception) -> str:
+    """The error in one line, and where it happened."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = frames[-1]
+    place = f"{Path(last.filename).name}:{last.lineno}"
+    return f"{type(error).__name__}: {first_line(error)}, {place}"

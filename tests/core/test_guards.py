@@ -1,0 +1,103 @@
+"""Nothing that a pass does to a model is left behind."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rightbatch.core.guards import ModelState, untouched
+
+
+class Busy(nn.Module):
+    """Changes all that a module may hold, each in the way that is usual for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+        self.register_buffer("written", torch.zeros(2))
+        self.register_buffer("assigned", torch.zeros(2))
+        self.register_buffer("grown", torch.arange(3.0))
+        self.register_buffer("made", None)
+        self.register_buffer("repeated", torch.ones(1).expand(4))
+        self.plain, self.calls, self.queue = torch.zeros(2), 0, deque([1], maxlen=2)
+        self.seen: dict[str, int] = {"a": 1}
+        self.numbers, self.names = np.zeros(2), {"a"}
+        self.torch_numbers = torch.Generator().manual_seed(1)
+        self.numpy_numbers = np.random.default_rng(1)
+        self.python_numbers = random.Random(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.written += 1
+        self.assigned = self.assigned + 1
+        self.grown, self.made = torch.arange(5.0), x.detach().mean(0)
+        self.plain += 1
+        self.calls += 1
+        self.queue.append(self.calls)
+        self.seen["b"] = 2
+        self.numbers += 1
+        self.names.add("b")
+        self.cache = x
+        self.head = nn.Linear(2, 2)
+        self.torch_numbers.manual_seed(2)
+        self.numpy_numbers.random()
+        self.python_numbers.random()
+        self.train(False)
+        return self.inner(x)
+
+
+def described(model: Busy) -> dict[str, Any]:
+    held: dict[str, Any] = {
+        name: value.tolist() if hasattr(value, "tolist") else value
+        for name, value in (*model.named_buffers(), *vars(model).items())
+        if not name.startswith("_") and not isinstance(value, (set, dict, deque))
+    }
+    del held["torch_numbers"], held["numpy_numbers"], held["python_numbers"]
+    held["inside"] = (list(model.queue), dict(model.seen), sorted(model.names))
+    held["drawn"] = (
+        model.torch_numbers.get_state().tolist(),
+        str(model.numpy_numbers.bit_generator.state),
+        model.python_numbers.getstate(),
+    )
+    return held | {"modules": [*model._modules], "made": model.made}
+
+
+def test_all_that_a_forward_pass_changes_is_put_back() -> None:
+    model = Busy()
+    before, assigned = described(model), model.assigned
+    state = ModelState(model)
+    for _ in range(2):
+        model(torch.ones(3, 2))
+        assert described(model) != before
+        state.restore()
+        assert described(model) == before
+        assert model.assigned is assigned  # the same tensor, for whoever else holds it
+
+
+def test_every_gradient_is_put_back() -> None:
+    """Also of what no optimizer holds, and of what is not in the model."""
+    model, head = nn.Linear(2, 2), nn.Parameter(torch.ones(2))
+    (model.weight.sum() + head.sum()).backward()
+    before = (model.weight.grad, model.bias.grad, head.grad)
+    with untouched(model, [head]):
+        (model(torch.ones(1, 2)) * head).sum().backward()
+    assert model.weight.grad is before[0]
+    assert model.bias.grad is before[1]
+    assert head.grad is before[2]
+    assert torch.equal(head.grad, torch.ones(2))  # pyrefly: ignore
+
+
+def test_weights_are_put_back_where_asked_for() -> None:
+    model = nn.Linear(2, 2)
+    before = model.weight.detach().clone()
+    with pytest.raises(KeyError), untouched(model, (), model.parameters()):
+        model.weight.data.mul_(2)
+        model.bias.data = torch.zeros(5)
+        raise KeyError
+    assert torch.equal(model.weight, before)
+    assert model.bias.shape == (2,)
