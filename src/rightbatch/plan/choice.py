@@ -12,7 +12,7 @@ from rightbatch.core.estimate import Estimate
 from rightbatch.fit.rate_law import NOISE
 from rightbatch.fit.standings import standings_of
 from rightbatch.measure.measurements import Measurements
-from rightbatch.plan.evidence import Evidence, evidence_of
+from rightbatch.plan.evidence import LEAST_ADVICE, Evidence, evidence_of
 from rightbatch.plan.laws import Laws, laws_of
 from rightbatch.plan.objectives import Energy, Examples, Objective, Time, no_energy
 from rightbatch.plan.options import (
@@ -217,7 +217,9 @@ def choose(
     raced = raced_of(measurements, laws, objective, limit)
     spread = math.hypot(BEYOND, evidence.shortfall)
     least, place = _least_by_law(laws, allowed, objective), None
-    if raced is not None:
+    if raced is not None and evidence.share < LEAST_ADVICE:
+        place = 0 if laws.baseline in {o.batch_size for o in allowed} else None
+    elif raced is not None:
         place = _best_raced(raced, allowed, spread, objective, least, evidence)
     if raced is None or place is None:
         # Where a race got nowhere, the laws that it was to prove are no advice.

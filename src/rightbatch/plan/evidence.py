@@ -16,6 +16,9 @@ from rightbatch.plan.laws import Laws
 # was picked could miss the target altogether, at a twentieth it was up to 5 x off.
 # [measured on five grids]
 LEAST_SHARE = 0.5
+# Raced for a smaller share of a run is no ground for advice. [assumed; a twentieth of a
+# run picked settings up to 5 x off on five grids]
+LEAST_ADVICE = 0.05
 # Passes over the data that a run takes where nothing says how long it is. Long, so that
 # a race has to be long: the doubt is on the side of "worth trying". [assumed]
 PASSES = 10
@@ -74,7 +77,7 @@ def evidence_of(measurements: Measurements, laws: Laws) -> Evidence:
         doublings = doublings_left(race, raced)
         known = doublings <= MOST_DOUBLINGS
         far = raced * 2.0 ** min(doublings, MOST_DOUBLINGS)
-        whole = far if known else max(whole, far)
+        whole = max(whole, far)  # a trend seen for a moment is no promise
     share = min(raced / whole, 1.0)
     shown = show_number(100 * share) if share < 0.1 else f"{100 * share:.0f}"
     grade = f"raced for {'' if known else 'some '}{shown} % of a run"

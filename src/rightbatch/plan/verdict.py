@@ -8,7 +8,7 @@ from rightbatch.core.estimate import Estimate
 from rightbatch.core.units import show_number
 from rightbatch.measure.measurements import THIS_RUN
 from rightbatch.plan.choice import TOLERATED, Choice
-from rightbatch.plan.evidence import LEAST_SHARE
+from rightbatch.plan.evidence import LEAST_ADVICE, LEAST_SHARE
 from rightbatch.plan.objectives import Energy, Examples
 
 # A race takes about so many times what its leader trains: a field that shrinks while
@@ -19,10 +19,8 @@ RACE_COST = 12.0
 LEAST_TOLD = 0.01
 
 
-# Raced for a smaller share of a run, or noise seen for a smaller part of a pass over
-# the data, is no ground for advice. [assumed; a twentieth of a run picked settings up
-# to 5 x off on five grids]
-LEAST_ADVICE, LEAST_PASSES = 0.05, 0.1
+# Noise seen for a smaller part of a pass over the data is no ground for advice.
+LEAST_PASSES = 0.1  # [assumed]
 LEAST_LUCK = 4  # runs, of which if fewer than half get there it is luck [assumed]
 SOON_S = 600.0  # a budget that anybody has [assumed]
 
@@ -50,14 +48,13 @@ def verdict(choice: Choice) -> str:
     if choice.decided:
         gain = f"{grade}, the same result should take {_gain(choice)}"
         return f"Train with {here} instead of {today}: {gain}. {_flat(choice)}".strip()
-    if choice.stays:
-        return f"Undecided ({grade}): {today} may be as good as any. {settle(choice)}"
     if choice.evidence.share < LEAST_ADVICE:
         return (
-            f"Undecided ({grade}): that is too little of it to go by. So far {here} is "
-            f"ahead of {today}, as small batches and high rates are early. "
-            f"{settle(choice)}"
+            f"Undecided ({grade}): that is too little of it to go by, so the plan "
+            f"stays at {today}. {settle(choice)}"
         )
+    if choice.stays:
+        return f"Undecided ({grade}): {today} may be as good as any. {settle(choice)}"
     return (
         f"Worth trying ({grade}): {here} instead of {today}; the same result may take "
         f"{_gain(choice)}. {settle(choice)}"
@@ -184,9 +181,7 @@ def _more(choice: Choice) -> str:
             "one), or a schedule that lowers the learning rate towards the end"
         )
     if choice.contradiction or enough:
-        longer = (
-            f"more runs of the best settings, --budget {_minutes(2 * _spent(choice))}"
-        )
+        longer = f"a longer race, --budget {_minutes(2 * _spent(choice))}"
         if choice.regret <= TOLERATED and not choice.contradiction:
             longer += "; the two may also be equally good"
         return longer
