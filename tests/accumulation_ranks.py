@@ -228,6 +228,34 @@ def failure(rank: int) -> dict[str, Any]:
     return {"message": "none"}
 
 
+def uneven(rank: int) -> list[dict[str, Any]]:
+    """Batches of which one rank's is split and another's is not, or is one example."""
+    found = []
+    for sizes, most in (((5, 4), 4), ((4, 5), 4), ((6, 1), 3)):
+        model = wrapped("ddp")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        step = rb.Accumulator(model, loss, optimizer, most, tell=lambda text: None)
+        inputs, targets = batch_of(rank, "even")
+        own = (inputs[: sizes[rank]], targets[: sizes[rank]])
+        counts = [step(own).count for _ in range(2)]
+        plain, total, count = make_model(), torch.zeros(()), 0.0
+        for other in range(2):
+            inputs, targets = batch_of(other, "even")
+            one = loss(plain, (inputs[: sizes[other]], targets[: sizes[other]]))
+            total, count = total + one[0], count + float(one[1])
+        (total / count).backward()
+        pairs = zip(model.parameters(), plain.parameters(), strict=True)
+        grads = [(p.grad, q.grad) for p, q in pairs]
+        error = max(
+            float((p - q).abs().max())
+            for p, q in grads
+            if p is not None and q is not None
+        )
+        compared = step.equality is not None
+        found.append({"counts": counts, "true": count, "error": error, "is": compared})
+    return found
+
+
 def main() -> None:
     """One kind of check; rank 0's answer goes to a file."""
     kind, out = sys.argv[1], Path(sys.argv[2])
@@ -240,6 +268,8 @@ def main() -> None:
         found = watched(world, rank)
     elif kind == "failure":
         found = failure(rank)
+    elif kind == "uneven":
+        found = uneven(rank)
     else:
         phase, passes, model = kind.split(":")
         found = survival(phase, rank, [int(p) for p in passes.split(",")], model)

@@ -79,6 +79,25 @@ def test_all_that_a_forward_pass_changes_is_put_back() -> None:
         assert model.assigned is assigned  # the same tensor, for whoever else holds it
 
 
+@pytest.mark.filterwarnings("ignore:.*(torch.jit|nested tensors)")
+def test_what_no_pass_writes_to_is_left_alone() -> None:
+    """Arrays of files and of bytes, nested tensors, modules of TorchScript."""
+    traced: Any = torch.jit.trace(nn.Linear(2, 2), torch.ones(3, 2))
+    model: Any = nn.Sequential(torch.jit.script(nn.BatchNorm1d(2)), traced)
+    model.bytes = np.frombuffer(b"12345678", dtype=np.uint8)
+    model.shared = np.broadcast_to(np.ones(1), (4,))
+    model.nested = nested = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    state = ModelState(model)
+    model(torch.arange(6.0).view(3, 2))
+    model.nested = None
+    assert any(not b.equal(before[n]) for n, b in model.named_buffers())
+    state.restore()
+    assert all(b.equal(before[n]) for n, b in model.named_buffers())
+    assert model.nested is nested
+    assert model.bytes.tobytes() == b"12345678"
+
+
 def test_every_gradient_is_put_back() -> None:
     """Also of what no optimizer holds, and of what is not in the model."""
     model, head = nn.Linear(2, 2), nn.Parameter(torch.ones(2))

@@ -114,6 +114,63 @@ def test_everything_public_takes_numpys_integers(take: Callable[[], Any]) -> Non
     assert take() is not None
 
 
+def plain_leaves(state: Any) -> list[Any]:
+    if isinstance(state, dict):
+        return [leaf for value in state.values() for leaf in plain_leaves(value)]
+    if isinstance(state, (list, tuple)):
+        return [leaf for value in state for leaf in plain_leaves(value)]
+    return [state]
+
+
+def parts_in_numpys_numbers() -> dict[str, Any]:
+    sgd = torch.optim.SGD(MODEL.parameters(), lr=0.1)
+    numbers = S.Hyperparameters(sgd, SIXTEEN)
+    numbers.move(i64(32))
+    decay = torch.optim.lr_scheduler.StepLR(sgd, 2)
+    by_examples = S.ByExamples(decay, batch_size=SIXTEEN)
+    by_examples.step(i64(8))
+    adam = torch.optim.Adam(MODEL.parameters(), lr=0.1)
+    controller = rb.Controller(
+        S.Ramp(16, 64, 640), adam, SIXTEEN, largest=i64(64), multiple=i64(8)
+    )
+    controller(i64(320))
+    return {
+        "Hyperparameters": numbers,
+        "ByExamples": by_examples,
+        "Controller": controller,
+        "Accumulator": rb.Accumulator(MODEL, loss, SGD, micro_batch=SIXTEEN),
+        "SGD": sgd,
+        "Adam": adam,
+    }
+
+
+@pytest.mark.parametrize("name", parts_in_numpys_numbers())
+def test_states_hold_pythons_numbers(name: str, tmp_path: Path) -> None:
+    """As ``torch.load`` takes no others by default."""
+    state = parts_in_numpys_numbers()[name].state_dict()
+    assert not any(isinstance(leaf, np.generic) for leaf in plain_leaves(state))
+    torch.save(state, tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == state
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64])
+def test_rates_and_decay_of_numpys_kinds_follow_the_batch(kind: Any) -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    adam = torch.optim.AdamW([weight], lr=kind(0.25), weight_decay=kind(0.5))
+    assert rb.scale_hyperparameters(adam, batch_from=16, batch_to=64).lr == 2.0
+    assert float(adam.param_groups[0]["lr"]) == 0.5
+    assert float(adam.param_groups[0]["weight_decay"]) == 1.0
+    sgd = torch.optim.SGD([weight], lr=kind(0.25))
+    assert S.Hyperparameters(sgd, 16).move(64).lr == 4.0
+    assert float(sgd.param_groups[0]["lr"]) == 1.0
+
+
+@pytest.mark.parametrize("value", ["1", True, 0, float("nan"), float("inf")])
+def test_a_norm_that_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(rb.SettingError, match="clip_norm must be positive"):
+        rb.Accumulator(MODEL, loss, SGD, clip_norm=value)
+
+
 def test_a_run_asked_for_in_numpys_numbers_is_written_and_gone_on_with(
     tmp_path: Path,
 ) -> None:

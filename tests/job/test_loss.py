@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,8 @@ def test_what_else_it_returns_is_refused(result: Any, what: str) -> None:
 @pytest.mark.parametrize(
     ("first", "second", "both", "means"),
     [
+        ((0.0, 3), (0.0, 4), (0.0, 7), None),  # nothing learned from, nothing told
+        ((math.nan, 0), (1.2, 0.5), (math.nan, 0.5), None),
         ((6.0, 4), (5.0, 3), (11.0, 7), []),
         ((0.0, 0), (5.0, 3), (5.0, 3), []),  # a half without targets
         ((-6.0, 1.5), (5.0, 0.1), (-1.0, 1.6), []),  # weights, and losses of any sign
@@ -62,7 +65,7 @@ def test_what_else_it_returns_is_refused(result: Any, what: str) -> None:
         ((6.3, 4), (5.0, 4), (12.0, 8), []),  # with random numbers in it
         ((1.2, 0.25), (1.4, 0.75), (1.3, 0.5), ["sum", "count"]),
         ((1.2, 0.0), (1.4, 0.5), (1.3, 0.25), ["sum", "count"]),
-        ((1.2, 0.0), (1.4, 0.0), (1.3, 0.0), ["sum"]),
+        ((1.2, 0.0), (1.4, 0.0), (1.3, 0.0), ["sum", "count"]),  # none right yet
         ((6.0, 0.5), (5.0, 0.5), (11.0, 0.5), ["count"]),
         ((6.0, 64), (5.0, 64), (11.0, 64), ["count"]),  # a constant
         ((1.2, 4), (1.4, 4), (1.3, 8), ["sum"]),
@@ -70,6 +73,27 @@ def test_what_else_it_returns_is_refused(result: Any, what: str) -> None:
     ],
 )
 def test_means_are_told_from_sums(
-    first: Any, second: Any, both: Any, means: list[str]
+    first: Any, second: Any, both: Any, means: list[str] | None
 ) -> None:
-    assert list(means_in(first, second, both)) == means
+    pairs = {(0, 4): first, (4, 8): second, (0, 8): both}
+    found = means_in(lambda start, stop: pairs[start, stop], 8)
+    assert (found if found is None else list(found)) == means
+
+
+def test_one_example_alone_tells_nothing() -> None:
+    def never(start: int, stop: int) -> tuple[float, float]:
+        raise AssertionError((start, stop))
+
+    assert means_in(never, 1) is None
+
+
+def test_what_is_drawn_is_rarely_taken_for_a_mean() -> None:
+    """Targets masked at random inside the loss: about five of 32 in an example."""
+    random = np.random.default_rng(0)
+
+    def pair(start: int, stop: int) -> tuple[float, float]:
+        count = random.binomial(32 * (stop - start), 0.15)
+        return float(random.normal(5, 1, count).sum()), float(count)
+
+    wrong = sum(bool(means_in(pair, 2)) for _ in range(1000))
+    assert wrong < 80  # without a second draw to compare with, 190

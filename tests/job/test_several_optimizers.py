@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 from typing import Any
 
 import pytest
@@ -171,3 +172,22 @@ def test_a_job_refuses_what_is_no_optimizer_and_a_hidden_scheduler() -> None:
     assert not has_scheduler(both)
     lr_scheduler.StepLR(adam, 3)
     assert has_scheduler(both)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda several: pickle.loads(pickle.dumps(several))]
+)
+def test_a_copy_is_of_the_members_and_leaves_the_others_as_they_are(
+    copied: Any,
+) -> None:
+    layer = torch.nn.Linear(3, 2)
+    both = SeveralOptimizers(
+        [torch.optim.SGD([layer.weight], lr=1.0), torch.optim.SGD([layer.bias], lr=2.0)]
+    )
+    other = copied(both)
+    assert [group["lr"] for group in other.param_groups] == [1.0, 2.0]
+    assert other.members[0] is not both.members[0]
+    before = layer.bias.detach().clone()
+    layer(torch.ones(1, 3)).sum().backward()
+    both.step()
+    assert torch.equal(layer.bias, before - 2.0)

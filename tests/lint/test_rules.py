@@ -142,6 +142,15 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def test_a_pair_of_a_single_example_is_no_fault() -> None:
+    """Half a batch of one would be no batch: a data set cannot collate it."""
+    examples = [(torch.ones(5) * i, torch.ones(1)) for i in range(8)]
+    change: dict[str, Any] = {"data": examples, "batch_size": 1}
+    loss = squared(lambda x: (x.sum(), len(x)))
+    findings = rb.check(regression_job(**change, loss=loss))
+    assert not [f for f in findings.items if f.code == "RB104"]
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_is_found(fault: str) -> None:
     code, change = FAULTS[fault]

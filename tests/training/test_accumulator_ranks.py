@@ -65,6 +65,15 @@ def test_a_bug_on_one_rank_ends_all_with_a_reason(tmp_path: Path) -> None:
     assert "KeyError" in second["message"]
 
 
+def test_ranks_whose_batches_are_not_split_alike_compare_alike(tmp_path: Path) -> None:
+    """Each makes as many passes as the others; of one example none can compare."""
+    for found in on_ranks("uneven", 2, tmp_path):
+        assert [case["is"] for case in found] == [True, True, False]
+        for case in found:
+            assert case["counts"] == [case["true"]] * 2
+            assert case["error"] <= 1e-6
+
+
 def test_a_monitor_beside_it_reads_the_gradient_of_each_rank(tmp_path: Path) -> None:
     """Against one gradient a rank, computed directly; float32 leaves 1e-4."""
     for found in on_ranks("watched", 2, tmp_path):

@@ -191,7 +191,7 @@ LEGAL: dict[str, tuple[Callable[[], nn.Module], Any, int]] = {
 
 
 @pytest.mark.parametrize("kind", LEGAL)
-@pytest.mark.filterwarnings("ignore:.*(split|micro-batches)")
+@pytest.mark.filterwarnings("ignore:.*(split|micro-batches|in no optimizer)")
 def test_a_run_is_bit_for_bit_as_without_the_comparison(kind: str) -> None:
     make, loss, micro = LEGAL[kind]
     ends = []
@@ -428,6 +428,26 @@ def test_a_mean_with_a_metric_is_taken_as_a_mean(
             torch.testing.assert_close(p.grad, g, rtol=1e-5, atol=1e-7)
     (text,) = told
     assert "does not return (sum, count)" in text
+
+
+def test_a_metric_that_is_zero_at_first_is_no_other_thing() -> None:
+    """As accuracy is among many classes: the same answer as when some are right."""
+    model, told = Plain(), list[str]()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.0)
+    step = rb.Accumulator(model, lambda m, b: (mean(m, b), 0.0), sgd, tell=told.append)
+    assert step(examples()).count == COUNT
+    assert "does not return (sum, count)" in told[0]
+
+
+def test_a_batch_that_tells_nothing_leaves_the_pair_to_the_next() -> None:
+    model, told = Plain(), list[str]()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.0)
+    step = rb.Accumulator(model, lambda m, b: (mean(m, b), 0.25), sgd, tell=told.append)
+    whole = examples()
+    step((whole[0][:1], whole[1][:1]))  # one example alone
+    assert not told
+    assert step(whole).count == COUNT
+    assert len(told) == 1
 
 
 @pytest.mark.parametrize("micro", [None, 4])

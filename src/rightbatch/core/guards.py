@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 # What a module holds for torch itself, such as hooks, is not for a pass to change.
-_OF_TORCH = {*vars(nn.Module())}
+_OF_TORCH = frozenset(vars(nn.Module()))
 _CONTENTS = ("_buffers", "_parameters", "_modules")
 _NO_INSIDE = {bool, int, float, str, tuple, type(None)}
 
@@ -66,12 +66,16 @@ class ModelState:
         self._undo: dict[int, Callable[[], None]] = {}  # by what it is of: once each
         for module in model.modules():
             now = vars(module)
-            for names in (now, *(now[place] for place in _CONTENTS)):
-                self._names.append((names, names.copy()))
-            for name, value in now.items():
-                if name not in _OF_TORCH:
-                    self._keep(value)
-            for buffer in now["_buffers"].values():
+            for names in (now, *(now.get(place) for place in _CONTENTS)):
+                if isinstance(names, dict):  # a ScriptModule's are not
+                    self._names.append((names, names.copy()))
+            for name in now.keys() - _OF_TORCH:
+                self._keep(now[name])
+            if isinstance(module, torch.jit.ScriptModule):
+                buffers = module.buffers(recurse=False)
+            else:
+                buffers = now["_buffers"].values()
+            for buffer in buffers:
                 self._keep(buffer)
         for tensor in also:
             self._keep(tensor)
@@ -102,7 +106,7 @@ def _undo(value: Any) -> Callable[[], None] | None:
     if isinstance(value, (list, deque)):
         entries = list(value)
         return lambda: (value.clear(), value.extend(entries))[0]
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.flags.writeable:
         numbers = value.copy()
         return lambda: np.copyto(value, numbers)
     if isinstance(value, torch.Generator):
@@ -118,12 +122,16 @@ def _undo(value: Any) -> Callable[[], None] | None:
 
 
 def _undo_tensor(tensor: Tensor) -> Callable[[], None] | None:
-    """For one that a pass can write to: no activation, no view of repeated numbers."""
-    repeated = tensor.layout == torch.strided and any(
+    """For one that a pass can write to: no activation, no view of repeated numbers.
+
+    Nested ones are replaced, not written to.
+    """
+    if tensor.grad_fn is not None or tensor.is_nested:
+        return None
+    if tensor.layout == torch.strided and any(
         size > 1 and not stride
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
-    if tensor.grad_fn is not None or repeated:
+    ):
         return None
     numbers = tensor.detach().clone()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 # A mean of two halves lies between them up to rounding, and half as high as their sum;
 # a sum is off by what random numbers in the loss make, or not at all. [assumed]
 BETWEEN, FAR = 1e-3, 0.2
+DRAWN = 3.0  # times what two draws of random numbers differ by [assumed]
 BOTH_MEANS = ("sum", "count")  # values of a pair that may turn out to be means
 _PAIR_FIX = "return the mean loss alone, or (loss.sum(), number of terms)"
 
@@ -60,30 +62,44 @@ def scalar_loss(
 
 
 def means_in(
-    first: tuple[float, float], second: tuple[float, float], both: tuple[float, float]
-) -> dict[str, str]:
+    pair: Callable[[int, int], tuple[float, float]], count: int
+) -> dict[str, str] | None:
     """Which values of a pair are means, where a sum and a count should be; and why.
 
     A sum or a count of two halves of a batch is that of one and that of the other
-    added; a mean lies between them.
+    added; a mean lies between them. One that is drawn (targets masked inside the loss)
+    may lie there by chance: it must be further from the sum than it is from itself.
 
     Args:
-        first: What the loss returns for one half.
-        second: For the other, of as many examples.
-        both: For both of them together.
+        pair: ``(start, stop) ->`` what the loss returns for these examples.
+        count: How many there are.
+
+    Returns:
+        None where they tell nothing: one example, no loss or count, or none that is
+        finite.
 
     Example:
-        >>> means_in((6.0, 4), (5.0, 3), (11.0, 7))
+        >>> means_in(lambda start, stop: (1.5 * (stop - start), stop - start), 8)
         {}
-        >>> means_in((1.2, 2), (1.4, 2), (1.3, 4))
-        {'sum': '1.2 and 1.4 for two halves of a batch, 1.3 for both'}
+        >>> means_in(lambda start, stop: (1.2 + 0.1 * start, stop - start), 4)
+        {'sum': '1.2 and 1.4 for two halves of a batch, 1.2 for both'}
     """
-    values = zip(BOTH_MEANS, first, second, both, strict=True)
-    return {
+    half = count // 2
+    if not half:
+        return None
+    ranges = ((0, half), (0, half), (half, 2 * half), (0, 2 * half))
+    sums, counts = zip(*(pair(*r) for r in ranges), strict=True)
+    if not any(sums) or not all(map(math.isfinite, sums)):
+        return None
+    means = {
         name: f"{a:.4g} and {b:.4g} for two halves of a batch, {whole:.4g} for both"
-        for name, a, b, whole in values
-        if _mean(a, b, whole)
+        for name, (a, again, b, whole) in zip(BOTH_MEANS, (sums, counts), strict=True)
+        if _mean(a, b, whole, random=abs(a - again))
     }
+    if any(counts):
+        return means
+    # No targets, or an accuracy before anything is learned.
+    return means | {"count": "0 throughout"} if means else None
 
 
 def no_pair(means: dict[str, str]) -> JobError:
@@ -132,11 +148,12 @@ def check_differentiable(reached: bool) -> None:
         )
 
 
-def _mean(first: float, second: float, both: float) -> bool:
+def _mean(first: float, second: float, both: float, random: float) -> bool:
     """Whether the number for both halves lies between theirs, far from their sum."""
+    far = FAR * (abs(first) + abs(second)) + DRAWN * random
     slack = BETWEEN * max(abs(first), abs(second), abs(both))
     between = min(first, second) - slack <= both <= max(first, second) + slack
-    return between and abs(both - first - second) > FAR * (abs(first) + abs(second))
+    return between and abs(both - first - second) > far
 
 
 def _may_be_count(count: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -73,7 +74,7 @@ def kinds_of(optimizer: torch.optim.Optimizer) -> list[Kind]:
 def rate_in(group: dict[str, Any]) -> float | None:
     """The learning rate of a param group; None where it holds none."""
     lr = group.get("lr")
-    number = isinstance(lr, (int, float, torch.Tensor)) and not isinstance(lr, bool)
+    number = isinstance(lr, (numbers.Real, torch.Tensor)) and not isinstance(lr, bool)
     return float(lr) if number else None
 
 

@@ -43,6 +43,13 @@ class SeveralOptimizers(torch.optim.Optimizer):
         self.defaults: dict[str, Any] = {}
         _check_members(self.members)
 
+    # torch's own would keep the groups without their optimizers.
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # pyrefly: ignore
         """Of all members, one after another: the very dictionaries they hold."""

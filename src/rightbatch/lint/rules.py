@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import numbers
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -159,17 +158,17 @@ class Probe:
                 self.first_losses[size] = float(value.detach()), terms
         return self.first_losses[size]
 
-    def means_in_pair(self, size: int) -> dict[str, str]:
+    def means_in_pair(self, size: int) -> dict[str, str] | None:
         """Which values of the pair that the loss returns are means; and why."""
-        half = size // 2
-        pairs = []
+
+        def pair(start: int, stop: int) -> tuple[float, float]:
+            batch = self.job.batch(range(start, stop), self.device)
+            with self.timed(stop - start):
+                value, count = self.job.mean_loss(self.model, batch)
+                return float(value), float(count or 0)
+
         with evaluating(self.model), preserved_rng():
-            for start, stop in ((0, half), (half, 2 * half), (0, 2 * half)):
-                batch = self.job.batch(range(start, stop), self.device)
-                with self.timed(stop - start):
-                    value, count = self.job.mean_loss(self.model, batch)
-                    pairs.append((float(value), float(count or 0)))
-        return means_in(*pairs)
+            return means_in(pair, size)
 
     def loss(self, batch: Any, examples: int) -> float:
         """The mean loss in eval mode, where dropout and BatchNorm stand still."""
@@ -223,11 +222,18 @@ def trainable(probe: Probe) -> Finding | None:
         which = "first param group" if not lacking else f"param group {lacking}"
         raise JobError(
             f"the {which} has no learning rate above zero",
-            seen=f"lr = {lr}",
+            seen=f"lr = {probe.optimizer.param_groups[lacking].get('lr')}",
             why="all rates are told and changed by the factor that this one takes",
             fix="first a group that trains, and requires_grad_(False) on what stays",
         )
-    _check_other_rates(probe.optimizer)
+    for number, other in enumerate(rates):  # zero keeps a group as it is
+        if other is None or not 0 <= other < math.inf:
+            raise JobError(
+                f"param group {number} has no learning rate that trains",
+                seen=f"lr = {other}",
+                why="it must be finite, and not below zero",
+                fix="a rate above zero, or requires_grad_(False) on what stays",
+            )
     rate_of(probe.job)
     missing = len(parameters - held)
     if missing:
@@ -240,20 +246,6 @@ def trainable(probe: Probe) -> Finding | None:
             fix="requires_grad_(False) on what is meant to stay",
         )
     return None
-
-
-def _check_other_rates(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse rates that no training has; zero keeps a group as it is."""
-    for number, group in enumerate(optimizer.param_groups):
-        lr = group.get("lr", 0.0)
-        is_number = isinstance(lr, (numbers.Real, torch.Tensor))
-        if not is_number or not 0 <= float(lr) < math.inf:
-            raise JobError(
-                f"param group {number} has no learning rate that trains",
-                seen=f"lr = {lr}",
-                why="it must be finite, and not below zero",
-                fix="a rate above zero, or requires_grad_(False) on what stays",
-            )
 
 
 def one_step_optimizer(probe: Probe) -> Finding | None:

@@ -44,9 +44,9 @@ class ByExamples:
     """
 
     def __init__(self, scheduler: Any, *, batch_size: int) -> None:
-        whole_number(batch_size, "batch_size")
+        self.reference = whole_number(batch_size, "batch_size")
         _check_steps_alone(scheduler)
-        self.scheduler, self.reference = scheduler, batch_size
+        self.scheduler = scheduler
         self.examples = self.made = 0
         self.around: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -56,8 +56,7 @@ class ByExamples:
         Returns:
             How many steps of the scheduler that made: none, one or several.
         """
-        whole_number(examples, "examples")
-        self.examples += examples
+        self.examples += whole_number(examples, "examples")
         due = self.examples // self.reference - self.made
         if due:
             with self.around():

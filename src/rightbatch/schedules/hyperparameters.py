@@ -110,7 +110,7 @@ class Hyperparameters:
         exponent: float | None = None,
         scheduler: Any = None,
     ) -> None:
-        whole_number(batch_size, "batch_size")
+        batch_size = whole_number(batch_size, "batch_size")
         self.optimizer, self.reference = as_one(optimizer), batch_size
         self.rule, self.noise_scale, self.exponent = rule, noise_scale, exponent
         given = scheduler if isinstance(scheduler, (list, tuple)) else [scheduler]
@@ -144,7 +144,7 @@ class Hyperparameters:
         Raises:
             SettingError: The rule leaves its domain; nothing has changed.
         """
-        whole_number(batch_size, "batch_size")
+        batch_size = whole_number(batch_size, "batch_size")
         if rate != 1 or (batch_size != self.reference and self.rule != "none"):
             check_rates(self.optimizer, "it is to follow the batch, or a decay")
         self._catch_up()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -148,8 +149,8 @@ def scaling_for(
     References:
         ``SOURCES``, rule by rule.
     """
-    whole_number(batch_from, "batch_from")
-    whole_number(batch_to, "batch_to")
+    batch_from = whole_number(batch_from, "batch_from")
+    batch_to = whole_number(batch_to, "batch_to")
     known = noise_scale is not None and 0 < noise_scale < math.inf
     name, reason = rule, "chosen by name"
     if rule == "auto":
@@ -360,7 +361,7 @@ def scaled_group(group: dict[str, Any], scaling: Scaling) -> dict[str, Any]:
     for key, factor in factors.items():
         value = group.get(key)
         # Capturable optimizers keep the rate as a tensor.
-        if isinstance(value, (int, float, torch.Tensor)):
+        if isinstance(value, (numbers.Real, torch.Tensor)):
             new[key] = value * factor
     betas = group.get("betas")
     if isinstance(betas, tuple):

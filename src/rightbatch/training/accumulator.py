@@ -143,7 +143,7 @@ class Accumulator:
     ) -> None:
         optimizer = checked_parts(model, loss, optimizer)
         if micro_batch is not None:
-            whole_number(micro_batch, "micro_batch")
+            micro_batch = whole_number(micro_batch, "micro_batch")
         elif coupled:
             raise SettingError("coupled needs a micro_batch", fix="micro_batch=8")
         check_settings(clip_norm, precision, scaler, nonfinite)
@@ -225,9 +225,8 @@ class Accumulator:
             examples = batch.examples
         if examples is None and self.ranks.size == 1:
             examples = sum(p.count for p in whole)
-        seen = ""
-        if len(whole) > 1 or whole[0].count > self.micro_batch_size.now:
-            seen = self.first.compare_once(lambda: self._cut(whole))
+        splits = len(whole) > 1 or whole[0].count > self.micro_batch_size.now
+        seen = self.first.compare_once(lambda: self._cut(whole), splits)
         while True:
             micro_batches = self._cut(whole)
             self.gradient.before.take(self.device)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import nn
 
 from rightbatch.core.errors import SettingError
+from rightbatch.core.real_number import real_number
 from rightbatch.job.loss import PRECISIONS
 from rightbatch.job.several_optimizers import as_one, members_of
 
@@ -67,8 +67,8 @@ def check_settings(
             why="small gradients would vanish",
             fix="scaler=torch.amp.GradScaler(), or precision='bfloat16'",
         )
-    if clip_norm is not None and not 0 < clip_norm < math.inf:
-        raise SettingError("clip_norm must be positive", seen=f"clip_norm={clip_norm}")
+    if clip_norm is not None:
+        real_number(clip_norm, "clip_norm", positive=True)
     if nonfinite not in ("stop", "skip"):
         raise SettingError(
             "nonfinite must be 'stop' or 'skip'", seen=f"nonfinite={nonfinite!r}"

@@ -117,10 +117,10 @@ class Controller:
         multiple: int = 1,
         model: torch.nn.Module | None = None,
     ) -> None:
-        whole_number(batch_size, "batch_size")
-        whole_number(multiple, "multiple")
+        batch_size = whole_number(batch_size, "batch_size")
+        multiple = whole_number(multiple, "multiple")
         if largest is not None:
-            whole_number(largest, "largest")
+            largest = whole_number(largest, "largest")
         if schedule.live and monitor is None:
             raise SettingError(
                 f"{type(schedule).__name__} needs a monitor",
@@ -160,6 +160,7 @@ class Controller:
         Returns:
             The decision, if there was one to make; None if everything stays.
         """
+        examples = whole_number(examples, "examples", least=0)
         self._calls += 1
         if self.schedule.live and self._calls % LOOK_EVERY:
             self._set(self.batch_size, self._rate(examples, None, self.batch_size))

@@ -45,14 +45,21 @@ class FirstBatch:
         self.gradient, self.slice_batch = gradient, slice_batch
         self.equality: Equality | None = None
         sharded = gradient.ranks.sharded  # where each pass is one of all ranks
-        self._pair = pair and not sharded
+        self._pairs_to_read = TRIES * (pair and not sharded)
         self._to_compare = TRIES * (equality and not sharded)
         # Ranks may meet in a pass, and then each must make as many as the others.
         self._tries = TRIES if gradient.ranks.size == 1 else 1
 
-    def compare(self, pieces: Sequence[Part]) -> Equality | None:
-        """Split and whole gradient of the first examples that have one, if any have."""
-        for examples, count in self._places(pieces):
+    def compare(
+        self, pieces: Sequence[Part], few: int | None = None
+    ) -> Equality | None:
+        """Split and whole gradient of the first examples that have one, if any have.
+
+        Args:
+            pieces: Of a batch.
+            few: How many examples are looked at; default: as many as can be.
+        """
+        for examples, count in self._places(pieces, few or _few(pieces)):
             equality = compare(
                 self.gradient.ranks.network,
                 self.gradient.loss,
@@ -66,21 +73,29 @@ class FirstBatch:
                 return equality
         return None
 
-    def compare_once(self, pieces: Callable[[], Sequence[Part]]) -> str:
+    def compare_once(self, pieces: Callable[[], Sequence[Part]], splits: bool) -> str:
         """Before the first batch that is split; the next, if it has nothing to compare.
+
+        Collective until it was made: ranks whose batches differ by an example are not
+        split alike, and what one does all do.
 
         Args:
             pieces: Makes those of this batch.
+            splits: Whether there are several on this rank.
 
         Returns:
             What is to be told, if anything is.
         """
         if not self._to_compare:
             return ""
+        if not any(split for (split,) in self.gradient.ranks.gather([splits])):
+            return ""
         self._to_compare -= 1
         text, done = "", True
+        cut = pieces()
+        few = self._agreed(_few(cut))
         try:
-            self.equality = self.compare(pieces())
+            self.equality = self.compare(cut, few)
             done = self.equality is not None
             if self.equality is not None and self.equality.causes:
                 text = str(self.equality)
@@ -99,26 +114,33 @@ class FirstBatch:
         self._to_compare = 0
 
     def reads_otherwise(self, pieces: Sequence[Part]) -> str:
-        """Once for a loss that returns a pair: what is to be told if it is read anew.
+        """For a loss that returns a pair: what is to be told if it is read anew.
+
+        Once; again with the next batch, where this one tells nothing.
 
         Raises:
             JobError: The pair is neither ``(sum, count)`` nor (mean, another mean).
         """
-        if not self._pair:
+        if not self._pairs_to_read:
             return ""
-        self._pair = False
-        means: dict[str, str] = {}
+        self._pairs_to_read -= 1
+        ranks, few = self.gradient.ranks, self._agreed(_few(pieces))
+        found: list[dict[str, str]] = []
         try:
-            for examples, count in self._places(pieces):
-                means |= means_in(*self._pairs(examples, count))
+            for examples, count in self._places(pieces, few):
+                if (means := self._means(examples, count)) is not None:
+                    found.append(means)
         except Exception as error:  # not to be called with so few, or in eval mode
             release(error)
-        ranks = self.gradient.ranks
-        if not any(found for (found,) in ranks.gather([len(means)])):
+        means = found[0] if found else {}
+        means = {k: v for k, v in means.items() if all(k in other for other in found)}
+        numbers, told = zip(*ranks.gather([len(means), len(found)]), strict=True)
+        if all(told):
+            self._pairs_to_read = 0
+        if not any(numbers):
             return ""
         error = no_pair(means)
-        both = all(found == len(BOTH_MEANS) for (found,) in ranks.gather([len(means)]))
-        if not both:
+        if min(numbers) < len(BOTH_MEANS):
             raise error
         self.gradient.loss = first_value(self.gradient.loss)
         self._to_compare = self._to_compare and TRIES
@@ -126,12 +148,12 @@ class FirstBatch:
             f"{error.what}: {error.seen}; its first value alone is taken, as the mean"
         )
 
-    def _places(self, pieces: Sequence[Part]) -> Iterator[tuple[Any, int]]:
-        """A few examples from several places of a batch, and how many.
+    def _agreed(self, few: int) -> int:
+        """As many as every rank has."""
+        return int(min(number for (number,) in self.gradient.ranks.gather([few])))
 
-        Never more of them than one piece holds.
-        """
-        few = min(FEW, max(piece.count for piece in pieces))
+    def _places(self, pieces: Sequence[Part], few: int) -> Iterator[tuple[Any, int]]:
+        """So many examples from several places of a batch, and how many."""
         places = [
             (piece, start)
             for piece in pieces
@@ -142,15 +164,20 @@ class FirstBatch:
             end = start + few
             yield self.slice_batch(piece.batch, start, end, piece.count), few
 
-    def _pairs(self, examples: Any, count: int) -> list[tuple[float, float]]:
-        """What the loss returns for two halves of some examples, and for both."""
-        gradient, half = self.gradient, count // 2
-        network = gradient.ranks.network
-        pairs = []
+    def _means(self, examples: Any, count: int) -> dict[str, str] | None:
+        """Which values of the loss's pair are means, by some examples."""
+        gradient, network = self.gradient, self.gradient.ranks.network
+
+        def pair(start: int, stop: int) -> tuple[float, float]:
+            part = self.slice_batch(examples, start, stop, count)
+            batch = to_device(part, gradient.device)
+            value, n = scalar_loss(gradient.loss, network, batch, gradient.dtype)
+            return float(value), float(n or 0)
+
         with preserved_rng(), untouched(network, ()), evaluating(network):
-            for start, stop in ((0, half), (half, 2 * half), (0, 2 * half)):
-                part = self.slice_batch(examples, start, stop, count)
-                batch = to_device(part, gradient.device)
-                value, n = scalar_loss(gradient.loss, network, batch, gradient.dtype)
-                pairs.append((float(value), float(n or 0)))
-        return pairs
+            return means_in(pair, count)
+
+
+def _few(pieces: Sequence[Part]) -> int:
+    """Examples to look at: never more at once than one piece holds."""
+    return min(FEW, max(piece.count for piece in pieces))
