@@ -4,6 +4,7 @@ Every layer kind, random shapes, groups of any size and every example by itself;
 double precision, so that 1e-6 relative is a statement about formulas.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -128,7 +129,7 @@ def agrees(
         if strided and k < batch:
             order = Groups.of(batch, count).strided_order(torch.device("cpu"))
             moved = [x[order] for x in inputs]
-        parts = group_gradients(model, summed(axis), moved, list(groups.bounds))
+        parts = group_gradients(model, summed(axis), moved, [0, *itertools.accumulate(groups.sizes)])
         by_count[groups.count] = parts
     scale = max(float(g.norm()) for g in truth if g is not None)
     for index, (name, _) in enumerate(model.named_parameters()):
