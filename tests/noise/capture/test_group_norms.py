@@ -129,7 +129,8 @@ def agrees(
         if strided and k < batch:
             order = Groups.of(batch, count).strided_order(torch.device("cpu"))
             moved = [x[order] for x in inputs]
-        parts = group_gradients(model, summed(axis), moved, [0, *itertools.accumulate(groups.sizes)])
+        bounds = [0, *itertools.accumulate(groups.sizes)]
+        parts = group_gradients(model, summed(axis), moved, bounds)
         by_count[groups.count] = parts
     scale = max(float(g.norm()) for g in truth if g is not None)
     for index, (name, _) in enumerate(model.named_parameters()):

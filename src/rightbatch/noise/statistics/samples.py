@@ -97,7 +97,8 @@ def sample_from_norms(
     """Norms taken inside the weight gradients; parameters may be cut differently."""
     keys = list(norms.squares)
     if not keys:
-        return Sample(norms.batch, *(np.zeros(parameters) for _ in range(2)))
+        nothing = np.zeros(parameters)
+        return Sample(norms.batch, nothing, nothing, squares=nothing)
     totals = torch.stack([norms.totals[k] for k in keys])
     values = torch.cat([totals, *norms.squares.values()]).double().cpu().numpy()
     groups, total_squares = [norms.groups[k] for k in keys], values[: len(keys)]
@@ -127,7 +128,8 @@ def sample_from_groups(
 ) -> Sample:
     """Norms of micro-batches or ranks: the same groups for every parameter."""
     values = torch.stack([parts.double(), totals.double()]).cpu().numpy()
-    signal, noise = unbiased(values[0], values[1], concentration(tuple(sizes)), sum(sizes))
+    q = concentration(tuple(sizes))
+    signal, noise = unbiased(values[0], values[1], q, sum(sizes))
     if population is not None:
         signal, noise = finite_population(signal, noise, population)
     return Sample(sum(sizes), signal, noise, squares=values[1])
