@@ -257,7 +257,9 @@ class Plain(nn.Module):
 
 
 def plain(n: int, a: int, b: int, c: int) -> Case:
-    return Plain(2 * a, c), [torch.randn(n, c, 2 * a)]
+    # With the token a length that equals the batch is ambiguous: that is refused.
+    length = c if c + 1 != n else c + 1
+    return Plain(2 * a, length), [torch.randn(n, length, 2 * a)]
 
 
 class Tied(nn.Module):
