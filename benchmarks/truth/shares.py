@@ -111,7 +111,8 @@ def chart(found: dict[str, Any], path: Path) -> None:
         {
             "share": share,
             "regret": min(statistics.mean(map(float, values)), most),
-            "job": f"{name}, {job['optimizer']}",
+            "job": name,
+            "optimizer": job["optimizer"],
             "weights": f"{weights} weights",
         }
         for name, job in found.items()
@@ -123,15 +124,20 @@ def chart(found: dict[str, Any], path: Path) -> None:
         .mark_line(point=True)
         .encode(
             x=alt.X(
-                "share:Q", title="share of a run raced", scale=alt.Scale(type="log")
+                "share:Q",
+                title="share of a run raced",
+                scale=alt.Scale(type="log", domain=[0.045, 1.1]),
+                axis=alt.Axis(values=list(SHARES), format="~g"),
             ),
             y=alt.Y(
                 "regret:Q",
                 title=f"time of what is picked, best = 1 ({most:g}: given up)",
-                scale=alt.Scale(type="log", domain=[0.95, most]),
+                scale=alt.Scale(type="log", domain=[0.95, 1.02 * most]),
+                axis=alt.Axis(values=[1, 1.2, 1.5, 2, most], format="~g"),
             ),
-            color=alt.Color("job:N", title=None),
-            column=alt.Column("weights:N", title=None),
+            color=alt.Color("optimizer:N", title=None),
+            detail="job:N",
+            column=alt.Column("weights:N", title=None, sort="descending"),
         )
     )
     path.write_text(vl_convert.vegalite_to_svg(lines.to_json()), encoding="utf-8")

@@ -1,10 +1,12 @@
 """A job's fields are checked, and its batches are the examples asked for."""
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -56,11 +58,57 @@ def test_datasets_and_collate_functions() -> None:
         ({"epochs": 0}, "epochs must be positive"),
         ({"num_workers": -1}, "at least 0"),
         ({"num_workers": 2}, "no effect on a tuple"),
+        ({"seed": 1.5}, "seed must be an integer"),
+        ({"seed": "1"}, "seed must be an integer"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"seed": 10**30}, "seed is larger"),
+        ({"evaluate": abs, "target": "x"}, "target must be a finite number"),
+        ({"evaluate": abs, "target": math.nan}, "target must be a finite number"),
+        ({"evaluate": abs, "target": [0.1]}, "target must be a finite number"),
+        ({"evaluate": 0.1}, "evaluate must be a function"),
+        ({"device": "xyz"}, "no such device"),
+        ({"device": ["cpu"]}, "no such device"),
+        ({"device": "cpu:x"}, "no such device"),
+        ({"name": 5}, "name must be text"),
+        ({"example": None}, "example must be text"),
     ],
 )
 def test_bad_fields_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(rb.SettingError, match=message):
-        regression_job(**change)
+        replace(regression_job(), **change)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.ones(2), np.ones(3), None, "0.5", 1j, [1.0], {"loss": 1.0}, 10**400],
+)
+def test_an_evaluation_that_is_no_number_is_the_jobs_error(value: Any) -> None:
+    job = regression_job(evaluate=lambda model: value)
+    with pytest.raises(rb.JobError, match="not a number"):
+        job.evaluated(job.make_model())
+
+
+@pytest.mark.parametrize("value", [0.5, np.float64(0.5), torch.tensor([[0.5]])])
+def test_an_evaluation_may_be_any_number(value: Any) -> None:
+    job = regression_job(evaluate=lambda model: value, target=np.float64(0.1))
+    assert job.evaluated(job.make_model()) == 0.5
+
+
+def test_a_device_that_is_not_there_is_the_jobs_error() -> None:
+    job = regression_job(device="cuda:77")
+    with pytest.raises(rb.JobError, match="cannot be moved to device 'cuda:77'"):
+        job.make_model()
+
+
+def test_a_data_set_without_a_length_is_told_with_its_line() -> None:
+    class Far(Pairs):
+        def __len__(self) -> int:
+            raise OSError("no network")
+
+    with pytest.raises(rb.JobError, match=r"len\(data\) raised OSError") as failed:
+        replace(regression_job(), data=Far())
+    assert "no network" in failed.value.seen
+    assert "test_job.py" in failed.value.seen
 
 
 def test_the_length_of_todays_run() -> None:

@@ -92,3 +92,11 @@ def test_what_a_file_defines_can_be_imported_by_its_workers(tmp_path: Path) -> N
     path = tmp_path / "random.py"
     path.write_text("class Data:\n    pass\n\n\njob = Data()\n")
     assert type(load_named(f"{path}:job")).__module__ == "_rightbatch_job_random"
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 300 + ".py:job", "a" * 5000, "x\0y.py:job", "d" * 300 + "/x.py"]
+)
+def test_what_can_be_no_file_is_refused_as_a_name(text: str) -> None:
+    with pytest.raises(rb.SettingError, match="there is no"):
+        look_up(text)

@@ -192,7 +192,8 @@ def test_a_loss_that_is_not_finite_leaves_the_state_before_it(tmp_path: Path) ->
         rb.train(poisoned(10), batch_size=16, epochs=5, out=tmp_path / "r")
     assert "--nonfinite skip" in str(caught.value)
     assert state_of(tmp_path / "r")["steps"] == 9
-    rb.train(regression_job(), epochs=5, out=tmp_path / "r", resume=True)
+    how: dict[str, Any] = {"resume": True, "accept_changes": True}  # a loss mended
+    rb.train(regression_job(), epochs=5, out=tmp_path / "r", **how)
     rb.train(regression_job(), batch_size=16, epochs=5, out=tmp_path / "s")
     assert same(state_of(tmp_path / "r")["model"], state_of(tmp_path / "s")["model"])
 
@@ -399,3 +400,124 @@ def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
     settings: dict[str, Any] = {"epochs": 50, **wrong}
     with pytest.raises(rb.SettingError):
         rb.train(plain_job, **settings)
+
+
+# What is not ours to fail by
+
+
+class Fails(torch.utils.data.TensorDataset):
+    """A data set that fails at one example, until it is mended."""
+
+    at = 200
+
+    def __getitem__(self, index: int) -> Any:
+        if index == self.at:
+            raise KeyError("torn")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("what", ["example", "evaluate", "memory"])
+def test_what_fails_between_two_steps_loses_none_of_them(
+    what: str, tmp_path: Path
+) -> None:
+    calls = {"n": 0}
+
+    def evaluate(model: torch.nn.Module) -> float:
+        calls["n"] += 1
+        if what != "example" and calls["n"] == 3:
+            raise MemoryError("no room") if what == "memory" else OSError("no net")
+        return 1.0
+
+    x, y = regression_job().data
+    data = Fails(x, y)
+    job = regression_job(data=data, evaluate=evaluate)
+    if what != "example":
+        data.at = -1
+    with pytest.raises(rb.JobError) as failed:
+        rb.train(job, examples=512, out=tmp_path / "r")
+    told = {"example": "Fails.at", "evaluate": "no net", "memory": "no room"}[what]
+    assert told in failed.value.seen or "test_resume.py" in failed.value.seen
+    steps = state_of(tmp_path / "r")["steps"]
+    assert steps > 0
+    if what != "memory":
+        assert f"step {steps} is saved" in failed.value.fix
+    data.at = -1
+    rb.train(job, examples=512, out=tmp_path / "r", resume=True)
+    rb.train(job, examples=512, out=tmp_path / "s")
+    ends = [state_of(tmp_path / name)["model"] for name in "rs"]
+    assert same(*ends)
+
+
+@pytest.mark.parametrize("manifest", ["[" * 100_000, "\xff", '{"bytes": ' + "9" * 5000])
+def test_a_hostile_manifest_does_not_hide_the_healthy_one(
+    manifest: str, tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for steps in (1, 2):
+        checkpoints.save({"n": steps}, steps=steps, about={})
+    (tmp_path / "step-0000000002.json").write_bytes(manifest.encode("latin-1"))
+    with pytest.warns(UserWarning, match="the one before"):
+        found = checkpoints.newest()
+    assert found is not None
+    assert found[1]["n"] == 1
+
+
+def test_memory_that_runs_out_while_reading_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for steps in (1, 2):
+        checkpoints.save({"n": steps}, steps=steps, about={})
+    for error in (
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: not enough memory"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ):
+
+        def load(*args: Any, error: Exception = error, **options: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(torch, "load", load)
+        with pytest.raises(rb.JobError, match="memory ran out while"):
+            checkpoints.newest()
+
+
+def test_links_in_the_place_of_temporary_files_are_not_followed(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("mine")
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("step-0000000001.tmp", "step-0000000001.pt", "step-0000000001.json"):
+        (folder / name).symlink_to(other)
+    Checkpoints(folder).save({"n": 1}, steps=1, about={})
+    assert other.read_text() == "mine"
+    assert not any(path.is_symlink() for path in folder.iterdir())
+
+
+def test_what_kills_have_left_is_cleared_away(tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    rb.train(regression_job(), examples=64, out=out)
+    left = [".run.json-abcdefgh", ".trace.jsonl-12345678"]
+    left += [
+        "checkpoints/.step-0000000004.json-abcd_fgh",
+        "checkpoints/step-0000000003.tmp",
+    ]
+    for name in left:
+        (out / name).write_bytes(b"half")
+    rb.train(regression_job(), examples=128, out=out, resume=True)
+    assert not [name for name in left if (out / name).exists()]
+
+
+def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
+    """It vouches for itself, and lacks what a run needs."""
+    out = tmp_path / "r"
+    rb.train(regression_job(), examples=64, out=out)
+    checkpoints = Checkpoints(out / "checkpoints")
+    found = checkpoints.newest()
+    assert found is not None
+    for key, value in (("stream", 5), ("model", {}), ("random", None), ("steps", "x")):
+        state = {**found[1], key: value}
+        checkpoints.save(state, steps=99, about={})
+        with pytest.raises(rb.RightbatchError) as refused:
+            rb.train(regression_job(), examples=128, out=out, resume=True)
+        assert "step-0000000099" in refused.value.what

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,16 @@ from rightbatch.training.run_folder import PLAN, make_run_folder
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, if any.")
 @click.option(
+    "--accept-changes",
+    is_flag=True,
+    help="Go on although the job has changed since.",
+)
+@click.option(
+    "--to-target",
+    is_flag=True,
+    help="Exit status 3 if the target is not met.",
+)
+@click.option(
     "--save-every",
     "save_every_s",
     type=DURATION,
@@ -82,13 +94,14 @@ def train(
     schedule: str | None,
     keep_threads: bool,
     resume: bool,
+    to_target: bool,
     out: Path | None,
     as_json: bool,
     **settings: Any,
 ) -> int:
     """Train JOB by a plan, a schedule or a batch size.
 
-    To its target, or for as many examples as are asked for.
+    To its target, or for as many examples as are asked for: either is exit status 0.
 
     On several processes: torchrun --nproc-per-node N -m rightbatch train JOB …
     """
@@ -121,6 +134,12 @@ def train(
 
     plan = Plan.load(plan_path) if plan_path is not None else None
     loaded = load_quietly(load_job, job, as_json)
+    if to_target and loaded.target is None:
+        raise SettingError(
+            "--to-target needs a job with a target",
+            seen="target=None",
+            fix="Job(..., evaluate=..., target=0.1); or leave --to-target out",
+        )
     joined = join()
     if not keep_threads and not joined:
         planned = plan.threads if plan is not None else None
@@ -142,7 +161,7 @@ def train(
             schedule=schedule,
             out=folder,
             resume="auto" if resume else False,
-            watch=show,
+            watch=lambda row: _shown(show, row),
             **{k: v for k, v in settings.items() if v is not None},
         )
     if first:
@@ -152,9 +171,16 @@ def train(
             print_document(_document(run, folder))
         else:
             print_plain(console, run_lines(run, loaded, folder))
-    status = UNDECIDED if run.reached is False else DECIDED
+    missed = to_target and not run.reached
+    status = UNDECIDED if missed else DECIDED
     status = INTERRUPTED if run.interrupted else status
     return end_together(status, joined)
+
+
+def _shown(show: Callable[[Any], None], row: Any) -> None:
+    """A row at the terminal; a pipe that was closed, or a full disk, ends no run."""
+    with contextlib.suppress(OSError):
+        show(row)
 
 
 def _document(run: Any, folder: Path) -> dict[str, Any]:

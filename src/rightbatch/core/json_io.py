@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -17,6 +18,9 @@ from typing import Any, Literal, TypeVar
 from rightbatch.core.errors import RunFolderError
 
 T = TypeVar("T")
+DIGITS = 25  # of an integer, at most: those of 64 bits have 20
+# What values of the wrong kind, where another was written, can raise.
+MISREAD = (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError)
 
 
 def to_plain(value: Any) -> Any:
@@ -114,6 +118,35 @@ def write_text(path: Path, text: str) -> None:
         ) from error
 
 
+def delete_temporaries(folder: Path) -> None:
+    """Delete what `write_text` left behind when its process was killed.
+
+    To be called where no other process writes.
+    """
+    for path in folder.glob(".*.json*-????????"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON holds, whoever wrote it.
+
+    Raises:
+        ValueError: It is none, not UTF-8, nested too deep, or has an integer that no
+            file of ours can hold.
+    """
+    try:
+        return json.loads(text, parse_int=_integer)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
 def read_json(path: str | Path, cls: type[T], kind: str) -> T:
     """Read a value of a dataclass that `write_json` wrote.
 
@@ -124,10 +157,18 @@ def read_json(path: str | Path, cls: type[T], kind: str) -> T:
     plain = read_plain(path, kind)
     try:
         return typing.cast(T, from_plain(cls, plain))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise RunFolderError(
-            f"{path} is damaged or was edited", seen=str(error)
-        ) from error
+    except MISREAD as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path | str, error: Exception) -> RunFolderError:
+    """What is said of a file whose JSON is not what was written."""
+    name = type(error).__name__ if isinstance(error, KeyError) else ""
+    return RunFolderError(
+        f"{path} is damaged or was edited",
+        seen=f"{name} {error}".strip()[:300],
+        fix="the file as it was written, or measure again",
+    )
 
 
 def read_plain(path: str | Path, kind: str) -> dict[str, Any]:
@@ -138,7 +179,7 @@ def read_plain(path: str | Path, kind: str) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = parse_json(path.read_bytes())
     except OSError as error:
         raise RunFolderError(
             f"cannot read {path}",

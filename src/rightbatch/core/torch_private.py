@@ -11,6 +11,7 @@ import errno
 import functools
 import logging
 import re
+import signal
 import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -25,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import tree_iter as tree_iter
 from torch.utils._pytree import tree_map as tree_map
 
-from rightbatch.core.text import first_line
+from rightbatch.core.text import first_line, message
 
 # Every kind of batch normalisation, of those that may keep running statistics (instance
 # normalisation too), and of dropout, is one of these.
@@ -166,8 +167,35 @@ def worker_processes(iterator: Any) -> list[Any]:
 
 
 def shut_down_workers(iterator: Any) -> None:
-    """End them, and return when they have ended (``_shutdown_workers``)."""
+    """End them, and return when they have ended (``_shutdown_workers``).
+
+    Who has not after torch's own five seconds and its SIGTERM is killed.
+    """
     getattr(iterator, "_shutdown_workers", lambda: None)()
+    for worker in worker_processes(iterator):
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+
+
+@contextmanager
+def dead_workers_wait() -> Iterator[None]:
+    """A data worker that dies is told where its batch is taken, and nowhere else.
+
+    torch raises in its handler of SIGCHLD, in the midst of whatever runs, as an update
+    (``_set_SIGCHLD_handler``). Only in the main thread.
+    """
+    if not hasattr(signal, "SIGCHLD"):
+        yield
+        return
+    from torch.utils.data._utils.signal_handling import _set_SIGCHLD_handler
+
+    _set_SIGCHLD_handler()  # else it would be with the next loader
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 # Texts of errors
@@ -178,7 +206,7 @@ def is_lost_connection(error: BaseException) -> bool:
     lost = (
         r"connection (closed|reset|refused)|broken pipe|connectFullMesh|remote process"
     )
-    return re.search(lost, str(error), re.IGNORECASE) is not None
+    return re.search(lost, message(error), re.IGNORECASE) is not None
 
 
 def looks_into_tensors(text: str) -> bool:
@@ -278,7 +306,7 @@ def _in_group(error: BaseException) -> OutOfMemory | None:
 def _by_text(error: BaseException) -> OutOfMemory | None:
     """What an exception says itself."""
     enforced = r"^\[enforce fail at [^\]]*\] (err == 0\. )?"
-    first, text = re.sub(enforced, "", first_line(error)), str(error).lower()
+    first, text = re.sub(enforced, "", first_line(error)), message(error).lower()
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return OutOfMemory(True, first)
     if re.search(_NOT_MEMORY, text):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rightbatch.core.errors import JobError, RightbatchError
-from rightbatch.core.text import first_line
+from rightbatch.core.text import first_line, message
 
 _PACKAGE = Path(__file__).parents[1]
 _BUILT_IN = _PACKAGE / "job" / "built_in"
+# torch raises again, here, what was raised in a data worker, with this as its message.
+_ELSEWHERE = re.compile(r"Caught (\w+) in .*?Original Traceback \(.*?\):\n", re.DOTALL)
+_FRAME = re.compile(r'  File "(.+)", line (\d+), in .*\n(?:    (?! *[~^]+\n)(.*)\n)?')
+_NOTES = 3  # lines of notes that are told
 
 
 @contextmanager
@@ -43,24 +49,77 @@ def user_code(what: str, *, imported: bool = False) -> Iterator[None]:
                 "run the file with python first; guard training with "
                 'if __name__ == "__main__"'
             )
+        raised = _raised(error)
+        told = [raised.text, f"at {raised.line}", *raised.notes[:_NOTES]]
         raise JobError(
-            f"{what} raised {type(error).__name__}",
-            seen=f"{first_line(error)}\n        at {user_line(error)}",
-            fix=fix,
+            f"{what} raised {raised.kind}", seen="\n        ".join(told), fix=fix
         ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """What was raised, here or in a data worker.
+
+    Attributes:
+        kind: Name of its type.
+        text: The first line of its message.
+        line: The user's own line, as ``file:line: code``.
+        notes: Added to it on its way.
+    """
+
+    kind: str
+    text: str
+    line: str
+    notes: tuple[str, ...]
+
+
+def _raised(error: BaseException) -> _Raised:
+    text = message(error)
+    elsewhere = _ELSEWHERE.search(text)
+    if elsewhere is None:
+        notes = tuple(getattr(error, "__notes__", ()))
+        kind = type(error).__name__
+        return _Raised(kind, first_line(error), user_line(error), notes)
+    # Of a chain of exceptions the last is the one that was caught.
+    last = text.rpartition("Traceback (most recent call last):\n")[2]
+    frames = [
+        (file, int(number), code.strip()) for file, number, code in _FRAME.findall(last)
+    ]
+    lines = [x for x in _FRAME.sub("", last).splitlines() if x.strip(" ~^")]
+    kind, _, text = (lines or [""])[0].partition(": ")
+    kind = kind.rpartition(".")[2] or elsewhere[1]
+    return _Raised(kind, text or kind, _deepest(frames), tuple(lines[1:]))
+
+
+def where_made(data: object) -> str:
+    """Where the examples of a data set are made: its own method, if a user's; or ""."""
+    while type(data).__module__ == "torch.utils.data.dataset" and hasattr(
+        data, "dataset"
+    ):
+        data = data.dataset  # of a subset
+    for name in ("__getitems__", "__getitem__"):
+        code = getattr(getattr(type(data), name, None), "__code__", None)
+        if code is not None and is_theirs(code.co_filename):
+            place = f"{code.co_filename}:{code.co_firstlineno}"
+            return f"{type(data).__name__}.{name}, {place}"
+    return ""
 
 
 def user_line(error: BaseException) -> str:
     """The deepest frame outside of libraries, as ``file:line: code``."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}: {(error.text or '').strip()}"
-    frames = list(traceback.extract_tb(error.__traceback__))
-    theirs = [frame for frame in frames if _is_theirs(frame.filename)]
-    frame = (theirs or frames)[-1]
-    return f"{frame.filename}:{frame.lineno}: {frame.line}"
+    frames = traceback.extract_tb(error.__traceback__)
+    return _deepest([(f.filename, f.lineno or 0, f.line or "") for f in frames])
 
 
-def _is_theirs(file: str) -> bool:
+def _deepest(frames: list[tuple[str, int, str]]) -> str:
+    theirs = [frame for frame in frames if is_theirs(frame[0])]
+    file, number, code = (theirs or frames or [("?", 0, "")])[-1]
+    return f"{file}:{number}: {code}"
+
+
+def is_theirs(file: str) -> bool:
     """Whether a file belongs to the user, or is a built-in job."""
     library = "site-packages" in file or "/lib/python" in file or file.startswith("<")
     path = Path(file)

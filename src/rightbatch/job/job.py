@@ -18,7 +18,7 @@ from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import evaluating
 from rightbatch.core.real_number import real_number
 from rightbatch.core.text import first_line
-from rightbatch.core.torch_private import has_scheduler, out_of_memory
+from rightbatch.core.torch_private import has_scheduler, is_out_of_memory, out_of_memory
 from rightbatch.core.trees import to_device
 from rightbatch.core.user_code import user_code
 from rightbatch.core.whole_number import keep_whole_numbers, whole_number
@@ -26,6 +26,7 @@ from rightbatch.job.loss import PRECISIONS, Loss, scalar_loss
 from rightbatch.job.optimizers import first_rate
 from rightbatch.job.several_optimizers import as_one, members_of
 
+SEEDS = 2**63 - 1  # the largest that every generator takes
 FUNCTION_FORMS = {
     "loss": "Job(loss=lambda model, batch: criterion(model(batch[0]), batch[1]))",
     "optimizer": "Job(optimizer=lambda params: torch.optim.SGD(params, lr=0.1))",
@@ -108,6 +109,7 @@ class Job:
     def __post_init__(self) -> None:
         keep_whole_numbers(self, "batch_size", "examples")
         keep_whole_numbers(self, "seed", "num_workers", least=0)
+        self._check_plain_values()
         if self.goal not in ("min", "max"):
             raise SettingError(
                 "goal must be 'min' or 'max'", seen=f"goal={self.goal!r}"
@@ -140,6 +142,38 @@ class Job:
         _check_data(self.data)
         self._check_recipe()
 
+    def _check_plain_values(self) -> None:
+        """Refuse a seed, a target, a name or a device of the wrong kind."""
+        if self.seed > SEEDS:
+            raise SettingError(
+                "seed is larger than a generator takes",
+                seen=f"seed={self.seed}",
+                fix=f"seed={self.seed % 1000}, or any other up to 2**63 - 1",
+            )
+        if self.target is not None:
+            real_number(self.target, "target")
+        for role in ("name", "example"):
+            if not isinstance(getattr(self, role), str):
+                raise SettingError(
+                    f"{role} must be text",
+                    seen=f"{role}={getattr(self, role)!r:.60}",
+                    fix=f"{role}={str(getattr(self, role))!r:.60}",
+                )
+        for role in ("evaluate", "collate"):
+            value = getattr(self, role)
+            if value is not None and not callable(value):
+                raise SettingError(
+                    f"{role} must be a function", seen=f"{role}={value!r:.60}"
+                )
+        try:
+            torch.device("cpu" if self.device is None else self.device)
+        except (RuntimeError, TypeError) as error:
+            raise SettingError(
+                "there is no such device",
+                seen=f"device={self.device!r:.60}",
+                fix="'cpu', 'cuda', 'cuda:1', 'mps', or leave it out",
+            ) from error
+
     def _check_recipe(self) -> None:
         """Refuse a schedule, a length or a reading of the data that cannot work."""
         rate = self.rate
@@ -167,8 +201,15 @@ class Job:
 
     @property
     def length(self) -> int:
-        """Number of training examples."""
-        return len(self.data[0] if isinstance(self.data, tuple) else self.data)
+        """Number of training examples.
+
+        Raises:
+            JobError: The data set does not say it.
+        """
+        if isinstance(self.data, tuple):
+            return len(self.data[0])
+        with user_code("len(data)"):
+            return len(self.data)
 
     def make_model(self) -> nn.Module:
         """A fresh model of its own, on the job's device, in training mode.
@@ -191,7 +232,7 @@ class Job:
                 )
         check_content(model)
         if self.device is not None:
-            model = model.to(self.device)
+            model = _moved(model, self.device)
         return model.train()
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
@@ -287,20 +328,42 @@ class Job:
         assert self.evaluate is not None
         with evaluating(model), user_code("evaluate(model)"):
             value = self.evaluate(model)
-        if not isinstance(value, (int, float, Tensor)) and not hasattr(
-            value, "__float__"
-        ):
+        try:
+            if isinstance(value, str):
+                raise TypeError("text is no number")
+            return float(value)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            shape = getattr(value, "shape", None)
             raise JobError(
                 f"evaluate(model) returned {type(value).__name__}, not a number",
+                seen=first_line(error) if shape is None else f"shape {tuple(shape)}",
                 fix="return a float, such as the mean loss on held-out data",
-            )
-        return float(value)
+            ) from error
 
     def met(self, value: float) -> bool:
         """Whether ``value`` is at the target or beyond it."""
         if self.target is None or not math.isfinite(value):
             return False
         return value <= self.target if self.goal == "min" else value >= self.target
+
+
+def _moved(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """The model on its device.
+
+    Raises:
+        JobError: There is no such device here.
+    """
+    try:
+        return model.to(device)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise JobError(
+            f"the model cannot be moved to device {str(device)!r}",
+            seen=first_line(error),
+            fix="Job(device='cpu'), or leave device out: then it stays where the "
+            "factory puts it",
+        ) from error
 
 
 def copied_module(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,12 +64,13 @@ def look_up(text: str) -> JobAddress:
     if not where or "/" in name or name.endswith(".py"):
         where, name = text, DEFAULT_NAME
     path = Path(where)
-    if path.is_file():
+    if _is(path.is_file):
         about = f"{path.name}:{name}"
         text = f"{path}:{name}"
         return JobAddress(text=text, kind="file", where=where, name=name, about=about)
-    if where.endswith(".py") or path.exists():
-        files = [p.name for p in path.parent.glob("*.py")]
+    if where.endswith(".py") or _is(path.exists):
+        there = _is(path.parent.is_dir)
+        files = [p.name for p in path.parent.glob("*.py")] if there else []
         near = difflib.get_close_matches(path.name, files, n=1)
         raise SettingError(
             f"there is no file {path}",
@@ -82,6 +84,14 @@ def look_up(text: str) -> JobAddress:
         f"there is no job {text!r}",
         fix=f"did you mean {near[0]!r}?" if near else FORMS,
     )
+
+
+def _is(asked: Callable[[], bool]) -> bool:
+    """The answer; no, where it is no name of a file, such as a very long one."""
+    try:
+        return asked()
+    except (OSError, ValueError):
+        return False
 
 
 def load_job(text: str) -> Job:

@@ -36,7 +36,7 @@ LEAST_RUNS, LEAST_ARRIVE, LEAST_TRIED = 2, 0.75, 6
 WORTH = 0.97  # a change is told only where it surely saves 3 % at the least [assumed]
 # Scatter of a ratio of whole runs beyond that of streams: other initial weights, and
 # the law of step time. Standard deviation of the log. [measured: benchmarks/truth]
-BEYOND = 0.12
+BEYOND = 0.15
 NEAR_RATE = 2.0  # a rate within so much of the best tells how good a batch is [assumed]
 TRIED_FROM_LAWS = 1.30  # laws and runs differ where they exclude each other by so much
 
@@ -218,7 +218,7 @@ def choose(
     spread = math.hypot(BEYOND, evidence.shortfall)
     least, place = _least_by_law(laws, allowed, objective), None
     if raced is not None:
-        place = _best_raced(raced, allowed, spread, objective, least)
+        place = _best_raced(raced, allowed, spread, objective, least, evidence)
     if raced is None or place is None:
         # Where a race got nowhere, the laws that it was to prove are no advice.
         stays = measurements.race is not None and laws.baseline in {
@@ -232,7 +232,7 @@ def choose(
         option = predict(laws, standing.batch_size, limit, standing.lr)
         chosen = baseline if place == 0 or option is None else option
         gain = _gain(raced, place, spread)
-        regret = _regret(raced, place, least)
+        regret = _regret(raced, place, least, evidence.shortfall)
         contradiction = _contradiction(measurements, laws, raced, place)
     return Choice(
         measurements=measurements,
@@ -277,6 +277,7 @@ def _best_raced(
     spread: float,
     objective: Objective,
     least: np.ndarray,
+    evidence: Evidence,
 ) -> int | None:
     """Place of the best setting; today's (0) where nothing is surely better."""
     sizes = {option.batch_size for option in allowed}
@@ -292,7 +293,7 @@ def _best_raced(
         best = int(np.where(few, seconds, math.inf).argmin())
     stays = (
         _gain(raced, best, spread).high > WORTH
-        and _regret(raced, 0, least) <= TOLERATED
+        and _regret(raced, 0, least, evidence.shortfall) <= TOLERATED
     )
     return 0 if stays and fits[0] and math.isfinite(means[0]) else best
 
@@ -335,18 +336,22 @@ def _gain_by_laws(option: Option, objective: Objective) -> Estimate:
     return option.time
 
 
-def _regret(raced: Raced, place: int, least_by_law: np.ndarray) -> float:
+def _regret(
+    raced: Raced, place: int, least_by_law: np.ndarray, shortfall: float
+) -> float:
     """What a setting costs over the best there may be, at the 90th percentile of draws.
 
     That is the best of what got to the last level, or what the law holds possible at
-    another batch and rate: a race that has not looked there has not decided.
+    another batch and rate: a race that has not looked there has not decided. Where only
+    a part of a run was raced, ``shortfall`` is the scatter which that adds to the log.
     """
     reached = [i for i, s in enumerate(raced.standings) if s.runs]
     if place not in reached:
         return math.inf
-    costs = raced.log_costs[:, reached]
-    least = np.minimum(costs.min(1), least_by_law)
-    return math.exp(float(np.quantile(raced.log_costs[:, place] - least, SURE)))
+    least = np.minimum(raced.log_costs[:, reached].min(1), least_by_law)
+    logs = raced.log_costs[:, place] - least
+    logs = logs + shortfall * np.random.default_rng(2).standard_normal(len(logs))
+    return math.exp(float(np.quantile(logs, SURE)))
 
 
 def _least_by_law(

@@ -23,7 +23,7 @@ MOST_DOUBLINGS = 6.0  # of what was raced; farther no trend is followed [assumed
 # Scatter that a race of a share of a run adds to a log ratio of whole runs: standard
 # deviation. [measured: docs/benchmarks.md, regret against the share raced]
 SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
-SHORTFALL = (0.6, 0.4, 0.25, 0.12, 0.0)
+SHORTFALL = (0.6, 0.5, 0.35, 0.25, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

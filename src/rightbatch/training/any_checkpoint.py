@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,8 +12,10 @@ import torch
 from torch import Tensor
 
 from rightbatch.core.errors import MissingExtraError, RunFolderError, SettingError
+from rightbatch.core.json_io import parse_json
+from rightbatch.core.torch_private import is_out_of_memory
 from rightbatch.job.several_optimizers import MEMBERS
-from rightbatch.training.checkpoint import Checkpoints, load_checkpoint
+from rightbatch.training.checkpoint import Checkpoints, load_checkpoint, no_memory
 from rightbatch.training.run_folder import CHECKPOINTS
 
 # What trainers call these, in the order in which they are looked for.
@@ -147,13 +148,15 @@ def _read_tensors(path: Path) -> Any:
     """What ``torch.save`` or safetensors wrote, if tensors and plain values only."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise RunFolderError(
-            f"cannot read {path}",
-            seen=f"{type(error).__name__}: {error.strerror or error}",
-            fix="a file that torch.save wrote",
-        ) from error
     except Exception as error:  # torch.load raises half a dozen kinds
+        if is_out_of_memory(error):
+            raise no_memory(path, error) from error
+        if isinstance(error, OSError):
+            raise RunFolderError(
+                f"cannot read {path}",
+                seen=f"{type(error).__name__}: {error.strerror or error}",
+                fix="a file that torch.save wrote",
+            ) from error
         if isinstance(error.__cause__, ImportError):
             raise MissingExtraError(
                 f"{path.name} is read by safetensors", fix="pip install safetensors"
@@ -171,7 +174,7 @@ def _read_tensors(path: Path) -> Any:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {path}", seen=str(error)[:160]) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,8 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from rightbatch.core.errors import RunFolderError
-from rightbatch.core.json_io import write_text
+from rightbatch.core.errors import JobError, RunFolderError
+from rightbatch.core.json_io import parse_json, write_text
+from rightbatch.core.text import first_line
+from rightbatch.core.torch_private import is_out_of_memory
 
 FORMAT = "rightbatch/checkpoint/4"
 KEPT = 2  # the last one, and the one before in case it is damaged
@@ -51,9 +54,11 @@ class Checkpoints:
         state = _plain(state, "state")
         path = self.folder / f"step-{steps:010d}.pt"
         temporary = path.with_suffix(".tmp")
+        vouching = path.with_suffix(".json")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            temporary.unlink(missing_ok=True)  # of a run that was killed, or a link
+            with temporary.open("xb") as file:
                 torch.save({"format": FORMAT, **state}, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -63,22 +68,21 @@ class Checkpoints:
                 "steps": steps,
                 **about,
             }
-            path.with_suffix(".json").unlink(missing_ok=True)  # of the same step
+            vouching.unlink(missing_ok=True)  # of the same step
             temporary.replace(path)
             _sync(self.folder)
-        except (
-            OSError,
-            RuntimeError,
-        ) as error:  # torch tells a full disk as the latter
-            temporary.unlink(missing_ok=True)
+            write_text(vouching, json.dumps(manifest, indent=1) + "\n")
+            _sync(self.folder)
+        # torch tells a full disk as a RuntimeError.
+        except (OSError, RuntimeError, MemoryError, RunFolderError) as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             raise RunFolderError(
                 f"cannot write the checkpoint {path}",
-                seen=str(error).splitlines()[0][:120],
+                seen=first_line(error, 120),
                 why="the one before it is untouched",
                 fix="free some space, or another --out",
             ) from error
-        write_text(path.with_suffix(".json"), json.dumps(manifest, indent=1) + "\n")
-        _sync(self.folder)
         self._prune()
         return path
 
@@ -86,7 +90,7 @@ class Checkpoints:
         """Every finished one, the newest first."""
         found = self.folder.glob("step-*.pt") if self.folder.is_dir() else ()
         names = [p for p in found if _NAME.fullmatch(p.name)]
-        return sorted(p for p in names if p.with_suffix(".json").exists())[::-1]
+        return sorted(p for p in names if p.with_suffix(".json").is_file())[::-1]
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest that is whole; a damaged one is told and passed over.
@@ -137,15 +141,19 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         RunFolderError: Missing, cut short, damaged, or no checkpoint of ours.
+        JobError: Memory ran out, which says nothing of the file.
     """
-    _check_sum(path)
     try:
+        _check_sum(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except RunFolderError:
+        raise
     except Exception as error:  # torch.load raises half a dozen kinds
-        lines = str(error).splitlines() or [type(error).__name__]
+        if is_out_of_memory(error):
+            raise no_memory(path, error) from error
         raise RunFolderError(
             f"cannot read the checkpoint {path}",
-            seen=lines[0][:160],
+            seen=first_line(error, 160),
             why="only tensors and plain values are read, so that no code runs from it",
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -158,23 +166,28 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
+def no_memory(path: Path, error: BaseException) -> JobError:
+    """What is said where memory runs out while a file is read."""
+    return JobError(
+        f"memory ran out while {path} was read",
+        seen=first_line(error, 120),
+        why="the file may be whole, so nothing older is taken instead",
+        fix="free some memory, and go on with --resume",
+    )
+
+
 def _check_sum(path: Path) -> None:
     vouching = path.with_suffix(".json")
-    if not vouching.exists():
+    if not vouching.is_file():
         return
-    try:
-        manifest = json.loads(vouching.read_text(encoding="utf-8"))
-        wanted = {name: manifest[name] for name in ("bytes", "sha256")}
-        present = _digest(path)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(
-            f"cannot read the checkpoint {path}", seen=f"{error}"[:160]
-        ) from error
+    manifest = parse_json(vouching.read_bytes())
+    wanted = {name: manifest[name] for name in ("bytes", "sha256")}
+    present = _digest(path)
     if present != wanted:
         raise RunFolderError(
             f"the checkpoint {path} is damaged",
             seen=f"{present['bytes']} bytes, SHA-256 {present['sha256'][:8]}; written "
-            f"were {wanted['bytes']} bytes, SHA-256 {str(wanted['sha256'])[:8]}",
+            f"were {wanted['bytes']} bytes, SHA-256 {wanted['sha256']}"[:160],
             why="it was cut short or changed after it was written",
         )
 

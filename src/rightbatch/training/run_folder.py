@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from rightbatch.core.errors import RunFolderError
 
 MEASUREMENTS, PLAN, TRACE = "measurements.json", "plan.json", "trace.jsonl"
 REPORT, CHECKPOINTS, RUN = "report.html", "checkpoints", "run.json"
-LEDGER, MEMORY = "ledger", "memory.json"
-KNOWN = (MEASUREMENTS, PLAN, TRACE, REPORT, CHECKPOINTS, RUN, MEMORY)
+LEDGER, MEMORY, JOB = "ledger", "memory.json", "job.json"
+KNOWN = (MEASUREMENTS, PLAN, TRACE, REPORT, CHECKPOINTS, RUN, MEMORY, JOB)
 
 
 def make_run_folder(out: Path | None, stem: str) -> Path:
@@ -40,9 +41,7 @@ def make_run_folder(out: Path | None, stem: str) -> Path:
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise RunFolderError(
             f"cannot write into {out}",

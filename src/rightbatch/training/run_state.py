@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from rightbatch.core.errors import JobError, SettingError
+from rightbatch.core.errors import JobError
 from rightbatch.core.guards import preserved_rng, set_buffers
 from rightbatch.data.loading.step import Step
 from rightbatch.data.loading.stream import BatchStream
@@ -29,6 +27,7 @@ from rightbatch.training.accumulator import Accumulator, Update
 from rightbatch.training.controller import Controller
 from rightbatch.training.identity import check_same, facts
 from rightbatch.training.learning_rate import rate_multiplied
+from rightbatch.training.placement import placed, wrapped
 from rightbatch.training.random_state import random_state, seed_all, set_random_state
 from rightbatch.training.ranks import Ranks
 from rightbatch.training.run_folder import LEDGER
@@ -106,6 +105,7 @@ class RunState:
 
     def __post_init__(self) -> None:
         self._steps = self._endless()
+        self._made = self.stream.step
         self.accumulator.tell = self.tell
 
     @classmethod
@@ -132,7 +132,7 @@ class RunState:
         """
         if job.length == 0:
             raise JobError("the data set is empty", seen="len(data) = 0")
-        job = _placed(job)
+        job = placed(job)
         rate = rate_of(job) if settings is None else settings.rate
         torch.manual_seed(job.seed)
         network = job.make_model()
@@ -283,7 +283,17 @@ class RunState:
         self.skipped = 0 if update.applied else self.skipped + 1
         if self.skipped:
             self.tell(f"batch skipped: its loss was {update.loss:g}")
+        self._made = self.stream.step
         return update
+
+    @property
+    def between_steps(self) -> bool:
+        """Whether the state is whole, after an error too: no step has been half made.
+
+        A step begins to change something once all its examples have been read, and
+        with that the stream moves on.
+        """
+        return self.stream.step == self._made
 
     def _endless(self) -> Iterator[Step]:
         while True:
@@ -404,6 +414,7 @@ class RunState:
         set_buffers(self.network, state["buffers"])  # first, for their shapes
         set_weights(self.network, self.optimizer, state, sharded=self.ranks.sharded)
         self.stream.load_state_dict(state["stream"])
+        self._made = self.stream.step
         self.accumulator.load_state_dict(state["accumulator"])
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
@@ -424,41 +435,3 @@ class RunState:
         self.stream.close()
         if self.monitor is not None:
             self.monitor.close()
-
-
-def wrapped(model: nn.Module, *, shard: bool) -> nn.Module:
-    """The model as several ranks train it: DDP, or sharded by FSDP2.
-
-    Sharded are the repeated blocks (members of a ``ModuleList`` or ``Sequential``), and
-    what is left as a whole.
-    """
-    if not torch.distributed.is_initialized():
-        if shard:
-            raise SettingError(
-                "shard needs several processes",
-                fix="torchrun --nproc-per-node 2 -m rightbatch train ... --shard",
-            )
-        return model
-    if shard:
-        from torch.distributed.fsdp import fully_shard
-
-        for module in list(model.modules()):
-            if isinstance(module, (nn.ModuleList, nn.Sequential)):
-                for block in module:
-                    if any(True for _ in block.parameters()):
-                        fully_shard(block)
-        fully_shard(model)
-        return model
-    device = next(model.parameters()).device
-    ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=ids)
-
-
-def _placed(job: Job) -> Job:
-    """Each rank on a device of its own, where there are devices."""
-    local = os.environ.get("LOCAL_RANK")
-    wanted = None if job.device is None else torch.device(job.device).type
-    devices = torch.distributed.is_initialized() and torch.cuda.is_available()
-    if devices and local is not None and wanted in (None, "cuda"):
-        return dataclasses.replace(job, device=f"cuda:{local}")
-    return job

@@ -7,8 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rightbatch.core.errors import RunFolderError, SettingError
-from rightbatch.core.json_io import from_plain, read_plain, to_plain, write_json
+from rightbatch.core.errors import SettingError
+from rightbatch.core.json_io import (
+    MISREAD,
+    damaged,
+    from_plain,
+    read_plain,
+    to_plain,
+    write_json,
+)
 from rightbatch.core.real_number import real_number
 from rightbatch.core.whole_number import keep_whole_numbers
 from rightbatch.schedules.from_json import schedule_from
@@ -107,10 +114,8 @@ class Settings:
                 rate=None if rate is None else from_plain(Rate, rate),
                 schedule=schedule_from(plain["schedule"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunFolderError(
-                f"{path} is damaged or was edited", seen=str(error)
-            ) from error
+        except MISREAD as error:
+            raise damaged(path, error) from error
 
 
 _FIELDS = tuple(n for n in Settings.__dataclass_fields__ if n != "schedule")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rightbatch.core.errors import RunFolderError
-from rightbatch.core.json_io import from_plain, to_plain, write_text
+from rightbatch.core.json_io import (
+    MISREAD,
+    from_plain,
+    parse_json,
+    to_plain,
+    write_text,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +50,7 @@ class TraceRow:
 
 
 class Trace:
-    """Writes rows as they come.
+    """Writes rows as they come; those for which there is no room wait in memory.
 
     Args:
         path: The file; its folder exists.
@@ -54,34 +61,62 @@ class Trace:
     """
 
     def __init__(self, path: Path, rows: tuple[TraceRow, ...] = ()) -> None:
-        write_text(path, "".join(_line(row) for row in rows))
+        text = "".join(_line(row) for row in rows)
+        write_text(path, text)
         try:
-            self._file: Any = path.open("a", encoding="utf-8")
+            self._file = path.open("r+b", buffering=0)
         except OSError as error:
             raise RunFolderError(
                 f"cannot write {path}", seen=str(error.strerror)
             ) from error
         self.path = path
+        self._size = len(text.encode())  # of whole lines
+        self._waiting: list[str] = []
 
     def write(self, row: TraceRow) -> None:
-        """Append one row, at once.
+        """Append one row, at once. What fails is told, and training goes on."""
+        self._waiting.append(_line(row))
+        try:
+            self._write_waiting()
+        except OSError as error:
+            if len(self._waiting) == 1:
+                warnings.warn(
+                    f"cannot write {self.path}: {error.strerror}; its rows are kept "
+                    "until there is room, and training goes on",
+                    stacklevel=3,
+                )
+
+    def _write_waiting(self) -> None:
+        """Over what was broken off the last time."""
+        content = "".join(self._waiting).encode()
+        self._file.seek(self._size)
+        left = content
+        while left:
+            left = left[self._file.write(left) :]
+        self._size += len(content)
+        self._waiting.clear()
+
+    def finish(self) -> None:
+        """The run has ended: the last chance for rows that wait.
 
         Raises:
-            RunFolderError: The disk is full, or gone.
+            RunFolderError: There is still no room for them.
         """
         try:
-            self._file.write(_line(row))
-            self._file.flush()
+            self._write_waiting()
         except OSError as error:
             raise RunFolderError(
                 f"cannot write {self.path}",
-                seen=str(error.strerror),
-                fix="free some space, and go on with --resume",
+                seen=f"{error.strerror}: its last {len(self._waiting)} rows are lost",
+                fix="free some space",
             ) from error
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; rows that wait are tried once more."""
+        with contextlib.suppress(OSError):
+            self._write_waiting()
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _line(row: TraceRow) -> str:
@@ -95,17 +130,20 @@ def read_trace(path: Path) -> tuple[TraceRow, ...]:
         RunFolderError: It cannot be read, or another line is damaged.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().rstrip(b"\n").split(b"\n")
     except OSError as error:
         raise RunFolderError(f"cannot read {path}", seen=str(error.strerror)) from error
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(from_plain(TraceRow, json.loads(line)))
-        except (ValueError, TypeError, KeyError) as error:
+            rows.append(from_plain(TraceRow, parse_json(line)))
+        except MISREAD as error:
             if number == len(lines):
                 break
             raise RunFolderError(
-                f"{path} is damaged in line {number}", seen=str(error)
+                f"{path} is damaged in line {number}",
+                seen=f"{error}"[:160],
+                fix="mend or delete this line; or move the file away: the run goes on "
+                "without the rows before its checkpoint",
             ) from error
     return tuple(rows)

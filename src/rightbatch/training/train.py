@@ -17,7 +17,8 @@ from rightbatch.core.errors import (
     SettingError,
     UpdateOutOfMemoryError,
 )
-from rightbatch.core.torch_private import is_lost_connection
+from rightbatch.core.text import first_line
+from rightbatch.core.torch_private import is_lost_connection, is_out_of_memory
 from rightbatch.job.job import Job, run_length
 from rightbatch.schedules.parse import parse_rate, parse_schedule
 from rightbatch.schedules.rate import Rate
@@ -102,6 +103,7 @@ def train(
     ledger: bool | None = None,
     out: str | Path | None = None,
     resume: bool | Literal["auto"] = False,
+    accept_changes: bool = False,
     save_every_s: float = SAVE_EVERY_S,
     evaluate_share: float = EVALUATE_SHARE,
     watch: Callable[[TraceRow], None] = lambda row: None,
@@ -139,6 +141,8 @@ def train(
         resume: Go on with the run in ``out``: True; or ``"auto"``: if there is one.
             Bit for bit, on as many ranks, unless the schedule is live (it looks at the
             clock); no example lost or repeated on others.
+        accept_changes: Go on with the run although the job has changed since: its data,
+            model, loss, evaluation or target. What has changed is kept in the trace.
         save_every_s: Seconds between checkpoints.
         evaluate_share: Most of the training time that ``evaluate`` may take beside it:
             where it is slow it is called less often (told in the events), and a target
@@ -146,10 +150,12 @@ def train(
         watch: Called with every row of the trace, on the first rank.
 
     Raises:
-        SettingError: Settings contradict each other, the job, or the run to go on with.
-        JobError: The loss became NaN or infinite, not even one example fits in memory,
-            or the job's code raised.
-        RunFolderError: The folder holds a run, or none to go on with, or is full.
+        SettingError: Settings contradict each other, the job, or the run to go on with;
+            or the job has changed since that was begun.
+        JobError: The loss became NaN or infinite, memory ran out where no smaller
+            micro-batch helps, or the job's code raised.
+        RunFolderError: The folder holds a run, or none to go on with; another run is
+            under way there; or the disk is full at the end.
 
     Example:
         >>> import rightbatch as rb
@@ -214,7 +220,7 @@ def train(
             check_optimizer(plan, run.facts)
         if folder is not None:
             files = RunFiles(folder, run, save_every_s)
-            files.open(settings, going_on)
+            files.open(settings, going_on, accept_changes)
         return _trained(run, settings, files, evaluate_share, watch)
     except NotFiniteError:
         raise  # its state was saved to be looked at
@@ -227,7 +233,14 @@ def train(
                 fix="see its error; torchrun --max-restarts 3 and --resume go on from "
                 "the last checkpoint",
             ) from error
-        raise
+        if isinstance(error, RightbatchError) or not is_out_of_memory(error):
+            raise
+        raise JobError(
+            "memory ran out between two steps",
+            seen=first_line(error, 120),
+            why="no smaller micro-batch helps what is read, evaluated or saved",
+            fix="fewer --workers, or less at once in evaluate",
+        ) from error
     finally:
         if files is not None:
             files.close()
@@ -262,8 +275,8 @@ def _trained(
                     raise
                 files.roll_back()
                 rows = list(files.rows)
-    if not rows:  # ended before, and its trace is gone
-        rows = [row_of(run, math.nan, run.evaluated(), run.batch_size, 0.0)]
+    if not rows or rows[-1].steps < run.steps:  # its last row was never written
+        rows.append(row_of(run, math.nan, run.evaluated(), run.batch_size, 0.0))
     metric = rows[-1].metric
     job = run.job
     return Run(
@@ -300,6 +313,10 @@ def _rows(
             # As before the batch, so that going on meets it again, or skips it.
             files.save(stream=run.stream_before)
             error.fix = "--resume --nonfinite skip; or a new run at a lower rate"
+        raise
+    except Exception as error:
+        if files is not None:
+            files.save_before(error)
         raise
     if files is not None:
         files.finish()

@@ -136,16 +136,35 @@ class Quits(Numbers):
 
 
 @DEATHS
-def test_how_workers_ended_is_noted() -> None:
+def test_how_workers_ended_is_told() -> None:
     stream = rb.BatchStream(Quits(16), 4, order="sequential", num_workers=1)
-    notes = ""
-    while not notes:  # torch's first word, of the signal, may come anywhere
+    told = ""
+    while not told:  # torch's first word, of the signal, may come anywhere
         try:
             list(stream)
-        except (RuntimeError, OSError, EOFError) as error:
-            notes = "".join(getattr(error, "__notes__", []))
+        except rb.JobError as error:
+            told = error.seen
+        except RuntimeError:
+            continue
     assert stream.position <= 4
-    assert "exit codes [3]" in notes
+    assert "exit codes [3]" in told
+
+
+def test_a_sigterm_does_not_end_the_workers_until_the_stream_is_closed() -> None:
+    """A scheduler sends it to the whole group; closing ends who does not listen."""
+    data = Numbers(60, delay=0.005)
+    stream = rb.BatchStream(data, 6, order="sequential", num_workers=1)
+    batches = iter(stream)
+    seen = next(batches)[0].tolist()
+    (worker,) = workers_of(stream)
+    os.kill(worker.pid, signal.SIGTERM)
+    for index, _ in batches:
+        seen += index.tolist()
+    assert seen == list(range(60))
+    assert workers_of(stream) == [worker]
+    stream.close()
+    worker.join(5)
+    assert worker.exitcode == 0
 
 
 class Tagged(Dataset[Any]):

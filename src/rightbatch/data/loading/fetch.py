@@ -11,6 +11,7 @@ from jaxtyping import Int64, UInt64
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset, default_collate
 
+from rightbatch.core.user_code import where_made
 from rightbatch.data.loading.randomness import (
     ExampleSeeds,
     Seed,
@@ -133,6 +134,8 @@ class Fetch:
         except Exception as error:
             error.add_note(f"while collating examples {_some(indices)} of the data set")
             if self._default_collate:
+                if made := where_made(self.data):
+                    error.add_note(f"which are made by {made}")
                 error.add_note(
                     "torch's default collate stacks tensors of one shape; for others, "
                     "such as texts or None: collate_fn=..., which pads or packs them"

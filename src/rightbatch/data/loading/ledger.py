@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from rightbatch.core.errors import RunFolderError
+from rightbatch.core.json_io import parse_json
 from rightbatch.data.loading.step_plan import Planner, StepPlan
 
 
@@ -225,9 +226,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     or its examples are lost.
     """
     rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue
         while rows and _place(rows[-1]) >= _place(row):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -14,10 +16,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
+from rightbatch.core.errors import JobError
+from rightbatch.core.text import first_line
 from rightbatch.core.torch_private import shut_down_workers, worker_processes
 from rightbatch.data.loading.fetch import Fetch, Piece
 
 Task = tuple[int, Piece]  # of which request
+CLOSED = -1  # instead of a request: workers may be ended
+
+
+class WorkerError(JobError, RuntimeError):
+    """A process that reads the data has died."""
 
 
 class Prefetch:
@@ -37,11 +46,16 @@ class Prefetch:
 
     def __init__(self, fetch: Fetch, options: dict[str, Any]) -> None:
         self._num_workers = options["num_workers"]
+        self._requests = 0
         self._request = torch.zeros(1, dtype=torch.int64)
         if self._num_workers:
             self._request.share_memory_()
+            # Before multiprocessing ends those that are left, at the end of Python.
+            Finalize(self, self._request.fill_, (CLOSED,), exitpriority=0)
             options = options | {
-                "worker_init_fn": _BeginWorker(options["worker_init_fn"]),
+                "worker_init_fn": _BeginWorker(
+                    options["worker_init_fn"], self._request
+                ),
                 "persistent_workers": True,
             }
         self._options = options
@@ -58,8 +72,9 @@ class Prefetch:
             pieces: Makes the pieces from this one on, as far as can be known.
 
         Raises:
-            Exception: What the data set raised, or torch of a worker that died. Then
-                the workers are stopped; the next call starts new ones.
+            WorkerError: A worker has died.
+            Exception: What the data set raised. In either case the workers are
+                stopped; the next call starts new ones.
         """
         try:
             ahead = self._tasks.ahead
@@ -72,19 +87,24 @@ class Prefetch:
             workers = worker_processes(self._batches)
             with suppress(RuntimeError):  # torch's, of one more worker that died
                 self.close()
-            if workers:
-                error.add_note(
-                    "data workers ended with exit codes "
-                    f"{[worker.exitcode for worker in workers]} (negative: killed by "
-                    "that signal, -9 often for memory); the stream's state is intact, "
-                    "at the last whole step: read on, and new workers begin"
-                )
+            codes = [worker.exitcode for worker in workers]
+            if any(codes) and isinstance(error, Exception):
+                raise WorkerError(
+                    "a process that reads the data has died",
+                    seen=f"exit codes {codes}: {first_line(error)}",
+                    why="negative is the signal that killed it, -9 often for memory; "
+                    "the stream's state is intact, at the last whole step",
+                    fix="fewer workers if memory was short; then read on: new ones "
+                    "begin",
+                ) from error
             raise
 
     def _begin(self, piece: Piece, pieces: Callable[[], Iterator[Piece]]) -> None:
         if self._num_workers and self._tasks.ahead:
             self.refills += 1
-        self._request += 1  # workers leave what is left of earlier ones
+        # Workers leave what is left of earlier requests.
+        self._requests += 1
+        self._request.fill_(self._requests)
         self._tasks.pieces = pieces
         if self._loader is None:
             self._loader = DataLoader(
@@ -102,6 +122,7 @@ class Prefetch:
         """Stop the workers; the next `take` starts new ones, and sees changed data."""
         batches, self._batches, self._loader = self._batches, None, None
         self._tasks.ahead.clear()
+        self._request.fill_(CLOSED)
         # Now, not when a traceback that holds them is let go.
         shut_down_workers(batches)
 
@@ -149,18 +170,24 @@ class _Work:
 class _BeginWorker:
     """A worker's first act: there ``get_worker_info().dataset`` is the user's own.
 
-    A Ctrl-C reaches workers too; whether they end is the training process's to decide.
+    A Ctrl-C reaches workers too, and so does the SIGTERM of a scheduler; whether they
+    end is the training process's to decide.
     """
 
-    def __init__(self, then: Callable[[int], None] | None) -> None:
-        self._then = then
+    def __init__(self, then: Callable[[int], None] | None, request: Tensor) -> None:
+        self._then, self._request = then, request
 
     def __call__(self, worker: int) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._end_if_closed)
         info: Any = get_worker_info()
         object.__setattr__(info, "dataset", info.dataset.fetch.data)
         if self._then is not None:
             self._then(worker)
+
+    def _end_if_closed(self, number: int, frame: object) -> None:
+        if int(self._request) == CLOSED:
+            os._exit(0)
 
 
 def _as_it_is(batch: Any) -> Any:
