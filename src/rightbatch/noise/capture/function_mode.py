@@ -348,7 +348,7 @@ class CaptureMode(TorchFunctionMode):
     ) -> Any:
         """The call as it is, and again for every group once its gradients are there."""
         out = func(*args, **kwargs)
-        outs = list(flat(out))
+        outs = flat(out)
         if not any(isinstance(o, Tensor) and o.requires_grad for o in outs):
             return out  # its size, say
         rerun = self._guarded(given, self._rerun, func, args, kwargs, given, outs)

@@ -83,7 +83,7 @@ def _rows(layout: Layout, tensor: Tensor, examples: slice | None) -> Tensor:
     """The entries of some examples as a matrix ``(entries, features)``."""
     if examples is None:
         return tensor.reshape(-1, tensor.shape[-1])
-    return layout.split(tensor)[examples].reshape(-1, tensor.shape[-1])
+    return layout.split(tensor, examples).reshape(-1, tensor.shape[-1])
 
 
 def _by_group(layout: Layout, tensor: Tensor, groups: Groups) -> Tensor:
@@ -156,8 +156,8 @@ class EmbeddingLookup(GradientFormula):
 
     def gradient(self, saved: Tensor, g: Tensor, examples: slice | None) -> Tensor:
         if examples is not None:
-            saved = self.layout.split(saved)[examples]
-            g = self.layout.split(g)[examples]
+            saved = self.layout.split(saved, examples)
+            g = self.layout.split(g, examples)
         return torch.ops.aten.embedding_dense_backward(
             g.contiguous(), saved.contiguous(), self.rows, self.padding, False
         )
@@ -204,9 +204,9 @@ class Convolution(GradientFormula):
 
     def gradient(self, saved: Tensor, g: Tensor, examples: slice | None) -> Tensor:
         if examples is not None:
-            saved = self.layout.split(saved)[examples].flatten(0, 1)
-            g = self.layout.split(g)[examples].flatten(0, 1)
-        return torch.ops.aten.convolution_backward(
+            saved = self.layout.split(saved, examples).flatten(0, 1)
+            g = self.layout.split(g, examples).flatten(0, 1)
+        return torch.ops.aten.convolution_backward.default(
             g,
             saved,
             saved.new_empty(()).expand(self.shape),

@@ -107,8 +107,6 @@ class GroupNorms:
         default_factory=lambda: defaultdict(list)
     )
     _ties: dict[ParameterKey, _TiedEmbedding] = field(default_factory=dict)
-    _norms: dict[ParameterKey, Tensor] = field(default_factory=dict)  # not squared yet
-    _total_norms: dict[ParameterKey, Tensor] = field(default_factory=dict)
     _sums: dict[ParameterKey, dict[int, Tensor]] = field(
         default_factory=lambda: defaultdict(dict)
     )
@@ -144,8 +142,9 @@ class GroupNorms:
             self.newly_shared.add(key)
             return use.gradient()
         groups = self.groups[key] = self._groups_for(use)
-        gradient, self._norms[key] = self._measure(key, use, groups)
-        self._total_norms[key] = use.formula.norm_of(gradient)
+        gradient, norms = self._measure(key, use, groups)
+        self.squares[key] = norms.square_()
+        self.totals[key] = use.formula.norm_of(gradient).square_()
         return gradient
 
     def add_group(
@@ -165,12 +164,6 @@ class GroupNorms:
             self.guard.run(self._add_uses, key, uses, part=key.index)
         for key, sums in self._sums.items():
             self.guard.run(self._add_sums, key, sums, part=key.index)
-        if self._norms:  # squared together: many small operations cost more
-            squares = torch.cat(list(self._norms.values())).square()
-            sizes = [len(n) for n in self._norms.values()]
-            self.squares.update(zip(self._norms, squares.split(sizes), strict=True))
-            totals = torch.stack(list(self._total_norms.values())).square().unbind()
-            self.totals.update(zip(self._total_norms, totals, strict=True))
         self._uses.clear()
         self._ties.clear()
         self.lookups.clear()
@@ -191,7 +184,7 @@ class GroupNorms:
     def _groups_for(self, use: Use) -> Groups:
         if self.observer is None and not self.same_groups and self.count < self.batch:
             # One vector per example: its norm costs less than any group's.
-            vectors = use.g.dim() == 2 and len(use.g) == self.batch
+            vectors = use.g.dim() == 2 and use.g.shape[0] == self.batch
             if vectors and isinstance(use.formula, VECTORS):
                 return Groups.of(self.batch, self.batch)
             # A small group's convolution costs nearly what a large one's does.

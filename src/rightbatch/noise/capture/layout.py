@@ -14,6 +14,9 @@ Axis = Literal["first", "second", "interleaved"]
 AXES: tuple[Axis, ...] = ("first", "second", "interleaved")
 
 
+ALL = slice(None)
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """How the examples of a batch lie in a tensor.
@@ -31,15 +34,21 @@ class Layout:
     axis: Axis
     order: Tensor | None = None
 
-    def split(self, tensor: Tensor) -> Tensor:
-        """View as ``(batch, entries, *rest)``, an example's entries side by side."""
+    def split(self, tensor: Tensor, examples: slice = ALL) -> Tensor:
+        """Those examples as ``(examples, entries, *rest)``, entries side by side."""
         if self.axis == "second":
-            examples = tensor.transpose(0, 1)
+            split = tensor.transpose(0, 1)
         elif self.axis == "interleaved":
-            examples = tensor.unflatten(0, (-1, self.batch)).transpose(0, 1)
+            split = tensor.unflatten(0, (-1, self.batch)).transpose(0, 1)
         else:
-            examples = tensor.reshape(self.batch, -1, *tensor.shape[1:])
-        return examples if self.order is None else examples[self.order]
+            split = tensor.reshape(self.batch, -1, *tensor.shape[1:])
+        return self.pick(split, examples)
+
+    def pick(self, each: Tensor, examples: slice = ALL) -> Tensor:
+        """Some of ``(batch, ...)``, in the order that they are cut into groups."""
+        if self.order is not None:
+            return each[self.order[examples]]
+        return each if examples is ALL else each[examples]
 
     @property
     def batch_axis(self) -> int:
@@ -70,9 +79,15 @@ def possible_axes(
 
 
 @functools.cache
-def _bounds(batch: int, count: int) -> tuple[int, ...]:
+def _slices(batch: int, count: int) -> tuple[tuple[int, int], ...]:
     small, larger = divmod(batch, count)
-    return tuple(j * small + min(j, larger) for j in range(count + 1))
+    bounds = (j * small + min(j, larger) for j in range(count + 1))
+    return tuple(itertools.pairwise(bounds))
+
+
+@functools.cache
+def _sizes(batch: int, count: int) -> tuple[int, ...]:
+    return tuple(b - a for a, b in _slices(batch, count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +107,20 @@ class Groups:
     count: int
 
     @classmethod
+    @functools.cache
     def of(cls, batch: int, count: int) -> Groups:
         """So many groups, or as many as there are examples."""
         return cls(batch, min(count, batch))
 
     @property
-    def bounds(self) -> tuple[int, ...]:
-        """Where each group begins, and the batch ends: ``(0, 3, 6, 8, 10)``."""
-        return _bounds(self.batch, self.count)
-
-    @property
     def slices(self) -> tuple[tuple[int, int], ...]:
         """Each group's first example, and the one after its last."""
-        return tuple(itertools.pairwise(self.bounds))
+        return _slices(self.batch, self.count)
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Examples in each group."""
-        return tuple(b - a for a, b in self.slices)
+        return _sizes(self.batch, self.count)
 
     @property
     def equal_size(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,12 +111,9 @@ class Operations:
         self.axis, self.subject = axis, None
         if name not in KNOWN:
             return None
-        method = getattr(self, KNOWN[name])
-        try:
-            inspect.signature(method).bind(name, *args, **kwargs)
-        except TypeError:
-            return None  # add(alpha=2), out=: a form that is not known
-        return method(name, *args, **kwargs)
+        if not _is_form_of(KNOWN[name], len(args), tuple(kwargs)):
+            return None
+        return getattr(self, KNOWN[name])(name, *args, **kwargs)
 
     def rows_of_a_table(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:
         """An embedding of ids without examples, tracked until it meets some."""
@@ -139,15 +136,14 @@ class Operations:
     # Each of these has the signature of its torch function.
 
     def _bias(
-        self, bias: Any, out: Sequence[int], x: Tensor, axis: int
+        self, bias: Any, layout: Layout, x: Tensor, axis: int
     ) -> list[ParameterUse]:
         """A bias along one axis of the output; none where it is not tracked."""
         source = self.tracked.find(bias)
-        layout = self._layout(x)
-        if source is None or layout is None:
+        if source is None:
             return []
-        aligned = [1] * len(out)
-        aligned[axis] = len(bias)
+        aligned = [1] * x.dim()
+        aligned[axis] = bias.shape[0]
         formula = formulas.Broadcast(layout, tuple(aligned), bias.shape)
         return [ParameterUse.of(source, formula, x.new_empty(0))]
 
@@ -156,10 +152,9 @@ class Operations:
     ) -> Call | None:
         source = self.tracked.find(weight)
         layout = self._layout(input)
-        out = (*input.shape[:-1], weight.shape[0])
-        biases = self._bias(bias, out, input, -1)
         if layout is None or weight.dim() != 2:
             return None
+        biases = self._bias(bias, layout, input, -1)
         if source is None:
             return Call(biases)
         return Call([_matrix_use(source, layout, input, x_at_w=False), *biases])
@@ -178,7 +173,7 @@ class Operations:
         weight, layout = self.tracked.find(mat2), self._layout(mat1)
         if layout is None or input.dim() != 1:
             return None
-        uses = self._bias(input, (len(mat1), mat2.shape[1]), mat1, -1)
+        uses = self._bias(input, layout, mat1, -1)
         if weight is not None:
             uses.append(_matrix_use(weight, layout, mat1, x_at_w=True))
         return Call(uses)
@@ -211,8 +206,7 @@ class Operations:
             layout, weight.shape, stride, padding, dilation, groups
         )
         uses = [] if source is None else [ParameterUse.of(source, formula, input)]
-        shape = [input.shape[0], weight.shape[0], *[1] * axes]
-        return Call(uses + self._bias(bias, shape, input, 1))
+        return Call(uses + self._bias(bias, layout, input, 1))
 
     def _embedding(self, name: str, *args: Any, **kwargs: Any) -> Call | None:
         call = _EmbeddingCall(*args, **kwargs)
@@ -315,6 +309,19 @@ class Operations:
             return None
         use = ParameterUse.of(source, formula, input.new_empty(0))
         return Call([use], out.clone)
+
+
+@functools.cache
+def _is_form_of(method: str, arguments: int, keywords: tuple[str, ...]) -> bool:
+    """Whether a method takes these arguments; not ``add(alpha=2)``, nor ``out=``."""
+    given = [None] * (2 + arguments)  # itself, and the function's name
+    try:
+        inspect.signature(getattr(Operations, method)).bind(
+            *given, **dict.fromkeys(keywords)
+        )
+    except TypeError:
+        return False
+    return True
 
 
 def _matrix_use(

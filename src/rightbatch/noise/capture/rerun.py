@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ class Rerun:
         try:
             with torch.enable_grad():
                 args, kwargs = swapped(self.args, swap), swapped(self.kwargs, swap)
-                made = list(flat(self.func(*args, **kwargs)))
+                made = flat(self.func(*args, **kwargs))
         except (RuntimeError, ValueError, IndexError) as error:  # torch's own
             raise NotByGroupError(str(error)) from error
         outs, gs = [], []
@@ -115,7 +115,7 @@ def _batch_axes(
         # (input, state, weights, bias, layers, dropout, train, both ways, batch first)
         if not isinstance(args[1], (Tensor, tuple, list)) or len(args) != 9:
             return None  # packed sequences: their examples are not runs of entries
-        first, states = 0 if args[8] else 1, list(flat(args[1]))
+        first, states = 0 if args[8] else 1, flat(args[1])
         drops = args[5] and args[6] and args[4] > 1  # random numbers, drawn once
         if drops or args[0].dim() != 3 or args[0].shape[first] != batch:
             return None
@@ -138,15 +138,19 @@ def _batch_axes(
     return (inputs, outputs) if inputs else None
 
 
-def flat(values: Any) -> Iterator[Any]:
+def flat(values: Any) -> list[Any]:
     """Everything in nested lists and dicts."""
-    if isinstance(values, (list, tuple)):
-        for value in values:
-            yield from flat(value)
-    elif isinstance(values, dict):
-        yield from flat(tuple(values.values()))
-    else:
-        yield values
+    if isinstance(values, dict):
+        values = values.values()
+    elif not isinstance(values, (list, tuple)):
+        return [values]
+    found = []
+    for value in values:
+        if isinstance(value, (list, tuple, dict)):
+            found += flat(value)
+        else:
+            found.append(value)
+    return found
 
 
 def swapped(values: Any, by: dict[int, Tensor]) -> Any:

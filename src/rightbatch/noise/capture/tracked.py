@@ -61,9 +61,8 @@ class TrackedTensors:
 
     def find(self, value: Any) -> TrackedTensor | None:
         """The tracked tensor this is, if it is one."""
-        if not isinstance(value, Tensor) or not value.requires_grad:
-            return None
-        return self.known.get(id(value))
+        tracked = self.known.get(id(value))
+        return tracked if tracked is not None and value.requires_grad else None
 
     def add(self, tracked: TrackedTensor) -> None:
         """Another one."""

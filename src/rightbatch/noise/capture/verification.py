@@ -198,7 +198,7 @@ class _Verification:
         return hold[0] if len(hold) == 1 else None
 
     def _shares(self, outputs: list[_Output]) -> _Shares:
-        shares = _Shares(self.batch, self.groups.bounds[1])
+        shares = _Shares(self.batch, self.groups.sizes[0])
         self.mode.inspector = shares
         self._send(outputs, 0)
         return shares

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,8 @@ class NoiseMoments:
     covariance: float
 
 
-def concentration(sizes: Sequence[int]) -> float:
+@functools.cache
+def concentration(sizes: tuple[int, ...]) -> float:
     """Sum of the squared shares of groups of these sizes; 1 / k for k equal ones."""
     batch = sum(sizes)
     return sum((m / batch) ** 2 for m in sizes)

@@ -56,6 +56,8 @@ class Sample:
 
     def unscaled(self, factor: float) -> Sample:
         """What a loss that was multiplied by ``factor`` would have given without."""
+        if factor == 1:
+            return self
         return replace(
             self,
             signal=self.signal / factor**2,
@@ -73,6 +75,8 @@ class Sample:
 
     def without(self, parameters: Sequence[int]) -> Sample:
         """The same with nothing of these parameters."""
+        if not parameters:
+            return self
         kept = np.ones(len(self.signal))
         kept[list(parameters)] = 0.0
         return replace(
@@ -91,28 +95,31 @@ def sample_from_norms(
     norms: GroupNorms, parameters: int, population: int | None
 ) -> Sample:
     """Norms taken inside the weight gradients; parameters may be cut differently."""
-    signal, noise, squared = (np.zeros(parameters) for _ in range(3))
-    keys, grouped_noise = list(norms.squares), 0.0
-    if keys:
-        squares = torch.cat([norms.squares[k] for k in keys])
-        totals = torch.stack([norms.totals[k] for k in keys])
-        values = torch.cat([squares, totals]).double().cpu().numpy()
-        groups = [norms.groups[k] for k in keys]
-        starts = np.cumsum([0, *(g.count for g in groups[:-1])])
-        part_sums = np.add.reduceat(values[: len(squares)], starts)
-        q = np.array([concentration(g.sizes) for g in groups])
-        total_squares = values[len(squares) :]
-        signals, noises = unbiased(part_sums, total_squares, q, norms.batch)
-        if population is not None:
-            signals, noises = finite_population(signals, noises, population)
-        index = [k.index for k in keys]
-        np.add.at(signal, index, signals)
-        np.add.at(noise, index, noises)
-        np.add.at(squared, index, total_squares)
-        several = [g.count < norms.batch for g in groups]
-        grouped_noise = float(noises[several].sum())
+    keys = list(norms.squares)
+    if not keys:
+        nothing = np.zeros(parameters)
+        return Sample(norms.batch, nothing, nothing, squares=nothing)
+    totals = torch.stack([norms.totals[k] for k in keys])
+    values = torch.cat([totals, *norms.squares.values()]).double().cpu().numpy()
+    groups, total_squares = [norms.groups[k] for k in keys], values[: len(keys)]
+    starts = np.cumsum([len(keys), *(g.count for g in groups[:-1])])
+    part_sums = np.add.reduceat(values, starts)
+    q = np.array([concentration(g.sizes) for g in groups])
+    signals, noises = unbiased(part_sums, total_squares, q, norms.batch)
+    if population is not None:
+        signals, noises = finite_population(signals, noises, population)
+    index = [k.index for k in keys]
+    signal, noise, squared = (
+        np.bincount(index, values, parameters)
+        for values in (signals, noises, total_squares)
+    )
+    several = [g.count < norms.batch for g in groups]
     return Sample(
-        norms.batch, signal, noise, squares=squared, grouped_noise=grouped_noise
+        norms.batch,
+        signal,
+        noise,
+        squares=squared,
+        grouped_noise=float(noises[several].sum()),
     )
 
 
@@ -121,7 +128,8 @@ def sample_from_groups(
 ) -> Sample:
     """Norms of micro-batches or ranks: the same groups for every parameter."""
     values = torch.stack([parts.double(), totals.double()]).cpu().numpy()
-    signal, noise = unbiased(values[0], values[1], concentration(sizes), sum(sizes))
+    q = concentration(tuple(sizes))
+    signal, noise = unbiased(values[0], values[1], q, sum(sizes))
     if population is not None:
         signal, noise = finite_population(signal, noise, population)
     return Sample(sum(sizes), signal, noise, squares=values[1])
