@@ -142,6 +142,36 @@ def test_a_size_that_fails_is_named() -> None:
     assert "batch 32 fails" in notes[0]
 
 
+class Broken:
+    """A data set with one example that cannot be read, once so many were."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError("corrupt image")
+        return torch.ones(5)
+
+
+@pytest.mark.parametrize("after", [20, 40, 45, 60, 100, 300])
+def test_data_that_fail_are_the_jobs_fault(after: int) -> None:
+    """In every pass over a batch, timed or not."""
+
+    def loss(model: Any, batch: Any) -> Any:
+        return model(batch).square().mean()
+
+    run = RunState.start(regression_job(data=Broken(after), loss=loss))
+    with pytest.raises(rb.JobError) as failed:
+        measure_times(run, budget_s=5.0)
+    assert failed.value.what == "reading the data raised ValueError"
+    assert "corrupt image" in failed.value.seen
+
+
 @pytest.mark.parametrize("length", [3, 7, 20])
 def test_small_data_sets_still_have_sizes(length: int) -> None:
     sizes = step_sizes(regression_job(examples=length, batch_size=min(length, 4)))

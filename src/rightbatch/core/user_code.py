@@ -18,6 +18,7 @@ _BUILT_IN = _PACKAGE / "job" / "built_in"
 _ELSEWHERE = re.compile(r"Caught (\w+) in .*?Original Traceback \(.*?\):\n", re.DOTALL)
 _FRAME = re.compile(r'  File "(.+)", line (\d+), in .*\n(?:    (?! *[~^]+\n)(.*)\n)?')
 _NOTES = 3  # lines of notes that are told
+READING = "reading the data"  # what it is called, wherever it happens
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from rightbatch.core.errors import JobError, UnidentifiedError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.trees import to_device
 from rightbatch.core.units import show_seconds
-from rightbatch.core.user_code import user_code
+from rightbatch.core.user_code import READING, user_code
 from rightbatch.job.job import Job
 from rightbatch.job.loss import scalar_loss
 from rightbatch.measure.hardware import PressureGauge
@@ -177,6 +178,8 @@ def _try_sizes(
         try:
             seconds = _visit(run, size, visit, cost)
         except JobError as error:
+            if READING in error.what:  # no size is to blame
+                raise
             if size < today:
                 notes.append(f"batch {size} fails and is left out: {error.seen}")
                 continue
@@ -219,7 +222,9 @@ def _first_cost(run: RunState, few: int) -> dict[int, float]:
         group["lr"] = group["lr"] * 0.0
     try:
         _step(run, few)
-    except JobError:  # as of models of one fixed size
+    except JobError as error:  # as of models of one fixed size
+        if READING in error.what:
+            raise
         few = min(run.job.batch_size, run.job.length)
         _step(run, few)
     return {few: run.ranks.first(_step(run, few))}
@@ -295,9 +300,8 @@ def _plain_step(run: RunState) -> None:
     that takes 0.1 ms, and nobody's own loop has it.
     """
     run.optimizer.zero_grad(set_to_none=True)
-    for part in run.next_batch():
-        batch = to_device(part.data, run.device)
-        dtype = run.accumulator.gradient.dtype
+    dtype = run.accumulator.gradient.dtype
+    for batch in _read(run):
         value, count = scalar_loss(run.job.loss, run.model, batch, dtype)
         with user_code("the backward pass"):
             (value if count is None else value / count).backward()
@@ -305,6 +309,12 @@ def _plain_step(run: RunState) -> None:
         torch.nn.utils.clip_grad_norm_(run.parameters, run.job.clip_norm)
     with user_code("optimizer.step()"):
         run.optimizer.step()
+
+
+def _read(run: RunState) -> list[Any]:
+    """The next step's batch on the device, in its micro-batches."""
+    with user_code(READING):
+        return [to_device(part.data, run.device) for part in run.next_batch()]
 
 
 def _visit(
@@ -328,8 +338,7 @@ def _visit(
     visits.wall.append(statistics.median(wall))
     visits.process.append(statistics.median(process))
     fetched = time.perf_counter()
-    for part in run.next_batch():
-        to_device(part.data, run.device)
+    _read(run)
     visits.fetch.append(time.perf_counter() - fetched)
     return run.ranks.first(time.perf_counter() - started)
 

@@ -24,7 +24,7 @@ from rightbatch.core.trees import (
     example_count,
     slice_batch,
 )
-from rightbatch.core.user_code import user_code
+from rightbatch.core.user_code import READING, user_code
 from rightbatch.core.whole_number import whole_number
 from rightbatch.data.loading.step import Step
 from rightbatch.job.loss import Loss
@@ -303,7 +303,7 @@ class Accumulator:
                 raise JobError("the batch is empty", seen=f"{count} examples")
             return [Part(batch, count)]
         weighted = batch.weighted
-        with user_code("reading the data"):
+        with user_code(READING):
             return [
                 Part(
                     (micro.data, micro.weights) if weighted else micro.data,
