@@ -17,9 +17,9 @@ from rightbatch.core.user_code import user_code, where_made
 
 def test_the_deepest_line_of_the_users_is_told_not_ours_nor_a_librarys() -> None:
     def loss() -> None:
-        slice_batch({"x": Broken()}, 0, 1, 2)  # theirs calls ours calls theirs
+        slice_batch({"x": Broken([1, 2])}, 0, 1, 2)  # theirs calls ours calls theirs
 
-    class Broken:
+    class Broken(list[int]):
         def __len__(self) -> int:
             return torch.ones(2).view(3).sum()  # pyrefly: ignore
 

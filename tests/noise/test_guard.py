@@ -138,7 +138,8 @@ def test_an_error_in_a_hook_never_reaches_the_step(
     assert fired
     assert torch.equal(weights, plain)
     assert torch._C._len_torch_function_stack() == 0
-    messages = [str(w.message) for w in told]
+    # Where all parameters are lost, that there is nothing to report is told as well.
+    messages = [str(w.message) for w in told if "please report" in str(w.message)]
     assert len(messages) == 1, messages
     message = messages[0]
     assert f"{error.__name__}: broken on purpose, test_guard.py" in message

@@ -70,7 +70,8 @@ def test_parameters_added_while_training_are_clipped_with_the_others() -> None:
     optimizer = torch.optim.SGD(model[0].parameters(), lr=0.0)
     step = rb.Accumulator(model, mean_loss, optimizer, 2, clip_norm=1e-3, check=False)
     batch = (torch.randn(4, 2), torch.randn(4, 1))
-    step(batch)
+    with pytest.warns(UserWarning, match="2 trainable parameters"):
+        step(batch)
     optimizer.add_param_group({"params": list(model[1].parameters())})
     step(batch)
     grads = torch.cat([p.grad.flatten() for p in model.parameters()])  # pyrefly: ignore

@@ -168,8 +168,12 @@ class WithinBatch(GroupSource):
         self._outputs.append(output)
         try:
             verdict = verify(mode, self._outputs)
-        except RuntimeError as error:  # checkpointing of the older kind
-            if "checkpoint" not in str(error).lower():
+        except RuntimeError as error:
+            text = str(error).lower()
+            if "graph a second time" in text:  # an earlier call had its backward pass
+                self.problem = SECOND
+                return
+            if "checkpoint" not in text:  # of the older kind
                 raise
             self.unmeasurable = (
                 "checkpointing with use_reentrant=True allows no pass that verifies "

@@ -319,7 +319,7 @@ class _Verification:
                 expected = _part(truth, key)
                 if expected is not None:
                     # A sum of its own: what is not finite is not equal.
-                    apart = float(norm(entries.double() - expected.double()))
+                    apart = float(norm(_double(entries) - _double(expected)))
                     difference = max(difference, apart)
         if difference <= allowed:
             return ""
@@ -364,3 +364,7 @@ def true_gradients(
     )
     by_id = {id(p): g for p, g in zip(wanted, made, strict=True)}
     return [by_id.get(id(p)) for p in parameters]
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
