@@ -154,7 +154,7 @@ def test_tune_goes_on_from_a_real_run_and_its_noise(tmp_path: Path) -> None:
 def test_a_target_that_is_never_met_is_undecided(tmp_path: Path) -> None:
     text = "job = make(evaluate=lambda m: 1.0, target=0.0)\n"
     (tmp_path / "job.py").write_text(JOB + text)
-    done = rightbatch("train", "job.py", "--epochs", "2", cwd=tmp_path)
+    done = rightbatch("train", "job.py", "--epochs", "2", "--to-target", cwd=tmp_path)
     assert done.returncode == 3
     assert "not reached" in done.stdout
     late = rightbatch(

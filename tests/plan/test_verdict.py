@@ -212,7 +212,7 @@ def test_what_would_settle_it_is_more_than_was_spent(spent: float) -> None:
     assert needed <= seconds <= needed + 3600 * (unit == "h") + 60
     contradicted = replace(contrary(), seconds={"Race": spent})
     verdict = decide(contradicted).plan.verdict
-    assert "more runs of the best settings, --budget" in verdict
+    assert "a longer race, --budget" in verdict
 
 
 def test_most_of_the_way_to_a_target_is_not_there() -> None:

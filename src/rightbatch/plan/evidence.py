@@ -77,7 +77,8 @@ def evidence_of(measurements: Measurements, laws: Laws) -> Evidence:
         doublings = doublings_left(race, raced)
         known = doublings <= MOST_DOUBLINGS
         far = raced * 2.0 ** min(doublings, MOST_DOUBLINGS)
-        whole = max(whole, far)  # a trend seen for a moment is no promise
+        # A trend seen for a moment is no promise, where the length of a run is said.
+        whole = far if known and job.run_examples is None else max(whole, far)
     share = min(raced / whole, 1.0)
     shown = show_number(100 * share) if share < 0.1 else f"{100 * share:.0f}"
     grade = f"raced for {'' if known else 'some '}{shown} % of a run"
