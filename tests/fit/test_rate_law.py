@@ -99,7 +99,7 @@ def test_at_its_best_rate_a_larger_batch_takes_fewer_steps_and_a_larger_rate(
 
 
 @pytest.mark.parametrize(
-    ("family", "power"), [("sgd", 1.0), ("adam", 0.5), ("other", 0.5)]
+    ("family", "power"), [("sgd", 1.0), ("adam", 0.5), ("muon", 0.5)]
 )
 def test_the_prior_alone_is_the_noise_aware_rule(family: Family, power: float) -> None:
     law = fit_rate_law(None, belief(power=power))

@@ -1,6 +1,9 @@
 """Optimizers as trainers wrap them, several at once, and closures that run once."""
 
+import gc
 import itertools
+import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -210,3 +213,29 @@ def test_un_freezing_and_new_groups_are_watched_from_then_on() -> None:
     optimizer.zero_grad()
     train(model, optimizer, draws(job, 16), 3)
     assert set(monitor.read(window=10**6).by_layer) == {"0"}
+
+
+def test_a_monitor_that_is_collected_within_an_update_breaks_no_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Torch is going through its hooks just then."""
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    lost: list[Any] = [rb.NoiseMonitor(model, optimizer, math.inf)]
+    gone = weakref.ref(lost[0])
+    kept = [rb.NoiseMonitor(model, optimizer, math.inf) for _ in range(2)]
+    whole = rb.NoiseMonitor._before_update
+
+    def collecting(self: rb.NoiseMonitor, *args: Any) -> Any:
+        lost.clear()
+        gc.collect()
+        return whole(self, *args)
+
+    monkeypatch.setattr(rb.NoiseMonitor, "_before_update", collecting)
+    for _ in range(3):
+        model(torch.randn(4, 2)).square().mean().backward()
+        optimizer.step()
+    gc.collect()
+    assert gone() is None
+    for monitor in kept:
+        monitor.close()

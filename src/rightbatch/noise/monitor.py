@@ -22,8 +22,6 @@ import torch
 from torch import nn
 from torch.optim.optimizer import (
     Optimizer,
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
 )
 
 from rightbatch.core.estimate import Estimate
@@ -33,7 +31,7 @@ from rightbatch.noise.group_source import GroupSource
 from rightbatch.noise.guard import METRICS, Guard, warn
 from rightbatch.noise.loss_scale import LossScale
 from rightbatch.noise.model_inputs import ModelInputs
-from rightbatch.noise.monitor_hook import Hook
+from rightbatch.noise.monitor_hook import Hook, UpdateHook
 from rightbatch.noise.monitor_settings import (
     check_settings,
     watched_parameters,
@@ -275,15 +273,14 @@ class NoiseMonitor:
         model, this = self.model, weakref.ref(self)
         # An optimizer in a wrapper is not the one whose hooks torch calls: all are
         # looked at, and what they hold says whether they are ours.
-        hooks = [
+        hooks: list[Any] = [
             model.register_forward_pre_hook(
                 Hook(this, "_before_forward"), with_kwargs=True
             ),
             model.register_forward_hook(
                 Hook(this, "_after_forward"), with_kwargs=True, always_call=True
             ),
-            register_optimizer_step_pre_hook(Hook(this, "_before_update")),
-            register_optimizer_step_post_hook(Hook(this, "_after_update")),
+            UpdateHook(self),
         ]
         for hook in hooks:
             weakref.finalize(self, hook.remove)
