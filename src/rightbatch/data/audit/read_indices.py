@@ -204,7 +204,9 @@ def _ends(sampler: Any, head: list[Batches], whole: bool) -> bool:
     """Whether a sampler ends, so that it is begun anew: it did, or it says where."""
     try:
         return whole or len(head) <= len(sampler)
-    except (TypeError, NotImplementedError):  # it has no length
+    except (TypeError, NotImplementedError):
+        # It has no length, or holds a sampler that has none, as a `BatchSampler` of an
+        # endless one does: both raise TypeError, and nothing else tells them apart.
         return False
 
 
