@@ -24,7 +24,7 @@ def test_two_processes_tune_and_train_by_the_plan(tmp_path: Path) -> None:
     # Undecided is no failure to torchrun, which would start it again.
     assert done.returncode == 0, done.stderr[-2000:]
     plan = rb.Plan.load(tmp_path / "run" / "plan.json")
-    assert done.stdout.count("Why    ") == 1  # the first rank alone speaks
+    assert done.stdout.count(" plan   ") == 1  # the first rank alone speaks
     assert plan.world_size == 2
     assert plan.batch_size == plan.micro_batch * plan.accumulation * 2
     measured = rb.Measurements.load(tmp_path / "run" / "measurements.json")
