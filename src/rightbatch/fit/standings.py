@@ -22,6 +22,8 @@ LEAST_MISFIT = 0.05  # of the law at one setting, in log steps [assumed]
 # only cut short, and does not count. [assumed]
 FAILED = math.log(2.0)
 PRESUMED = math.log(10.0)  # cost of a setting beyond one that diverged [assumed]
+# Share of the runs of a setting that must reach the level to count on it. [assumed]
+LEAST_ARRIVE = 0.75
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,25 @@ class Standings:
     failed: Int64[np.ndarray, " settings"]
     lanes: Int64[np.ndarray, " settings"]
     seed_scatter: float
+
+    @property
+    def eligible(self) -> Bool[np.ndarray, " settings"]:
+        """What may be the best: see `eligible`."""
+        return eligible(self.runs, self.failed)
+
+
+def eligible(
+    runs: Int64[np.ndarray, " settings"], failed: Int64[np.ndarray, " settings"]
+) -> Bool[np.ndarray, " settings"]:
+    """Which settings may be the best: those that got there, and reliably if any did.
+
+    Args:
+        runs: How often each reached the level.
+        failed: How often each did not, though trained as long.
+    """
+    arrived = runs > 0
+    reliable = arrived & (runs >= LEAST_ARRIVE * (runs + failed))
+    return reliable if reliable.any() else arrived
 
 
 def standings_of(

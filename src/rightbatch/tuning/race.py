@@ -17,13 +17,15 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from rightbatch.core.errors import JobError
 from rightbatch.fit.passages import Passages, passages_of
 from rightbatch.fit.rate_law import RatePrior, fit_rate_law
-from rightbatch.fit.standings import Standings, standings_of
+from rightbatch.fit.standings import LEAST_ARRIVE, Standings, standings_of
 from rightbatch.measure.held_out_loss import metric_of
 from rightbatch.measure.measurements import MetricPoint, Race
+from rightbatch.plan.choice import BEYOND, SURE, TOLERATED
 from rightbatch.plan.evidence import MOST_DOUBLINGS, doublings_left
 from rightbatch.training.run_state import RunState, Snapshot
 from rightbatch.tuning.lane import LaneRun, Setting, train_lane
@@ -39,13 +41,13 @@ RUNG_SHARE = 0.6  # of what is left, at most, for one more rung [assumed]
 PATIENCE = 2.0
 NEAR = 4.0  # today's setting is repeated where it is within so much [assumed]
 # Runs of the best, and of today's that reach the last level, on as many streams,
-# before a race ends. [assumed]
-REPEATS, TODAYS = 4, 2
+# before a race ends; of both, where that does not tell them apart. [assumed]
+REPEATS, TODAYS, MOST_REPEATS = 4, 2, 12
 # First are tried, at today's batch, rates so many times today's: where that is far off,
 # what the law expects is too. [assumed]
 BRACKET = (1 / 8, 8.0)
-# A leader that by its trend never meets the target is followed by so much of its rate:
-# what bounces at high rates comes down at lower ones. [assumed]
+# A leader that by its trend never meets the target, or meets it by luck, is followed by
+# so much of its rate: what bounces at high rates comes down at lower ones. [assumed]
 LOWERED = 1 / 4
 BELOW = 8.0  # where all has diverged, so far below the lowest is looked next [assumed]
 SETTLED = 0.05  # expected gain of going on, below which the race ends [assumed]
@@ -208,10 +210,10 @@ class Racing:
         """Place of the setting to run once more, and for how long at the most."""
         standings, passages = self.standings()
         horizon = math.inf if passages.to_target else self._trained_to()
-        costs = standings.draws + self.log_cost
-        ran = standings.runs > 0
+        costs = self._costs(standings)
         tried = int((standings.lanes > 0).sum())
-        if not ran.any() or (tried < LEAST_FIELD and not passages.to_target):
+        none = not standings.eligible.any()
+        if none or (tried < LEAST_FIELD and not passages.to_target):
             return None, 0.0
         mean, best, place = costs.mean(0), self._leader(standings), None
         gain = float((costs[:, best] - costs.min(1)).mean())
@@ -239,8 +241,15 @@ class Racing:
             place = 0
         elif gain > SETTLED:
             place, _ = self._drawn(standings, horizon, new=False)
-        elif more_todays and passages.to_target:
+        elif not passages.to_target:
+            place = None
+        elif more_todays:
             place = 0  # what everything is compared with
+        elif LEAST_ARRIVE * standings.lanes[best] > standings.runs[best]:
+            place = self._beside(self.settings[best], LOWERED)  # it arrives by luck
+        elif near_today and _untold(costs, best):
+            rarer = min((best, 0), key=standings.lanes.__getitem__)
+            place = rarer if standings.lanes[rarer] < MOST_REPEATS else None
         if place is None:
             return None, 0.0
         if place == 0:  # today's, if it is near, as long as it takes
@@ -265,7 +274,7 @@ class Racing:
     ) -> tuple[int | None, float]:
         """Place of the best setting of one draw of all that is uncertain, its time."""
         row = int(self._random.integers(len(standings.draws)))
-        costs = standings.draws[row] + self.log_cost
+        costs = self._costs(standings)[row]
         steps = np.array([s.step_s for s in self.settings])
         costs = np.where(LEAST_STEPS * steps > horizon, np.inf, costs)
         if new:
@@ -308,7 +317,12 @@ class Racing:
     def _leader(self, standings: Standings) -> int:
         """Place of the best of those that reached the last level."""
         mean = (standings.draws + self.log_cost).mean(0)
-        return int(np.where(standings.runs > 0, mean, np.inf).argmin())
+        return int(np.where(standings.eligible, mean, np.inf).argmin())
+
+    def _costs(self, standings: Standings) -> Float[np.ndarray, "draws settings"]:
+        """Log costs as they may be; infinite of what was found to arrive by luck."""
+        luck = (standings.runs + standings.failed >= REPEATS) & ~standings.eligible
+        return np.where(luck, np.inf, standings.draws + self.log_cost)
 
     def _best_open(self, count: int) -> list[LaneRun]:
         """The lanes that go on: today's first one, and the best of the others."""
@@ -370,3 +384,13 @@ class Racing:
     def _price(self) -> float:
         """Wall seconds of a second by the law, evaluations and forks included."""
         return (self.spent_s + 0.2) / (self.trained_s + 0.15)
+
+
+def _untold(costs: Float[np.ndarray, "draws settings"], best: int) -> bool:
+    """Whether the best is not surely better than today's, nor today's surely as good."""
+    if best == 0:
+        return False
+    gain = costs[:, 0] - costs[:, best]
+    sure = float(gain.mean()) > 1.96 * math.hypot(float(gain.std()), BEYOND)
+    lost = float(np.quantile(costs[:, 0] - costs.min(1), SURE))
+    return not sure and lost > math.log(TOLERATED)
