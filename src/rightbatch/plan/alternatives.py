@@ -37,6 +37,8 @@ def alternatives(choice: Choice) -> tuple[Alternative, ...]:
 def _cases(choice: Choice) -> list[tuple[str, float, Laws]]:
     """Conditions, each with the critical batch and the laws that hold under it."""
     laws, critical = choice.laws, choice.laws.rate.critical_batch.value
+    if not laws.measured:
+        return []
     half = laws.time.parameters.copy()
     half[0] /= 2
     faster = dataclasses.replace(laws.time, parameters=half)

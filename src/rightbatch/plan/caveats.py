@@ -63,7 +63,8 @@ def _length_of_run(choice: Choice) -> str:
 def _noise(choice: Choice) -> str:
     measurements, noise = choice.measurements, choice.laws.noise
     if noise is None:
-        return "Gradient noise was not measured: too few steps fitted the budget."
+        seen = "seen at one moment alone" if measurements.noise else "not measured"
+        return f"Gradient noise was {seen}: too few steps fitted the budget."
     law, prior = choice.laws.rate, noise.critical_batch
     found = law.critical_batch
     if law.runs and prior.bounded and not found.low <= prior.value <= found.high:
@@ -125,9 +126,10 @@ def _fetching(choice: Choice) -> str:
     share = statistics.median(p.fetch_time_s / p.step_time_s.value for p in times)
     if share <= SLOW_FETCH:
         return ""
+    part = "Most" if share > 0.5 else f"About {share:.0%}"
     return (
-        f"About {min(share, 1):.0%} of a step is fetching its examples in the training "
-        "process; with loader workers another batch may be best."
+        f"{part} of a step is fetching its examples in the training process; with "
+        "loader workers another batch may be best."
     )
 
 

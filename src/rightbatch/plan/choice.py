@@ -222,10 +222,12 @@ def choose(
     elif raced is not None:
         place = _best_raced(raced, allowed, spread, objective, least, evidence)
     if raced is None or place is None:
-        # Where a race got nowhere, the laws that it was to prove are no advice.
-        stays = measurements.race is not None and laws.baseline in {
-            o.batch_size for o in allowed
-        }
+        # Where a race got nowhere, the laws that it was to prove are no advice; nor
+        # are they where they gain next to nothing.
+        useless = measurements.race is not None or (
+            _gain_by_laws(by_laws, objective).value > WORTH
+        )
+        stays = useless and laws.baseline in {o.batch_size for o in allowed}
         chosen, regret, contradiction = baseline if stays else by_laws, math.inf, ""
         gain = _gain_by_laws(chosen, objective)
     else:
@@ -343,9 +345,10 @@ def _regret(
 ) -> float:
     """What a setting costs over the best there may be, at the 90th percentile of draws.
 
-    That is the best of what got to the last level reliably, or what the law holds possible at
-    another batch and rate: a race that has not looked there has not decided. Where only
-    a part of a run was raced, ``shortfall`` is the scatter which that adds to the log.
+    That is the best of what got to the last level reliably, or what the law holds
+    possible at another batch and rate: a race that has not looked there has not
+    decided. Where only a part of a run was raced, ``shortfall`` is the scatter which
+    that adds to the log.
     """
     if not raced.standings[place].runs:
         return math.inf

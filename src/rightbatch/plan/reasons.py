@@ -212,7 +212,12 @@ def _race(choice: Choice) -> Reason | None:
         + (f", {diverged} diverged" if diverged else "")
         + f"; {sum(s.runs for s in raced.standings)} got to the last level."
     )
-    if math.isfinite(law.r_squared):
+    if law.r_squared < 0:
+        text += (
+            f" The law of batch and rate does not fit them (R2 {law.r_squared:.2f}): "
+            "what was run counts, and the law for nothing else."
+        )
+    elif math.isfinite(law.r_squared):
         text += (
             f" The law of batch and rate fits them with R2 {law.r_squared:.2f}, "
             f"critical batch {law.critical_batch}, rates as (1 + N/B)^-p with p "

@@ -88,10 +88,10 @@ def _by_laws(choice: Choice) -> str:
             f"{show_number(passes)} of a pass over the data, which tells nothing of a "
             "run."
         )
-    if by_laws.batch_size == job.batch_size:
+    if choice.stays:
         return (
-            f"Undecided (laws only): they favour today's B = {job.batch_size}, and say "
-            "nothing of its learning rate."
+            f"Undecided (laws only): they find nothing better than today's B = "
+            f"{job.batch_size}, and say nothing of its learning rate."
         )
     return (
         f"Worth trying (laws only): B = {by_laws.batch_size} and lr {by_laws.lr:.3g} "

@@ -387,7 +387,7 @@ class Racing:
 
 
 def _untold(costs: Float[np.ndarray, "draws settings"], best: int) -> bool:
-    """Whether the best is not surely better than today's, nor today's surely as good."""
+    """Whether neither the best is surely better than today's, nor today's as good."""
     if best == 0:
         return False
     gain = costs[:, 0] - costs[:, best]
