@@ -109,7 +109,7 @@ def decided_on(case: Callable[[], Measurements]) -> Decision:
         (
             lambda: measured(16),
             False,
-            "Undecided (laws only): they favour today's B = 16",
+            "Undecided (laws only): they find nothing better than today's B = 16",
         ),
     ],
 )

@@ -223,9 +223,11 @@ def choose(
         place = _best_raced(raced, allowed, spread, objective, least, evidence)
     if raced is None or place is None:
         # Where a race got nowhere, the laws that it was to prove are no advice; nor
-        # are they where they gain next to nothing.
+        # are they where today's fits and they gain next to nothing.
         useless = measurements.race is not None or (
             _gain_by_laws(by_laws, objective).value > WORTH
+            and laws.split(laws.baseline, limit)
+            == (baseline.micro_batch, baseline.accumulation)
         )
         stays = useless and laws.baseline in {o.batch_size for o in allowed}
         chosen, regret, contradiction = baseline if stays else by_laws, math.inf, ""
