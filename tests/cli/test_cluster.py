@@ -18,7 +18,7 @@ from memory_jobs import ENVIRONMENT
 from rightbatch.cli.cluster import cluster_lines, fleet_of, parse_devices
 from rightbatch.cluster.devices import Fleet, plan_cluster
 from rightbatch.cluster.network import ASSUMED
-from rightbatch.core.units import parse_bandwidth
+from rightbatch.core.units import BANDWIDTH
 from rightbatch.measure.measurements import Measurements
 from rightbatch.memory.points import MemoryPoint
 
@@ -26,14 +26,14 @@ from rightbatch.memory.points import MemoryPoint
 def test_words_for_devices_and_links() -> None:
     assert parse_devices("1..8,12") == [1, 2, 4, 8, 12]
     assert parse_devices("3..20") == [3, 6, 12, 20]
-    assert parse_bandwidth("400Gb/s") == 50e9
-    assert parse_bandwidth("50GB/s") == 50e9
+    assert BANDWIDTH.parse("400Gb/s") == 50e9
+    assert BANDWIDTH.parse("50GB/s") == 50e9
     for wrong in ("0..4", "8..2", "x", "", "1..99999999"):
         with pytest.raises(rb.SettingError):
             parse_devices(wrong)
     for wrong in ("400", "400Gbps", "-1Gb/s", "..Gb/s"):
         with pytest.raises(rb.SettingError):
-            parse_bandwidth(wrong)
+            BANDWIDTH.parse(wrong)
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -71,11 +71,7 @@ class ModelState:
                     self._names.append((names, names.copy()))
             for name in now.keys() - _OF_TORCH:
                 self._keep(now[name])
-            if isinstance(module, torch.jit.ScriptModule):
-                buffers = module.buffers(recurse=False)
-            else:
-                buffers = now["_buffers"].values()
-            for buffer in buffers:
+            for buffer in module.buffers(recurse=False):
                 self._keep(buffer)
         for tensor in also:
             self._keep(tensor)
