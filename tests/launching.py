@@ -8,6 +8,8 @@ from pathlib import Path
 import rightbatch as rb
 
 SOURCE, TESTS = Path(rb.__file__).parents[1], Path(__file__).parent
+PATHS = os.pathsep.join(map(str, [SOURCE, TESTS, os.environ.get("PYTHONPATH", "")]))
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
 
 
 def torchrun(
@@ -16,13 +18,12 @@ def torchrun(
     """Run it to its end; this library and the helpers of the tests can be imported."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={ranks}", *map(str, program)]
-    paths = os.pathsep.join(map(str, [SOURCE, TESTS, os.environ.get("PYTHONPATH", "")]))
     return subprocess.run(
         command,
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        env=ENVIRONMENT,
         timeout=200,
         check=False,
     )

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 
 import rightbatch as rb
 from cases import Truth, made_up, raced, rightbatch
-from memory_jobs import ENVIRONMENT
+from launching import torchrun
 from rightbatch.cli.cluster import cluster_lines, fleet_of, parse_devices
 from rightbatch.cluster.devices import Fleet, plan_cluster
 from rightbatch.cluster.network import ASSUMED
@@ -79,18 +78,8 @@ def test_the_command_from_a_run_folder(tmp_path: Path) -> None:
 
 def test_the_network_is_measured_under_torchrun(tmp_path: Path) -> None:
     made_up().save(tmp_path / "measurements.json")
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [
-            *(*run, "--nproc-per-node=2", "-m", "rightbatch", "cluster"),
-            *(str(tmp_path), "--measure", "--devices", "1..8"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=ENVIRONMENT,
-        timeout=120,
-    )
+    words = ("cluster", ".", "--measure", "--devices", "1..8")
+    done = torchrun("-m", "rightbatch", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "measured over 2 processes" in done.stdout
     assert done.stdout.count("%") >= 4  # a row for 1, 2, 4 and 8 devices

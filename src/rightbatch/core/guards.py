@@ -63,7 +63,7 @@ class ModelState:
 
     def __init__(self, model: nn.Module, also: Iterable[Tensor] = ()) -> None:
         self._names: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._undo: dict[int, Callable[[], None]] = {}  # by what it is of: once each
+        self._undo: dict[int, Callable[[], Any]] = {}  # by what it is of: once each
         for module in model.modules():
             now = vars(module)
             for names in (now, *(now.get(place) for place in _CONTENTS)):
@@ -92,22 +92,22 @@ class ModelState:
             self._undo[id(value)] = undo
 
 
-def _undo(value: Any) -> Callable[[], None] | None:
+def _undo(value: Any) -> Callable[[], Any] | None:
     """What gives a thing back what it holds now; None: it holds nothing we know of."""
     if isinstance(value, Tensor):
         return _undo_tensor(value)
     if isinstance(value, (dict, set)):
         inside: Any = value.copy()
-        return lambda: (value.clear(), value.update(inside))[0]
+        return lambda: (value.clear(), value.update(inside))
     if isinstance(value, (list, deque)):
         entries = list(value)
-        return lambda: (value.clear(), value.extend(entries))[0]
+        return lambda: (value.clear(), value.extend(entries))
     if isinstance(value, np.ndarray) and value.flags.writeable:
         numbers = value.copy()
         return lambda: np.copyto(value, numbers)
     if isinstance(value, torch.Generator):
         drawn = value.get_state()
-        return lambda: (value.set_state(drawn), None)[1]
+        return lambda: value.set_state(drawn)
     if isinstance(value, np.random.Generator):
         bits, at = value.bit_generator, value.bit_generator.state
         return lambda: setattr(bits, "state", at)
