@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rightbatch.core.errors import SettingError
 
+
 @dataclass(frozen=True, slots=True)
 class Quantity:
     """A number and its unit, as people type them.

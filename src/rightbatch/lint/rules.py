@@ -219,12 +219,12 @@ def trainable(probe: Probe) -> Finding | None:
         lr = rate_in(group)
         # Zero keeps a group as it is; the first one's rate stands for all.
         if lr is None or not 0 <= lr < math.inf or (lr == 0 and number == 0):
-            which = f"param group {number}" if number else "the first param group"
+            which = f"param group {number}" if number else "first param group"
             raise JobError(
-                f"{which} has no learning rate above zero",
+                f"the {which} has no learning rate above zero",
                 seen=f"lr = {group.get('lr')}",
-                why="all rates are told and changed by the factor that the first takes",
-                fix="first a group that trains, and requires_grad_(False) on what stays",
+                why="all rates are told and changed by the factor of the first",
+                fix="a rate above zero, or requires_grad_(False) on what stays",
             )
     rate_of(probe.job)
     missing = len(parameters - held)

@@ -47,8 +47,8 @@ class ByExamples:
         self.reference = whole_number(batch_size, "batch_size")
         check_steps_alone(
             scheduler,
-            fix="call its step(metric) yourself after every evaluation: a factor on the "
-            "rate is kept when the batch changes",
+            fix="call its step(metric) yourself after every evaluation: a factor on "
+            "the rate is kept when the batch changes",
         )
         self.scheduler = scheduler
         self.examples = self.made = 0
