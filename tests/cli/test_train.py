@@ -7,23 +7,39 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from cases import rightbatch
-from launching import ENVIRONMENT, TESTS, torchrun
 from rightbatch.data.loading.ledger import Ledger
 from rightbatch.training.checkpoint import Checkpoints
 
-JOB = f"{TESTS / 'resumed_job.py'}:plain"
+HERE = Path(__file__).parents[1]  # where the jobs are
+JOB = f"{HERE / 'resumed_job.py'}:plain"
 
 
-def train(*arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    words = ("train", *arguments, "--keep-threads")
-    if ranks == 1:
-        return rightbatch(*words, cwd=TESTS)
-    return torchrun("-m", "rightbatch", *words, cwd=TESTS, ranks=ranks)
+def environment() -> dict[str, str]:
+    paths = [str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    path = os.pathsep.join(filter(None, paths))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
+def train(*arguments: str, ranks: int = 1, restarts: int = 0) -> Any:
+    start = [sys.executable, "-m", "rightbatch"]
+    if ranks > 1:
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        start += [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
+        start += ["-m", "rightbatch"]
+    command = [*start, "train", *arguments, "--keep-threads"]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+        env=environment(),
+    )
 
 
 def weights(folder: Path) -> torch.Tensor:
@@ -103,7 +119,7 @@ def test_a_killed_rank_is_survived_by_a_restart(tmp_path: Path) -> None:
     command += ["--save-every", "0.2", "--keep-threads", "--batch-size", "16"]
     process = subprocess.Popen(
         command,
-        env=ENVIRONMENT,
+        env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -132,7 +148,7 @@ def test_ctrl_c_while_training_saves_a_whole_step(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        env=ENVIRONMENT,
+        env=environment(),
     )
     trace = tmp_path / "r" / "trace.jsonl"
     for _ in range(300):

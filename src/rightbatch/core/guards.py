@@ -63,7 +63,7 @@ class ModelState:
 
     def __init__(self, model: nn.Module, also: Iterable[Tensor] = ()) -> None:
         self._names: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self._undo: dict[int, Callable[[], Any]] = {}  # by what it is of: once each
+        self._undo: dict[int, Callable[[], None]] = {}  # by what it is of: once each
         for module in model.modules():
             now = vars(module)
             for names in (now, *(now.get(place) for place in _CONTENTS)):
@@ -71,7 +71,11 @@ class ModelState:
                     self._names.append((names, names.copy()))
             for name in now.keys() - _OF_TORCH:
                 self._keep(now[name])
-            for buffer in module.buffers(recurse=False):
+            if isinstance(module, torch.jit.ScriptModule):
+                buffers = module.buffers(recurse=False)
+            else:
+                buffers = now["_buffers"].values()
+            for buffer in buffers:
                 self._keep(buffer)
         for tensor in also:
             self._keep(tensor)
@@ -92,22 +96,22 @@ class ModelState:
             self._undo[id(value)] = undo
 
 
-def _undo(value: Any) -> Callable[[], Any] | None:
+def _undo(value: Any) -> Callable[[], None] | None:
     """What gives a thing back what it holds now; None: it holds nothing we know of."""
     if isinstance(value, Tensor):
         return _undo_tensor(value)
     if isinstance(value, (dict, set)):
         inside: Any = value.copy()
-        return lambda: (value.clear(), value.update(inside))
+        return lambda: (value.clear(), value.update(inside))[0]
     if isinstance(value, (list, deque)):
         entries = list(value)
-        return lambda: (value.clear(), value.extend(entries))
+        return lambda: (value.clear(), value.extend(entries))[0]
     if isinstance(value, np.ndarray) and value.flags.writeable:
         numbers = value.copy()
         return lambda: np.copyto(value, numbers)
     if isinstance(value, torch.Generator):
         drawn = value.get_state()
-        return lambda: value.set_state(drawn)
+        return lambda: (value.set_state(drawn), None)[1]
     if isinstance(value, np.random.Generator):
         bits, at = value.bit_generator, value.bit_generator.state
         return lambda: setattr(bits, "state", at)

@@ -171,7 +171,20 @@ def slice_batch(batch: Any, start: int, stop: int, count: int) -> Any:
     """
     if (start, stop) == (0, count):
         return batch
-    return select_examples(batch, slice(start, stop), count)
+    return _selected(batch, slice(start, stop), count)
+
+
+def select_examples(batch: Any, indices: list[int], count: int) -> Any:
+    """The examples at these indices of a batch of ``count``, in this order.
+
+    Raises:
+        JobError: What belongs to which example cannot be told.
+
+    Example:
+        >>> select_examples((torch.arange(3), ["a", "b", "c"]), [2, 0], 3)
+        (tensor([2, 0]), ['c', 'a'])
+    """
+    return _selected(batch, indices, count)
 
 
 def repeat_examples(batch: Any, times: int, count: int) -> Any:
@@ -184,8 +197,7 @@ def repeat_examples(batch: Any, times: int, count: int) -> Any:
         >>> repeat_examples((torch.arange(2), ["a", "b"]), 2, 2)
         (tensor([0, 0, 1, 1]), ['a', 'a', 'b', 'b'])
     """
-    each = [i for i in range(count) for _ in range(times)]
-    return select_examples(batch, each, count)
+    return _selected(batch, [i for i in range(count) for _ in range(times)], count)
 
 
 def even_pieces(count: int, most: int) -> list[tuple[int, int]]:
@@ -201,16 +213,7 @@ def even_pieces(count: int, most: int) -> list[tuple[int, int]]:
     return list(itertools.pairwise(itertools.accumulate(sizes, initial=0)))
 
 
-def select_examples(batch: Any, index: slice | list[int], count: int) -> Any:
-    """The examples at these places of a batch of ``count``, in this order.
-
-    Raises:
-        JobError: What belongs to which example cannot be told.
-
-    Example:
-        >>> select_examples((torch.arange(3), ["a", "b", "c"]), [2, 0], 3)
-        (tensor([2, 0]), ['c', 'a'])
-    """
+def _selected(batch: Any, index: slice | list[int], count: int) -> Any:
     cut = False
 
     def one_for_each(part: Any) -> bool:
