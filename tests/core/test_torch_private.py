@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+import rightbatch as rb
 from rightbatch.core.torch_private import (
     FakeTensorMode,
     allocations,
@@ -131,17 +132,23 @@ OTHERS = [
 ]
 
 
-CERTAIN = {
-    **dict.fromkeys(MEMORY, True),
-    **dict.fromkeys(PERHAPS, False),  # tried, and told as it came
-    **dict.fromkeys(OTHERS, None),  # only sounds like memory
-}
-
-
-@pytest.mark.parametrize("text", CERTAIN)
+@pytest.mark.parametrize("text", MEMORY)
 def test_every_text_of_out_of_memory_is_known(text: str) -> None:
     memory = out_of_memory(RuntimeError(text))
-    assert (None if memory is None else memory.certain) is CERTAIN[text]
+    assert memory is not None
+    assert memory.certain
+
+
+@pytest.mark.parametrize("text", PERHAPS)
+def test_a_suspicion_is_tried_and_told_as_it_came(text: str) -> None:
+    memory = out_of_memory(RuntimeError(text))
+    assert memory is not None
+    assert not memory.certain
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_what_only_sounds_like_memory_is_something_else(text: str) -> None:
+    assert out_of_memory(RuntimeError(text)) is None
 
 
 @pytest.mark.parametrize(
@@ -193,6 +200,16 @@ def test_what_happened_while_memory_was_handled_is_not_certain() -> None:
     assert not found.certain
     later.__suppress_context__ = True  # raise ... from None
     assert out_of_memory(later) is None
+
+
+def test_a_group_is_memory_where_all_of_it_is() -> None:
+    both = ExceptionGroup("of two ranks", [NO_MEMORY, MemoryError()])
+    mixed = ExceptionGroup("of two ranks", [ValueError("no"), both])
+    other = ExceptionGroup("out of memory", [ValueError("no"), KeyError("a")])
+    wrapped = rb.JobError("the loss raised ExceptionGroup")
+    wrapped.__cause__ = both
+    told = [out_of_memory(error) for error in (both, wrapped, mixed, other)]
+    assert [None if m is None else m.certain for m in told] == [True, True, False, None]
 
 
 def test_errors_of_tracing_and_of_other_processes_are_known() -> None:

@@ -65,6 +65,11 @@ class Particular(Exception):
         super().__init__(f"example {example}\n{reason}")
 
 
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
 def reads(error: Exception) -> None:
     try:
         {}["x"]
@@ -81,6 +86,7 @@ def reads(error: Exception) -> None:
         (UnicodeDecodeError("utf-8", b"x", 0, 1, "odd"), "can't decode"),
         (FileNotFoundError(2, "No such file", "a.png"), "a.png"),
         (ValueError(""), "ValueError"),
+        (Mute(), "str() failed"),
     ],
 )
 def test_what_a_data_worker_raised_is_told_as_if_it_were_here(

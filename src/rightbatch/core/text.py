@@ -17,6 +17,14 @@ def described(what: str, *, seen: str = "", why: str = "", fix: str = "") -> str
     )
 
 
+def message(error: BaseException) -> str:
+    """What an error says, also where a method ``__str__`` of its own raises."""
+    try:
+        return str(error)
+    except Exception:
+        return " ".join(a for a in error.args if isinstance(a, str))
+
+
 def first_line(error: BaseException, width: int = 300) -> str:
     """The first line of an error's message, cut at ``width``; its type if it has none.
 
@@ -24,5 +32,5 @@ def first_line(error: BaseException, width: int = 300) -> str:
         >>> first_line(ValueError("no such column: age"))
         'no such column: age'
     """
-    lines = str(error).strip().splitlines()
+    lines = message(error).strip().splitlines()
     return lines[0][:width] if lines else type(error).__name__

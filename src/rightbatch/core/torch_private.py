@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import tree_iter as tree_iter
 from torch.utils._pytree import tree_map as tree_map
 
-from rightbatch.core.text import first_line
+from rightbatch.core.text import first_line, message
 
 # Every kind of batch normalisation, of those that may keep running statistics (instance
 # normalisation too), and of dropout, is one of these.
@@ -206,7 +206,7 @@ def is_lost_connection(error: BaseException) -> bool:
     lost = (
         r"connection (closed|reset|refused)|broken pipe|connectFullMesh|remote process"
     )
-    return re.search(lost, str(error), re.IGNORECASE) is not None
+    return re.search(lost, message(error), re.IGNORECASE) is not None
 
 
 def looks_into_tensors(text: str) -> bool:
@@ -266,8 +266,9 @@ class OutOfMemory:
 def out_of_memory(error: BaseException) -> OutOfMemory | None:
     """How memory ran out, or None if the exception is something else.
 
-    Also sees it behind an exception that was raised ``from`` it. Of one that was raised
-    while it was handled nobody knows whether memory is to blame: that is not certain.
+    Also sees it behind an exception that was raised ``from`` it, and in a group. Of one
+    that was raised while it was handled, or of a group that holds others too, nobody
+    knows whether memory is to blame: that is not certain.
 
     Example:
         >>> out_of_memory(RuntimeError("MPS backend out of memory (allocated …)"))
@@ -277,21 +278,35 @@ def out_of_memory(error: BaseException) -> OutOfMemory | None:
     """
     looked_at: set[int] = set()  # a chain may lead back to where it began
     certain, current = True, error
-    while current is not None and id(current) not in looked_at:
+    while id(current) not in looked_at:
         looked_at.add(id(current))
-        if (memory := _by_text(current)) is not None:
+        memory = _in_group(current) or _by_text(current)
+        if memory is not None:
             return OutOfMemory(certain and memory.certain, memory.text)
         behind = current.__cause__
         if behind is None and not current.__suppress_context__:
             behind, certain = current.__context__, False
+        if behind is None:
+            return None
         current = behind
     return None
+
+
+def _in_group(error: BaseException) -> OutOfMemory | None:
+    if not isinstance(error, BaseExceptionGroup):
+        return None
+    members = [out_of_memory(member) for member in error.exceptions]
+    known = [memory for memory in members if memory is not None]
+    if not known:
+        return None
+    certain = len(known) == len(members) and all(memory.certain for memory in known)
+    return OutOfMemory(certain, known[0].text)
 
 
 def _by_text(error: BaseException) -> OutOfMemory | None:
     """What an exception says itself."""
     enforced = r"^\[enforce fail at [^\]]*\] (err == 0\. )?"
-    first, text = re.sub(enforced, "", first_line(error)), str(error).lower()
+    first, text = re.sub(enforced, "", first_line(error)), message(error).lower()
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return OutOfMemory(True, first)
     if re.search(_NOT_MEMORY, text):

@@ -6,10 +6,11 @@ import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from rightbatch.core.errors import JobError, RightbatchError
-from rightbatch.core.text import first_line
+from rightbatch.core.text import first_line, message
 
 _PACKAGE = Path(__file__).parents[1]
 _BUILT_IN = _PACKAGE / "job" / "built_in"
@@ -49,25 +50,37 @@ def user_code(what: str, *, imported: bool = False) -> Iterator[None]:
                 "run the file with python first; guard training with "
                 'if __name__ == "__main__"'
             )
-        kind, text, line, notes = _raised(error)
-        told = [text, f"at {line}", *notes[:_NOTES]]
+        raised = _raised(error)
+        told = [raised.text, f"at {raised.line}", *raised.notes[:_NOTES]]
         raise JobError(
-            f"{what} raised {kind}", seen="\n        ".join(told), fix=fix
+            f"{what} raised {raised.kind}", seen="\n        ".join(told), fix=fix
         ) from error
 
 
-def _raised(error: BaseException) -> tuple[str, str, str, list[str]]:
+@dataclass(frozen=True, slots=True)
+class _Raised:
     """What was raised, here or in a data worker.
 
-    Returns:
-        Its type, the first line of its message, the user's own line, and the notes that
-        were added to it on its way.
+    Attributes:
+        kind: Name of its type.
+        text: The first line of its message.
+        line: The user's own line, as ``file:line: code``.
+        notes: Added to it on its way.
     """
-    text = str(error)
+
+    kind: str
+    text: str
+    line: str
+    notes: tuple[str, ...]
+
+
+def _raised(error: BaseException) -> _Raised:
+    text = message(error)
     elsewhere = _ELSEWHERE.search(text)
     if elsewhere is None:
-        notes = getattr(error, "__notes__", [])
-        return type(error).__name__, first_line(error), user_line(error), notes
+        notes = tuple(getattr(error, "__notes__", ()))
+        kind = type(error).__name__
+        return _Raised(kind, first_line(error), user_line(error), notes)
     # Of a chain of exceptions the last is the one that was caught.
     last = text.rpartition("Traceback (most recent call last):\n")[2]
     frames = [
@@ -76,7 +89,7 @@ def _raised(error: BaseException) -> tuple[str, str, str, list[str]]:
     lines = [x for x in _FRAME.sub("", last).splitlines() if x.strip(" ~^")]
     kind, _, text = (lines or [""])[0].partition(": ")
     kind = kind.rpartition(".")[2] or elsewhere[1]
-    return kind, text or kind, _deepest(frames), lines[1:]
+    return _Raised(kind, text or kind, _deepest(frames), tuple(lines[1:]))
 
 
 def where_made(data: object) -> str:
