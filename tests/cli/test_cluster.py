@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,11 @@ import pytest
 
 import rightbatch as rb
 from cases import Truth, made_up, raced, rightbatch
-from memory_jobs import ENVIRONMENT
+from launching import torchrun
 from rightbatch.cli.cluster import cluster_lines, fleet_of, parse_devices
 from rightbatch.cluster.devices import Fleet, plan_cluster
 from rightbatch.cluster.network import ASSUMED
-from rightbatch.core.units import parse_bandwidth
+from rightbatch.core.units import BANDWIDTH
 from rightbatch.measure.measurements import Measurements
 from rightbatch.memory.points import MemoryPoint
 
@@ -26,14 +25,14 @@ from rightbatch.memory.points import MemoryPoint
 def test_words_for_devices_and_links() -> None:
     assert parse_devices("1..8,12") == [1, 2, 4, 8, 12]
     assert parse_devices("3..20") == [3, 6, 12, 20]
-    assert parse_bandwidth("400Gb/s") == 50e9
-    assert parse_bandwidth("50GB/s") == 50e9
+    assert BANDWIDTH.parse("400Gb/s") == 50e9
+    assert BANDWIDTH.parse("50GB/s") == 50e9
     for wrong in ("0..4", "8..2", "x", "", "1..99999999"):
         with pytest.raises(rb.SettingError):
             parse_devices(wrong)
     for wrong in ("400", "400Gbps", "-1Gb/s", "..Gb/s"):
         with pytest.raises(rb.SettingError):
-            parse_bandwidth(wrong)
+            BANDWIDTH.parse(wrong)
 
 
 def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -79,18 +78,8 @@ def test_the_command_from_a_run_folder(tmp_path: Path) -> None:
 
 def test_the_network_is_measured_under_torchrun(tmp_path: Path) -> None:
     made_up().save(tmp_path / "measurements.json")
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [
-            *(*run, "--nproc-per-node=2", "-m", "rightbatch", "cluster"),
-            *(str(tmp_path), "--measure", "--devices", "1..8"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=ENVIRONMENT,
-        timeout=120,
-    )
+    words = ("cluster", ".", "--measure", "--devices", "1..8")
+    done = torchrun("-m", "rightbatch", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "measured over 2 processes" in done.stdout
     assert done.stdout.count("%") >= 4  # a row for 1, 2, 4 and 8 devices

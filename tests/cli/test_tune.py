@@ -1,7 +1,6 @@
 """The command `tune`: its answer, its files, bad jobs, Ctrl-C."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import torch
 
 import rightbatch as rb
 from cases import rightbatch
+from launching import environment
 from rightbatch.plan.decide import decide
 from watched_loops import watch
 
@@ -186,7 +186,7 @@ def test_ctrl_c_keeps_what_was_measured(lines: int, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment(),
     )
     assert process.stdout is not None
     for _ in range(lines):

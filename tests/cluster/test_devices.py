@@ -143,14 +143,6 @@ def test_a_small_data_set_ends_the_table() -> None:
         plan_cluster(fleet(), [])
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 3000), st.integers(1, 200))
-def test_world_sizes_divide_the_batch(batch: int, devices: int) -> None:
-    assert world_sizes(batch, devices) == [
-        n for n in range(1, min(devices, batch) + 1) if batch % n == 0
-    ]
-
-
 def test_an_elastic_batch_is_near_and_has_more_divisors() -> None:
     f = fleet()
     row = plan_cluster(f, [16]).best

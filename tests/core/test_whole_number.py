@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import rightbatch as rb
+from cases import regression_job
 from rightbatch.core.whole_number import whole_number
 from rightbatch.training.settings import Settings
 
@@ -49,14 +50,7 @@ def loss(model: torch.nn.Module, batch: Any) -> torch.Tensor:
 
 
 def job(**fields: Any) -> rb.Job:
-    return rb.Job(
-        model=lambda: torch.nn.Linear(3, 1),
-        loss=loss,
-        data=DATA,
-        optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
-        batch_size=SIXTEEN,
-        **fields,
-    )
+    return dataclasses.replace(regression_job(batch_size=SIXTEEN), **fields)
 
 
 TAKERS: dict[str, Callable[[], Any]] = {

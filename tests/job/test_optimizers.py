@@ -8,43 +8,40 @@ import pytest
 import torch
 from torch import nn
 
+from made_optimizers import of_class
 from rightbatch.job.optimizers import Kind, kinds_of
 from rightbatch.job.several_optimizers import as_one
 
 
-def made(name: str, base: Any = torch.optim.Optimizer, **group: Any) -> Any:
-    """An optimizer of a class of this name, with these numbers in its param group."""
-    kind = type(name, (base,), {})
-    parameters = [nn.Parameter(torch.zeros(2, 2))]
-    return (
-        kind(parameters, group) if base is torch.optim.Optimizer else kind(parameters)
-    )
+def derived(name: str, base: Any) -> torch.optim.Optimizer:
+    """An optimizer of a class of this name, derived from one of torch's."""
+    return type(name, (base,), {})([nn.Parameter(torch.zeros(2, 2))])
 
 
-BETAS = {"lr": 0.1, "betas": (0.9, 0.99), "weight_decay": 0.1}
+BETAS = {"betas": (0.9, 0.99), "weight_decay": 0.1}
 
 
 @pytest.mark.parametrize(
     ("optimizer", "family", "decoupled"),
     [
-        (made("SGD", torch.optim.SGD), "sgd", False),
-        (made("Mine", torch.optim.SGD), "sgd", False),
-        (made("A", torch.optim.Adam), "adam", False),
-        (made("A", torch.optim.AdamW), "adam", True),
-        (made("A", torch.optim.NAdam), "adam", False),
-        (made("R", torch.optim.RMSprop), "adam", False),
-        (made("M", torch.optim.Muon), "muon", True),
-        (made("F", torch.optim.Adafactor), "adafactor", True),
-        (made("D", torch.optim.Adadelta), "other", False),
-        (made("Lion", **BETAS), "lion", True),
-        (made("Lion", torch.optim.Adam), "lion", True),  # the nearest name decides
-        (made("SOAP", **BETAS), "shampoo", True),
-        (made("DistributedShampoo", **BETAS), "shampoo", False),
-        (made("Shampoo", weight_decouple=True, **BETAS), "shampoo", True),
-        (made("AdamW8bit", **BETAS), "adam", True),
-        (made("MuonWithAuxAdam", use_muon=True, **BETAS), "muon", True),
-        (made("MuonWithAuxAdam", use_muon=False, **BETAS), "adam", True),
-        (made("Tiger", **BETAS), "other", False),  # betas alone are no Adam
+        (derived("SGD", torch.optim.SGD), "sgd", False),
+        (derived("Mine", torch.optim.SGD), "sgd", False),
+        (derived("A", torch.optim.Adam), "adam", False),
+        (derived("A", torch.optim.AdamW), "adam", True),
+        (derived("A", torch.optim.NAdam), "adam", False),
+        (derived("R", torch.optim.RMSprop), "adam", False),
+        (derived("M", torch.optim.Muon), "muon", True),
+        (derived("F", torch.optim.Adafactor), "adafactor", True),
+        (derived("D", torch.optim.Adadelta), "other", False),
+        (of_class("Lion", **BETAS), "lion", True),
+        (derived("Lion", torch.optim.Adam), "lion", True),  # the nearest name decides
+        (of_class("SOAP", **BETAS), "shampoo", True),
+        (of_class("DistributedShampoo", **BETAS), "shampoo", False),
+        (of_class("Shampoo", weight_decouple=True, **BETAS), "shampoo", True),
+        (of_class("AdamW8bit", **BETAS), "adam", True),
+        (of_class("MuonWithAuxAdam", use_muon=True, **BETAS), "muon", True),
+        (of_class("MuonWithAuxAdam", use_muon=False, **BETAS), "adam", True),
+        (of_class("Tiger", **BETAS), "other", False),  # betas alone are no Adam
     ],
 )
 def test_families(optimizer: Any, family: str, decoupled: bool) -> None:
@@ -66,7 +63,7 @@ class Wrapper(torch.optim.Optimizer):
 def test_by_group_of_several_and_inside_of_wrappers() -> None:
     one, other = (nn.Parameter(torch.zeros(2, 2)) for _ in range(2))
     groups = [{"params": [one]}, {"params": [other], "decoupled_weight_decay": True}]
-    both = as_one([Wrapper(torch.optim.RAdam(groups)), made("M", torch.optim.Muon)])
+    both = as_one([Wrapper(torch.optim.RAdam(groups)), derived("M", torch.optim.Muon)])
     assert kinds_of(both) == [
         Kind("adam", False, "RAdam"),
         Kind("adam", True, "RAdam"),

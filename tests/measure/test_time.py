@@ -142,6 +142,11 @@ def test_a_size_that_fails_is_named() -> None:
     assert "batch 32 fails" in notes[0]
 
 
+def alone(model: Any, batch: Any) -> Any:
+    """The loss of a data set without targets."""
+    return model(batch).square().mean()
+
+
 class Broken:
     """A data set with one example that cannot be read, once so many were."""
 
@@ -161,11 +166,7 @@ class Broken:
 @pytest.mark.parametrize("after", [20, 40, 45, 60, 100, 300])
 def test_data_that_fail_are_the_jobs_fault(after: int) -> None:
     """In every pass over a batch, timed or not."""
-
-    def loss(model: Any, batch: Any) -> Any:
-        return model(batch).square().mean()
-
-    run = RunState.start(regression_job(data=Broken(after), loss=loss))
+    run = RunState.start(regression_job(data=Broken(after), loss=alone))
     with pytest.raises(rb.JobError) as failed:
         measure_times(run, budget_s=5.0)
     assert failed.value.what == "reading the data raised ValueError"
@@ -188,17 +189,11 @@ class Slow:
 
     def __getitem__(self, i: int) -> torch.Tensor:
         time.sleep(2e-4)
-        return torch.full((3,), float(i))
+        return torch.full((5,), float(i))
 
 
 def test_waiting_for_data_is_no_busy_machine() -> None:
-    job = rb.Job(
-        model=lambda: torch.nn.Linear(3, 1),
-        loss=lambda model, batch: model(batch).square().mean(),
-        data=Slow(),
-        optimizer=lambda params: torch.optim.SGD(params, lr=0.01),
-        batch_size=8,
-    )
+    job = regression_job(data=Slow(), loss=alone, batch_size=8)
     points, contention, _ = measure_times(RunState.start(job), budget_s=1.0)
     if contention.stalled is None:
         pytest.skip("the kernel keeps no account of waiting here")

@@ -8,10 +8,7 @@ import pytest
 import torch
 
 import rightbatch as rb
-
-
-def sgd(lr: float = 0.1, **more: Any) -> torch.optim.SGD:
-    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=lr, **more)
+from made_optimizers import sgd
 
 
 def test_a_scheduler_made_to_count_examples_ends_at_the_same_example() -> None:

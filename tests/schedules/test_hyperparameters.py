@@ -11,10 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rightbatch as rb
-
-
-def sgd(lr: float = 0.1, **more: Any) -> torch.optim.SGD:
-    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=lr, **more)
+from made_optimizers import of_class, sgd
 
 
 @settings(deadline=None)
@@ -260,8 +257,7 @@ def test_a_refused_move_keeps_what_others_have_changed_once() -> None:
 
 
 def test_an_unknown_optimizer_is_told_once_and_a_missing_rate_refused() -> None:
-    kind: Any = type("Tiger", (torch.optim.Optimizer,), {})
-    tiger = kind([torch.nn.Parameter(torch.zeros(3))], {"lr": 0.1, "betas": (0.9, 0.9)})
+    tiger = of_class("Tiger", betas=(0.9, 0.9))
     numbers = rb.schedules.Hyperparameters(tiger, 64)
     with pytest.warns(UserWarning, match="Tiger.*not known"):
         numbers.move(128)

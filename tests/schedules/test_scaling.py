@@ -10,10 +10,7 @@ import pytest
 import torch
 
 import rightbatch as rb
-
-
-def sgd() -> torch.optim.SGD:
-    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(3))], lr=0.1)
+from made_optimizers import of_class, of_torch, sgd
 
 
 @pytest.mark.parametrize(
@@ -27,25 +24,13 @@ def sgd() -> torch.optim.SGD:
     ],
 )
 def test_rules(rule: Any, more: dict[str, float], expected: float) -> None:
-    optimizer = sgd()
     scaling = rb.scale_hyperparameters(
-        optimizer, batch_from=64, batch_to=256, rule=rule, **more
+        sgd(), batch_from=64, batch_to=256, rule=rule, **more
     )
     assert scaling.lr == pytest.approx(expected)
     assert scaling.ema == (1.0 if rule == "none" else 4.0)
     with pytest.raises(rb.SettingError, match="belong together"):
         rb.scale_hyperparameters(sgd(), batch_from=1, batch_to=2, exponent=0.5)
-
-
-def custom(name: str, **numbers: Any) -> torch.optim.Optimizer:
-    """An optimizer of a class of this name."""
-    kind: Any = type(name, (torch.optim.Optimizer,), {})
-    return kind([torch.nn.Parameter(torch.zeros(2, 2))], {"lr": 0.1, **numbers})
-
-
-def of_torch(name: str, **numbers: Any) -> torch.optim.Optimizer:
-    kind: Any = getattr(torch.optim, name)
-    return kind([torch.nn.Parameter(torch.zeros(2, 2))], lr=0.1, **numbers)
 
 
 DECAY = {"weight_decay": 0.1}
@@ -61,13 +46,13 @@ MOMENTS = {"betas": (0.9, 0.98**4), "eps": 5e-9}
         (of_torch("AdamW", betas=(0.9, 0.98), **DECAY), "adam-sqrt", TWICE | MOMENTS),
         (of_torch("Muon", **DECAY), "sqrt", TWICE | {"eps": 1e-7, "momentum": 0.95}),
         (of_torch("Adafactor", **DECAY), "sqrt", TWICE | {"eps": (None, 1e-3)}),
-        (custom("Lion", betas=(0.9, 0.99), **DECAY), "sqrt", TWICE),
+        (of_class("Lion", betas=(0.9, 0.99), **DECAY), "sqrt", TWICE),
         (
-            custom("SOAP", betas=(0.9, 0.98), eps=1e-8, shampoo_beta=-1, **DECAY),
+            of_class("SOAP", betas=(0.9, 0.98), eps=1e-8, shampoo_beta=-1, **DECAY),
             "adam-sqrt",
             TWICE | MOMENTS | {"shampoo_beta": -1},
         ),
-        (custom("Shampoo", momentum=0.9, **DECAY), "adam-sqrt", {"lr": 0.2} | DECAY),
+        (of_class("Shampoo", momentum=0.9, **DECAY), "adam-sqrt", {"lr": 0.2} | DECAY),
     ],
 )
 def test_each_family_has_a_rule_of_its_own(
@@ -95,8 +80,8 @@ def test_updates_of_their_own_size_are_flat_above_the_noise_scale(name: str) -> 
 @pytest.mark.parametrize(
     "optimizer",
     [
-        custom("Tiger", betas=(0.9, 0.99), eps=1e-8, **DECAY),
-        custom("Prodigy", betas=(0.9, 0.999), beta3=None, **DECAY),
+        of_class("Tiger", betas=(0.9, 0.99), eps=1e-8, **DECAY),
+        of_class("Prodigy", betas=(0.9, 0.999), beta3=None, **DECAY),
         of_torch("Adadelta", **DECAY),
         of_torch("Rprop"),
     ],
@@ -117,7 +102,7 @@ def test_nothing_of_an_unknown_one_follows_and_that_is_told(
 
 
 def test_who_knows_better_asks_for_a_rule_by_name() -> None:
-    unknown = custom("AdamLike", betas=(0.9, 0.98), eps=1e-8)
+    unknown = of_class("AdamLike", betas=(0.9, 0.98), eps=1e-8)
     rb.scale_hyperparameters(unknown, batch_from=16, batch_to=64, rule="adam-sqrt")
     assert unknown.param_groups[0]["betas"] == pytest.approx((0.9, 0.98**4))
     assert unknown.param_groups[0]["eps"] == pytest.approx(5e-9)
@@ -136,7 +121,7 @@ def test_several_optimizers_follow_each_by_its_own_rule() -> None:
     assert one.param_groups[0]["lr"] == pytest.approx(0.1 * 2.5)
     assert other.param_groups[0]["lr"] == pytest.approx(0.1 * math.sqrt(2.5))
     assert other.param_groups[0]["weight_decay"] == pytest.approx(0.4 / math.sqrt(2.5))
-    unknown, known = custom("Tiger"), of_torch("AdamW")
+    unknown, known = of_class("Tiger"), of_torch("AdamW")
     with pytest.warns(UserWarning, match="Tiger"):
         rb.scale_hyperparameters(
             [unknown, known], batch_from=16, batch_to=64, noise_scale=64.0
@@ -145,16 +130,16 @@ def test_several_optimizers_follow_each_by_its_own_rule() -> None:
     assert known.param_groups[0]["lr"] == pytest.approx(0.1 * math.sqrt(2.5))
 
 
-class WithoutRate(torch.optim.Optimizer):
-    """Has no learning rate, not even by name."""
+def without_rate() -> torch.optim.Optimizer:
+    """It has no learning rate, not even by name."""
+    optimizer = of_class("Powered")
+    del optimizer.param_groups[0]["lr"]
+    return optimizer
 
-    def __init__(self, params: Any) -> None:
-        super().__init__(params, {"power": 2})
 
-
-@pytest.mark.parametrize("make", [WithoutRate, lambda p: custom("Adafactor", lr=None)])
+@pytest.mark.parametrize("make", [without_rate, lambda: of_class("F", lr=None)])
 def test_no_rate_to_scale_is_told(make: Any) -> None:
-    optimizer = make([torch.nn.Parameter(torch.zeros(3))])
+    optimizer = make()
     with pytest.raises(rb.SettingError, match="no learning rate to change") as told:
         rb.scale_hyperparameters(optimizer, batch_from=16, batch_to=64)
     assert type(optimizer).__name__ in told.value.seen

@@ -78,15 +78,15 @@ def keeping(folder: Path | None, as_json: bool) -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RightbatchError) as error:
         if folder is not None:
-            _drop_if_empty(folder)
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # if it is empty
+        if isinstance(error, RightbatchError):
+            raise
+        if folder is not None:
             click.echo("\n" + _kept(folder), err=as_json)
         raise click.exceptions.Exit(INTERRUPTED) from None
-    except RightbatchError:
-        if folder is not None:
-            _drop_if_empty(folder)
-        raise
 
 
 def _kept(folder: Path) -> str:
@@ -99,11 +99,6 @@ def _kept(folder: Path) -> str:
     if (folder / MEASUREMENTS).exists():
         text += f"\n next   rightbatch plan {shlex.quote(str(folder))}"
     return text
-
-
-def _drop_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 def finish(

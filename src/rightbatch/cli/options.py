@@ -10,21 +10,16 @@ from typing import Any
 
 import click
 
+from rightbatch.core import units
 from rightbatch.core.errors import SettingError
-from rightbatch.core.units import (
-    parse_bandwidth,
-    parse_bytes,
-    parse_latency,
-    parse_seconds,
-)
 from rightbatch.plan.objectives import objective_named
 
 
 class _Parsed(click.ParamType[float]):
     """A value with a unit, as `rightbatch.core.units` reads it."""
 
-    def __init__(self, name: str, parse: Callable[[str], float]) -> None:
-        self.name, self.parse = name, parse
+    def __init__(self, name: str, quantity: units.Quantity) -> None:
+        self.name, self.quantity = name, quantity
 
     def convert(
         self,
@@ -36,15 +31,15 @@ class _Parsed(click.ParamType[float]):
         if isinstance(value, float):
             return value
         try:
-            return self.parse(value)
+            return self.quantity.parse(value)
         except SettingError as error:
             self.fail(f"{error.what} (such as {error.fix})", param, ctx)
 
 
-DURATION = _Parsed("duration", parse_seconds)
-MEMORY = _Parsed("memory", parse_bytes)
-BANDWIDTH = _Parsed("bandwidth", parse_bandwidth)
-LATENCY = _Parsed("latency", parse_latency)
+DURATION = _Parsed("duration", units.DURATION)
+MEMORY = _Parsed("memory", units.MEMORY)
+BANDWIDTH = _Parsed("bandwidth", units.BANDWIDTH)
+LATENCY = _Parsed("latency", units.LATENCY)
 PATH: click.Path = click.Path(path_type=Path)
 
 

@@ -251,7 +251,8 @@ def plan_cluster(fleet: Fleet, devices: Sequence[int]) -> Cluster:
         raise SettingError(
             "devices are counted from 1", seen=f"{list(devices)}", fix="--devices 1..64"
         )
-    splits = _best_splits(fleet, wanted)
+    best = map(fleet.best_split, wanted)
+    splits = [split for split in best if split is not None]  # examples enough
     if not splits:
         least = fleet.micro_batches[0]
         raise SettingError(
@@ -302,12 +303,6 @@ def elastic_batch(fleet: Fleet, row: Row, devices: int) -> tuple[int, list[int]]
     tried = {row.batch_size, *range(-(-low // step) * step, high + 1, step)}
     best = max(tried, key=worth)
     return best, sizes(best)
-
-
-def _best_splits(fleet: Fleet, devices: Sequence[int]) -> list[Split]:
-    """Of every number of devices for which there are examples enough."""
-    splits = [fleet.best_split(n) for n in devices]
-    return [split for split in splits if split is not None]
 
 
 def _row(fleet: Fleet, split: Split, fewest: Split) -> Row:

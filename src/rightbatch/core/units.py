@@ -4,8 +4,46 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from rightbatch.core.errors import SettingError
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A number and its unit, as people type them.
+
+    Attributes:
+        name: Such as ``"a duration"``.
+        forms: How it may be typed, for who typed something else.
+        units: What one of each is worth.
+        cased: Whether a unit's capital letters mean something.
+
+    Example:
+        >>> DURATION.parse("2h"), MEMORY.parse("1KiB"), BANDWIDTH.parse("400Gb/s")
+        (7200.0, 1024.0, 50000000000.0)
+    """
+
+    name: str
+    forms: str
+    units: Mapping[str, float]
+    cased: bool = False
+
+    def parse(self, text: str) -> float:
+        """The number in seconds, bytes, or bytes per second.
+
+        Raises:
+            SettingError: It is none, has another unit, or is not positive.
+        """
+        typed = text if self.cased else text.lower()
+        match = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?)\s*([a-zA-Z/]*)\s*", typed)
+        if match is not None and match[2] in self.units:
+            value = float(match[1]) * self.units[match[2]]
+            if 0 < value < math.inf:
+                return value
+        raise SettingError(f"{text!r} is not {self.name}", fix=self.forms)
+
 
 SECONDS = {
     "us": 1e-6,
@@ -21,74 +59,18 @@ BYTES = {
     **{f"{prefix}b": 1e3**i for i, prefix in enumerate("kmgt", start=1)},
     **{f"{prefix}ib": 1024.0**i for i, prefix in enumerate("kmgt", start=1)},
 }
-# A small b is a bit, a large one a byte: here alone letters are told apart.
+# A small b is a bit, a large one a byte.
 BYTES_PER_SECOND = {
     f"{prefix}{letter}/s": 1e3**i / bits
     for i, prefix in enumerate("kMGT", start=1)
     for letter, bits in (("b", 8), ("B", 1))
 }
-
-
-def parse_seconds(text: str) -> float:
-    """Seconds from ``"90"``, ``"2h"`` or ``"1.5min"``.
-
-    Raises:
-        SettingError: It is none of these, or not positive.
-
-    Example:
-        >>> parse_seconds("2h")
-        7200.0
-    """
-    return _parse(text.lower(), {"": 1.0, **SECONDS}, "a duration", "90, 30s, 2h")
-
-
-def parse_bytes(text: str) -> float:
-    """Bytes from ``"16GiB"`` or ``"500MB"``; the unit is required.
-
-    Raises:
-        SettingError: It is neither, or not positive.
-
-    Example:
-        >>> parse_bytes("1KiB")
-        1024.0
-    """
-    return _parse(text.lower(), BYTES, "an amount of memory", "16GiB, 500MB")
-
-
-def parse_latency(text: str) -> float:
-    """Seconds from ``"20us"`` or ``"0.1ms"``; the unit is required.
-
-    Raises:
-        SettingError: It is neither, or not positive.
-
-    Example:
-        >>> round(1e6 * parse_latency("20us"))
-        20
-    """
-    return _parse(text.lower(), SECONDS, "a latency", "20us, 0.1ms")
-
-
-def parse_bandwidth(text: str) -> float:
-    """Bytes per second from ``"400Gb/s"`` (bits) or ``"50GB/s"`` (bytes).
-
-    Raises:
-        SettingError: It is neither, or not positive.
-
-    Example:
-        >>> parse_bandwidth("400Gb/s")
-        50000000000.0
-    """
-    forms = "400Gb/s (bits), 50GB/s (bytes)"
-    return _parse(text, BYTES_PER_SECOND, "a bandwidth", forms)
-
-
-def _parse(text: str, units: dict[str, float], what: str, forms: str) -> float:
-    match = re.fullmatch(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?)\s*([a-zA-Z/]*)\s*", text)
-    if match is not None and match[2] in units:
-        value = float(match[1]) * units[match[2]]
-        if 0 < value < math.inf:
-            return value
-    raise SettingError(f"{text!r} is not {what}", fix=forms)
+DURATION = Quantity("a duration", "90, 30s, 2h", {"": 1.0, **SECONDS})
+LATENCY = Quantity("a latency", "20us, 0.1ms", SECONDS)
+MEMORY = Quantity("an amount of memory", "16GiB, 500MB", BYTES)
+BANDWIDTH = Quantity(
+    "a bandwidth", "400Gb/s (bits), 50GB/s (bytes)", BYTES_PER_SECOND, cased=True
+)
 
 
 def show_seconds(seconds: float) -> str:

@@ -126,24 +126,18 @@ class Job:
                 seen=f"target={self.target}, evaluate=None",
                 fix="Job(..., evaluate=lambda model: validation_loss(model))",
             )
-        for role in ("loss", "optimizer"):
-            if not callable(getattr(self, role)):
-                raise SettingError(
-                    f"{role} must be a function",
-                    seen=f"{role}={getattr(self, role)!r:.60}",
-                    fix=FUNCTION_FORMS[role],
-                )
-        if self.collate is not None and isinstance(self.data, tuple):
-            raise SettingError(
-                "collate has no effect on a tuple of tensors",
-                seen="data is a tuple of tensors, collate is given",
-                fix="leave collate out, or pass a dataset",
-            )
         _check_data(self.data)
+        for role in ("collate", "num_workers"):
+            if getattr(self, role) and isinstance(self.data, tuple):
+                raise SettingError(
+                    f"{role} has no effect on a tuple of tensors",
+                    seen=f"data is a tuple of tensors, {role} is given",
+                    fix=f"leave {role} out, or pass a dataset",
+                )
         self._check_recipe()
 
     def _check_plain_values(self) -> None:
-        """Refuse a seed, a target, a name or a device of the wrong kind."""
+        """Refuse a seed, a target, a name, a function or a device of the wrong kind."""
         if self.seed > SEEDS:
             raise SettingError(
                 "seed is larger than a generator takes",
@@ -159,11 +153,13 @@ class Job:
                     seen=f"{role}={getattr(self, role)!r:.60}",
                     fix=f"{role}={str(getattr(self, role))!r:.60}",
                 )
-        for role in ("evaluate", "collate"):
-            value = getattr(self, role)
-            if value is not None and not callable(value):
+        for role in ("loss", "optimizer", "evaluate", "collate"):
+            value, needed = getattr(self, role), role in FUNCTION_FORMS
+            if not callable(value) and (needed or value is not None):
                 raise SettingError(
-                    f"{role} must be a function", seen=f"{role}={value!r:.60}"
+                    f"{role} must be a function",
+                    seen=f"{role}={value!r:.60}",
+                    fix=FUNCTION_FORMS.get(role, ""),
                 )
         try:
             torch.device("cpu" if self.device is None else self.device)
@@ -175,7 +171,7 @@ class Job:
             ) from error
 
     def _check_recipe(self) -> None:
-        """Refuse a schedule, a length or a reading of the data that cannot work."""
+        """Refuse a schedule, a clipping or a length that cannot work."""
         rate = self.rate
         if rate is not None and not isinstance(rate, str) and not callable(rate):
             raise SettingError(
@@ -187,12 +183,6 @@ class Job:
         if self.clip_norm is not None:
             real_number(self.clip_norm, "clip_norm", positive=True)
         run_length(self.length, self.examples, self.epochs)
-        if self.num_workers and isinstance(self.data, tuple):
-            raise SettingError(
-                "num_workers has no effect on a tuple of tensors",
-                seen=f"data is a tuple of tensors, num_workers={self.num_workers}",
-                fix="leave num_workers out, or pass a dataset",
-            )
 
     @property
     def run_examples(self) -> float | None:
@@ -285,12 +275,10 @@ class Job:
 
     def batch(self, indices: Tensor | Sequence[int], device: torch.device) -> Any:
         """The examples at ``indices``, collated and on ``device``."""
-        if isinstance(self.data, tuple):
-            index = torch.as_tensor(indices)
-            batch: Any = tuple(t[index.to(t.device)] for t in self.data)
-        else:
+        if not isinstance(self.data, tuple):
             return self.collated(self.read(indices), device)
-        return to_device(batch, device)
+        index = torch.as_tensor(indices)
+        return to_device(tuple(t[index.to(t.device)] for t in self.data), device)
 
     def read(self, indices: Tensor | Sequence[int]) -> list[Any]:
         """The examples of a data set at ``indices``, as it gives them.

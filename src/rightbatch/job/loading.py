@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import os
 import re
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,12 +64,13 @@ def look_up(text: str) -> JobAddress:
     if not where or "/" in name or name.endswith(".py"):
         where, name = text, DEFAULT_NAME
     path = Path(where)
-    if _is(path.is_file):
+    # Unlike Path's own, these say no to what can be no name of a file.
+    if os.path.isfile(path):
         about = f"{path.name}:{name}"
         text = f"{path}:{name}"
         return JobAddress(text=text, kind="file", where=where, name=name, about=about)
-    if where.endswith(".py") or _is(path.exists):
-        there = _is(path.parent.is_dir)
+    if where.endswith(".py") or os.path.exists(path):
+        there = os.path.isdir(path.parent)
         files = [p.name for p in path.parent.glob("*.py")] if there else []
         near = difflib.get_close_matches(path.name, files, n=1)
         raise SettingError(
@@ -84,14 +85,6 @@ def look_up(text: str) -> JobAddress:
         f"there is no job {text!r}",
         fix=f"did you mean {near[0]!r}?" if near else FORMS,
     )
-
-
-def _is(asked: Callable[[], bool]) -> bool:
-    """The answer; no, where it is no name of a file, such as a very long one."""
-    try:
-        return asked()
-    except (OSError, ValueError):
-        return False
 
 
 def load_job(text: str) -> Job:

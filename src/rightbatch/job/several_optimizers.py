@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,12 +43,9 @@ class SeveralOptimizers(torch.optim.Optimizer):
         self.defaults: dict[str, Any] = {}
         _check_members(self.members)
 
-    # torch's own would keep the groups without their optimizers.
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+    # torch's own copy would keep the groups without their optimizers.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.members,)
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # pyrefly: ignore
@@ -56,9 +53,9 @@ class SeveralOptimizers(torch.optim.Optimizer):
         return [group for member in self.members for group in member.param_groups]
 
     @property
-    def state(self) -> Mapping[Tensor, Any]:  # pyrefly: ignore
-        """Of all members, by parameter."""
-        return _States(self.members)
+    def state(self) -> dict[Tensor, Any]:  # pyrefly: ignore
+        """Of all members, by parameter: the very states they hold."""
+        return {p: s for member in self.members for p, s in member.state.items()}
 
     def step(self, closure: Any = None) -> Any:
         """One update of every member, by the gradients that are there."""
@@ -119,26 +116,6 @@ class SeveralOptimizers(torch.optim.Optimizer):
         return self.members[-1].register_step_post_hook(
             lambda _, args, kwargs: hook(self, args, kwargs)
         )
-
-
-class _States(Mapping[Tensor, Any]):
-    """The states of several optimizers; looking one up makes none."""
-
-    def __init__(self, members: Sequence[torch.optim.Optimizer]) -> None:
-        self._states = [member.state for member in members]
-
-    def __getitem__(self, parameter: Tensor) -> Any:
-        for state in self._states:
-            if parameter in state:
-                return state[parameter]
-        raise KeyError(parameter)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for state in self._states:
-            yield from state
-
-    def __len__(self) -> int:
-        return sum(len(state) for state in self._states)
 
 
 def as_one(optimizers: Any) -> torch.optim.Optimizer:

@@ -215,23 +215,15 @@ def trainable(probe: Probe) -> Finding | None:
             why="its steps would change nothing",
             fix="Job(optimizer=lambda params: SGD(params, ...)) using the params given",
         )
-    rates = [rate_in(group) for group in probe.optimizer.param_groups]
-    lacking = next((i for i, lr in enumerate(rates) if lr is None), 0)
-    lr = rates[lacking]
-    if lr is None or not 0 < lr < math.inf:
-        which = "first param group" if not lacking else f"param group {lacking}"
-        raise JobError(
-            f"the {which} has no learning rate above zero",
-            seen=f"lr = {probe.optimizer.param_groups[lacking].get('lr')}",
-            why="all rates are told and changed by the factor that this one takes",
-            fix="first a group that trains, and requires_grad_(False) on what stays",
-        )
-    for number, other in enumerate(rates):  # zero keeps a group as it is
-        if other is None or not 0 <= other < math.inf:
+    for number, group in enumerate(probe.optimizer.param_groups):
+        lr = rate_in(group)
+        # Zero keeps a group as it is; the first one's rate stands for all.
+        if lr is None or not 0 <= lr < math.inf or (lr == 0 and number == 0):
+            which = f"param group {number}" if number else "first param group"
             raise JobError(
-                f"param group {number} has no learning rate that trains",
-                seen=f"lr = {other}",
-                why="it must be finite, and not below zero",
+                f"the {which} has no learning rate above zero",
+                seen=f"lr = {group.get('lr')}",
+                why="all rates are told and changed by the factor of the first",
                 fix="a rate above zero, or requires_grad_(False) on what stays",
             )
     rate_of(probe.job)

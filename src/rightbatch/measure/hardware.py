@@ -14,6 +14,7 @@ from rightbatch.measure.measurements import Contention, Machine
 
 PRESSURE = Path("/proc/pressure/cpu")
 STALLED_LIMIT = 0.10  # share of time waiting for a CPU that we call contended [assumed]
+WAITED_LIMIT = 1.25  # wall over CPU time; only where the kernel does not tell [assumed]
 
 
 def machine(device_type: str, world_size: int = 1) -> Machine:
@@ -34,9 +35,6 @@ def machine(device_type: str, world_size: int = 1) -> Machine:
         torch=str(torch.__version__),
         world_size=world_size,
     )
-
-
-WAITED_LIMIT = 1.25  # wall over CPU time; only where the kernel does not tell [assumed]
 
 
 class PressureGauge:

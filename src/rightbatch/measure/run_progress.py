@@ -46,11 +46,9 @@ def steps_to_target(measurements: Measurements) -> int | None:
     job = measurements.job
     if job.target is None or measurements.metric != "evaluate":
         return None
-    for point in measurements.metrics:
-        lower = job.goal == "min"
-        if point.metric <= job.target if lower else point.metric >= job.target:
-            return point.step
-    return None
+    sign = 1 if job.goal == "min" else -1
+    met = (m for m in measurements.metrics if sign * m.metric <= sign * job.target)
+    return next((m.step for m in met), None)
 
 
 def points_of_progress(measurements: Measurements) -> tuple[NoisePoint, ...]:

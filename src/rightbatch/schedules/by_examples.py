@@ -45,7 +45,11 @@ class ByExamples:
 
     def __init__(self, scheduler: Any, *, batch_size: int) -> None:
         self.reference = whole_number(batch_size, "batch_size")
-        _check_steps_alone(scheduler)
+        check_steps_alone(
+            scheduler,
+            fix="call its step(metric) yourself after every evaluation: a factor on "
+            "the rate is kept when the batch changes",
+        )
         self.scheduler = scheduler
         self.examples = self.made = 0
         self.around: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -79,8 +83,12 @@ class ByExamples:
         self.scheduler.load_state_dict(state["scheduler"])
 
 
-def _check_steps_alone(scheduler: Any) -> None:
+def check_steps_alone(scheduler: Any, fix: str) -> None:
     """Refuse what is no function of steps.
+
+    Args:
+        scheduler: What should be one.
+        fix: What to do instead where it wants a metric.
 
     Raises:
         SettingError: It has no ``step()``, or that wants a metric.
@@ -100,6 +108,5 @@ def _check_steps_alone(scheduler: Any) -> None:
                 "the scheduler does not follow its steps alone",
                 seen=f"{type(inner).__name__}.step({', '.join(needed)})",
                 why="it counts evaluations, and so many examples are no evaluation",
-                fix=f"call its step({needed[0]}) yourself after every evaluation: a "
-                "factor on the rate is kept when the batch changes",
+                fix=fix,
             )

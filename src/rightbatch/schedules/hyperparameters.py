@@ -22,7 +22,7 @@ from rightbatch.schedules.scaling import (
     Scaling,
     assign,
     scaled_group,
-    scalings_for,
+    scaling_for,
     warn_of_unknown,
 )
 
@@ -117,16 +117,15 @@ class Hyperparameters:
         self.schedulers = [s for s in given if s is not None]
         self.batch_size, self.rate = batch_size, 1.0
         self._groups: dict[int, _GroupNumbers] = {}
-        self._before: dict[str, Any] | None = None
+        self._before: tuple[int, float, dict[int, _GroupNumbers]] | None = None
         self._catch_up()
-        self.scaling = self._scalings(batch_size)[0]
-        self._base_lrs: list[list[float]] = []
         for one in self.schedulers:
             if isinstance(one, ByExamples):
                 one.around = self.at_reference
             else:
                 _check_proportion(one)
-            self._base_lrs.append(list(getattr(one, "base_lrs", [])))
+        self._base_lrs = [list(getattr(s, "base_lrs", [])) for s in self.schedulers]
+        self._stand_at(batch_size, 1.0)
         counts_steps = any(map(has_scheduler, members_of(self.optimizer)))
         self._unheard_scheduler = counts_steps and not self.schedulers
         self._unknown = rule == "auto"
@@ -148,17 +147,12 @@ class Hyperparameters:
         if rate != 1 or (batch_size != self.reference and self.rule != "none"):
             check_rates(self.optimizer, "it is to follow the batch, or a decay")
         self._catch_up()
-        before = {
-            "batch_size": self.batch_size,
-            "rate": self.rate,
-            "groups": {key: replace(n) for key, n in self._groups.items()},
-        }
+        groups = {key: replace(numbers) for key, numbers in self._groups.items()}
+        before = self.batch_size, self.rate, groups
         self._assign(self._scaled(batch_size, rate))
         if batch_size != self.batch_size:
             self._notice()
-        self.batch_size, self.rate = batch_size, rate
-        self.scaling = self._scalings(batch_size)[0]
-        self._move_schedulers()
+        self._stand_at(batch_size, rate)
         self._before = before
         return self.scaling
 
@@ -168,12 +162,11 @@ class Hyperparameters:
         if before is None:
             return
         self._catch_up()
-        self._groups |= before["groups"]  # one that came since stays as it is
+        batch_size, rate, known = before
+        self._groups |= known  # one that came since stays as it is
         groups = self.optimizer.param_groups
         assign(self.optimizer, [self._groups[_key(group)].now for group in groups])
-        self.batch_size, self.rate = before["batch_size"], before["rate"]
-        self.scaling = self._scalings(self.batch_size)[0]
-        self._move_schedulers()
+        self._stand_at(batch_size, rate)
 
     @contextmanager
     def at_reference(self) -> Iterator[None]:
@@ -229,24 +222,23 @@ class Hyperparameters:
             )
             for group, saved in zip(groups, state["groups"], strict=True)
         }
-        self.batch_size, self.rate = state["batch_size"], state["rate"]
         if len(state["base_lrs"]) == len(self._base_lrs):
             self._base_lrs = [list(lrs) for lrs in state["base_lrs"]]
-        self.scaling = self._scalings(self.batch_size)[0]
-        self._move_schedulers()
+        self._stand_at(state["batch_size"], state["rate"])
         self._before = None
 
     def _scalings(self, batch_size: int) -> list[Scaling]:
         """How each param group comes from its own reference to the batch."""
         return [
-            scalings_for(
-                [kind],
+            scaling_for(
+                kind.family,
                 self._groups[_key(group)].reference,
                 batch_size,
                 rule=self.rule,
                 noise_scale=self.noise_scale,
                 exponent=self.exponent,
-            )[0]
+                decoupled_decay=kind.decoupled,
+            )
             for kind, group in zip(
                 kinds_of(self.optimizer), self.optimizer.param_groups, strict=True
             )
@@ -264,11 +256,8 @@ class Hyperparameters:
 
     def _assign(self, new: list[dict[str, Any]]) -> None:
         assign(self.optimizer, new)
-        for key, numbers in self._now().items():
-            self._groups[key].now = numbers
-
-    def _now(self) -> dict[int, dict[str, Any]]:
-        return {_key(group): _numbers(group) for group in self.optimizer.param_groups}
+        for group in self.optimizer.param_groups:
+            self._groups[_key(group)].now = _numbers(group)
 
     def _catch_up(self) -> None:
         """Bring the base numbers to what others have changed since they were set."""
@@ -285,13 +274,17 @@ class Hyperparameters:
             for key in _OTHERS:
                 old, new = known.now.get(key), now.get(key)
                 if new is not None and (old is None or bool(new != old)):
-                    factor = None if old is None or bool(old == 0) else new / old
-                    base[key] = new if factor is None else base[key] * factor
+                    nothing = old is None or bool(old == 0)
+                    base[key] = new if nothing else base[key] * (new / old)
             groups[_key(group)] = _GroupNumbers(known.reference, base, now)
         self._groups = groups
 
-    def _move_schedulers(self) -> None:
-        factors = [s.lr * self.rate for s in self._scalings(self.batch_size)]
+    def _stand_at(self, batch_size: int, rate: float) -> None:
+        """Take this for the batch and factor in force; bare schedulers follow."""
+        self.batch_size, self.rate = batch_size, rate
+        scalings = self._scalings(batch_size)
+        self.scaling = scalings[0]
+        factors = [scaling.lr * rate for scaling in scalings]
         for scheduler, lrs in zip(self.schedulers, self._base_lrs, strict=True):
             if lrs:
                 pairs = zip(lrs, factors, strict=False)

@@ -8,9 +8,9 @@ from typing import Any
 
 from rightbatch.core.errors import SettingError
 from rightbatch.job.job import Job
-from rightbatch.schedules.from_json import check_rate
 from rightbatch.schedules.parse import parse_rate
 from rightbatch.schedules.rate import Rate
+from rightbatch.schedules.run_checks import check_rate
 
 
 def rate_of(job: Job) -> Rate | None:

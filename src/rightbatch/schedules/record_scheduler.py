@@ -11,6 +11,7 @@ import torch
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.user_code import user_code
+from rightbatch.schedules.by_examples import check_steps_alone
 
 SAME = 1e-6  # relative difference of factors that are taken for one [assumed: rounding]
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr", "params")
@@ -43,16 +44,9 @@ def scheduler_factors(
         )
     with user_code("making the scheduler"):
         scheduler = make(optimizer)
-    follows = isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau)
-    if follows or not callable(getattr(scheduler, "step", None)):
-        raise SettingError(
-            "the scheduler does not follow its steps alone"
-            if follows
-            else "the function made no scheduler",
-            seen=type(scheduler).__name__,
-            why="the rate must be known before the run, to be the same at any batch",
-            fix="rate=lambda optimizer: CosineAnnealingLR(optimizer, T_max=1000)",
-        )
+    check_steps_alone(
+        scheduler, fix="rate=lambda optimizer: CosineAnnealingLR(optimizer, T_max=1000)"
+    )
     factors = []
     with warnings.catch_warnings():
         # That the optimizer itself makes no step is on purpose.

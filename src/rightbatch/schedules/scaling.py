@@ -98,6 +98,18 @@ class Scaling:
         """What it was made from, for other param groups: a rule, or ``"auto"``."""
         return "auto" if self.auto else self.rule
 
+    def of(self, kind: Kind) -> Scaling:
+        """The same change of the batch for a param group of this kind."""
+        return scaling_for(
+            kind.family,
+            self.batch_from,
+            self.batch_to,
+            rule=self.asked,
+            noise_scale=self.noise_scale,
+            exponent=self.exponent,
+            decoupled_decay=kind.decoupled,
+        )
+
 
 def scaling_for(
     family: Family,
@@ -228,30 +240,6 @@ def _auto(family: Family, known: bool) -> tuple[str, str]:
     return "adam-sqrt" if root == "adam" else "sqrt", why
 
 
-def scalings_for(
-    kinds: list[Kind],
-    batch_from: int,
-    batch_to: int,
-    *,
-    rule: str = "auto",
-    noise_scale: float | None = None,
-    exponent: float | None = None,
-) -> list[Scaling]:
-    """How each of several param groups follows the batch, see `scaling_for`."""
-    return [
-        scaling_for(
-            kind.family,
-            batch_from,
-            batch_to,
-            rule=rule,
-            noise_scale=noise_scale,
-            exponent=exponent,
-            decoupled_decay=kind.decoupled,
-        )
-        for kind in kinds
-    ]
-
-
 def warn_of_unknown(kinds: list[Kind], *, stacklevel: int = 3) -> None:
     """Tell that nothing of an optimizer follows the batch, because it is not known."""
     names = sorted({kind.name for kind in kinds if kind.family == "other"})
@@ -296,16 +284,8 @@ def apply_scaling(optimizer: torch.optim.Optimizer, scaling: Scaling) -> None:
     """
     if scaling.asked != "none" and scaling.batch_from != scaling.batch_to:
         check_rates(optimizer, "it is to follow the batch")
-    scalings = scalings_for(
-        kinds_of(optimizer),
-        scaling.batch_from,
-        scaling.batch_to,
-        rule=scaling.asked,
-        noise_scale=scaling.noise_scale,
-        exponent=scaling.exponent,
-    )
-    groups = zip(optimizer.param_groups, scalings, strict=True)
-    assign(optimizer, [scaled_group(g, s) for g, s in groups])
+    groups = zip(optimizer.param_groups, kinds_of(optimizer), strict=True)
+    assign(optimizer, [scaled_group(g, scaling.of(kind)) for g, kind in groups])
 
 
 def multiply_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -422,19 +402,20 @@ def scale_hyperparameters(
     """
     optimizer = as_one(optimizer)
     kinds = kinds_of(optimizer)
-    scalings = scalings_for(
-        kinds,
+    scaling = scaling_for(
+        kinds[0].family,
         batch_from,
         batch_to,
         rule=rule,
         noise_scale=noise_scale,
         exponent=exponent,
+        decoupled_decay=kinds[0].decoupled,
     )
-    if noise_scale is not None and not any("noise-aware" in s.rule for s in scalings):
+    if noise_scale is not None and scaling.noise_scale is None:
         warnings.warn(
-            f"noise_scale has no effect on the rule {scalings[0].rule}", stacklevel=2
+            f"noise_scale has no effect on the rule {scaling.rule}", stacklevel=2
         )
-    apply_scaling(optimizer, scalings[0])
+    apply_scaling(optimizer, scaling)
     if rule == "auto":
         warn_of_unknown(kinds)
-    return scalings[0]
+    return scaling

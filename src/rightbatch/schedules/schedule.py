@@ -181,7 +181,13 @@ class Stages(Schedule):
                 seen=f"{self.stages!r:.60}",
                 fix="Stages(((0, 64), (50_000, 128)))",
             ) from None
-        pairs = tuple(_stage(start, batch) for start, batch in given)
+        pairs = tuple(
+            (
+                whole_number(start, "a stage's beginning", least=0),
+                whole_number(batch, f"the batch of the stage at {start}"),
+            )
+            for start, batch in given
+        )
         object.__setattr__(self, "stages", pairs)
         starts = [start for start, _ in pairs]
         if not starts or starts[0] != 0 or starts != sorted(set(starts)):
@@ -203,12 +209,6 @@ class Stages(Schedule):
 
     def __str__(self) -> str:
         return "batch " + ", ".join(f"{b:,} from {at:,}" for at, b in self.stages)
-
-
-def _stage(start: Any, batch: Any) -> tuple[int, int]:
-    """Where a stage begins, and its batch."""
-    start = whole_number(start, "a stage's beginning", least=0)
-    return start, whole_number(batch, f"the batch of the stage at {start}")
 
 
 @dataclass(frozen=True, slots=True)

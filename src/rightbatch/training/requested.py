@@ -12,13 +12,13 @@ from rightbatch.core.errors import SettingError
 from rightbatch.core.whole_number import whole_number
 from rightbatch.job.job import Job
 from rightbatch.job.loading import DEFAULT_NAME
-from rightbatch.schedules.from_json import (
+from rightbatch.schedules.job_rate import rate_of
+from rightbatch.schedules.rate import Rate
+from rightbatch.schedules.run_checks import (
     check_decay_is_met,
     check_rate,
     check_schedule,
 )
-from rightbatch.schedules.job_rate import rate_of
-from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Constant, Schedule
 from rightbatch.training.plan import Plan
 from rightbatch.training.ranks import joined

@@ -1,4 +1,4 @@
-"""Schedules to JSON and back, and held against a run."""
+"""Schedules held against a run before it begins."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ import math
 import pytest
 
 import rightbatch as rb
-from rightbatch.schedules.from_json import (
-    check_decay_is_met,
-    check_schedule,
-    schedule_from,
-)
+from rightbatch.schedules.run_checks import check_decay_is_met, check_schedule
 
 
 def test_a_schedule_is_held_against_the_run_before_it_begins() -> None:
@@ -21,21 +17,6 @@ def test_a_schedule_is_held_against_the_run_before_it_begins() -> None:
     check_schedule(ramp, length=1000, examples=1000, largest=None)  # never gets there
     with pytest.raises(rb.SettingError, match="largest batch"):
         check_schedule(ramp, length=9000, examples=math.inf, largest=512)
-
-
-@pytest.mark.parametrize(
-    "plain",
-    [
-        {},
-        {"kind": "None"},
-        {"kind": "Ramp", "first": 1},
-        {"kind": "Ramp", "first": "a", "last": 2, "examples": 9},
-        {"kind": "Constant", "batch": 8, "more": 1},
-    ],
-)
-def test_a_damaged_schedule_is_refused(plain: dict[str, object]) -> None:
-    with pytest.raises(rb.RunFolderError):
-        schedule_from(plain)
 
 
 WSD = rb.schedules.Rate((0, 500, 9_000, 10_000), (0.0, 1.0, 1.0, 0.0))
