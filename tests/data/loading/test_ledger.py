@@ -1,10 +1,9 @@
 """The ledger proves what was handed out, whatever happened on the way."""
 
 import json
+import multiprocessing
 import random
 import resource
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,22 @@ from feeding import Numbers, steps_of
 from rightbatch.data.loading.ledger import Ledger, LedgerWriter
 
 
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+@pytest.mark.filterwarnings("ignore:the ledger of an earlier run")  # killed at once
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_process_killed_at_any_time_has_a_ledger_of_each_example_once(
     workers: int, tmp_path: Path
 ) -> None:
+    fork = multiprocessing.get_context("fork")
     for kill in range(4):
-        command = [sys.executable, feeding.__file__, str(tmp_path)]
-        command += ["60", str(workers), str(5 + kill)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-            assert child.stdout is not None
-            assert child.stdout.readline() == "ready\n"
-            if kill < 3:
-                try:
-                    child.wait(0.15 + 0.05 * kill)
-                except subprocess.TimeoutExpired:
-                    child.kill()  # SIGKILL, with workers alive
-            else:
-                assert child.wait(120) == 0
+        life = (tmp_path, 60, workers, 5 + kill)
+        child = fork.Process(target=feeding.main, args=life)
+        child.start()
+        child.join(0.3 + 0.1 * kill if kill < 3 else 120)
+        if kill < 3:
+            child.kill()  # SIGKILL, with workers alive
+            child.join()
+    assert child.exitcode == 0
     found = Ledger(tmp_path / "ledger").audit()
     assert found.exact, str(found)
     assert found.steps == 60

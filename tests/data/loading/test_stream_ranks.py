@@ -1,31 +1,14 @@
 """Real processes under torchrun: ranks, DDP, workers, a changing batch, a ledger."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-import feeding
 import reference
+from launching import TESTS, torchrun
 
-HERE = Path(feeding.__file__).parent
 
-
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_real_processes_split_each_step(ranks: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={ranks}", str(HERE / "feeding_ranks.py")]
-    done = subprocess.run(
-        [*command, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def test_real_processes_split_each_step(tmp_path: Path) -> None:
+    done = torchrun(TESTS / "feeding_ranks.py", tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "found.json").read_text())
     order = reference.epochs(53, 6, 2)
@@ -39,7 +22,7 @@ def test_real_processes_split_each_step(ranks: int, tmp_path: Path) -> None:
     assert found["audit"] == [0, 0]
     *batches, carried, refused, told = found["shards"]
     assert all(len(batch) in (1, 2) for batch in batches)
-    assert carried * ranks == 4
+    assert carried == 2
     assert "batch_size 4 on rank 0, 5 on rank 1" in refused
     assert any("the ranks read different examples" in text for text in told)
     for told, name in zip(found["refusals"], ("seed", "length", "size"), strict=True):
