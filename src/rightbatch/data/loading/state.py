@@ -25,15 +25,7 @@ def restored(state: Mapping[str, Any], expected: Mapping[str, Any]) -> Cursor:
     Raises:
         SettingError: It belongs to something else.
     """
-    missing = [key for key in expected if key not in state]
-    if missing or state["version"] != VERSION:
-        raise SettingError(
-            "this is no state of a BatchStream of this version",
-            seen=f"without {', '.join(missing[:4])}"
-            if missing
-            else f"state version {state['version']}, this one reads {VERSION}",
-            fix="what stream.state_dict() gave",
-        )
+    check_form(state, expected, "BatchStream")
     next_epoch = state["position"] // state["length"] + 1
     for key, what, why, fix in (
         (
@@ -82,6 +74,23 @@ def restored(state: Mapping[str, Any], expected: Mapping[str, Any]) -> Cursor:
         first_step=int(state["first_step"]),
         extra=tuple(int(i) for i in state["extra"]),
     )
+
+
+def check_form(state: Mapping[str, Any], expected: Mapping[str, Any], of: str) -> None:
+    """Refuse what no stream of this kind and version has saved.
+
+    Raises:
+        SettingError: It is something else.
+    """
+    missing = [key for key in expected if key not in state]
+    if missing or state["version"] != VERSION:
+        raise SettingError(
+            f"this is no state of a {of} of this version",
+            seen=f"without {', '.join(missing[:4])}"
+            if missing
+            else f"state version {state['version']}, this one reads {VERSION}",
+            fix="what stream.state_dict() gave",
+        )
 
 
 def check_ranks_agree(settings: dict[str, Any], world_size: int) -> None:
