@@ -41,12 +41,10 @@ def test_a_process_killed_at_any_time_has_a_ledger_of_each_example_once(
 
 def test_the_ledger_tells_when_something_is_lost(tmp_path: Path) -> None:
     stream = rb.BatchStream((torch.arange(20),), 5, ledger=tmp_path)
-    for number, _ in enumerate(steps_of(stream)):
-        list(_)
+    for number in range(8):
+        list(next(stream.steps()))
         if number == 1:
             stream.skip(1)
-        if number == 7:
-            break
     found = Ledger(tmp_path).audit()
     assert (found.exact, found.left_out, found.lost) == (True, 5, 0)
     (file,) = tmp_path.glob("segment-*.jsonl")
@@ -144,9 +142,8 @@ def test_a_run_begun_anew_replaces_the_earlier_ledger(tmp_path: Path) -> None:
 def test_the_ledger_counts_what_was_left_out_as_asked(tmp_path: Path) -> None:
     data = (torch.arange(100),)
     stream = rb.BatchStream(data, 10, ledger=tmp_path / "a")
-    for number, _ in enumerate(stream):
-        if number == 2:
-            break
+    for _ in range(3):
+        next(iter(stream))
     stream.set_epoch(1)
     state = None
     for _ in stream:
@@ -158,19 +155,9 @@ def test_the_ledger_counts_what_was_left_out_as_asked(tmp_path: Path) -> None:
     assert state is not None
     again.load_state_dict(state)
     again.skip(3)  # the steps that were made are rolled back, and left out
-    for _ in again:
-        pass
+    list(again)
     found = Ledger(tmp_path / "a").audit()
     assert (found.exact, found.left_out) == (True, 100)
-    for seed in range(60):  # the largest index may be in no batch
-        folder = tmp_path / str(seed)
-        stream = rb.BatchStream(
-            (torch.arange(10),), 4, tail="drop", seed=seed, ledger=folder
-        )
-        for _ in stream:
-            pass
-        found = Ledger(folder).audit()
-        assert (found.lost, found.left_out, found.epochs) == (0, 2, 1)
 
 
 def test_padding_is_said_and_no_repeat_to_a_ledger(tmp_path: Path) -> None:

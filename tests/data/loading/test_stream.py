@@ -230,16 +230,6 @@ def test_replacement_and_poisson_have_their_own_statistics() -> None:
             assert set(sizes) == {20}
 
 
-def test_ranks_without_examples_get_a_filler_of_no_weight() -> None:
-    made = []
-    for rank in range(4):
-        stream = rb.BatchStream((torch.arange(10),), 8, rank=rank, world_size=4)
-        made.append([next(iter(s)) for s in stream.steps()])
-    last = [parts[1] for parts in made]
-    assert [len(m.indices) for m in last] == [1, 1, 1, 1]
-    assert [m.share for m in last] == [0, 2, 2, 0]  # the turn of the second step
-
-
 def test_uneven_ranks_are_said_once() -> None:
     stream = rb.BatchStream((torch.arange(10),), 7, rank=0, world_size=2)
     with pytest.warns(UserWarning, match="different numbers of examples") as caught:
