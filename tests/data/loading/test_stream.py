@@ -60,7 +60,6 @@ def check(
             at += length - at % length  # by the batch in force when it was reached
 
 
-@pytest.mark.filterwarnings("ignore:batch_size=.*more than once")
 @settings(deadline=None, max_examples=150)
 @given(
     st.integers(1, 60),

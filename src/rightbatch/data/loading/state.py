@@ -13,6 +13,7 @@ from rightbatch.core.errors import SettingError
 from rightbatch.data.order.order import Cursor
 
 VERSION = 2
+MOVED = "positions in it mean other examples"
 
 
 def restored(state: Mapping[str, Any], expected: Mapping[str, Any]) -> Cursor:
@@ -31,25 +32,15 @@ def restored(state: Mapping[str, Any], expected: Mapping[str, Any]) -> Cursor:
         (
             "length",
             "a data set of another length",
-            "the order is of so many examples: another number is another order",
+            "another number of examples has another order",
             f"restore the data set, or begin an epoch: stream.set_epoch({next_epoch})",
         ),
-        (
-            "seed",
-            "another seed",
-            "its order of examples is another one",
-            f"seed={state['seed']!r}",
-        ),
-        (
-            "order",
-            "another order",
-            "positions in it mean other examples",
-            f"the order it had: {state['order']!r}",
-        ),
+        ("seed", "another seed", MOVED, f"seed={state['seed']!r}"),
+        ("order", "another order", MOVED, f"the order it had: {state['order']!r}"),
         (
             "order_settings",
             "other labels, lengths or settings of the order",
-            "positions in it mean other examples",
+            MOVED,
             "the labels, lengths and settings it had",
         ),
         (

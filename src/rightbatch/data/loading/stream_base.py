@@ -77,12 +77,6 @@ class StreamBase:
                 why="an epoch holds no whole batch, so there would be no step at all",
                 fix=f"batch_size={self.length} or less, tail='keep' or 'carry'",
             )
-        if self.order.covers and self.tail == "carry" and value > self.length:
-            self._warn(
-                "repeats",
-                f"batch_size={value} is more than the {self.length} examples: a batch "
-                "holds some of them more than once",
-            )
         self._batch_size = value
 
     @property
