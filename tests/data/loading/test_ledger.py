@@ -13,7 +13,7 @@ import torch
 
 import feeding
 import rightbatch as rb
-from feeding import Numbers, steps_of
+from feeding import Numbers
 from rightbatch.data.loading.ledger import Ledger, LedgerWriter
 
 
@@ -78,7 +78,6 @@ def lives(folder: Path, tail: str, order: Any, seed: int, world: int) -> Ledger:
             )
             for rank in range(world)
         ]
-        loops = [steps_of(s) for s in streams]
         for stream in streams:
             if state is not None:
                 stream.load_state_dict(state)
@@ -86,7 +85,7 @@ def lives(folder: Path, tail: str, order: Any, seed: int, world: int) -> Ledger:
         for _ in range(numbers.randint(1, 9)):
             move, size = numbers.random(), numbers.randint(1, 7)
             epoch = streams[0].epoch + 1
-            for n, stream in enumerate(streams):
+            for stream in streams:
                 stream.batch_size = size
                 if move < 0.1:
                     stream.set_epoch(epoch)
@@ -94,8 +93,6 @@ def lives(folder: Path, tail: str, order: Any, seed: int, world: int) -> Ledger:
                     stream.skip()
                 else:
                     list(next(stream.steps()))
-                    continue
-                loops[n] = steps_of(stream)
             if numbers.random() < 0.6:
                 state = streams[-1].state_dict()
     return Ledger(folder)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.whole_number import whole_number
-from rightbatch.data.loading.split_ranks import Parts, split_across_ranks
+from rightbatch.data.loading.split_ranks import Parts, split_across_ranks, uneven
 from rightbatch.data.loading.state import VERSION, check_form, check_ranks_agree
 from rightbatch.data.loading.step import (
     MicroBatch,
@@ -130,14 +130,13 @@ class ShardStream(PlainLoop):
                 count, 1 if self.sharded else self.world_size, self._micro, turn=number
             )
             parts = ranks[0 if self.sharded else self.rank]
-            sizes = [sum(part.size for part in of_rank) for of_rank in ranks]
             even = "choose a batch_size that the ranks divide and tail='drop', 'carry'"
             yield Step(
                 number=number,
                 epoch=epoch,
                 examples=count,
                 local_examples=sum(part.size for part in parts),
-                uneven=even if len(set(sizes)) > 1 else "",
+                uneven=even if uneven(ranks) else "",
                 micro_batches=len(parts),
                 read=partial(self._micro_batches, number, parts, examples, len(ranks)),
             )
