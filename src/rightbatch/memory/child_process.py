@@ -142,8 +142,7 @@ def _answer(
     import resource
 
     library = ctypes.CDLL(None)
-    with contextlib.suppress(AttributeError):
-        library.prctl(_PARENT_DEATH, signal.SIGKILL)
+    library.prctl(_PARENT_DEATH, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # it has ended already
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -154,7 +153,7 @@ def _answer(
         os.dup2(nowhere, descriptor)
     sys.stdout = sys.stderr = os.fdopen(nowhere, "w")
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
-    with contextlib.suppress(AttributeError):
+    with contextlib.suppress(AttributeError):  # of the GNU library only
         library.malloc_trim(0)  # what lies free would be used for nothing
     if limit is not None:
         data = data_sizes()["VmData"] + int(limit)

@@ -1,30 +1,15 @@
 """The noise of each stratum, measured while training."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
 import rightbatch as rb
-from rare_class import gradients, rare_class
+from rare_class import gradients, losses_of, rare_class
 from rightbatch.data.order.neyman import StratumMeter
-
-
-def losses_of(
-    model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor, strata: rb.data.Strata
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The losses of an epoch's batches of 64, and their strata."""
-    for step in rb.BatchStream((x, y), 64, order=strata).steps():
-        for micro in step:
-            inputs, labels = micro.data
-            losses = functional.binary_cross_entropy_with_logits(
-                model(inputs)[:, 0], labels, reduction="none"
-            )
-            yield losses, micro.groups
 
 
 def test_the_meter_measures_each_strata_s_noise() -> None:
@@ -38,8 +23,8 @@ def test_the_meter_measures_each_strata_s_noise() -> None:
     strata = rb.data.Strata(y, "neyman", multiple=2)
     meter = StratumMeter(model, strata, overhead=math.inf)
     squares: list[list[float]] = []
-    for losses, groups in losses_of(model, x, y, strata):
-        meter(losses, groups)
+    for losses, micro in losses_of(model, rb.BatchStream((x, y), 64, order=strata)):
+        meter(losses, micro.groups)
         squares.append([std**2 for std in meter.stds if std is not None])
     means = np.mean([both for both in squares if len(both) == 2], axis=0)
     assert np.sqrt(means) == pytest.approx(truth, rel=0.12)
@@ -81,9 +66,9 @@ def test_the_meter_keeps_to_its_overhead_and_feeds_the_strata() -> None:
     model = torch.nn.Linear(7, 1)
     strata = rb.data.Strata(y, "neyman", multiple=2)
     meter = StratumMeter(model, strata, overhead=0.1, clock=clock)
-    for losses, groups in losses_of(model, x, y, strata):
+    for losses, micro in losses_of(model, rb.BatchStream((x, y), 64, order=strata)):
         now[0] += 0.003
-        meter(losses, groups)
+        meter(losses, micro.groups)
     # A measurement takes 1 ms, a step 4 to 5: one in 2 to 3 steps is 10 %.
     assert 0.05 < meter.measured * 0.001 / now[0] < 0.12
     assert strata.version > 1
