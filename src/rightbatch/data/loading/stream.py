@@ -191,8 +191,6 @@ class BatchStream(PlainLoop, StreamBase):
                 of a worker that died. The state stays that of the last whole step.
         """
         self._agree()
-        if self._prefetch is not None:
-            self._prefetch.close_if_dead()
         epoch = self.epoch
         while self.epoch == epoch:
             cursor = self._cursor
