@@ -224,11 +224,14 @@ def no_room_for_threads(text: str) -> bool:
 _CERTAIN = (
     r"out[ _]?of[ _]?(device|host)?[ _]?memory"
     r"|(cuda|hip)errormemoryallocation|mem_object_allocation_failure"
-    r"|\b(cu|hip|mi|roc)\w*alloc(ation)?[ _]?failed|cublas.*resource allocation failed"
-    r"|failed to (cuda |hip )?(host )?[cm]?alloc\b|failed to allocate memory"
-    r"|invalid buffer size: [\d.]+ [kmgt]|defaultcpuallocator|std::bad_alloc"
-    r"|memory not available to allocate|cannot allocate memory"
+    r"|\b(cu|hip|mi|roc)\w*alloc(ation)?_?failed|cublas.*resource allocation failed"
+    r"|failed to (cuda |hip )?(host )?[cm]?alloc\b|call to (cuda|hip)malloc failed"
+    r"|failed to allocate (memory|[\d.]+ ?([kmgt]i?)?b)"
+    r"|invalid buffer size: [\d.]+ [kmgt]|insufficient memory"
+    r"|defaultcpuallocator|not enough memory: you tried to allocate"
+    r"|memory not available to allocate|std::bad_alloc|cannot allocate memory"
     r"|unable to allocate [\d.]+ ([kmgtpe]i)?b(ytes)? for an array"
+    r"|paging file is too small"
 )
 # These have other causes too: a smaller micro-batch is tried, and if that does not help
 # the error is told as it came. "A primitive" is oneDNN's; shared memory is what workers

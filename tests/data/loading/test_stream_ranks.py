@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import pytest
+
 import reference
 from launching import TESTS, torchrun
 
 
-def test_real_processes_split_each_step(tmp_path: Path) -> None:
-    done = torchrun(TESTS / "feeding_ranks.py", tmp_path, cwd=tmp_path)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_real_processes_split_each_step(ranks: int, tmp_path: Path) -> None:
+    done = torchrun(TESTS / "feeding_ranks.py", tmp_path, ranks=ranks, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "found.json").read_text())
     order = reference.epochs(53, 6, 2)
@@ -22,7 +25,7 @@ def test_real_processes_split_each_step(tmp_path: Path) -> None:
     assert found["audit"] == [0, 0]
     *batches, carried, refused, told = found["shards"]
     assert all(len(batch) in (1, 2) for batch in batches)
-    assert carried == 2
+    assert carried * ranks == 4
     assert "batch_size 4 on rank 0, 5 on rank 1" in refused
     assert any("the ranks read different examples" in text for text in told)
     for told, name in zip(found["refusals"], ("seed", "length", "size"), strict=True):
