@@ -6,7 +6,6 @@ import dataclasses
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -156,7 +155,6 @@ def main(folder: Path, steps: int, workers: int, size: int) -> None:
     if saved.exists():
         stream.load_state_dict(torch.load(saved))
         stream.batch_size = size
-    print("ready", flush=True)
     loop = steps_of(stream)
     while stream.step < steps:
         for _ in next(loop):
@@ -165,7 +163,3 @@ def main(folder: Path, steps: int, workers: int, size: int) -> None:
             torch.save(stream.state_dict(), saved.with_suffix(".part"))
             saved.with_suffix(".part").replace(saved)
     torch.save(stream.state_dict(), saved)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))

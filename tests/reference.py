@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -284,7 +285,13 @@ def _hashed(half: int, key: int, number: int, size: int) -> int:
 
 def epochs(length: int, seed: int, count: int) -> list[int]:
     """The examples of the first epochs, one position at a time."""
-    return [permuted(p, length, seed, e) for e in range(count) for p in range(length)]
+    return [i for number in range(count) for i in epoch(length, seed, number)]
+
+
+@functools.cache
+def epoch(length: int, seed: int, number: int) -> tuple[int, ...]:
+    """The examples of one epoch."""
+    return tuple(permuted(p, length, seed, number) for p in range(length))
 
 
 def distinct_batches(

@@ -46,41 +46,38 @@ def test_four_trials_find_the_boundary(
     search = Search(
         make_trial, TWO_PARTS, limit=limit, most=10**6, hoards=hoards, patience_s=60.0
     )
-    assert search.run(lambda text: None) == ""
+    assert search.run(print) == ""
     boundary = max(size for size in range(1, 6000) if taken(size) <= limit)
     assert len(search.trials) <= 4
     assert 0.97 * boundary <= search.largest <= boundary
 
 
-def test_steps_that_would_take_too_long_are_not_tried() -> None:
-    """Made-up steps of 1 ms an example: the first 7,000 or so fit into 10 seconds."""
-    law = Envelope(segments=(Segment(constant=0, linear=6_000),), method="made up")
-
-    def make_trial(size: int, exact: bool) -> Trial:
-        return Trial(
-            micro_batch=size, fits=True, taken=6_000 * size, seconds=size / 1000
-        )
-
-    search = Search(
-        make_trial, law, limit=100 * MIB, most=10**6, hoards=True, patience_s=10.0
-    )
-    assert "patience" in search.run(lambda text: None)
-    assert len(search.trials) == 1
-    assert search.best is search.trials[0]
-
-
-def searched(outcome: Any, patience_s: float = 60.0) -> tuple[Search, str]:
+def searched(
+    outcome: Any, linear: float = 1, most: int = 2000, patience_s: float = 60.0
+) -> tuple[Search, str]:
     """A search whose trials end as ``outcome(size)`` says, by a law without worries."""
-    law = Envelope(segments=(Segment(constant=0, linear=1),), method="made up")
+    law = Envelope(segments=(Segment(constant=0, linear=linear),), method="made up")
     search = Search(
         lambda size, exact: Trial(micro_batch=size, **outcome(size)),
         law,
         limit=100 * MIB,
-        most=2000,
+        most=most,
         hoards=False,
         patience_s=patience_s,
     )
-    return search, search.run(lambda text: None)
+    return search, search.run(print)
+
+
+def test_steps_that_would_take_too_long_are_not_tried() -> None:
+    """Made-up steps of 1 ms an example: the second and larger one would take 17 s."""
+
+    def outcome(size: int) -> dict[str, Any]:
+        return {"fits": True, "taken": 6_000 * size, "seconds": size / 1000}
+
+    search, why = searched(outcome, 6_000, 10**6, patience_s=4.0)
+    assert "patience" in why
+    assert search.best is search.trials[0]
+    assert len(search.trials) == 1
 
 
 def test_where_the_law_is_wrong_steps_get_smaller_until_one_runs() -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import rightbatch as rb
-from memory_jobs import ENVIRONMENT, MIB, Mlp, classify, job_of, law_of, trial, wide
-
-TESTS = Path(__file__).parents[1]
+from launching import TESTS, torchrun
+from memory_jobs import MIB, Mlp, classify, job_of, law_of, trial, wide
 
 
 def test_the_largest_batch_is_verified_in_a_process_under_the_limit() -> None:
@@ -173,7 +170,7 @@ def test_a_model_without_numbers_is_refused(how: str) -> None:
 
 def test_a_step_that_hangs_ends_the_search_and_leaves_a_prediction() -> None:
     def loss(model: nn.Module, batch: Any) -> Tensor:
-        if len(batch[0]) > 1000 and type(batch[0]) is Tensor:  # no traced one
+        if len(batch[0]) > 1000 and real(batch):
             time.sleep(60)
         return classify(model, batch)
 
@@ -216,18 +213,7 @@ def test_bad_settings_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_ranks_agree_on_the_smallest(tmp_path: Path) -> None:
     out = tmp_path / "answers.json"
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*run, "--nproc-per-node=2", str(TESTS / "largest_ranks.py"), str(out)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={
-            **ENVIRONMENT,
-            "PYTHONPATH": f"{TESTS}:{ENVIRONMENT.get('PYTHONPATH', '')}",
-        },
-        timeout=120,
-    )
+    done = torchrun(TESTS / "largest_ranks.py", out, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     first, second = json.loads(out.read_text())
     assert first["largest"] == second["largest"] == first["within_30_mib"]

@@ -24,10 +24,10 @@ class Sentences:
 
 
 class Counted:
-    """Counts how often it is read; its examples may refuse to be copied."""
+    """Counts how often it is read."""
 
-    def __init__(self, copied: bool = True, many: bool = False) -> None:
-        self.copied, self.reads = copied, 0
+    def __init__(self, many: bool = False) -> None:
+        self.reads = 0
         if many:
             self.__dict__["__getitems__"] = lambda wanted: [self[i] for i in wanted]
 
@@ -36,14 +36,7 @@ class Counted:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         self.reads += 1
-        return {"x": Uncopied([index]) if not self.copied else [index]}
-
-
-class Uncopied(list[int]):
-    """Holds something that has no copy, such as an open file."""
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        raise TypeError("cannot pickle '_io.BufferedReader' object")
+        return {"x": [index]}
 
 
 def emptied(examples: list[dict[str, list[int]]]) -> Tensor:
@@ -51,52 +44,37 @@ def emptied(examples: list[dict[str, list[int]]]) -> Tensor:
     return torch.tensor([float(example.pop("x").pop()) for example in examples])
 
 
-@pytest.mark.parametrize(
-    ("data", "reads"), [(Counted(), 1), (Counted(many=True), 1), (Counted(False), 41)]
-)
-def test_an_example_is_read_once_however_slow_that_is(data: Any, reads: int) -> None:
-    job = rb.Job(
-        model=lambda: nn.Linear(1, 1),
-        loss=lambda m, b: m(b).square().mean(),
-        data=data,
-        optimizer=adamw,
-        batch_size=8,
-        collate=emptied,
-    )
-    step = step_of(job)
-    data.reads = 0
-    assert step.batch(40).tolist() == [0.0] * 40
-    assert data.reads == reads
-
-
-def test_looking_for_the_longest_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rightbatch.memory.step.LOOK_S", -1.0)
-    data: Any = Sentences()
-    job = rb.Job(
-        model=lambda: nn.Linear(1, 1),
-        loss=lambda m, b: m(b).square().mean(),
-        data=data,
-        optimizer=adamw,
-        batch_size=8,
-        collate=padded,
-    )
-    assert step_of(job).example == "1 examples looked at, all of one size"
-
-
 def padded(examples: list[Tensor]) -> Tensor:
     return nn.utils.rnn.pad_sequence(examples, batch_first=True).unsqueeze(-1)
 
 
-def test_the_longest_example_is_what_is_measured() -> None:
-    data: Any = Sentences()
-    job = rb.Job(
+def job_of(data: Any, collate: Any) -> rb.Job:
+    return rb.Job(
         model=lambda: nn.Sequential(nn.Linear(1, 64), nn.Linear(64, 1)),
         loss=lambda m, b: m(b).square().mean(),
         data=data,
         optimizer=adamw,
         batch_size=8,
-        collate=padded,
+        collate=collate,
     )
-    law = rb.largest_batch(job, 30 * MIB, verify=False)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_an_example_is_read_once_however_slow_that_is(many: bool) -> None:
+    data = Counted(many)
+    step = step_of(job_of(data, emptied))
+    data.reads = 0
+    assert step.batch(40).tolist() == [0.0] * 40
+    assert data.reads == 1
+
+
+def test_looking_for_the_longest_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rightbatch.memory.step.LOOK_S", -1.0)
+    step = step_of(job_of(Sentences(), padded))
+    assert step.example == "1 examples looked at, all of one size"
+
+
+def test_the_longest_example_is_what_is_measured() -> None:
+    law = rb.largest_batch(job_of(Sentences(), padded), 30 * MIB, verify=False)
     assert law.example == "the longest of 500 examples looked at (number 123)"
     assert law.envelope.binding(1000).linear >= 200 * 64 * 4

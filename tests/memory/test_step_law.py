@@ -92,6 +92,7 @@ def test_what_looks_into_its_tensors_is_traced_on_small_real_steps() -> None:
 
 
 def test_a_compiled_model_is_measured_on_real_steps() -> None:
+    torch.compile(nn.Identity(), backend="eager")(torch.ones(1))  # loaded for children
     job = job_of(model=lambda: torch.compile(Mlp(), backend="eager"))
     law = law_of(job)
     assert "real steps of 8, 16, 64, 128" in law.method

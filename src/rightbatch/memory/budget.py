@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 import os
 from dataclasses import dataclass
 
@@ -11,6 +9,7 @@ import torch
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.machine import container_memory, machine_free_bytes
+from rightbatch.core.real_number import real_number
 from rightbatch.core.units import show_bytes
 
 # Of free main memory, left to the rest of the machine [assumed].
@@ -82,22 +81,14 @@ def budget_for(
     Raises:
         SettingError: ``memory`` is not positive, or the device's is unknown.
     """
-    if memory is not None and not (
-        isinstance(memory, numbers.Real) and 1 <= memory < math.inf
-    ):
-        raise SettingError(
-            "memory must be a number of bytes",
-            seen=f"memory={memory!r}",
-            fix="memory=8 * 2**30 (--limit 8GiB)",
-        )
-    if not (isinstance(margin, numbers.Real) and 0 <= margin < 1):
+    if not 0 <= real_number(margin, "margin") < 1:
         raise SettingError(
             "a margin is a share from 0 to 1", seen=f"margin={margin!r}", fix="0.1"
         )
-    if memory is not None:
-        total, source = int(memory), "as given"
-    else:
+    if memory is None:
         total, source = _free(device)
+    else:
+        total, source = int(real_number(memory, "memory", positive=True)), "as given"
     terms: list[Term] = []
 
     def left() -> int:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from rightbatch.core.errors import RightbatchError, first_cause
+from rightbatch.core.text import first_line
 from rightbatch.core.torch_private import (
     FakeTensorMode,
     no_room_for_threads,
@@ -102,12 +103,9 @@ def attempt(function: Callable[[], Any]) -> Answer:
             warnings.simplefilter("ignore")
             return Answer(value=function())
     except Exception as error:
-        memory = out_of_memory(error)
-        if memory is not None:
-            return Answer(memory=True, seen=memory.text[:120])
-        root = first_cause(error)
-        text = (str(root).strip() or type(root).__name__).splitlines()[0]
-        if no_room_for_threads(text):
+        memory, root = out_of_memory(error), first_cause(error)
+        text = first_line(root) if memory is None else memory.text
+        if memory is not None or no_room_for_threads(text):
             return Answer(memory=True, seen=text[:120])
         if isinstance(root, RightbatchError):
             text = f"{root.what}: {root.seen}" if root.seen else root.what
@@ -144,8 +142,7 @@ def _answer(
     import resource
 
     library = ctypes.CDLL(None)
-    with contextlib.suppress(AttributeError):
-        library.prctl(_PARENT_DEATH, signal.SIGKILL)
+    library.prctl(_PARENT_DEATH, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)  # it has ended already
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -156,7 +153,7 @@ def _answer(
         os.dup2(nowhere, descriptor)
     sys.stdout = sys.stderr = os.fdopen(nowhere, "w")
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
-    with contextlib.suppress(AttributeError):
+    with contextlib.suppress(AttributeError):  # of the GNU library only
         library.malloc_trim(0)  # what lies free would be used for nothing
     if limit is not None:
         data = data_sizes()["VmData"] + int(limit)

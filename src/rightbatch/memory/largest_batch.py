@@ -27,8 +27,6 @@ from rightbatch.memory.step_law import trace_law
 from rightbatch.memory.trial import PATIENCE_S, Trial, no_safe_place, try_step
 
 DEVICES = ("cpu", "cuda", "mps", "xpu")
-
-
 TRACE_S = 2.0  # that tracing a step usually takes [assumed]
 
 
@@ -265,10 +263,10 @@ def job_device(job: Job) -> torch.device:
     """
     if isinstance(job.model, torch.nn.Module):
         check_content(job.model)
+        if job.device is None:
+            return _first_device(job.model)
     if job.device is not None:
         return torch.device(job.device)
-    if isinstance(job.model, torch.nn.Module):
-        return _first_device(job.model)
 
     def ask() -> str:
         with FakeTensorMode():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rightbatch.core.torch_private import out_of_memory
 from rightbatch.core.trees import leaves
 from rightbatch.job.job import Job
 from rightbatch.job.loss import PRECISIONS, check_differentiable
@@ -75,21 +75,13 @@ def step_of(job: Job, accumulation: int = 1) -> Step:
 
 
 def _batch_of(job: Job, index: int, count: int) -> Any:
-    """A batch of one example so many times over, on the CPU.
-
-    It is read once: how long reading takes has nothing to do with memory.
-    """
+    """A batch of one example so many times over, on the CPU; it is read once."""
     cpu = torch.device("cpu")
     if isinstance(job.data, tuple):
         return job.batch([index] * count, cpu)
-    examples = job.read([index])
-    try:
-        examples += [copy.deepcopy(examples[0]) for _ in range(count - 1)]
-    except Exception as error:
-        if out_of_memory(error) is not None:
-            raise
-        examples = job.read([index] * count)  # what cannot be copied
-    return job.collated(examples, cpu)
+    (example,) = job.read([index])
+    copies = [copy.deepcopy(example) for _ in range(count - 1)]
+    return job.collated([example, *copies], cpu)
 
 
 def _longest(job: Job) -> tuple[int, str]:
@@ -112,10 +104,8 @@ def _numbers(example: Any) -> int:
     """How many numbers or characters an example holds."""
     total = 0
     for leaf in leaves(example):
-        if isinstance(leaf, Tensor):
-            total += leaf.numel()
-        elif isinstance(leaf, np.ndarray):
-            total += leaf.size
+        if isinstance(leaf, (Tensor, np.ndarray)):
+            total += math.prod(leaf.shape)
         else:
             total += len(leaf) if isinstance(leaf, (str, bytes)) else 1
     return total

@@ -201,8 +201,6 @@ def test_a_seed_function_seeds_the_rest() -> None:
     expected = seen(stream(1))
     assert len({drawn for _, drawn in expected}) == 48
     assert seen(stream(7)) == expected
-    with pytest.raises(rb.SettingError, match="seed_fn has no effect"):
-        rb.BatchStream(Noisy(random.random), 4, seed_fn=reseed, seeded=False)
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from rightbatch.data.loading.stream import BatchStream
 DATA = (torch.arange(40),)
 
 
-def segments(workers: tuple[int, ...], worlds: int, sizes: int) -> Any:
+def segments(workers: tuple[int, ...], worlds: int) -> Any:
     """Random lives of a run."""
 
     def make(world: int, micro: int | None, nw: int, pf: int, s: Any, lost: int) -> Any:
@@ -31,7 +31,7 @@ def segments(workers: tuple[int, ...], worlds: int, sizes: int) -> Any:
             st.one_of(st.none(), st.integers(1, 12)),
             st.sampled_from(workers),
             st.sampled_from([1, 2, 4]),
-            st.lists(st.integers(1, sizes), min_size=1, max_size=8),
+            st.lists(st.integers(1, 30), min_size=1, max_size=8),
             st.integers(0, 3),
         ),
         min_size=2,
@@ -60,18 +60,17 @@ def check(
             at += length - at % length  # by the batch in force when it was reached
 
 
-@pytest.mark.filterwarnings("ignore:batch_size=.*more than once")
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=150)
 @given(
     st.integers(1, 60),
     st.integers(0, 5),
     st.sampled_from(["keep", "drop", "carry", "pad"]),
-    segments(workers=(0,), worlds=8, sizes=30),
+    segments(workers=(0,), worlds=6),
 )
 def test_no_crash_or_change_loses_or_repeats_anything(
     length: int, seed: int, tail: str, lives: list[Segment]
 ) -> None:
-    """Some 1700 segments, 1200 of them resumed: batch, micro-batch, ranks, epochs."""
+    """Some 500 segments, 350 of them resumed: batch, micro-batch, ranks, epochs."""
     for life in lives:
         if tail == "drop":
             life.sizes = [min(s, length) for s in life.sizes]
@@ -82,7 +81,7 @@ def test_no_crash_or_change_loses_or_repeats_anything(
 
 @pytest.mark.slow
 @settings(deadline=None, max_examples=25)
-@given(segments(workers=(0, 1, 2), worlds=2, sizes=30))
+@given(segments(workers=(0, 1, 2), worlds=2))
 def test_nor_with_real_workers_fetching_ahead(lives: list[Segment]) -> None:
     history, asked, _ = run((torch.arange(40),), lives, seed=1)
     check(40, 1, "keep", history, asked)
@@ -228,16 +227,6 @@ def test_replacement_and_poisson_have_their_own_statistics() -> None:
             assert abs(np.mean(shares) - 1) < 0.04
         else:
             assert set(sizes) == {20}
-
-
-def test_ranks_without_examples_get_a_filler_of_no_weight() -> None:
-    made = []
-    for rank in range(4):
-        stream = rb.BatchStream((torch.arange(10),), 8, rank=rank, world_size=4)
-        made.append([next(iter(s)) for s in stream.steps()])
-    last = [parts[1] for parts in made]
-    assert [len(m.indices) for m in last] == [1, 1, 1, 1]
-    assert [m.share for m in last] == [0, 2, 2, 0]  # the turn of the second step
 
 
 def test_uneven_ranks_are_said_once() -> None:

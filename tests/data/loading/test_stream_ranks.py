@@ -1,31 +1,17 @@
 """Real processes under torchrun: ranks, DDP, workers, a changing batch, a ledger."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import feeding
 import reference
-
-HERE = Path(feeding.__file__).parent
+from launching import TESTS, torchrun
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_real_processes_split_each_step(ranks: int, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={ranks}", str(HERE / "feeding_ranks.py")]
-    done = subprocess.run(
-        [*command, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = torchrun(TESTS / "feeding_ranks.py", tmp_path, ranks=ranks, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads((tmp_path / "found.json").read_text())
     order = reference.epochs(53, 6, 2)

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
 import rightbatch as rb
-from rare_class import gradients, rare_class
+from rare_class import gradients, losses_of, rare_class
 from rightbatch.data.order.neyman import StratumMeter
 
 
@@ -23,16 +22,10 @@ def test_the_meter_measures_each_strata_s_noise() -> None:
     truth = [float(own[y == c].var(0).sum()) ** 0.5 for c in (0.0, 1.0)]
     strata = rb.data.Strata(y, "neyman", multiple=2)
     meter = StratumMeter(model, strata, overhead=math.inf)
-    stream = rb.BatchStream((x, y), 64, order=strata)
     squares: list[list[float]] = []
-    for step in stream.steps():
-        for micro in step:
-            logits = model(micro.data[0])[:, 0]
-            losses = functional.binary_cross_entropy_with_logits(
-                logits, micro.data[1], reduction="none"
-            )
-            meter(losses, micro.groups)
-            squares.append([std**2 for std in meter.stds if std is not None])
+    for losses, micro in losses_of(model, rb.BatchStream((x, y), 64, order=strata)):
+        meter(losses, micro.groups)
+        squares.append([std**2 for std in meter.stds if std is not None])
     means = np.mean([both for both in squares if len(both) == 2], axis=0)
     assert np.sqrt(means) == pytest.approx(truth, rel=0.12)
 
@@ -73,14 +66,9 @@ def test_the_meter_keeps_to_its_overhead_and_feeds_the_strata() -> None:
     model = torch.nn.Linear(7, 1)
     strata = rb.data.Strata(y, "neyman", multiple=2)
     meter = StratumMeter(model, strata, overhead=0.1, clock=clock)
-    stream = rb.BatchStream((x, y), 64, order=strata)
-    for step in stream.steps():
-        for micro in step:
-            now[0] += 0.003
-            losses = functional.binary_cross_entropy_with_logits(
-                model(micro.data[0])[:, 0], micro.data[1], reduction="none"
-            )
-            meter(losses, micro.groups)
+    for losses, micro in losses_of(model, rb.BatchStream((x, y), 64, order=strata)):
+        now[0] += 0.003
+        meter(losses, micro.groups)
     # A measurement takes 1 ms, a step 4 to 5: one in 2 to 3 steps is 10 %.
     assert 0.05 < meter.measured * 0.001 / now[0] < 0.12
     assert strata.version > 1

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
 import rightbatch as rb
-from rare_class import gradients, rare_class
+from rare_class import gradients, losses_of, rare_class
 from rightbatch.data.order.allocation import batch_variance
 
 
@@ -175,13 +174,8 @@ def test_the_monitor_knows_the_composition() -> None:
         stream = rb.BatchStream((x, y), 128, order=order, seed=2)
         monitor = rb.NoiseMonitor(model, optimizer, math.inf, stream=stream)
         while stream.step < 600:
-            for step in stream.steps():
-                for micro in step:
-                    inputs, labels = micro.data
-                    losses = functional.binary_cross_entropy_with_logits(
-                        model(inputs)[:, 0], labels, reduction="none"
-                    )
-                    (micro.weights * losses).mean().backward()
+            for losses, micro in losses_of(model, stream):
+                (micro.weights * losses).mean().backward()
                 optimizer.step()
                 optimizer.zero_grad()
         found[name] = monitor.read(window=600 * 128).noise_scale.value

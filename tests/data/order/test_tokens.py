@@ -1,5 +1,6 @@
 """Micro-batches by tokens: they fit the budget, lose nothing, and are random."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -47,37 +48,31 @@ def test_tokens_fit_the_budget_and_lose_nothing(
     ]
     seen: list[int] = []
     order = reference.epochs(len(have), 0, 2)
-    for epoch in range(2):
-        loops = [s.steps() for s in streams]
-        number = 0
-        while streams[0].epoch == epoch:
-            size = sizes[number % len(sizes)]
-            number += 1
-            for s in streams:
-                s.batch_size = size
-            steps = [next(loop, None) for loop in loops]
-            if steps[0] is None:
-                break
-            parts = [list(s) for s in steps if s is not None]
-            assert len({len(p) for p in parts}) == 1
-            micros = [m for p in parts for m in p]
-            assert sum(m.share for m in micros) == pytest.approx(world)
-            assert sum(m.token_share or 0.0 for m in micros) == pytest.approx(world)
-            real = [m for m in micros if m.share]
-            for m in real:
-                mine = have[m.indices.numpy()]
-                cost = mine.sum() if packed else mine.max() * len(mine)
-                assert cost <= budget
-            index = [i for m in real for i in m.indices.tolist()]
-            if count == "examples":
-                left = len(have) - len(seen) % len(have)
-                assert len(index) == min(size, left)
-            if count == "tokens":
-                assert have[index].sum() <= size
-            if window is None:  # a random batch, only sorted
-                at = len(seen)
-                assert sorted(index) == sorted(order[at : at + len(index)])
-            seen += index
+    for size in itertools.cycle(sizes):
+        for stream in streams:
+            stream.batch_size = size
+        parts = [list(next(stream.steps())) for stream in streams]
+        assert len({len(p) for p in parts}) == 1
+        micros = [m for p in parts for m in p]
+        assert sum(m.share for m in micros) == pytest.approx(world)
+        assert sum(m.token_share or 0.0 for m in micros) == pytest.approx(world)
+        real = [m for m in micros if m.share]
+        for m in real:
+            mine = have[m.indices.numpy()]
+            cost = mine.sum() if packed else mine.max() * len(mine)
+            assert cost <= budget
+        index = [i for m in real for i in m.indices.tolist()]
+        if count == "examples":
+            left = len(have) - len(seen) % len(have)
+            assert len(index) == min(size, left)
+        if count == "tokens":
+            assert have[index].sum() <= size
+        if window is None:  # a random batch, only sorted
+            at = len(seen)
+            assert sorted(index) == sorted(order[at : at + len(index)])
+        seen += index
+        if streams[0].epoch == 2:
+            break
     assert len(seen) == 2 * len(have)
     assert sorted(seen[: len(have)]) == list(range(len(have)))
 

@@ -13,12 +13,7 @@ from rightbatch.core.errors import SettingError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.findings import Finding
 from rightbatch.data.audit import loader_findings
-from rightbatch.data.audit.mixing import (
-    Batches,
-    label_noise,
-    length_noise,
-    shuffle_noise,
-)
+from rightbatch.data.audit.mixing import label_noise, length_noise, shuffle_noise
 from rightbatch.data.audit.read_indices import Draws, read_indices, stream_of
 from rightbatch.data.order.tokens import Tokens
 
@@ -140,9 +135,13 @@ def audit(
         findings.append(loader_findings.mixing(of_places, largest, order is not None))
     if labels is not None:
         names, label = np.unique(np.asarray(labels), return_inverse=True)
-        of_labels, shares = label_noise(steps, label), _shares(steps, names, label)
+        of_labels, share = label_noise(steps, label), np.bincount(label) / length
+        seen = np.bincount(label[drawn], minlength=len(names)) / len(drawn)
+        relative = (seen / share).tolist()
+        shares = dict(zip(map(str, names.tolist()), relative, strict=True))
         if order is None or order.covers:
-            findings.append(loader_findings.composition(steps, names, label))
+            found = loader_findings.composition(names, share, seen, len(drawn))
+            findings.append(found)
     if lengths is not None:
         of_lengths = length_noise(steps, np.asarray(lengths))
         packed = tokens is not None and tokens.packed
@@ -172,14 +171,6 @@ def audit(
 def is_loader(value: Any) -> bool:
     """Whether `audit` can look at it."""
     return isinstance(value, DataLoader) or stream_of(value) is not None
-
-
-def _shares(steps: Batches, names: np.ndarray, label: np.ndarray) -> dict[str, float]:
-    """Share of each label in batches, relative to its share of the data set."""
-    drawn = label[np.concatenate(steps)]
-    relative = np.bincount(drawn, minlength=len(names)) / len(drawn)
-    relative /= np.bincount(label) / len(label)
-    return dict(zip(map(str, names.tolist()), relative.tolist(), strict=True))
 
 
 def _padding(draws: Draws, lengths: Int64[np.ndarray, " examples"]) -> float:

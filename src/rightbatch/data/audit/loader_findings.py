@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Int64
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.findings import Finding
 from rightbatch.core.units import show_number
-from rightbatch.data.audit.mixing import Batches
 
 MIXED = 1.2  # noise ratio above which we say so [assumed: 20 % more noise]
 BIASED = 5.0  # standard errors by which a label's share may be off [assumed]
@@ -41,19 +39,17 @@ def mixing(noise: Estimate, size: int, ours: bool) -> Finding | None:
 
 
 def composition(
-    steps: Batches, names: np.ndarray, label: Int64[np.ndarray, " examples"]
+    names: np.ndarray, share: np.ndarray, seen: np.ndarray, draws: int
 ) -> Finding | None:
     """A label is more frequent in batches than in the data.
 
     Args:
-        steps: The batches.
         names: Of the labels.
-        label: Number of each example's label.
+        share: Of each label in the data.
+        seen: Of each label in the batches.
+        draws: Examples in the batches.
     """
-    drawn = label[np.concatenate(steps)]
-    share = np.bincount(label) / len(label)
-    seen = np.bincount(drawn, minlength=len(names)) / len(drawn)
-    error = np.sqrt(share * (1 - share) / len(drawn)) + 1 / len(drawn)
+    error = np.sqrt(share * (1 - share) / draws) + 1 / draws
     worst = int(np.abs((seen - share) / error).argmax())
     if abs(seen[worst] - share[worst]) < BIASED * error[worst]:
         return None

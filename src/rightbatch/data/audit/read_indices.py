@@ -32,9 +32,8 @@ class Draws:
         whole: Whether the epoch was read to its end.
         ranks: Of each rank, the micro-batches of each of its steps.
         steps: The examples of each step, over all ranks.
-        same_head: Examples with which the next epoch begins alike, or the next pass
-            of a sampler without an end, but for one that goes in order; 0: it begins
-            otherwise, is a stream of ours, or was not read that far.
+        same_head: Examples with which the next epoch begins alike, but for one that
+            goes in order; 0: it begins otherwise, never does, or is a stream of ours.
         epoch: That the sampler stands in; None: it has no ``set_epoch``.
     """
 
@@ -64,7 +63,7 @@ def read_indices(loader: Any, most: int) -> Draws:
             or makes no batch.
     """
     stream, epoch = stream_of(loader), None
-    ends, second = True, np.empty(0, dtype=np.int64)
+    second = np.empty(0, dtype=np.int64)
     with preserved_rng():
         if stream is not None:
             length = stream.length
@@ -73,8 +72,7 @@ def read_indices(loader: Any, most: int) -> Draws:
         else:
             length, samplers = _samplers(loader)
             steps = [_head(_batches(s), most // len(samplers)) for s in samplers]
-            ends = _ends(samplers[0], *steps[0])
-            if ends:
+            if _ends(samplers[0], *steps[0]):
                 again, _ = _head(_batches(samplers[0]), HEAD)
                 second = _joined([part for step in again for part in step])
             inner = getattr(samplers[0], "sampler", samplers[0])
@@ -82,9 +80,6 @@ def read_indices(loader: Any, most: int) -> Draws:
                 epoch = int(getattr(inner, "epoch", 0))
     joined = [[_joined(step) for step in of_rank] for of_rank, _ in steps]
     first = _joined(joined[0])
-    if not ends:  # it is begun once, and goes over the data again and again
-        once = length // len(joined)
-        second = first[once : once + HEAD] if len(first) >= 2 * once else second
     same = np.array_equal(first[: len(second)], second)
     in_order = np.array_equal(second, np.sort(second))
     draws = Draws(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch.utils.data import (
 )
 
 from rightbatch.core.errors import SettingError
+from rightbatch.data.order.order import digest_of
 
 # A DataLoader's arguments that a stream has by another name.
 _INSTEAD = {
@@ -35,14 +35,10 @@ _INSTEAD = {
 
 def fingerprint_of(dataset: Any) -> str:
     """What tells a data set from others of equal length, if it says so; or ""."""
-    if isinstance(dataset, StackDataset):
-        parts = dataset.datasets
-        parts = parts.values() if isinstance(parts, dict) else parts
-        return "+".join(filter(None, map(fingerprint_of, parts)))
-    if isinstance(dataset, ConcatDataset):
-        return "+".join(filter(None, map(fingerprint_of, dataset.datasets)))
-    if isinstance(dataset, Subset):  # a random split without a seed is another one
-        return f"{fingerprint_of(dataset.dataset)}{_chosen_by(dataset)}"
+    if parts := parts_of(dataset):
+        joined = "+".join(filter(None, map(fingerprint_of, parts)))
+        # A random split without a seed is another data set.
+        return joined + _chosen_by(dataset) if isinstance(dataset, Subset) else joined
     form = getattr(dataset, "format", None)
     if isinstance(form, dict) and form.get("type") == "custom":
         # Hugging Face's with a transform: its own fingerprint is of the transform too,
@@ -51,16 +47,23 @@ def fingerprint_of(dataset: Any) -> str:
     return str(getattr(dataset, "_fingerprint", ""))
 
 
+def parts_of(dataset: Any) -> list[Any]:
+    """The data sets that one of torch's kinds is made of; of others none."""
+    if isinstance(dataset, Subset):
+        return [dataset.dataset]
+    if isinstance(dataset, (ConcatDataset, StackDataset)):
+        parts = dataset.datasets
+        return list(parts.values() if isinstance(parts, dict) else parts)
+    return []
+
+
 def _chosen_by(subset: Any) -> str:
     """What tells the indices of a subset from others; "" where they are no numbers."""
     try:
         indices = np.asarray(subset.indices)
     except ValueError:  # of several lengths
         return ""
-    if indices.dtype.kind not in "iu":
-        return ""
-    written = indices.astype(np.int64).tobytes()
-    return f"[{blake2b(written, digest_size=8).hexdigest()}]"
+    return f"[{digest_of(indices)}]" if indices.dtype.kind in "iu" else ""
 
 
 def subset_of(fingerprint: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt64
 from torch import Tensor
-from torch.utils.data import Subset, TensorDataset, default_collate
+from torch.utils.data import TensorDataset, default_collate
 
 from rightbatch.core.user_code import where_made
 from rightbatch.data.loading.randomness import (
@@ -52,7 +52,7 @@ class Fetch:
     Args:
         data: Map-style data set, or a tuple of tensors.
         collate: Makes a batch of a list of examples; None: torch's.
-        seeded: Whether examples have seeds. Those of tensors have none.
+        seeded: Whether examples have seeds. Tensors need none.
         seed_fn: Seeds what only the user knows of.
     """
 
@@ -67,8 +67,7 @@ class Fetch:
         self.data, self._collate = data, collate or default_collate
         self._default_collate = self._collate is default_collate
         self._tensors = _tensors(data) if self._default_collate else None
-        tensors_only = self._default_collate and type(_whole(data)) is TensorDataset
-        self._seeded = seeded and not tensors_only
+        self._seeded = seeded
         self._seeds = ExampleSeeds(data, seed_fn)
 
     def __call__(self, piece: Piece) -> Any:
@@ -155,10 +154,3 @@ def _tensors(data: Any) -> tuple[Tensor, ...] | None:
         return None
     dense = all(type(t) is Tensor and t.layout is torch.strided for t in data.tensors)
     return data.tensors if dense else None
-
-
-def _whole(data: Any) -> Any:
-    """The data set that nested subsets are taken from."""
-    while type(data) is Subset:
-        data = data.dataset
-    return data

@@ -126,15 +126,6 @@ class Prefetch:
         # Now, not when a traceback that holds them is let go.
         shut_down_workers(batches)
 
-    def close_if_dead(self) -> None:
-        """Begin anew where a worker died while the loop was busy elsewhere.
-
-        torch has raised an error there, in the midst of the loop's own work.
-        """
-        workers = worker_processes(self._batches)
-        if not all(worker.is_alive() for worker in workers):
-            self.close()
-
 
 class _Tasks:
     """The batch sampler of the loader: pieces instead of lists of indices.

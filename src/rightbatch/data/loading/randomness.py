@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, StackDataset, Subset
+
+from rightbatch.data.loading.arguments import parts_of
 
 Seed = Callable[[int], object]
 LOW_32 = 0xFFFFFFFF  # numpy's legacy seeds have no more bits
@@ -97,11 +98,7 @@ def setters_of(data: Any) -> list[Seed]:
     ``transforms`` (or each of a list of those); of torch's ``Subset``,
     ``ConcatDataset`` and ``StackDataset`` their parts.
     """
-    if isinstance(data, Subset):
-        return setters_of(data.dataset)
-    if isinstance(data, (ConcatDataset, StackDataset)):
-        parts = data.datasets
-        parts = list(parts.values()) if isinstance(parts, dict) else parts
+    if parts := parts_of(data):
         return [setter for part in parts for setter in setters_of(part)]
     holders = [data]
     for name in ("transform", "target_transform", "transforms"):

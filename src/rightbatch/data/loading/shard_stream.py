@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, default_collate
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.whole_number import whole_number
-from rightbatch.data.loading.split_ranks import Parts, split_across_ranks
-from rightbatch.data.loading.state import check_ranks_agree
+from rightbatch.data.loading.split_ranks import Parts, split_across_ranks, uneven
+from rightbatch.data.loading.state import VERSION, check_form, check_ranks_agree
 from rightbatch.data.loading.step import (
     MicroBatch,
     PlainLoop,
@@ -28,8 +28,6 @@ from rightbatch.data.loading.step import (
     step_left_open,
 )
 from rightbatch.data.loading.stream_base import place_of
-
-VERSION = 2
 
 
 class ShardStream(PlainLoop):
@@ -132,14 +130,13 @@ class ShardStream(PlainLoop):
                 count, 1 if self.sharded else self.world_size, self._micro, turn=number
             )
             parts = ranks[0 if self.sharded else self.rank]
-            sizes = [sum(part.size for part in of_rank) for of_rank in ranks]
             even = "choose a batch_size that the ranks divide and tail='drop', 'carry'"
             yield Step(
                 number=number,
                 epoch=epoch,
                 examples=count,
                 local_examples=sum(part.size for part in parts),
-                uneven=even if len(set(sizes)) > 1 else "",
+                uneven=even if uneven(ranks) else "",
                 micro_batches=len(parts),
                 read=partial(self._micro_batches, number, parts, examples, len(ranks)),
             )
@@ -302,15 +299,7 @@ class ShardStream(PlainLoop):
             SettingError: It is of another kind, or of other ranks of a sharded source.
         """
         current = self.state_dict()
-        missing = [key for key in current if key not in state]
-        if missing or state["version"] != VERSION:
-            raise SettingError(
-                "this is no state of a ShardStream of this version",
-                seen=f"without {', '.join(missing)}"
-                if missing
-                else f"state version {state['version']}, this one reads {VERSION}",
-                fix="what stream.state_dict() gave",
-            )
+        check_form(state, current, "ShardStream")
         if state["ranks"] != current["ranks"]:
             raise SettingError(
                 "the state is of other ranks",

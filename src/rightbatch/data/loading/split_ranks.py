@@ -88,6 +88,11 @@ def split_across_ranks(
     return tuple(tuple(parts) for parts in ranks)
 
 
+def uneven(ranks: tuple[Parts, ...]) -> bool:
+    """Whether some rank has fewer examples than another, or fillers."""
+    return len({sum(part.size for part in parts) for parts in ranks}) > 1
+
+
 def _split_runs(
     count: int,
     world_size: int,

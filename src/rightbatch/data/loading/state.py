@@ -13,6 +13,7 @@ from rightbatch.core.errors import SettingError
 from rightbatch.data.order.order import Cursor
 
 VERSION = 2
+MOVED = "positions in it mean other examples"
 
 
 def restored(state: Mapping[str, Any], expected: Mapping[str, Any]) -> Cursor:
@@ -25,39 +26,21 @@ def restored(state: Mapping[str, Any], expected: Mapping[str, Any]) -> Cursor:
     Raises:
         SettingError: It belongs to something else.
     """
-    missing = [key for key in expected if key not in state]
-    if missing or state["version"] != VERSION:
-        raise SettingError(
-            "this is no state of a BatchStream of this version",
-            seen=f"without {', '.join(missing[:4])}"
-            if missing
-            else f"state version {state['version']}, this one reads {VERSION}",
-            fix="what stream.state_dict() gave",
-        )
+    check_form(state, expected, "BatchStream")
     next_epoch = state["position"] // state["length"] + 1
     for key, what, why, fix in (
         (
             "length",
             "a data set of another length",
-            "the order is of so many examples: another number is another order",
+            "another number of examples has another order",
             f"restore the data set, or begin an epoch: stream.set_epoch({next_epoch})",
         ),
-        (
-            "seed",
-            "another seed",
-            "its order of examples is another one",
-            f"seed={state['seed']!r}",
-        ),
-        (
-            "order",
-            "another order",
-            "positions in it mean other examples",
-            f"the order it had: {state['order']!r}",
-        ),
+        ("seed", "another seed", MOVED, f"seed={state['seed']!r}"),
+        ("order", "another order", MOVED, f"the order it had: {state['order']!r}"),
         (
             "order_settings",
             "other labels, lengths or settings of the order",
-            "positions in it mean other examples",
+            MOVED,
             "the labels, lengths and settings it had",
         ),
         (
@@ -82,6 +65,23 @@ def restored(state: Mapping[str, Any], expected: Mapping[str, Any]) -> Cursor:
         first_step=int(state["first_step"]),
         extra=tuple(int(i) for i in state["extra"]),
     )
+
+
+def check_form(state: Mapping[str, Any], expected: Mapping[str, Any], of: str) -> None:
+    """Refuse what no stream of this kind and version has saved.
+
+    Raises:
+        SettingError: It is something else.
+    """
+    missing = [key for key in expected if key not in state]
+    if missing or state["version"] != VERSION:
+        raise SettingError(
+            f"this is no state of a {of} of this version",
+            seen=f"without {', '.join(missing[:4])}"
+            if missing
+            else f"state version {state['version']}, this one reads {VERSION}",
+            fix="what stream.state_dict() gave",
+        )
 
 
 def check_ranks_agree(settings: dict[str, Any], world_size: int) -> None:

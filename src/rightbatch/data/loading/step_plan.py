@@ -12,7 +12,7 @@ from jaxtyping import Float32, Int64
 
 from rightbatch.core.errors import SettingError
 from rightbatch.data.loading.fetch import Piece
-from rightbatch.data.loading.split_ranks import Part, split_across_ranks
+from rightbatch.data.loading.split_ranks import Part, split_across_ranks, uneven
 from rightbatch.data.order.order import Cursor, Cut, Order
 
 TAILS = ("keep", "drop", "carry", "pad")
@@ -98,9 +98,6 @@ class Planner:
             tokens=cut.tokens,
             turn=start.step,
         )
-        uneven = False
-        if self.world_size > 1:
-            uneven = len({sum(part.size for part in parts) for parts in ranks}) > 1
         return StepPlan(
             before=cursor,
             after=self.settle(self.entering(after, start), batch_size),
@@ -109,7 +106,7 @@ class Planner:
             version=self.order.version,
             cut=cut,
             micro=tuple(self._micro(cut, part) for part in ranks[self.rank]),
-            uneven=uneven,
+            uneven=uneven(ranks),
         )
 
     def stop(self, cursor: Cursor) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Never
 
@@ -23,7 +23,7 @@ from rightbatch.data.loading.step import (
 )
 from rightbatch.data.loading.step_plan import MicroPlan, PlannedSteps, StepPlan
 from rightbatch.data.loading.stream_base import StreamBase
-from rightbatch.data.order.order import Cursor, Order
+from rightbatch.data.order.order import Order
 
 
 class BatchStream(PlainLoop, StreamBase):
@@ -144,14 +144,15 @@ class BatchStream(PlainLoop, StreamBase):
                 "order does not promise",
                 fix="leave ledger out",
             )
-        self._ledger = None if ledger is None else LedgerWriter(ledger, self._planner)
+        if ledger is not None:
+            self._ledger = LedgerWriter(ledger, self._planner)
         self._planned = PlannedSteps(self._planner)
         self._fetch = Fetch(dataset, collate_fn, seeded=seeded, seed_fn=seed_fn)
         self._num_workers = whole_number(num_workers, "num_workers", least=0)
+        if prefetch_factor is not None:
+            prefetch_factor = whole_number(prefetch_factor, "prefetch_factor")
         of_workers = {
-            "prefetch_factor": None
-            if prefetch_factor is None
-            else whole_number(prefetch_factor, "prefetch_factor"),
+            "prefetch_factor": prefetch_factor,
             "worker_init_fn": worker_init_fn,
             "multiprocessing_context": multiprocessing_context,
             "timeout": timeout,
@@ -190,8 +191,6 @@ class BatchStream(PlainLoop, StreamBase):
                 of a worker that died. The state stays that of the last whole step.
         """
         self._agree()
-        if self._prefetch is not None:
-            self._prefetch.close_if_dead()
         epoch = self.epoch
         while self.epoch == epoch:
             cursor = self._cursor
@@ -233,24 +232,6 @@ class BatchStream(PlainLoop, StreamBase):
         """Leave out the next steps, as if they had been made: after a loss spike."""
         for _ in range(whole_number(steps, "steps", least=0)):
             self._leave_out(self._planned.at(self._cursor, self._batch_size).after)
-
-    def _leave_out(self, after: Cursor) -> None:
-        before = self._cursor
-        if self._ledger is not None:
-            self._ledger.left_out(before.step, before.position, after.position)
-        self._cursor = after
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`: at any number of ranks, workers or micro-batch.
-
-        The batch size in force is restored with it; assign another one afterwards.
-
-        Raises:
-            SettingError: It is the state of another data set, seed or order.
-        """
-        super().load_state_dict(state)
-        if self._ledger is not None:
-            self._ledger.begin(self._segment)
 
     def __enter__(self) -> BatchStream:
         return self

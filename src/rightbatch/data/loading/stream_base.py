@@ -12,12 +12,8 @@ import torch.distributed as dist
 from rightbatch.core.errors import SettingError
 from rightbatch.core.whole_number import whole_number
 from rightbatch.data.loading.arguments import subset_of
-from rightbatch.data.loading.state import (
-    VERSION,
-    check_ranks_agree,
-    digest,
-    restored,
-)
+from rightbatch.data.loading.ledger import LedgerWriter
+from rightbatch.data.loading.state import VERSION, check_ranks_agree, digest, restored
 from rightbatch.data.loading.step_plan import Planner, StepPlan, check_tail
 from rightbatch.data.order.draws import DRAWS
 from rightbatch.data.order.order import Cursor, Cut, Order
@@ -30,6 +26,8 @@ class StreamBase:
         length: Examples in the data set.
         fingerprint: Tells its data set from others of equal length, or "".
     """
+
+    _ledger: LedgerWriter | None = None
 
     def __init__(
         self,
@@ -78,12 +76,6 @@ class StreamBase:
                 seen=f"batch_size={value}, {self.length} examples",
                 why="an epoch holds no whole batch, so there would be no step at all",
                 fix=f"batch_size={self.length} or less, tail='keep' or 'carry'",
-            )
-        if self.order.covers and self.tail == "carry" and value > self.length:
-            self._warn(
-                "repeats",
-                f"batch_size={value} is more than the {self.length} examples: a batch "
-                "holds some of them more than once",
             )
         self._batch_size = value
 
@@ -164,10 +156,6 @@ class StreamBase:
             f"{self.epoch}, {self.position} examples behind)"
         )
 
-    def __bool__(self) -> bool:
-        """There is always a next step."""
-        return True
-
     @property
     def composed(self) -> bool:
         """Whether not every part of a batch is composed like every other."""
@@ -223,6 +211,8 @@ class StreamBase:
         self.batch_size = int(state["batch_size"])
         self._cursor, self._segment = cursor, int(state["segment"]) + 1
         self.order.loaded()
+        if self._ledger is not None:
+            self._ledger.begin(self._segment)
 
     def _settled(self) -> Cursor:
         """Where the next step begins: not in a tail that is to be dropped."""
@@ -230,6 +220,9 @@ class StreamBase:
 
     def _leave_out(self, after: Cursor) -> None:
         """Go to a place, past what nobody will see."""
+        before = self._cursor
+        if self._ledger is not None:
+            self._ledger.left_out(before.step, before.position, after.position)
         self._cursor = after
 
     def _agree(self) -> None:
