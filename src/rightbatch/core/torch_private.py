@@ -13,7 +13,7 @@ import logging
 import re
 import signal
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +52,19 @@ def as_no_view(tensor: Tensor) -> Tensor:
     if not tensor._is_view():
         return tensor
     return torch.ops.aten._unsafe_view(tensor, tensor.shape)
+
+
+def copy_all(into: Sequence[Tensor], of: Sequence[Tensor]) -> None:
+    """Copy the numbers of tensors of one type, device, dtype and layout, all at once.
+
+    What is not plain and dense is copied one by one.
+    """
+    with torch.no_grad():
+        if type(of[0]) is Tensor and of[0].layout == torch.strided:
+            torch._foreach_copy_(into, of)
+        else:
+            for copy, tensor in zip(into, of, strict=True):
+                copy.copy_(tensor)
 
 
 def in_backward_pass() -> bool:

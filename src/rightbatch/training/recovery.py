@@ -28,11 +28,15 @@ class PassState:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self._state: ModelState | None = None
 
     def take(self, device: torch.device) -> None:
         """Remember."""
         self._random = random_state(device)
-        self._state = ModelState(self.model)
+        if self._state is None:
+            self._state = ModelState(self.model)
+        else:
+            self._state.take()
 
     def restore(self, device: torch.device) -> None:
         """Put everything back; gradients are dropped."""
