@@ -19,11 +19,7 @@ from rightbatch.core.errors import (
     UpdateOutOfMemoryError,
 )
 from rightbatch.core.torch_private import out_of_memory
-from rightbatch.core.trees import (
-    even_pieces,
-    example_count,
-    slice_batch,
-)
+from rightbatch.core.trees import even_pieces, example_count, slice_batch
 from rightbatch.core.user_code import READING, user_code
 from rightbatch.core.whole_number import whole_number
 from rightbatch.data.loading.step import Step
@@ -427,9 +423,7 @@ class Accumulator:
         fits = None if self.fits is None else self.fits(biggest)
         text = trouble.memory.text if trouble.memory else "another rank ran out"
         if (biggest == 1 or self.coupled) and self.gradient.reserving:
-            self.gradient.reserving = (
-                False  # then the optimizer may have to find its own
-            )
+            self.gradient.reserving = False
             self.tell(
                 f"out of memory with {biggest} at once ({text[:60]}): again, with "
                 "nothing kept free for the optimizer's state"
