@@ -72,7 +72,7 @@ class ModelState:
 
     def take(self) -> None:
         """Remember all anew; soon done where there are the same modules and names."""
-        if self._children != self._children_then or self._sizes != self._lengths():
+        if self._fixed != self._fixed_before or self._sizes != self._lengths():
             self._look()
         self._before = [names.copy() for names in self._names]
         held = [names.get(name) for names, name in self._attributes]
@@ -85,7 +85,8 @@ class ModelState:
 
     def restore(self) -> None:
         """Put everything back."""
-        for names, before in zip(self._names, self._before, strict=True):
+        everything = self._names + self._fixed, self._before + self._fixed_before
+        for names, before in zip(*everything, strict=True):
             names.clear()
             names.update(before)
         for undo in self._undo:
@@ -102,10 +103,12 @@ class ModelState:
             [names for now in own if isinstance(names := now.get(place), dict)]
             for place in ("_buffers", "_parameters", "_modules")
         )  # a ScriptModule's are no dicts
-        self._names = [*own, *buffers, *parameters, *children]
-        self._sizes = self._lengths()
-        self._buffers, self._children = buffers, children
-        self._children_then = [names.copy() for names in children]
+        tensors = buffers + parameters
+        self._names = own + [names for names in tensors if names]
+        self._sizes, self._buffers = self._lengths(), buffers
+        # Copied once, as between two steps these hardly ever change.
+        self._fixed = children + [names for names in tensors if not names]
+        self._fixed_before = [names.copy() for names in self._fixed]
         self._attributes = [
             (now, name)
             for now in own
