@@ -18,6 +18,7 @@ class Busy(nn.Module):
     """Changes all that a module may hold, each in the way that is usual for it."""
 
     later: Any
+    inner: nn.Module
 
     def __init__(self) -> None:
         super().__init__()

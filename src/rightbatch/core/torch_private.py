@@ -13,7 +13,7 @@ import logging
 import re
 import signal
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +54,7 @@ def as_no_view(tensor: Tensor) -> Tensor:
     return torch.ops.aten._unsafe_view(tensor, tensor.shape)
 
 
-def copy_all(into: Sequence[Tensor], of: Sequence[Tensor]) -> None:
+def copy_all(into: list[Tensor], of: list[Tensor]) -> None:
     """Copy the numbers of tensors of one type, device, dtype and layout, all at once.
 
     What is not plain and dense is copied one by one.

@@ -169,7 +169,7 @@ class BatchGradient:
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
         self.norms = running_norms(self.model)
-        self.before = PassState(self.ranks.network)
+        self.before = PassState(self.ranks.network, self.device)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -244,7 +244,7 @@ class BatchGradient:
             except Exception as failure:  # reported when the pass itself is made
                 error = failure
             release(error)
-            self.before.restore(self.device)
+            self.before.restore()
             highest = max(r for (r,) in self.ranks.gather([ratio]))
             self.per_example = 2.0 ** round(math.log2(highest or 1.0))
         whole = 1.0 if examples is None else examples / self.ranks.size
