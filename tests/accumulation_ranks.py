@@ -1,4 +1,4 @@
-"""Run under torchrun by test_accumulate_ranks.py: gradients and survival on ranks."""
+"""Run under torchrun by test_accumulator_ranks.py: gradients and survival on ranks."""
 
 from __future__ import annotations
 
@@ -256,27 +256,31 @@ def uneven(rank: int) -> list[dict[str, Any]]:
     return found
 
 
+def found_by(kind: str, world: int, rank: int) -> Any:
+    """What one kind of check finds on this rank."""
+    if kind in ("ddp", "fsdp"):
+        return equality(kind, world, rank)
+    if kind == "watched":
+        return watched(world, rank)
+    if kind == "failure":
+        return failure(rank)
+    if kind == "uneven":
+        return uneven(rank)
+    phase, passes, model = kind.split(":")
+    return survival(phase, rank, [int(p) for p in passes.split(",")], model)
+
+
 def main() -> None:
-    """One kind of check; rank 0's answer goes to a file."""
-    kind, out = sys.argv[1], Path(sys.argv[2])
+    """Checks of these kinds, one after another; rank 0 writes what all have found."""
+    out, *kinds = sys.argv[1:]
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     rank, world = dist.get_rank(), dist.get_world_size()
-    if kind in ("ddp", "fsdp"):
-        found: Any = equality(kind, world, rank)
-    elif kind == "watched":
-        found = watched(world, rank)
-    elif kind == "failure":
-        found = failure(rank)
-    elif kind == "uneven":
-        found = uneven(rank)
-    else:
-        phase, passes, model = kind.split(":")
-        found = survival(phase, rank, [int(p) for p in passes.split(",")], model)
+    found = {kind: found_by(kind, world, rank) for kind in kinds}
     everyone: list[Any] = [None] * world
     dist.all_gather_object(everyone, found)
     if rank == 0:
-        out.write_text(json.dumps(everyone))
+        Path(out).write_text(json.dumps(everyone))
     leave()
 
 

@@ -17,6 +17,9 @@ from rightbatch.core.guards import ModelState, untouched
 class Busy(nn.Module):
     """Changes all that a module may hold, each in the way that is usual for it."""
 
+    later: Any
+    inner: nn.Module
+
     def __init__(self) -> None:
         super().__init__()
         self.inner = nn.Linear(2, 2)
@@ -77,6 +80,42 @@ def test_all_that_a_forward_pass_changes_is_put_back() -> None:
         state.restore()
         assert described(model) == before
         assert model.assigned is assigned  # the same tensor, for whoever else holds it
+
+
+def test_it_can_be_taken_again_after_anything() -> None:
+    """Each time as one made anew: of other names, tensors, shapes and modules."""
+    model = Busy()
+    model.later = None
+    state = ModelState(model)
+
+    def of_another_shape() -> None:
+        model.written.data = torch.full((5,), 7.0)
+
+    def of_another_module() -> None:
+        model.inner = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+
+    def of_a_list_for_none() -> None:
+        model.later = [1]
+
+    changes: list[Any] = [
+        lambda: None,
+        lambda: model(torch.ones(3, 2)),
+        lambda: model.train() and model(torch.zeros(3, 2)),
+        lambda: model.double().float(),
+        of_another_shape,
+        of_another_module,
+        of_a_list_for_none,
+    ]
+    for change in changes:
+        change()
+        state.take()
+        before, later = described(model), str(model.later)
+        for value in (1.0, 2.0):
+            model(torch.full((3, 2), value))
+            if model.later is not None:
+                model.later.append(value)
+            state.restore()
+            assert (described(model), str(model.later)) == (before, later)
 
 
 @pytest.mark.filterwarnings("ignore:.*(torch.jit|nested tensors)")

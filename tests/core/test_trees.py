@@ -22,7 +22,7 @@ from rightbatch.core.trees import (
     leaves,
     map_leaves,
     map_tensors,
-    repeat_examples,
+    select_examples,
     slice_batch,
     to_device,
 )
@@ -120,7 +120,7 @@ def test_each_piece_holds_its_own_examples(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_example_twice(kind: str) -> None:
     batch = KINDS[kind](slice(None))
-    twice = repeat_examples(batch, 2, 5)
+    twice = select_examples(batch, [n for n in range(5) for _ in range(2)], 5)
     assert example_count(twice, 10) == 10
     for n in range(5):
         first = plain(slice_batch(twice, 2 * n, 2 * n + 1, 10))

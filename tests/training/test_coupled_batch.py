@@ -14,6 +14,7 @@ import rightbatch as rb
 from cases import made_up, regression_job
 from rightbatch.training.plan import Plan
 from rightbatch.training.settings import Settings
+from stepping import stepping
 
 
 def model() -> nn.Module:
@@ -91,9 +92,8 @@ def test_memory_that_runs_out_makes_no_smaller_pieces() -> None:
 
 def test_coupled_needs_a_number() -> None:
     network = model()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     with pytest.raises(rb.SettingError, match="micro_batch"):
-        rb.Accumulator(network, lambda m, b: m(b).mean(), optimizer, coupled=True)
+        stepping(network, lambda m, b: m(b).mean(), coupled=True)
 
 
 def test_runs_of_before_are_still_read(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rightbatch as rb
+from stepping import stepping
 
 COUNT, WIDTH, CLASSES = 16, 4, 3
 
@@ -216,10 +217,8 @@ def test_never_are_more_examples_run_at_once(micro: int) -> None:
     sizes: list[int] = []
     model = nn.Linear(WIDTH, CLASSES)
     model.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
-    sgd = torch.optim.SGD(model.parameters(), lr=0.0)
-
     told: list[str] = []
-    step = rb.Accumulator(model, summed, sgd, micro, tell=told.append)
+    step = stepping(model, summed, micro, tell=told.append, lr=0.0)
     step(examples())
     assert max(sizes) <= micro
     assert (step.equality is None) == (micro == 1)
@@ -232,7 +231,7 @@ def test_never_are_more_examples_run_at_once(micro: int) -> None:
 
 def test_examples_with_targets_are_looked_for() -> None:
     model = Plain()
-    step = rb.Accumulator(model, masked, torch.optim.SGD(model.parameters(), lr=0.1), 4)
+    step = stepping(model, masked, 4)
     step(examples())
     assert step.equality is not None
     assert step.equality.equal
@@ -245,8 +244,7 @@ def test_examples_with_targets_are_looked_for() -> None:
 def test_one_that_fails_is_told_and_the_run_goes_on() -> None:
     model = Needs()
     told: list[str] = []
-    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    step = rb.Accumulator(model, mean, sgd, 4, tell=told.append)
+    step = stepping(model, mean, 4, tell=told.append)
     assert step(examples()).applied
     assert step(examples()).applied
     (text,) = told
@@ -284,38 +282,53 @@ def centered(model: nn.Module, batch: Any) -> tuple[Tensor, int]:
     return (z - z.mean(0)).square().sum(), len(z)
 
 
+def dropout() -> nn.Module:
+    return nn.Sequential(nn.Dropout(0.5), nn.Linear(WIDTH, CLASSES))
+
+
 @pytest.mark.parametrize("micro", [8, 5])
 @pytest.mark.parametrize(
-    ("loss", "cause"),
+    ("make", "loss", "cause"),
     [
-        (summed, "is a sum over examples"),
-        (lambda m, b: summed(m, b) / 64, "is a sum over examples"),
-        (weighted, "something else than examples"),
-        (contrastive, "contrastive"),
-        (noisy, "random numbers"),
-        (distances, "contrastive"),
+        (norm, mean, "BatchNorm1d normalises each piece"),
+        (dropout, mean, "dropout draws other numbers"),
+        (Plain, summed, "is a sum over examples"),
+        (Plain, lambda m, b: summed(m, b) / 64, "is a sum over examples"),
+        (Plain, weighted, "something else than examples"),
+        (Plain, contrastive, "contrastive"),
+        (Plain, noisy, "random numbers"),
+        (Plain, distances, "contrastive"),
     ],
 )
-def test_the_loss_is_told_as_what_it_is(loss: Any, cause: str, micro: int) -> None:
+def test_what_breaks_equality_is_named_and_nothing_is_changed(
+    make: Any, loss: Any, cause: str, micro: int
+) -> None:
     if loss is distances and micro < 8:
         return  # too few examples to tell it from a mean over something else
     torch.manual_seed(0)
-    model = Plain()
-    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    equality = rb.Accumulator(model, loss, sgd, micro).verify(examples())
+    model, told = make(), list[str]()
+    step = stepping(model, loss, micro, tell=told.append)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    drawn = torch.get_rng_state()
+    equality = step.verify(examples())
     assert not equality.equal
     assert len(equality.causes) == 1
     assert cause in equality.causes[0]
+    assert torch.equal(torch.get_rng_state(), drawn)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    step(examples())
+    assert len(told) == 1
+    assert cause in told[0]
 
 
 def test_a_sum_that_depends_on_the_rest_of_its_batch() -> None:
     torch.manual_seed(0)
     model = Plain()
-    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    equality = rb.Accumulator(model, centered, sgd, 8).verify(examples())
+    equality = stepping(model, centered, 8).verify(examples())
     assert not equality.equal
     assert "contrastive" in equality.causes[0]
-    equality = rb.Accumulator(model, centered, sgd, 5).verify(examples())
+    equality = stepping(model, centered, 5).verify(examples())
     assert "depends on the rest of the batch" in equality.causes[0]
 
 
@@ -386,8 +399,7 @@ def test_what_moves_with_every_piece_is_named(
     torch.manual_seed(0)
     model = make()
     told: list[str] = []
-    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    rb.Accumulator(model, mean, sgd, 8, tell=told.append)(examples())
+    stepping(model, mean, 8, tell=told.append)(examples())
     assert len(told) == bool(name)
     if name:
         assert name in told[0]
@@ -415,8 +427,7 @@ def test_a_mean_with_a_metric_is_taken_as_a_mean(
         return mean(model, batch), float(right) if number else right
 
     told: list[str] = []
-    sgd = torch.optim.SGD(model.parameters(), lr=0.0)
-    step = rb.Accumulator(model, pair, sgd, micro, tell=told.append)
+    step = stepping(model, pair, micro, tell=told.append, lr=0.0)
     whole = torch.autograd.grad(mean(model, examples()), list(model.parameters()))
     for _ in range(2):
         update = step(examples())
@@ -433,16 +444,14 @@ def test_a_mean_with_a_metric_is_taken_as_a_mean(
 def test_a_metric_that_is_zero_at_first_is_no_other_thing() -> None:
     """As accuracy is among many classes: the same answer as when some are right."""
     model, told = Plain(), list[str]()
-    sgd = torch.optim.SGD(model.parameters(), lr=0.0)
-    step = rb.Accumulator(model, lambda m, b: (mean(m, b), 0.0), sgd, tell=told.append)
+    step = stepping(model, lambda m, b: (mean(m, b), 0.0), tell=told.append, lr=0.0)
     assert step(examples()).count == COUNT
     assert "does not return (sum, count)" in told[0]
 
 
 def test_a_batch_that_tells_nothing_leaves_the_pair_to_the_next() -> None:
     model, told = Plain(), list[str]()
-    sgd = torch.optim.SGD(model.parameters(), lr=0.0)
-    step = rb.Accumulator(model, lambda m, b: (mean(m, b), 0.25), sgd, tell=told.append)
+    step = stepping(model, lambda m, b: (mean(m, b), 0.25), tell=told.append, lr=0.0)
     whole = examples()
     step((whole[0][:1], whole[1][:1]))  # one example alone
     assert not told
@@ -466,9 +475,7 @@ def test_a_pair_that_is_half_a_sum_is_refused(
     torch.manual_seed(1)
     model = Plain()
     before = model.out.weight.detach().clone()
-    step = rb.Accumulator(
-        model, pair, torch.optim.SGD(model.parameters(), lr=0.1), micro
-    )
+    step = stepping(model, pair, micro)
     with pytest.raises(rb.JobError, match=r"does not return \(sum, count\)") as refused:
         step(examples())
     assert f"a mean where the {where} should be" in refused.value.seen
@@ -489,7 +496,7 @@ def test_a_pair_that_is_half_a_sum_is_refused(
 )
 def test_a_sum_with_its_count_is_taken(pair: Any) -> None:
     model = Plain()
-    step = rb.Accumulator(model, pair, torch.optim.SGD(model.parameters(), lr=0.1), 4)
+    step = stepping(model, pair, 4)
     total, count = pair(model, examples())
     assert step(examples()).loss == pytest.approx(
         float(total.detach() / count), rel=1e-5
@@ -503,7 +510,7 @@ def test_a_mean_over_pairs_of_examples_is_taken_whole() -> None:
         return (z[:, None] - z[None]).square().sum(), len(z) ** 2
 
     model = Plain()
-    step = rb.Accumulator(model, pairs, torch.optim.SGD(model.parameters(), lr=0.0))
+    step = stepping(model, pairs, lr=0.0)
     total, count = pairs(model, examples())
     assert step(examples()).loss == pytest.approx(
         float(total.detach()) / count, rel=1e-5
@@ -513,9 +520,7 @@ def test_a_mean_over_pairs_of_examples_is_taken_whole() -> None:
 def test_a_batch_none_of_whose_pieces_is_trained_is_refused() -> None:
     model = Plain()
     x, y = examples()
-    step = rb.Accumulator(
-        model, partly_trained, torch.optim.SGD(model.parameters(), lr=0.1), 1
-    )
+    step = stepping(model, partly_trained, 1)
     with pytest.raises(rb.JobError, match="does not depend on the parameters"):
         step((-x.abs(), y))
 
@@ -526,8 +531,7 @@ def test_pieces_that_reach_no_weight_count_in_the_mean() -> None:
     losses = F.cross_entropy(model(x), y, reduction="none")
     trained = torch.where(x[:, 0] < 0, losses.detach(), losses).mean()
     right = torch.autograd.grad(trained, list(model.parameters()))
-    sgd = torch.optim.SGD(model.parameters(), lr=0.0)
-    update = rb.Accumulator(model, partly_trained, sgd, 1)((x, y))
+    update = stepping(model, partly_trained, 1, lr=0.0)((x, y))
     assert update.loss == pytest.approx(float(losses.detach().mean()), rel=1e-5)
     for p, g in zip(model.parameters(), right, strict=True):
         torch.testing.assert_close(p.grad, g, rtol=1e-5, atol=1e-7)

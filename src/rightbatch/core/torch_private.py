@@ -54,6 +54,19 @@ def as_no_view(tensor: Tensor) -> Tensor:
     return torch.ops.aten._unsafe_view(tensor, tensor.shape)
 
 
+def copy_all(into: list[Tensor], of: list[Tensor]) -> None:
+    """Copy the numbers of tensors of one type, device, dtype and layout, all at once.
+
+    What is not plain and dense is copied one by one.
+    """
+    with torch.no_grad():
+        if type(of[0]) is Tensor and of[0].layout == torch.strided:
+            torch._foreach_copy_(into, of)
+        else:
+            for copy, tensor in zip(into, of, strict=True):
+                copy.copy_(tensor)
+
+
 def in_backward_pass() -> bool:
     """Whether autograd is running here (``_current_graph_task_id``)."""
     return torch._C._current_graph_task_id() != -1

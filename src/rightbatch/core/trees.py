@@ -187,19 +187,6 @@ def select_examples(batch: Any, indices: list[int], count: int) -> Any:
     return _selected(batch, indices, count)
 
 
-def repeat_examples(batch: Any, times: int, count: int) -> Any:
-    """A batch of ``count`` with every example so many times.
-
-    Raises:
-        JobError: What belongs to which example cannot be told.
-
-    Example:
-        >>> repeat_examples((torch.arange(2), ["a", "b"]), 2, 2)
-        (tensor([0, 0, 1, 1]), ['a', 'a', 'b', 'b'])
-    """
-    return _selected(batch, [i for i in range(count) for _ in range(times)], count)
-
-
 def even_pieces(count: int, most: int) -> list[tuple[int, int]]:
     """Nearly equal pieces of at most ``most`` examples, as (start, stop).
 

@@ -19,11 +19,7 @@ from rightbatch.core.errors import (
     UpdateOutOfMemoryError,
 )
 from rightbatch.core.torch_private import out_of_memory
-from rightbatch.core.trees import (
-    even_pieces,
-    example_count,
-    slice_batch,
-)
+from rightbatch.core.trees import even_pieces, example_count, slice_batch
 from rightbatch.core.user_code import READING, user_code
 from rightbatch.core.whole_number import whole_number
 from rightbatch.data.loading.step import Step
@@ -229,7 +225,7 @@ class Accumulator:
         seen = self.first.compare_once(lambda: self._cut(whole), splits)
         while True:
             micro_batches = self._cut(whole)
-            self.gradient.before.take(self.device)
+            self.gradient.before.take()
             made = self.gradient.make(micro_batches, examples, flags)
             if isinstance(made, PassOutOfMemory):
                 self._shrink(made, max(m.count for m in micro_batches))
@@ -238,7 +234,7 @@ class Accumulator:
             if not anew:
                 break
             seen = anew
-            self.gradient.before.restore(self.device)
+            self.gradient.before.restore()
         if not made.count > 0 and self.nonfinite == "stop":
             raise JobError(
                 f"the loss count is {made.count:g} for the whole batch",
@@ -375,7 +371,7 @@ class Accumulator:
         else:
             if self.scaler is not None:
                 self.scaler.update()
-            self.gradient.before.restore(self.device)
+            self.gradient.before.restore()
             self.optimizer.zero_grad(set_to_none=True)
             if self.nonfinite == "stop" and not scaling:
                 raise NotFiniteError(
@@ -421,15 +417,13 @@ class Accumulator:
 
     def _shrink(self, trouble: PassOutOfMemory, used: int) -> None:
         """All ranks go on with the smallest micro-batch that any of them wants."""
-        self.gradient.before.restore(self.device)
+        self.gradient.before.restore()
         self.retries += 1
         biggest = max(int(n) for (n,) in self.ranks.gather([used]))
         fits = None if self.fits is None else self.fits(biggest)
         text = trouble.memory.text if trouble.memory else "another rank ran out"
         if (biggest == 1 or self.coupled) and self.gradient.reserving:
-            self.gradient.reserving = (
-                False  # then the optimizer may have to find its own
-            )
+            self.gradient.reserving = False
             self.tell(
                 f"out of memory with {biggest} at once ({text[:60]}): again, with "
                 "nothing kept free for the optimizer's state"

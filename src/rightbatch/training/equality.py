@@ -15,11 +15,11 @@ from rightbatch.core.errors import JobError
 from rightbatch.core.guards import ModelState, preserved_rng, untouched
 from rightbatch.core.text import first_line
 from rightbatch.core.torch_private import BatchNorm, Dropout, is_out_of_memory
-from rightbatch.core.trees import repeat_examples, select_examples, to_device
+from rightbatch.core.trees import select_examples, to_device
 from rightbatch.coupling.probe import SIDE, is_mean_of_means
-from rightbatch.job.loss import Loss, scalar_loss
+from rightbatch.job.loss import scalar_loss
 from rightbatch.training.batch_norm import running_norms
-from rightbatch.training.gradient import HALVES, Part, sum_gradients
+from rightbatch.training.gradient import HALVES, BatchGradient, Part, sum_gradients
 
 # Rounding of split sums in float32 stays below 1e-5, in bfloat16 below 3e-2 of the norm
 # [measured: tests/training]; what breaks equality makes 0.1 and more.
@@ -63,25 +63,17 @@ class Equality:
 
 
 def compare(
-    model: nn.Module,
-    loss: Loss,
-    parameters: Sequence[Tensor],
-    batch: Any,
-    count: int,
-    slice_batch: Slicing,
-    *,
-    dtype: torch.dtype | None = None,
+    gradient: BatchGradient, batch: Any, count: int, slice_batch: Slicing
 ) -> Equality | None:
     """Differentiate a small batch whole and in two unequal pieces.
 
+    The model's gradients, buffers, modes and all other state are put back.
+
     Args:
-        model: Its gradients, buffers, modes and all other state are put back.
-        loss: Of the model.
-        parameters: What to differentiate for.
+        gradient: Whose model, loss and parameters are looked at.
         batch: The examples.
         count: How many, at least 2.
         slice_batch: ``(batch, start, stop, count) ->`` a part of it.
-        dtype: Of autocast, or None.
 
     Returns:
         None if these examples have no gradient to compare: no targets, none that
@@ -90,13 +82,14 @@ def compare(
     Raises:
         Exception: Of the job's code, if it fails on so few examples in eval mode too.
     """
-    half = dtype is not None or any(p.dtype in HALVES for p in parameters)
+    model, parameters = gradient.ranks.network, gradient.parameters
+    half = gradient.dtype is not None or any(p.dtype in HALVES for p in parameters)
     limit = ROUGH if half else EXACT
     with (
         preserved_rng(),
         untouched(model, parameters, _weights(model, parameters)) as state,
     ):
-        both = _Both(model, loss, parameters, batch, count, slice_batch, dtype, state)
+        both = _Both(gradient, batch, count, slice_batch, state)
         trouble, difference = "", math.nan
         try:
             difference = both.difference()
@@ -115,40 +108,29 @@ def compare(
         if evaluated is None or math.isnan(evaluated):
             return None
         if evaluated > limit:
-            causes.append(_of_the_loss(both, ROUGH if half else SAME))
+            try:
+                causes.append(both.of_the_loss(ROUGH if half else SAME))
+            except JobError:  # only ``split=`` can cut it, or two examples are too few
+                causes.append("the loss is no mean over examples")
         if not causes:
             causes.append(trouble or "some layer behaves otherwise in eval mode")
         return Equality(difference, False, tuple(causes), count)
-
-
-def _of_the_loss(both: _Both, same: float) -> str:
-    """The cause in the loss, as far as other examples than these can be put together.
-
-    A batch that only ``split=`` can cut cannot, and not every loss takes two examples.
-    """
-    try:
-        return both.of_the_loss(same)
-    except JobError:
-        return "the loss is no mean over examples"
 
 
 @dataclass
 class _Both:
     """The same examples as a whole and in pieces, as often as is asked for."""
 
-    model: nn.Module
-    loss: Loss
-    parameters: Sequence[Tensor]
+    of: BatchGradient
     batch: Any
     count: int
     slice_batch: Slicing
-    dtype: torch.dtype | None
     state: ModelState
     evaluating: bool = False
     moving: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self.device = next(self.model.parameters()).device
+        self.model = self.of.ranks.network
 
     def difference(self) -> float | None:
         """Between both gradients, over the norm of the whole; None: there is none."""
@@ -156,14 +138,16 @@ class _Both:
         if whole is None:
             return None
         after = _marks(self.model)
-        first = max(1, (self.count * 5) // 8)
+        first = (self.count * 5) // 8
         cuts = [(0, first), (first, self.count)]
         split = self._gradient([Part(self._cut(a, b), b - a) for a, b in cuts])
         self.moving = _moving(after, _marks(self.model))
-        norm, pairs = _norm(whole), zip(whole, split or (), strict=False)
+        norm = _norm(whole)
         if not norm > 0:
             return None if norm == 0 else math.nan
-        return _norm([_minus(a, b) for a, b in pairs]) / norm if split else 1.0
+        if split is None:
+            return 1.0
+        return _norm([_minus(a, b) for a, b in zip(whole, split, strict=True)]) / norm
 
     def of_the_loss(self, same: float) -> str:
         """What it is about the loss, in eval mode, that pieces do not add up."""
@@ -205,21 +189,19 @@ class _Both:
         """
         if self.count < 2 * SIDE:
             half = self.count // 2
-            twice = repeat_examples(self._cut(0, half), 2, half)
-            return abs(self._mean(twice)[0] - one) > same * abs(one)
+            return abs(self._beside([*range(half)] * 2) - one) > same * abs(one)
         sides = range(SIDE)
         chosen = [[[i, SIDE + j] for j in sides] for i in sides]
-        table = np.array(
-            [
-                [self._mean(select_examples(self.batch, c, self.count))[0] for c in row]
-                for row in chosen
-            ]
-        )
+        table = np.array([[self._beside(pair) for pair in row] for row in chosen])
         tolerance = (MEANS if same == SAME else same) * float(abs(table).max())
         return not (np.isfinite(table).all() and is_mean_of_means(table, tolerance))
 
     def _cut(self, start: int, stop: int) -> Any:
         return self.slice_batch(self.batch, start, stop, self.count)
+
+    def _beside(self, indices: list[int]) -> float:
+        """The mean loss of these examples beside each other."""
+        return self._mean(select_examples(self.batch, indices, self.count))[0]
 
     def _begin(self) -> None:
         self.state.restore()
@@ -229,21 +211,22 @@ class _Both:
     def _gradient(self, parts: list[Part]) -> list[Tensor | None] | None:
         """Of the mean over all parts, parameter by parameter; None: there is none."""
         self._begin()
-        for parameter in (*self.model.parameters(), *self.parameters):
+        parameters = self.of.parameters
+        for parameter in (*self.model.parameters(), *parameters):
             parameter.grad = None
         passes = sum_gradients(
-            self.model, self.loss, parts, device=self.device, dtype=self.dtype
+            self.model, self.of.loss, parts, device=self.of.device, dtype=self.of.dtype
         )
         count = sum(float(c) for c in passes.counts)
         if not passes.reached or not count > 0:
             return None
-        return [None if p.grad is None else p.grad / count for p in self.parameters]
+        return [None if p.grad is None else p.grad / count for p in parameters]
 
     def _mean(self, examples: Any) -> tuple[float, bool]:
         """The mean loss, and whether it came as a pair."""
         self._begin()
-        batch = to_device(examples, self.device)
-        value, count = scalar_loss(self.loss, self.model, batch, self.dtype)
+        batch = to_device(examples, self.of.device)
+        value, count = scalar_loss(self.of.loss, self.model, batch, self.of.dtype)
         return float(value) / (float(count or 0) or 1.0), count is not None
 
 
@@ -314,11 +297,9 @@ def _moving(
 
 
 def _minus(first: Tensor | None, second: Tensor | None) -> Tensor | None:
-    """Their difference, sparse if both are; what is None is zero."""
+    """Their difference; what is None is zero."""
     if first is None or second is None:
         return second if first is None else first
-    if first.is_sparse != second.is_sparse:
-        first, second = first.to_dense(), second.to_dense()
     return first - second
 
 

@@ -60,15 +60,7 @@ class FirstBatch:
             few: How many examples are looked at; default: as many as can be.
         """
         for examples, count in self._places(pieces, few or _few(pieces)):
-            equality = compare(
-                self.gradient.ranks.network,
-                self.gradient.loss,
-                self.gradient.parameters,
-                examples,
-                count,
-                self.slice_batch,
-                dtype=self.gradient.dtype,
-            )
+            equality = compare(self.gradient, examples, count, self.slice_batch)
             if equality is not None:
                 return equality
         return None

@@ -19,6 +19,10 @@ NAMED = 3  # names in an error
 COMPUTING = ("params", "param_names", "foreach", "fused", "capturable")
 # Entries of an optimizer's state that have the shape of their parameter.
 LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg")
+SAME_OPTIMIZER = (
+    "make the same optimizer in Job(optimizer=...) as was used; or name a file of the "
+    "model alone, and the moments start anew"
+)
 
 
 def fitting_model(
@@ -104,13 +108,11 @@ def fitting_optimizer(
             f"{path} holds the states of {len(several)} optimizer(s)",
             seen=f"the job has {len(members)}: {optimizer_name(optimizer)}",
             why="each state belongs to one of them, in their order",
-            fix="make the same optimizers in Job(optimizer=...) as were used; or name "
-            "a file of the model alone, and the moments start anew",
+            fix=SAME_OPTIMIZER,
         )
-    if len(members) == 1:
-        return _fitting(optimizer, network, several[0], path)
     pairs = zip(members, several, strict=True)
-    return {MEMBERS: [_fitting(o, network, state, path) for o, state in pairs]}
+    states = [_fitting(member, network, state, path) for member, state in pairs]
+    return {MEMBERS: states} if len(states) > 1 else states[0]
 
 
 def groups_of(state: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -131,8 +133,7 @@ def _fitting(
             f"the optimizer in {path} is not the job's",
             seen=seen,
             why="its moments belong to its parameters, group by group",
-            fix="make the same optimizer in Job(optimizer=...) as was used; or name a "
-            "file of the model alone, and the moments start anew",
+            fix=SAME_OPTIMIZER,
         )
 
     if not isinstance(saved, Mapping) or not {"state", "param_groups"} <= set(saved):

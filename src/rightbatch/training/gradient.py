@@ -90,7 +90,7 @@ def sum_gradients(
     dtype: torch.dtype | None = None,
     divisor: float = 1.0,
     around: Callable[[Part], Any] = lambda micro: nullcontext(),
-    scale: Callable[[Tensor], Tensor] = lambda value: value,
+    scaler: Any = None,
     every: bool = False,
 ) -> Passes:
     """Add to ``.grad`` the gradient of the sum of all losses, over ``divisor``.
@@ -110,7 +110,7 @@ def sum_gradients(
         dtype: Of autocast, or None.
         divisor: Keeps the numbers small on the way.
         around: Makes the context that a forward pass runs in.
-        scale: Applied to each loss before it is differentiated.
+        scaler: A ``GradScaler``, or None.
         every: Whether each micro-batch must have a gradient.
 
     Raises:
@@ -134,8 +134,9 @@ def sum_gradients(
         passes.sums.append(value.detach())
         passes.counts.append(count)
         if reached:
+            value = value / divisor
             with user_code("the backward pass"):
-                scale(value / divisor).backward()
+                (value if scaler is None else scaler.scale(value)).backward()
     return passes
 
 
@@ -168,7 +169,7 @@ class BatchGradient:
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
         self.norms = running_norms(self.model)
-        self.before = PassState(self.ranks.network)
+        self.before = PassState(self.ranks.network, self.device)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -214,7 +215,7 @@ class BatchGradient:
                     dtype=self.dtype,
                     divisor=divisor,
                     around=lambda m: corrected(self.norms, m.count * share),
-                    scale=self._scaled,
+                    scaler=self.scaler,
                     every=self.ranks.sharded,  # whose ranks meet in each of them
                 )
         except BaseException as raised:
@@ -226,9 +227,6 @@ class BatchGradient:
         self.ranks.average_gradients()
         passes.reached = bool(agreed[0])  # somewhere
         return self._divided(passes, divisor, agreed[1:], examples)
-
-    def _scaled(self, value: Tensor) -> Tensor:
-        return value if self.scaler is None else self.scaler.scale(value)
 
     def _divisor(self, first: Part, examples: int | None) -> float:
         """What losses are divided by on the way: near the count of the whole batch.
@@ -246,7 +244,7 @@ class BatchGradient:
             except Exception as failure:  # reported when the pass itself is made
                 error = failure
             release(error)
-            self.before.restore(self.device)
+            self.before.restore()
             highest = max(r for (r,) in self.ranks.gather([ratio]))
             self.per_example = 2.0 ** round(math.log2(highest or 1.0))
         whole = 1.0 if examples is None else examples / self.ranks.size
@@ -287,7 +285,8 @@ class BatchGradient:
         Raises:
             JobError: No part of it has a gradient.
         """
-        loss, count = self._over_ranks(passes.sums, passes.counts)
+        own = [_total(passes.sums), _total(passes.counts)]
+        loss, count = map(math.fsum, zip(*self.ranks.gather(own), strict=True))
         if not count > 0:
             return Gradient(math.nan, count, flags, passes.pair)
         check_differentiable(passes.reached)
@@ -316,20 +315,6 @@ class BatchGradient:
                 fix="resume from the last checkpoint with a smaller micro_batch",
             ) from error
         return memory
-
-    def _over_ranks(self, sums: list[Tensor], counts: list[Any]) -> tuple[float, float]:
-        """Loss and count, summed over micro-batches and ranks, on the host."""
-        if self.ranks.size == 1:
-            return _total(sums), _total(counts)
-        wide = torch.float32 if self.device.type == "mps" else torch.float64
-
-        def added(terms: list[Any]) -> Tensor:
-            start = torch.zeros((), dtype=wide, device=self.device)
-            return sum((torch.as_tensor(t).to(start).sum() for t in terms), start=start)
-
-        both = self.ranks.total(torch.stack([added(sums), added(counts)]))
-        loss, count = both.tolist()
-        return loss, count
 
 
 def _total(terms: list[Any]) -> float:

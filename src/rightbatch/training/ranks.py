@@ -104,12 +104,6 @@ class Ranks:
                 fix=fix,
             )
 
-    def total(self, numbers: torch.Tensor) -> torch.Tensor:
-        """Sum over the ranks, in place, on the device. Collective."""
-        if self.size > 1:
-            dist.all_reduce(numbers)
-        return numbers
-
     def without_exchange(self) -> AbstractContextManager[Any]:
         """Around passes whose gradients and buffers stay on their rank for now."""
         if self.ddp is None:

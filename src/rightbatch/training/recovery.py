@@ -26,20 +26,24 @@ class PassState:
     Every buffer is copied: BatchNorm changes its own without a new version.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        self.model, self.device = model, device
+        self._state: ModelState | None = None
 
-    def take(self, device: torch.device) -> None:
+    def take(self) -> None:
         """Remember."""
-        self._random = random_state(device)
-        self._state = ModelState(self.model)
+        self._random = random_state(self.device)
+        if self._state is None:
+            self._state = ModelState(self.model)
+        self._state.take()
 
-    def restore(self, device: torch.device) -> None:
+    def restore(self) -> None:
         """Put everything back; gradients are dropped."""
+        assert self._state is not None
         self._state.restore()
         for parameter in self.model.parameters():
             parameter.grad = None
-        set_random_state(self._random, device)
+        set_random_state(self._random, self.device)
 
 
 def release(error: BaseException | None) -> None:
