@@ -54,6 +54,7 @@ def test_a_decay_is_taken_up_and_the_run_gone_on_with(tmp_path: Path) -> None:
     begin = ("--rate", rate, "--schedule", "smith:128")
     done = train(JOB, "--out", out, *begin, "--epochs", "3", "--json")
     assert done.returncode == 0, done.stderr
+    assert " until  3 epochs: as asked for\n" in done.stderr
     document = json.loads(done.stdout)
     assert document["batch_size"] > 32
     assert any("the rate would be" in event for event in document["events"])
