@@ -147,9 +147,7 @@ def train(
         keeping(folder, as_json),
         training_line(console, loaded, quiet=not first) as show,
     ):
-        print_plain(
-            console, _until(loaded, plan, folder if resume else None, settings)
-        )
+        print_plain(console, _until(loaded, plan, folder if resume else None, settings))
         run = run_training(
             loaded,
             plan,

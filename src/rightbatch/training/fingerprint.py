@@ -87,12 +87,13 @@ def _examples(job: Job, workers: bool) -> dict[str, str]:
         count = max(READ, NUMBERS // max(each, 1))
     places = np.linspace(0, job.length - 1, min(count, job.length))
     indices = places.round().astype(np.int64)
-    piece = Piece(indices, indices.astype(np.uint64))
+    pieces: Any = [Piece(indices, indices.astype(np.uint64))] * (1 if in_memory else 2)
+    fetch: Any = Fetch(job.data, job.collate, seeded=True, seed_fn=None)
     workers = workers and not in_memory
     reads = DataLoader(
-        [piece] if in_memory else [piece, piece],  # pyrefly: ignore[bad-argument-type]
+        pieces,
         batch_size=None,
-        collate_fn=Fetch(job.data, job.collate, seeded=True, seed_fn=None),
+        collate_fn=fetch,
         num_workers=int(workers),
         multiprocessing_context=start_method(None) if workers else None,
         generator=torch.Generator(),  # not the global one

@@ -62,8 +62,11 @@ def settings_of(
     if plan is not None:
         check_plan(job, plan)
     asked = dict(options)
-    if begun is None:
-        asked = _recipe(job, plan, schedule, options)
+    if begun is None:  # what the job itself says where nothing was asked for
+        asked = {"clip_norm": job.clip_norm, "num_workers": job.num_workers} | options
+        # A schedule may have taken a decay up.
+        if "rate" not in options and not hasattr(schedule, "rate"):
+            asked["rate"] = planned_rate(job, plan)
     if plan is not None:
         of_plan: dict[str, Any] = {
             "schedule": Constant(plan.batch_size),
@@ -156,20 +159,6 @@ def run_end(
     if rate is not None and rate.factors[-1] == 0:
         return rate.examples[-1], "there the learning rate is zero"
     return LONGEST_EPOCHS * job.length, "nothing else says how long (--epochs)"
-
-
-def _recipe(
-    job: Job, plan: Plan | None, schedule: Schedule | None, options: dict[str, Any]
-) -> dict[str, Any]:
-    """What was asked for, and what the job itself says where nothing was."""
-    recipe: dict[str, Any] = {
-        "clip_norm": job.clip_norm,
-        "num_workers": job.num_workers,
-    }
-    # A schedule may have taken a decay up.
-    if "rate" not in options and not hasattr(schedule, "rate"):
-        recipe["rate"] = planned_rate(job, plan)
-    return recipe | options
 
 
 def _check_rate(job: Job, wanted: Settings) -> None:
