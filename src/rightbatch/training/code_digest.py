@@ -27,7 +27,8 @@ def code_digest(value: Any) -> str:
 
     Followed is what a user wrote: functions and classes that it calls by their names,
     what it closes over, numbers and short words that it reads. What libraries hold goes
-    by its name. Lists and dicts, which code may fill while it runs, do not count.
+    by its name. Lists, dicts and numpy arrays, which code may fill while it runs, do
+    not count.
 
     Args:
         value: Such as a job's loss. Equal only within one version of Python.

@@ -63,7 +63,8 @@ def settings_of(
         check_plan(job, plan)
     asked = dict(options)
     if begun is None:  # what the job itself says where nothing was asked for
-        asked = {"clip_norm": job.clip_norm, "num_workers": job.num_workers} | options
+        asked.setdefault("clip_norm", job.clip_norm)
+        asked.setdefault("num_workers", job.num_workers)
         # A schedule may have taken a decay up.
         if "rate" not in options and not hasattr(schedule, "rate"):
             asked["rate"] = planned_rate(job, plan)
