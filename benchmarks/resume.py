@@ -1,7 +1,7 @@
 """Kill a run at random moments, go on, and compare it bit for bit with one left alone.
 
-    python benchmarks/resume.py kills --kills 50 --workers 0
-    python benchmarks/resume.py ranks
+    PYTHONPATH=tests python benchmarks/resume.py kills --kills 50 --workers 0
+    PYTHONPATH=tests python benchmarks/resume.py ranks
 
 `kills` sends SIGKILL to `rightbatch train … --resume` at random times, also while a
 checkpoint is being written, until the run ends; then parameters, optimizer state and
@@ -19,13 +19,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from results import write_json
+from resumed_runs import same, state_of
 from rightbatch.data.loading.ledger import Ledger
-from rightbatch.training.checkpoint import Checkpoints
 from rightbatch.training.trace import read_trace
 
 TESTS = Path(__file__).parent.parent / "tests"
@@ -69,24 +66,6 @@ def until_started(process: subprocess.Popen[bytes], out: Path, before: float) ->
         time.sleep(0.002)
 
 
-def end_of(out: Path) -> dict[str, Any]:
-    """The last checkpoint, without what measures time."""
-    found = Checkpoints(out / "checkpoints").newest()
-    assert found is not None
-    return found[1]
-
-
-def same(a: Any, b: Any) -> bool:
-    """Bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
 def kills(count: int, workers: int, epochs: int, seed: int, folder: Path) -> None:
     """Kill one run so many times, leave another alone, compare."""
     generator = random.Random(seed)
@@ -124,14 +103,13 @@ def kills(count: int, workers: int, epochs: int, seed: int, folder: Path) -> Non
             done += 1
             writing += any(killed.glob("checkpoints/*.tmp"))
             if done % 10 == 0:
-                steps = end_of(killed)["steps"]
+                steps = state_of(killed)["steps"]
                 print(f"  {done} kills, step {steps}", flush=True)
             continue
         assert process.wait() == 0, "a life ended by itself, and badly"
         break
-    a, b = end_of(whole), end_of(killed)
+    a, b = state_of(whole), state_of(killed)
     kept = ("model", "buffers", "optimizer", "stream", "controller", "random", "steps")
-    a["stream"].pop("segment"), b["stream"].pop("segment")
     equal = {key: same(a[key], b[key]) for key in kept}
     rows = [
         [(r.steps, r.loss, r.batch_size) for r in read_trace(f / "trace.jsonl")]
@@ -170,7 +148,7 @@ def ranks(epochs: int, folder: Path) -> None:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
-    a, b = end_of(whole), end_of(changed)
+    a, b = state_of(whole), state_of(changed)
     worst = max(
         float((a["model"][k] - b["model"][k]).norm() / a["model"][k].norm())
         for k in a["model"]

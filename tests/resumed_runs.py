@@ -35,10 +35,6 @@ def same(a: Any, b: Any) -> bool:
     return a == b
 
 
-class Stop(Exception):
-    pass
-
-
 def stop_after(rows: int) -> Any:
     count = 0
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,28 +11,17 @@ from typing import Any
 import pytest
 import torch
 
+from launching import TESTS, environment, launched
 from rightbatch.data.loading.ledger import Ledger
 from rightbatch.training.checkpoint import Checkpoints
 
-HERE = Path(__file__).parents[1]  # where the jobs are
-JOB = f"{HERE / 'resumed_job.py'}:plain"
+JOB = f"{TESTS / 'resumed_job.py'}:plain"
+TRAIN = ("-m", "rightbatch", "train")
 
 
-def environment() -> dict[str, str]:
-    paths = [str(HERE), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    path = os.pathsep.join(filter(None, paths))
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-
-
-def train(*arguments: str, ranks: int = 1, restarts: int = 0) -> Any:
-    start = [sys.executable, "-m", "rightbatch"]
-    if ranks > 1:
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        start += [f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
-        start += ["-m", "rightbatch"]
-    command = [*start, "train", *arguments, "--keep-threads"]
+def train(*arguments: str, ranks: int = 1) -> Any:
     return subprocess.run(
-        command,
+        launched(*TRAIN, *arguments, "--keep-threads", ranks=ranks),
         capture_output=True,
         text=True,
         timeout=200,
@@ -54,6 +42,7 @@ def test_a_decay_is_taken_up_and_the_run_gone_on_with(tmp_path: Path) -> None:
     begin = ("--rate", rate, "--schedule", "smith:128")
     done = train(JOB, "--out", out, *begin, "--epochs", "3", "--json")
     assert done.returncode == 0, done.stderr
+    assert " until  3 epochs: as asked for\n" in done.stderr
     document = json.loads(done.stdout)
     assert document["batch_size"] > 32
     assert any("the rate would be" in event for event in document["events"])
@@ -113,12 +102,10 @@ def test_processes_train_the_same_model_as_one(how: str, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_a_killed_rank_is_survived_by_a_restart(tmp_path: Path) -> None:
     out = tmp_path / "r"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node=2", "--max-restarts=3", "-m", "rightbatch", "train"]
-    command += [JOB, "--epochs", "40", "--out", str(out), "--resume", "--ledger"]
-    command += ["--save-every", "0.2", "--keep-threads", "--batch-size", "16"]
+    arguments = [JOB, "--epochs", "40", "--out", out, "--resume", "--ledger"]
+    arguments += ["--save-every", "0.2", "--keep-threads", "--batch-size", "16"]
     process = subprocess.Popen(
-        command,
+        launched(*TRAIN, *arguments, ranks=2, restarts=3),
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -141,10 +128,7 @@ def test_a_killed_rank_is_survived_by_a_restart(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ctrl_c_while_training_saves_a_whole_step(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "rightbatch", "train", "stdlib_gpt"),
-            *("--epochs", "50", "--out", "r"),
-        ],
+        launched(*TRAIN, "stdlib_gpt", "--epochs", "50", "--out", "r"),
         stdout=subprocess.PIPE,
         text=True,
         cwd=tmp_path,

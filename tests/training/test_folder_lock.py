@@ -44,7 +44,7 @@ def test_a_lock_dies_with_its_process_not_with_its_workers(tmp_path: Path) -> No
     finally:
         os.killpg(holder.pid, signal.SIGKILL)
         holder.stdout.close()
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_within_one_process_too(tmp_path: Path) -> None:

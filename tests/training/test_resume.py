@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 import rightbatch as rb
 from accumulation_ranks import Faults
 from cases import regression_job
-from launching import SOURCE
+from launching import TESTS, environment, launched
 from resumed_job import job as resumed_job
 from resumed_job import plain as plain_job
 from resumed_runs import poisoned, same, state_of, stop_after
@@ -30,7 +29,6 @@ from rightbatch.training.checkpoint import Checkpoints, load_checkpoint
 from rightbatch.training.interrupt import Interrupt
 from rightbatch.training.trace import read_trace
 
-HERE = Path(__file__).parents[1]
 SCHEDULE = rb.schedules.Ramp(16, 48, 3000)
 
 
@@ -75,28 +73,21 @@ def test_going_further_is_the_longer_run(tmp_path: Path) -> None:
     assert same(one["optimizer"], two["optimizer"])
 
 
-def killed(folder: Path, kills: int, workers: int, ranks: int = 1) -> None:
+def killed(folder: Path, kills: int, workers: int) -> None:
     """SIGKILL the command line so many times at random; then let it finish."""
-    start = [sys.executable, "-m", "rightbatch"]
-    if ranks > 1:
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        start += [f"--nproc-per-node={ranks}", "-m", "rightbatch"]
-    command = [
-        *start,
-        *("train", f"{HERE / 'resumed_job.py'}:job", "--out", str(folder)),
-        *("--epochs", "40", "--schedule", "ramp:16:48:3000", "--micro-batch", "8"),
-        *("--workers", str(workers), "--resume", "--save-every", "0.02", "--ledger"),
-        "--keep-threads",
-    ]
-    paths = os.pathsep.join(map(str, (SOURCE, HERE)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    command = launched(
+        *("-m", "rightbatch", "train", f"{TESTS / 'resumed_job.py'}:job"),
+        *("--out", folder, "--epochs", "40", "--schedule", "ramp:16:48:3000"),
+        *("--micro-batch", "8", "--workers", str(workers), "--resume", "--ledger"),
+        *("--save-every", "0.02", "--keep-threads"),
+    )
     generator = random.Random(workers)
     code, error = 1, b""
     for life in range(kills + 1):
         before = time.time()
         process = subprocess.Popen(
             command,
-            env=environment,
+            env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
@@ -250,17 +241,6 @@ def test_no_code_runs_from_a_checkpoint_that_vouches_for_itself(tmp_path: Path) 
         load_checkpoint(tmp_path / "y.pt")
 
 
-@pytest.mark.parametrize("manifest", ["", "[]", "{}", '{"bytes": "x"}'])
-def test_a_damaged_manifest_is_a_damaged_checkpoint(
-    manifest: str, tmp_path: Path
-) -> None:
-    rb.train(plain_job, batch_size=32, epochs=1, out=tmp_path / "r")
-    (path, *_) = Checkpoints(tmp_path / "r" / "checkpoints").paths()
-    path.with_suffix(".json").write_text(manifest)
-    with pytest.raises(rb.RunFolderError):
-        load_checkpoint(path)
-
-
 def test_what_could_not_be_read_back_is_refused_when_saved(tmp_path: Path) -> None:
     state = {"optimizer": {"state": [torch.zeros(3), Malice()]}}
     with pytest.raises(rb.RunFolderError, match=r"\['state'\]\[1\] is a "):
@@ -310,14 +290,22 @@ def test_training_goes_on_when_a_checkpoint_cannot_be_written(
 
 
 def test_the_last_two_are_kept(tmp_path: Path) -> None:
+    """And what lacks a manifest, which is no checkpoint and not ours to delete."""
     checkpoints = Checkpoints(tmp_path)
     for steps in (1, 2, 3, 10):
         checkpoints.save({"n": steps}, steps=steps, about={"job": "x"})
+        if steps == 1:
+            (tmp_path / "step-0000000001.json").unlink()
     assert [p.name for p in checkpoints.paths()] == [
         "step-0000000010.pt",
         "step-0000000003.pt",
     ]
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 4 + 1
+    assert (tmp_path / "step-0000000001.pt").exists()
+
+
+def with_optimizer(kind: Any, lr: float) -> rb.Job:
+    return replace(plain_job, optimizer=lambda params: kind(params, lr=lr))
 
 
 def test_the_checkpoint_of_another_job_is_refused(tmp_path: Path) -> None:
@@ -328,6 +316,8 @@ def test_the_checkpoint_of_another_job_is_refused(tmp_path: Path) -> None:
         (wider, "parameter .* differs"),
         (replace(plain_job, batch_size=16), "batch_size differs"),
         (replace(plain_job, seed=3), "seed differs"),
+        (with_optimizer(torch.optim.AdamW, 2e-3), "of another job.*lr differs"),
+        (with_optimizer(torch.optim.Adam, 1e-3), "of another job.*optimizer differs"),
     ):
         with pytest.raises(rb.SettingError, match=what):
             rb.train(other, out=out, resume=True)
@@ -448,14 +438,27 @@ def test_what_fails_between_two_steps_loses_none_of_them(
     assert same(*ends)
 
 
-@pytest.mark.parametrize("manifest", ["[" * 100_000, "\xff", '{"bytes": ' + "9" * 5000])
-def test_a_hostile_manifest_does_not_hide_the_healthy_one(
-    manifest: str, tmp_path: Path
-) -> None:
-    checkpoints = Checkpoints(tmp_path)
+def two_saved(folder: Path) -> Checkpoints:
+    checkpoints = Checkpoints(folder)
     for steps in (1, 2):
         checkpoints.save({"n": steps}, steps=steps, about={})
+    return checkpoints
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        *("", "[]", "{}", '{"bytes": "x"}'),
+        *("[" * 100_000, "\xff", '{"bytes": ' + "9" * 5000),
+    ],
+)
+def test_a_damaged_manifest_is_a_damaged_checkpoint_and_hides_no_healthy_one(
+    manifest: str, tmp_path: Path
+) -> None:
+    checkpoints = two_saved(tmp_path)
     (tmp_path / "step-0000000002.json").write_bytes(manifest.encode("latin-1"))
+    with pytest.raises(rb.RunFolderError):
+        load_checkpoint(tmp_path / "step-0000000002.pt")
     with pytest.warns(UserWarning, match="the one before"):
         found = checkpoints.newest()
     assert found is not None
@@ -465,9 +468,7 @@ def test_a_hostile_manifest_does_not_hide_the_healthy_one(
 def test_memory_that_runs_out_while_reading_is_no_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoints = Checkpoints(tmp_path)
-    for steps in (1, 2):
-        checkpoints.save({"n": steps}, steps=steps, about={})
+    checkpoints = two_saved(tmp_path)
     for error in (
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: not enough memory"),

@@ -16,7 +16,6 @@ from cases import regression_job
 from resumed_job import plain as plain_job
 from resumed_runs import poisoned, same, state_of, stop_after
 from rightbatch.training.accumulator import NotFiniteError
-from rightbatch.training.checkpoint import Checkpoints
 
 
 def mean_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -143,23 +142,6 @@ def test_the_steps_of_the_batch_stay_when_a_run_goes_on(tmp_path: Path) -> None:
     assert one["controller"] == two["controller"]
 
 
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"optimizer": lambda p: torch.optim.AdamW(p, lr=2e-3)}, "lr"),
-        ({"optimizer": lambda p: torch.optim.Adam(p, lr=1e-3)}, "Adam"),
-    ],
-)
-def test_another_optimizer_is_another_job(
-    change: dict[str, Any], told: str, tmp_path: Path
-) -> None:
-    rb.train(plain_job, batch_size=32, epochs=1, out=tmp_path / "r")
-    other = replace(plain_job, **change)
-    with pytest.raises(rb.SettingError, match="of another job") as caught:
-        rb.train(other, epochs=2, out=tmp_path / "r", resume=True)
-    assert told in str(caught.value)
-
-
 def test_a_run_that_reached_its_target_is_left_as_it_is(tmp_path: Path) -> None:
     job = rb.load_job("digits")
     first = rb.train(job, batch_size=64, out=tmp_path / "r")
@@ -204,17 +186,6 @@ def test_memory_inside_the_optimizer_with_micro_batches_of_one(tmp_path: Path) -
     run = rb.train(job, batch_size=4, micro_batch=1, epochs=1, out=tmp_path / "r")
     assert run.last.steps == 64
     assert any("inside the optimizer" in event for event in run.events)
-
-
-def test_damaged_checkpoints_are_not_pruned_away(tmp_path: Path) -> None:
-    """Without a manifest it is no checkpoint, and not ours to delete."""
-    checkpoints = Checkpoints(tmp_path)
-    for steps in (1, 2, 3):
-        checkpoints.save({"n": steps}, steps=steps, about={})
-        if steps == 1:
-            (tmp_path / "step-0000000001.json").unlink()
-    assert (tmp_path / "step-0000000001.pt").exists()
-    assert len(checkpoints.paths()) == 2
 
 
 # Schedules and words

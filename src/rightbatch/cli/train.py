@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,7 +24,11 @@ from rightbatch.cli.console import (
 from rightbatch.cli.options import DURATION, JOB, JSON, OUT, PATH, THREADS
 from rightbatch.core.errors import SettingError
 from rightbatch.job.loading import load_job, look_up
-from rightbatch.training.run_folder import PLAN, make_run_folder
+from rightbatch.training.run_folder import PLAN, RUN, make_run_folder
+
+if TYPE_CHECKING:
+    from rightbatch.job.job import Job
+    from rightbatch.training.plan import Plan
 
 
 @click.command()
@@ -54,28 +58,16 @@ from rightbatch.training.run_folder import PLAN, make_run_folder
 @click.option(
     "--shard", is_flag=True, default=None, help="Shard the model over ranks (FSDP2)."
 )
-@click.option(
-    "--workers",
-    "num_workers",
-    type=int,
-    help="Processes that read data.",
-)
+@click.option("--workers", "num_workers", type=int, help="Processes that read data.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, if any.")
 @click.option(
-    "--accept-changes",
-    is_flag=True,
-    help="Go on although the job has changed since.",
+    "--accept-changes", is_flag=True, help="Go on although the job has changed since."
 )
 @click.option(
-    "--to-target",
-    is_flag=True,
-    help="Exit status 3 if the target is not met.",
+    "--to-target", is_flag=True, help="Exit status 3 if the target is not met."
 )
 @click.option(
-    "--save-every",
-    "save_every_s",
-    type=DURATION,
-    help="Time between checkpoints; 5 min.",
+    "--save-every", "save_every_s", type=DURATION, help="Between checkpoints; 5 min."
 )
 @click.option(
     "--evaluate-share",
@@ -155,6 +147,7 @@ def train(
         keeping(folder, as_json),
         training_line(console, loaded, quiet=not first) as show,
     ):
+        print_plain(console, _until(loaded, plan, folder if resume else None, settings))
         run = run_training(
             loaded,
             plan,
@@ -175,6 +168,32 @@ def train(
     status = UNDECIDED if missed else DECIDED
     status = INTERRUPTED if run.interrupted else status
     return end_together(status, joined)
+
+
+def _until(
+    job: Job, plan: Plan | None, going_on: Path | None, settings: dict[str, Any]
+) -> str:
+    """One line: where the run will end, and why there."""
+    from rightbatch.job.job import run_length
+    from rightbatch.report.terminal import wrapped
+    from rightbatch.schedules.job_rate import rate_of
+    from rightbatch.schedules.parse import parse_rate
+    from rightbatch.training.requested import run_end
+    from rightbatch.training.run_files import has_checkpoint
+    from rightbatch.training.settings import Settings
+
+    asked = run_length(job.length, settings["examples"], settings["epochs"])
+    if asked is None and going_on is not None and has_checkpoint(going_on, "auto"):
+        end, why = Settings.load(going_on / RUN).end, "as it was begun"
+    else:
+        rate = None
+        if settings["rate"] is not None:
+            rate = parse_rate(settings["rate"], job.length)
+        elif job.run_examples is None:
+            rate = rate_of(job)
+        end, why = run_end(job, plan, rate=rate, asked=asked)
+    target = "" if job.target is None else f"target {job.target:.4g}, or "
+    return wrapped("until", f"{target}{end / job.length:,.4g} epochs: {why}")
 
 
 def _shown(show: Callable[[Any], None], row: Any) -> None:

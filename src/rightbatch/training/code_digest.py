@@ -5,19 +5,21 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rightbatch.core.user_code import is_theirs
 
 ELEMENTS = 4096  # of a tensor, evenly spaced, that stand for it
-_NUMBERS = (bool, int, float, complex, type(None), torch.dtype)
+_PLAIN = (bool, int, float, complex, type(None), torch.dtype)
+# What stands for a function, and where it holds that and its arguments.
+_AROUND = (MethodType, staticmethod, classmethod, property, functools.partial)
+_INSIDE = ("__func__", "__self__", "fget", "func", "args")
 
 
 def code_digest(value: Any) -> str:
@@ -25,118 +27,98 @@ def code_digest(value: Any) -> str:
 
     Followed is what a user wrote: functions and classes that it calls by their names,
     what it closes over, numbers and short words that it reads. What libraries hold goes
-    by its name. Lists and dicts, which code may fill while it runs, do not count.
+    by its name. Lists, dicts and numpy arrays, which code may fill while it runs, do
+    not count.
 
     Args:
         value: Such as a job's loss. Equal only within one version of Python.
     """
-    parts = "\n".join(_described(value, set()))
-    return blake2b(parts.encode(), digest_size=8).hexdigest()
+    lines: list[str] = []
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):  # that chooses something; no path or time of a run
+            lines.append(value if value.isidentifier() else "text")
+        elif isinstance(value, _PLAIN):
+            lines.append(repr(value))
+        elif isinstance(value, Tensor):
+            lines.append(tensor_digest(value))
+        elif isinstance(value, tuple):
+            waiting += value
+        elif id(value) not in seen:
+            seen.add(id(value))
+            lines.append(getattr(value, "__qualname__", type(value).__qualname__))
+            lines += _text(value)
+            waiting += _parts(value)
+    return blake2b("\n".join(lines).encode(), digest_size=8).hexdigest()
 
 
-def _described(value: Any, seen: set[int]) -> Iterator[str]:
-    """Line by line; what has been met already is not gone into again."""
-    if isinstance(value, _NUMBERS):
-        yield repr(value)
-    elif isinstance(value, str):
-        # Words that choose something; not the paths and times of a run.
-        yield value if value.isidentifier() else "text"
-    elif isinstance(value, Tensor):
-        yield tensor_digest(value)
-    elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        yield tensor_digest(torch.as_tensor(value))
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _described(item, seen)
-    elif id(value) in seen:
-        yield "again"
-    else:
-        seen.add(id(value))
-        yield _name(value)
-        yield from _parts(value, seen)
+def _text(value: Any) -> Iterator[str]:
+    """What a function or a module does, in words."""
+    if isinstance(value, FunctionType) and _is_their(value.__code__.co_filename):
+        for code in _nested(value.__code__):
+            yield code.co_code.hex()
+            yield " ".join(code.co_names)
+            for constant in code.co_consts:
+                if isinstance(constant, frozenset):
+                    yield repr(sorted(map(repr, constant)))
+                elif not isinstance(constant, CodeType) and constant != value.__doc__:
+                    yield repr(constant)
+    elif isinstance(value, nn.Module):
+        yield str(value)
 
 
-def _parts(value: Any, seen: set[int]) -> Iterator[str]:
-    if isinstance(value, FunctionType):
+def _parts(value: Any) -> Iterator[Any]:
+    """What it computes with: each is looked into in its turn."""
+    if isinstance(value, _AROUND):
+        yield from (getattr(value, name, None) for name in _INSIDE)
+        yield from _fields(getattr(value, "keywords", {}))
+    elif isinstance(value, FunctionType):
         if _is_their(value.__code__.co_filename):
-            yield from _function(value, seen)
-    elif isinstance(value, MethodType):
-        yield from _described(value.__func__, seen)
-        yield from _described(value.__self__, seen)
-    elif isinstance(value, (staticmethod, classmethod)):
-        yield from _described(value.__func__, seen)
-    elif isinstance(value, property):
-        yield from _described(value.fget, seen)
-    elif isinstance(value, functools.partial):
-        yield from _described((value.func, value.args), seen)
-        yield from _fields(value.keywords, seen)
+            yield value.__defaults__
+            yield from _fields(value.__kwdefaults__ or {})
+            # An empty cell is not bound yet.
+            cells = [c for c in value.__closure__ or () if c != type(c)()]
+            yield from (cell.cell_contents for cell in cells)
+            yield from _named(value)
     elif isinstance(value, type):
         if _is_their_class(value):
-            yield from _described(value.__bases__, seen)
-            yield from _fields(dict(vars(value)), seen)
+            yield value.__bases__
+            yield from _fields(vars(value))
     elif isinstance(value, nn.Module) or _is_their_class(type(value)):
-        yield from _described(type(value), seen)
-        yield from _fields(getattr(value, "__dict__", {}), seen)
+        yield type(value)
+        yield from _fields(getattr(value, "__dict__", {}))
         if isinstance(value, nn.Module):
-            yield str(value)
-            for module in value.children():
-                yield from _described(module, seen)
+            yield from value.children()
 
 
-def _function(function: FunctionType, seen: set[int]) -> Iterator[str]:
-    code = function.__code__
-    yield from _code(code, function.__doc__)
-    yield from _described(function.__defaults__ or (), seen)
-    yield from _fields(function.__kwdefaults__ or {}, seen)
-    for cell in function.__closure__ or ():
-        try:
-            yield from _described(cell.cell_contents, seen)
-        except ValueError:  # not bound yet
-            yield "empty"
-    names = sorted(set(_names(code)))
+def _named(function: FunctionType) -> Iterator[Any]:
+    """Global names that it reads; of a user's module what it reads there."""
+    names = sorted({n for c in _nested(function.__code__) for n in c.co_names})
     for name in names:
         value = function.__globals__.get(name)
         if isinstance(value, ModuleType) and is_theirs(value.__file__ or "<built-in>"):
-            for inner in names:
-                if inner in vars(value):
-                    yield from _described(vars(value)[inner], seen)
+            inner = vars(value)
+            yield from (inner[n] for n in names if n in inner)
         elif name in function.__globals__:
-            yield name
-            yield from _described(value, seen)
+            yield name, value
 
 
-def _code(code: CodeType, doc: str | None) -> Iterator[str]:
-    yield code.co_code.hex()
-    yield " ".join(code.co_names)
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    """It, and the functions made in it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _code(constant, None)
-        elif isinstance(constant, frozenset):
-            yield repr(sorted(map(repr, constant)))
-        elif constant is not doc or doc is None:
-            yield repr(constant)
+            yield from _nested(constant)
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
-
-
-def _fields(values: dict[str, Any], seen: set[int]) -> Iterator[str]:
+def _fields(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Of a class, an object or keywords; not what is private or made by Python."""
     for name, value in sorted(values.items()):
         special = name.startswith("_") and not inspect.isroutine(value)
         if not special and name != "training":
-            yield name
-            yield from _described(value, seen)
-
-
-def _name(value: Any) -> str:
-    kind = value if hasattr(value, "__qualname__") else type(value)
-    name = kind.__qualname__
-    return name if isinstance(value, FunctionType) else f"{kind.__module__}.{name}"
+            yield name, value
 
 
 def _is_their_class(kind: type) -> bool:

@@ -42,7 +42,8 @@ def fingerprint(
         By subject; "" where it cannot be told, as of examples that come out otherwise
         each time they are read.
     """
-    types = sorted({str(t.dtype) for t in network.state_dict().values() if _is(t)})
+    state = network.state_dict().values()
+    types = sorted({str(t.dtype) for t in state if isinstance(t, Tensor)})
     # Of a data set the class: what an object holds shows in its examples.
     data_set = type(getattr(job.data, "dataset", job.data))
     functions = {
@@ -86,57 +87,40 @@ def _examples(job: Job, workers: bool) -> dict[str, str]:
         count = max(READ, NUMBERS // max(each, 1))
     places = np.linspace(0, job.length - 1, min(count, job.length))
     indices = places.round().astype(np.int64)
-    piece = Piece(indices, indices.astype(np.uint64))
-    reads = _Reads(Fetch(job.data, job.collate, seeded=True, seed_fn=None), piece)
+    pieces: Any = [Piece(indices, indices.astype(np.uint64))] * (1 if in_memory else 2)
+    fetch: Any = Fetch(job.data, job.collate, seeded=True, seed_fn=None)
+    workers = workers and not in_memory
+    reads = DataLoader(
+        pieces,
+        batch_size=None,
+        collate_fn=fetch,
+        num_workers=int(workers),
+        multiprocessing_context=start_method(None) if workers else None,
+        generator=torch.Generator(),  # not the global one
+    )
     try:
-        if workers and not in_memory:
-            read = list(_in_a_process(reads))
-        else:
-            read = [reads[number] for number in range(1 if in_memory else 2)]
-        first, again = list(leaves(read[0])), list(leaves(read[-1]))
-        same = _digest(first) == _digest(again)
+        read = [list(leaves(batch)) for batch in reads]
+        digests = [_digest(batch) for batch in read]
     except Exception:  # training meets it too, if it reads these, and tells it
         return {}
-    types = [str(leaf.dtype) if _is(leaf) else type(leaf).__name__ for leaf in first]
+    types = [
+        str(x.dtype) if isinstance(x, Tensor) else type(x).__name__ for x in read[0]
+    ]
     return {
-        "examples of the data": _digest(first) if same else "",
+        "examples of the data": digests[0] if digests[0] == digests[-1] else "",
         "types in a batch": ", ".join(types[:8]),
     }
 
 
-class _Reads:
-    """The same examples read twice, as a data set of two."""
-
-    def __init__(self, fetch: Fetch, piece: Piece) -> None:
-        self._fetch, self._piece = fetch, piece
-
-    def __len__(self) -> int:
-        return 2
-
-    def __getitem__(self, number: int) -> Any:
-        return self._fetch(self._piece)
-
-
-def _in_a_process(reads: _Reads) -> DataLoader[Any]:
-    return DataLoader(
-        reads,  # pyrefly: ignore[bad-argument-type]
-        batch_size=None,
-        num_workers=1,
-        multiprocessing_context=start_method(None),
-        generator=torch.Generator(),  # not the global one
-    )
-
-
 def _digest(batch: list[Any]) -> str:
     """Of the leaves of a batch; of texts every letter."""
-    parts = [
-        tensor_digest(leaf, NUMBERS)
-        if _is(leaf)
-        else repr(leaf)
-        if isinstance(leaf, (str, bytes))
-        else code_digest(leaf)
-        for leaf in batch
-    ]
+    parts = []
+    for leaf in batch:
+        if isinstance(leaf, Tensor):
+            parts.append(tensor_digest(leaf, NUMBERS))
+        else:
+            plain = isinstance(leaf, (str, bytes))
+            parts.append(repr(leaf) if plain else code_digest(leaf))
     return blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
 
 
@@ -146,7 +130,3 @@ def _code(value: Any) -> str:
         return code_digest(value)
     except Exception:
         return ""
-
-
-def _is(value: Any) -> bool:
-    return isinstance(value, Tensor)

@@ -39,10 +39,9 @@ class FolderLock:
         if self.path in _HELD:
             raise self._refusal(f"process {os.getpid()}, which is this one")
         try:
-            while fcntl is not None and not self._locked():
-                pass
+            self._lock()
         except OSError as error:
-            self._let_go()
+            self.close()
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise self._refusal(self._holder()) from error
             warnings.warn(
@@ -51,25 +50,16 @@ class FolderLock:
                 stacklevel=3,
             )
 
-    def _locked(self) -> bool:
-        """Lock the file; False if another run has deleted it meanwhile, at its end."""
-        assert fcntl is not None
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-        self._file = os.open(self.path, flags, 0o644)
+    def _lock(self) -> None:
+        if fcntl is None:
+            return
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            same = os.path.samestat(os.fstat(self._file), os.lstat(self.path))
-        except FileNotFoundError:
-            same = False
-        if not same:
-            self._let_go()
-            return False
         _HELD.add(self.path)
         with contextlib.suppress(OSError):  # a full disk; it is for people only
             os.truncate(self._file, 0)
             name = f"process {os.getpid()} on {socket.gethostname()}"
             os.write(self._file, name.encode())
-        return True
 
     def _holder(self) -> str:
         try:
@@ -88,12 +78,6 @@ class FolderLock:
     def close(self) -> None:
         """Let the next one in."""
         if self._file is not None:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
             _HELD.discard(self.path)
-            self._let_go()
-
-    def _let_go(self) -> None:
-        if self._file is not None:
             os.close(self._file)
             self._file = None

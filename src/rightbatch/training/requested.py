@@ -62,8 +62,12 @@ def settings_of(
     if plan is not None:
         check_plan(job, plan)
     asked = dict(options)
-    if begun is None:
-        asked = _recipe(job, plan, schedule, options)
+    if begun is None:  # what the job itself says where nothing was asked for
+        asked.setdefault("clip_norm", job.clip_norm)
+        asked.setdefault("num_workers", job.num_workers)
+        # A schedule may have taken a decay up.
+        if "rate" not in options and not hasattr(schedule, "rate"):
+            asked["rate"] = planned_rate(job, plan)
     if plan is not None:
         of_plan: dict[str, Any] = {
             "schedule": Constant(plan.batch_size),
@@ -81,16 +85,18 @@ def settings_of(
         asked["schedule"] = Constant(whole_number(size, "batch_size"))
     if schedule is not None:
         asked["schedule"] = schedule
-    if end is not None or begun is None:
-        asked["end"] = end or _planned_examples(job, plan) or _to_target(job)
+    if end is not None:
+        asked["end"] = end
     if begun is None:
+        rate = getattr(asked["schedule"], "rate", None) or asked.get("rate")
+        asked["end"], _ = run_end(job, plan, rate=rate, asked=end)
         wanted = Settings(**asked)
     else:
         wanted = dataclasses.replace(begun, **asked)
         _same_run(begun, wanted)
     if wanted.num_workers and isinstance(job.data, tuple):
         wanted = dataclasses.replace(wanted, num_workers=0)
-    wanted = _with_rate(job, wanted)
+    _check_rate(job, wanted)
     if not wanted.multiple:
         ranks = torch.distributed.get_world_size() if joined() else 1
         multiple = (wanted.micro_batch or 1) * ranks
@@ -125,39 +131,47 @@ def _planned_examples(job: Job, plan: Plan | None) -> float | None:
     return float(max(1, round(plan.examples)))
 
 
-def _recipe(
-    job: Job, plan: Plan | None, schedule: Schedule | None, options: dict[str, Any]
-) -> dict[str, Any]:
-    """What was asked for, and what the job itself says where nothing was."""
-    recipe: dict[str, Any] = {
-        "clip_norm": job.clip_norm,
-        "num_workers": job.num_workers,
-    }
-    # A schedule may have taken a decay up.
-    if "rate" not in options and not hasattr(schedule, "rate"):
-        recipe["rate"] = planned_rate(job, plan)
-    return recipe | options
+def run_end(
+    job: Job, plan: Plan | None, *, rate: Rate | None, asked: float | None
+) -> tuple[float, str]:
+    """Examples at which a new run ends, if no target is met before, and why there.
 
-
-def _with_rate(job: Job, wanted: Settings) -> Settings:
-    """A run does not go on when its learning rate has come to nothing.
+    Args:
+        job: What is trained.
+        plan: Says the length of a job that has one.
+        rate: The schedule of the learning rate.
+        asked: Examples that were asked for.
 
     Raises:
-        SettingError: It was asked to.
+        SettingError: Nothing says how long it is, and there is no target.
     """
+    if asked is not None:
+        return asked, "as asked for"
+    planned = _planned_examples(job, plan)
+    if planned is not None:
+        return planned, "the length of the job's own run"
+    if job.target is None:
+        raise SettingError(
+            "the job has no target, so the run has no end",
+            fix="--epochs 10 or --examples 100000, or a Job with epochs=, or with "
+            "evaluate= and target=",
+        )
+    # A run does not go on when its learning rate has come to nothing.
+    if rate is not None and rate.factors[-1] == 0:
+        return rate.examples[-1], "there the learning rate is zero"
+    return LONGEST_EPOCHS * job.length, "nothing else says how long (--epochs)"
+
+
+def _check_rate(job: Job, wanted: Settings) -> None:
+    """Refuse a rate that does not fit the length of the run, or the schedule."""
     rate = getattr(wanted.schedule, "rate", None) or wanted.rate
     if rate is None:
-        return wanted
-    last = rate.examples[-1]
-    to_target = wanted.end == LONGEST_EPOCHS * job.length  # if it is met
-    if to_target and rate.factors[-1] == 0 and last < wanted.end:
-        return dataclasses.replace(wanted, end=last)
+        return
     check_rate(rate, end=wanted.end, step=max(job.batch_size, wanted.schedule.start))
     if wanted.rate is not None:
         check_decay_is_met(
             rate, wanted.schedule, end=wanted.end, batch_size=job.batch_size
         )
-    return wanted
 
 
 def _same_run(begun: Settings, wanted: Settings) -> None:
@@ -186,16 +200,6 @@ def _another_micro_batch(together: int | None, asked: int | None) -> SettingErro
         why="another number of them is another function, with another best rate",
         fix="leave micro_batch out; or train by batch_size, without the plan",
     )
-
-
-def _to_target(job: Job) -> float:
-    if job.target is None:
-        raise SettingError(
-            "the job has no target, so the run has no end",
-            fix="--epochs 10 or --examples 100000, or a Job with epochs=, or with "
-            "evaluate= and target=",
-        )
-    return LONGEST_EPOCHS * job.length
 
 
 def check_plan(job: Job, plan: Plan) -> None:

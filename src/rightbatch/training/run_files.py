@@ -84,11 +84,8 @@ class RunFiles:
         if going_on:
             self._restore()
             self.resumed = True
-            if changed := self._changes(now, accept):
-                self.run.tell(
-                    "gone on, as was asked, with a job that has changed: "
-                    + "; ".join(changed)
-                )
+            if self.first:
+                self._compare(now, accept)
         if self.first:
             settings.save(self.folder / RUN)
             write_json(self.folder / JOB, now, FORMAT)
@@ -98,30 +95,31 @@ class RunFiles:
             if self._failure is not None:
                 raise self._failure
 
-    def _changes(self, now: dict[str, str], accept: bool) -> list[str]:
-        """What has changed since the run was begun, as the first rank sees it."""
+    def _compare(self, now: dict[str, str], accept: bool) -> None:
+        """Refuse a job that has changed since the run was begun, or tell of it."""
         path = self.folder / JOB
-        if not self.first:
-            return []
         if not path.exists():
             warnings.warn(
                 f"{path} is missing: whether the job has changed since the run was "
                 "begun is not known",
                 stacklevel=3,
             )
-            return []
-        changed = changes(read_plain(path, FORMAT), now)
+            return
+        changed = "; ".join(changes(read_plain(path, FORMAT), now))
         if changed and not accept:
             raise SettingError(
                 "the job has changed since the run was begun",
-                seen="; ".join(changed),
+                seen=changed,
                 why="from here on it would be another run: with other data some "
                 "examples are lost and others seen twice, with another loss or model "
                 "the steps before have served another end",
                 fix="the job as it was; another --out for a new run; or, if it is "
                 "meant, --accept-changes (accept_changes=True)",
             )
-        return changed
+        if changed:
+            self.run.tell(
+                f"gone on, as was asked, with a job that has changed: {changed}"
+            )
 
     def _untrained(self) -> bool:
         """Whether a run was begun here that ended before it had trained anything."""

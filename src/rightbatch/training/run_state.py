@@ -45,7 +45,6 @@ class Snapshot:
     """A run at one moment, in memory: see `RunState.rewind`."""
 
     steps: int
-    examples: int
     state: dict[str, Any]
     rate: Rate | None = None
 
@@ -317,7 +316,7 @@ class RunState:
     def snapshot(self) -> Snapshot:
         """A copy of everything in memory, to come back to by `rewind`. Collective."""
         state = copy.deepcopy(self.state())
-        return Snapshot(self.steps, self.examples, state, self.rate)
+        return Snapshot(self.steps, state, self.rate)
 
     def rewind(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -125,7 +125,8 @@ def train(
         rate: A learning-rate schedule by examples, instead of the job's: a `Rate`, or
             one word such as ``"warmup:2k+cosine:9epochs"``.
         examples: Stop after so many examples, instead of the job's length.
-        epochs: The same, in passes over the data.
+        epochs: The same, in passes over the data. Where nothing says how long the run
+            is, it ends at the target, or after 1,000 passes.
         rule: How the learning rate follows from today's batch, without a plan.
         noise_scale: For the rule; see `rightbatch.schedules.scaling.scaling_for`.
         exponent: For the rule ``"exponent"``.
@@ -167,15 +168,10 @@ def train(
         raise SettingError(
             "resume and ledger need the run's folder", fix="out='runs/mine'"
         )
-    if not save_every_s >= 0:
-        raise SettingError(
-            "save_every_s must not be negative", seen=f"save_every_s={save_every_s}"
-        )
-    if not evaluate_share >= 0:
-        raise SettingError(
-            "evaluate_share must not be negative",
-            seen=f"evaluate_share={evaluate_share}",
-        )
+    shares = {"save_every_s": save_every_s, "evaluate_share": evaluate_share}
+    for name, value in shares.items():
+        if not value >= 0:
+            raise SettingError(f"{name} must not be negative", seen=f"{name}={value}")
     if isinstance(rate, str):
         rate = parse_rate(rate, job.length)
     if isinstance(schedule, str):
@@ -261,7 +257,14 @@ def _trained(
     with Interrupt() as interrupt:
         while True:
             try:
-                for row in _rows(run, settings, files, evaluate_share, interrupt):
+                for row in train_rows(
+                    run,
+                    end=settings.end,
+                    stop=lambda: interrupt.asked,
+                    save=(lambda: None) if files is None else files.save,
+                    save_due=(lambda: False) if files is None else files.due,
+                    evaluate_share=evaluate_share,
+                ):
                     rows.append(row)
                     if files is not None:
                         files.write(row)
@@ -275,6 +278,17 @@ def _trained(
                     raise
                 files.roll_back()
                 rows = list(files.rows)
+            except NotFiniteError as error:
+                if files is not None:  # as before the batch, to meet or skip it again
+                    files.save(stream=run.stream_before)
+                    error.fix = "--resume --nonfinite skip; or a run at a lower rate"
+                raise
+            except Exception as error:
+                if files is not None:
+                    files.save_before(error)
+                raise
+        if files is not None:
+            files.finish()
     if not rows or rows[-1].steps < run.steps:  # its last row was never written
         rows.append(row_of(run, math.nan, run.evaluated(), run.batch_size, 0.0))
     metric = rows[-1].metric
@@ -289,34 +303,3 @@ def _trained(
         model=run.network,
         resumed=resumed,
     )
-
-
-def _rows(
-    run: RunState,
-    settings: Settings,
-    files: RunFiles | None,
-    evaluate_share: float,
-    interrupt: Interrupt,
-) -> Iterator[TraceRow]:
-    """The loop, with what is saved around it."""
-    try:
-        yield from train_rows(
-            run,
-            end=settings.end,
-            stop=lambda: interrupt.asked,
-            save=(lambda: None) if files is None else files.save,
-            save_due=(lambda: False) if files is None else files.due,
-            evaluate_share=evaluate_share,
-        )
-    except NotFiniteError as error:
-        if files is not None:
-            # As before the batch, so that going on meets it again, or skips it.
-            files.save(stream=run.stream_before)
-            error.fix = "--resume --nonfinite skip; or a new run at a lower rate"
-        raise
-    except Exception as error:
-        if files is not None:
-            files.save_before(error)
-        raise
-    if files is not None:
-        files.finish()
