@@ -138,13 +138,6 @@ class CaptureMode(TorchFunctionMode):
             tracked = TrackedTensor.of(ParameterKey(i), parameter)
             self._operations.tracked.add(tracked)
 
-    def expect(self, norms: GroupNorms) -> None:
-        """Tell another collection of norms what it will see in a step that verifies."""
-        for site in self.sites:
-            call = site.options.get(self.plan.routes.get(site.place))  # type: ignore[arg-type]
-            for use in [] if call is None else call.uses:
-                norms.expect(use.key, use.formula, use.saved)
-
     def release(self) -> None:
         """Let the graph go: hooks on it refer to what refers to it."""
         for handle in self._handles:
@@ -273,8 +266,6 @@ class CaptureMode(TorchFunctionMode):
         # torch's products of more than two axes end in a view; a hook on a view costs
         # copies. Nothing else refers to what this is a view of.
         out = as_no_view(out)
-        for use in uses:
-            self.group_norms.expect(use.key, use.formula, use.saved)
         pairs = [(u.key, u.formula) for u in uses]
         saved = [u.saved for u in uses]
         targets = [u.owner.tensor for u in uses]

@@ -195,13 +195,9 @@ class Operations:
             return None
         if (source or self.tracked.find(bias)) is None:
             return None
-        stride, dilation = _each(stride, axes), _each(dilation, axes)
-        spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-        if padding == "same":
-            if any(span % 2 for span in spans):
-                return None  # padded more on one side
-            padding = [span // 2 for span in spans]
-        padding = _each(0 if padding == "valid" else padding, axes)
+        if isinstance(padding, str):
+            return None  # may be more on one side
+        stride, padding, dilation = (_each(v, axes) for v in (stride, padding, dilation))
         formula = formulas.Convolution(
             layout, weight.shape, stride, padding, dilation, groups
         )
@@ -279,8 +275,7 @@ class Operations:
             out,
             shape,
             shape,
-            factor=_identity if product else None,
-            sign=-1 if minus else 1,
+            factor=_identity if product else _minus if minus else None,
         )
         if broadcast is None:
             return None
@@ -343,6 +338,10 @@ def _each(value: Any, axes: int) -> tuple[int, ...]:
 
 def _identity(tensor: Tensor) -> Tensor:
     return tensor
+
+
+def _minus(tensor: Tensor) -> int:
+    return -1
 
 
 def _normalised(func: Any, settings: dict[str, Any], saved: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ CELLS = {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 # Layers whose first argument alone has the examples.
 LAYERS = {
     *("prelu", "embedding_bag", "batch_norm", "layer_norm", "group_norm"),
-    *("conv1d", "conv2d", "conv3d"),  # padded more on one side
+    *("conv1d", "conv2d", "conv3d"),  # padded by name: "same"
     *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
 }
 PLAIN = {
