@@ -196,6 +196,7 @@ class GroupNorms:
 
     def _add_uses(self, key: ParameterKey, uses: list[Use]) -> None:
         """Every group's gradient is summed over the uses, then its norm is taken."""
+
         def gradient(examples: slice) -> Tensor:
             parts = (use.formula.entries(use.gradient(examples)) for use in uses)
             first, *rest = parts
