@@ -46,21 +46,12 @@ PARTS = {"chunk", "split", "unbind", "tensor_split"}
 DERIVING = VIEWS | PARTS | {"__getitem__", "__get__"}
 TRANSPOSED = {torch.Tensor.T.__get__, torch.Tensor.mT.__get__}  # type: ignore[attr-defined]
 # Operations that leave every example where it is in their first argument.
-IN_PLACE = {
+EXAMPLES_STAY = {
     *("add", "sub", "mul", "div", "true_divide", "rsub", "neg", "pow", "where"),
     *("to", "float", "double", "half", "bfloat16", "long", "int", "type", "clone"),
-    *(
-        "contiguous",
-        "detach",
-        "relu",
-        "prelu",
-        "tanh",
-        "sigmoid",
-        "gelu",
-        "silu",
-        "dropout",
-    ),
-    *("linear", "embedding", "layer_norm", "rms_norm", "one_hot", "softmax"),
+    *("contiguous", "detach", "dropout", "one_hot", "embedding", "linear"),
+    *("relu", "prelu", "tanh", "sigmoid", "gelu", "silu", "softmax"),
+    *("layer_norm", "rms_norm"),
 }
 NO_PLACE = "it is used on something without a place for each example"
 UNKNOWN = "it enters no operation that is known"
@@ -168,7 +159,7 @@ class CaptureMode(TorchFunctionMode):
         given = [t for a in flat((args, kwargs)) if (t := find(a)) is not None]
         if not given or self._guard.stopped:
             out = func(*args, **kwargs)
-            if self.verifies and name in IN_PLACE and args:
+            if self.verifies and name in EXAMPLES_STAY and args:
                 self._guard.run(self._follow, name, args[0], out)
             return out
         if not torch.is_grad_enabled() or not self.allowed():
@@ -289,10 +280,7 @@ class CaptureMode(TorchFunctionMode):
         if matrix and not possible_axes(subject, self.group_norms.batch):
             # Routed to experts, say: by chance the next number of rows may fit.
             self.plan.barred |= dict.fromkeys((key.index for key in keys), NO_PLACE)
-        out = self._seen_again(place, call)
-        if place.name in IN_PLACE and call.args:
-            self._guarded(keys, self._follow, place.name, call.args[0], out)
-        return out
+        return self._seen_again(place, call)
 
     def _seen_again(self, place: Place, call: Invocation) -> Any:
         """The call as it is, and again for every group once its gradients are there."""

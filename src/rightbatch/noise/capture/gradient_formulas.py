@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rightbatch.noise.capture.layout import Groups, Layout
-from rightbatch.noise.norms import norm, sum_dtype
+from rightbatch.noise.norms import sum_dtype
 
 # One pass over a number in memory takes as long as so many multiply-adds inside a
 # matrix product [measured: one CPU thread, float32, 30 to 60].
@@ -60,10 +60,6 @@ class GradientFormula:
     def entries(self, gradient: Tensor) -> Tensor:
         """What `gradient` returned, as the gradient of the parameter's entries."""
         return gradient
-
-    def norm_of(self, gradient: Tensor) -> Tensor:
-        """Norm of what `gradient` returned."""
-        return norm(self.entries(gradient))
 
 
 class Use(NamedTuple):
@@ -153,10 +149,7 @@ class EmbeddingLookup(GradientFormula):
             g.contiguous(), saved.contiguous(), self.rows, self.padding, False
         )
 
-    def row_gradients(
-        self, saved: Tensor, g: Tensor, groups: Groups
-    ) -> tuple[Tensor, Tensor]:
-        """Keys ``group * rows + row``, and the gradients of those rows in float32."""
+    def norms(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
         group = torch.repeat_interleave(
             torch.arange(groups.count, device=saved.device),
             torch.tensor(groups.sizes, device=saved.device),
@@ -168,10 +161,6 @@ class EmbeddingLookup(GradientFormula):
         sums = entries.new_zeros(len(keys), g.shape[-1])
         sums.index_add_(0, slots.reshape(-1), entries)
         sums[keys % self.rows == self.padding] = 0
-        return keys, sums
-
-    def norms(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
-        keys, sums = self.row_gradients(saved, g, groups)
         per_key = sums.square().sum(1)
         squares = per_key.new_zeros(groups.count)
         return squares.index_add_(0, keys // self.rows, per_key).sqrt_()
@@ -290,24 +279,7 @@ class PositionLookup(GradientFormula):
     def gradient(self, saved: Tensor, g: Tensor, examples: slice | None) -> Tensor:
         return self.broadcast.gradient(saved, g, examples)
 
-    def norms(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
-        looked_up = self.broadcast.group_gradients(saved, g, groups)
-        assert looked_up is not None
-        return self._table_norms(looked_up)
-
     def entries(self, gradient: Tensor) -> Tensor:
         return torch.ops.aten.embedding_dense_backward(
             gradient.contiguous(), self.ids, self.rows, self.padding, False
         )
-
-    def norm_of(self, gradient: Tensor) -> Tensor:
-        return self._table_norms(gradient[None])[0]
-
-    def _table_norms(self, looked_up: Tensor) -> Tensor:
-        """Norms of the table's gradients; the rows' gradients, one set per group."""
-        count = len(looked_up)
-        table = EmbeddingLookup(Layout(count, "first"), self.rows, self.padding)
-        ids = self.ids.expand(count, *self.ids.shape)
-        norms = table.norms(ids, looked_up, Groups.of(count, count))
-        assert norms is not None
-        return norms

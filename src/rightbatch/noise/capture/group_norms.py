@@ -19,7 +19,7 @@ from rightbatch.noise.capture.gradient_formulas import (
 )
 from rightbatch.noise.capture.layout import Groups
 from rightbatch.noise.guard import Guard
-from rightbatch.noise.norms import squared_norm, sum_dtype
+from rightbatch.noise.norms import norm, squared_norm, sum_dtype
 
 # Formulas for which one vector per example is simplest.
 VECTORS = (MatrixProduct, Broadcast)
@@ -112,7 +112,7 @@ class GroupNorms:
         groups = self.groups[key] = self._groups_for(use)
         gradient, norms = self._measure(key, use, groups)
         self.squares[key] = norms.square_()
-        self.totals[key] = use.formula.norm_of(gradient).square_()
+        self.totals[key] = squared_norm(use.formula.entries(gradient))
         return gradient
 
     def add_group(
@@ -185,11 +185,11 @@ class GroupNorms:
         total, norms = None, []
         for j, (a, b) in enumerate(groups.slices):
             part = gradient(slice(a, b))
-            norms.append(formula.norm_of(part))
+            entries = formula.entries(part)
+            norms.append(norm(entries))
             if self.observer is not None:
-                entries = formula.entries
-                before = None if total is None else entries(total)
-                self.observer.observe(key, before, entries(part), j)
+                before = None if total is None else formula.entries(total)
+                self.observer.observe(key, before, entries, j)
             total = part if total is None else total.add_(part)
         assert total is not None
         return total, torch.stack(norms)

@@ -118,18 +118,15 @@ def _batch_axes(
             return None
         inputs = [(args[0], first), *((s, 1) for s in states)]
         return inputs, [first, *[1] * len(states)]
-    outputs = [0, 0] if name == "lstm_cell" else [0]
-    if name in LAYERS:
-        data = args[0] if args else kwargs.get("input")
-        fits = isinstance(data, Tensor) and data.dim() and data.shape[0] == batch
-        return ([(data, 0)], outputs) if fits else None
-    if name not in CELLS | PLAIN:
+    if name not in LAYERS | CELLS | PLAIN:
         return None
     weights = {id(p.tensor) for p in call.given}
+    given = flat((args, kwargs))
     inputs = [
         (t, 0)
-        for t in flat((args, kwargs))
+        for t in (given[:1] if name in LAYERS else given)
         if isinstance(t, Tensor) and not isinstance(t, nn.Parameter)
         if id(t) not in weights and t.dim() and t.shape[0] == batch
     ]
+    outputs = [0, 0] if name == "lstm_cell" else [0]
     return (inputs, outputs) if inputs else None

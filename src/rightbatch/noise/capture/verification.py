@@ -185,7 +185,7 @@ class _Verification:
         return shares
 
     def _send(self, outputs: list[_Output], group: int) -> list[Tensor | None]:
-        """One group's true gradients, by parameter."""
+        """One group's true gradients, by parameter; nothing is added to ``.grad``."""
         a, b = self.groups.slices[group]
         sent = []
         for output in outputs:
@@ -193,7 +193,14 @@ class _Verification:
             layout = Layout(self.batch, output.axes[0])
             layout.split(gradient)[a:b] = layout.split(output.values)[a:b]
             sent.append(gradient)
-        return true_gradients([o.tensor for o in outputs], self.mode.parameters, sent)
+        parameters = self.mode.parameters
+        wanted = [p for p in parameters if p.requires_grad]
+        ends = [o.tensor for o in outputs]
+        made = torch.autograd.grad(
+            ends, wanted, sent, retain_graph=True, allow_unused=True
+        )
+        by_id = {id(p): g for p, g in zip(wanted, made, strict=True)}
+        return [by_id.get(id(p)) for p in parameters]
 
     def _choose(self, shares: _Shares) -> bool:
         """Where the examples lie at every call; whether a table has none."""
@@ -332,18 +339,6 @@ def tolerance(eps: float) -> float:
     """
     single = torch.finfo(torch.float32).eps
     return 8 * eps + 256 * min(eps, single)
-
-
-def true_gradients(
-    outputs: Sequence[Tensor], parameters: Sequence[Tensor], sent: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """The parameters' gradients by torch alone; nothing is added to ``.grad``."""
-    wanted = [p for p in parameters if p.requires_grad]
-    made = torch.autograd.grad(
-        outputs, wanted, sent, retain_graph=True, allow_unused=True
-    )
-    by_id = {id(p): g for p, g in zip(wanted, made, strict=True)}
-    return [by_id.get(id(p)) for p in parameters]
 
 
 def _double(tensor: Tensor) -> Tensor:
