@@ -280,7 +280,10 @@ class CaptureMode(TorchFunctionMode):
         if matrix and not possible_axes(subject, self.group_norms.batch):
             # Routed to experts, say: by chance the next number of rows may fit.
             self.plan.barred |= dict.fromkeys((key.index for key in keys), NO_PLACE)
-        return self._seen_again(place, call)
+        out = self._seen_again(place, call)
+        if place.name in EXAMPLES_STAY and call.args:
+            self._guarded(keys, self._follow, place.name, call.args[0], out)
+        return out
 
     def _seen_again(self, place: Place, call: Invocation) -> Any:
         """The call as it is, and again for every group once its gradients are there."""
