@@ -220,7 +220,8 @@ class CaptureMode(TorchFunctionMode):
         part = next((i for i in indexes if i in lost), indexes[0] if indexes else None)
         done = self._guard.run(work, *args, part=part)
         if part is not None and part in lost:
-            lost.update({i: lost[part] for i in indexes if i not in lost})
+            for index in indexes:
+                lost.setdefault(index, lost[part])
         return done
 
     def _captured(self, place: Place, call: Invocation) -> Any:
