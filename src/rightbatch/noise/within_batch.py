@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rightbatch.noise.capture.forward_pass import ForwardPass
-from rightbatch.noise.capture.group_norms import GroupNorms, SharedParameters
+from rightbatch.noise.capture.group_norms import GroupNorms, ParameterKey
 from rightbatch.noise.capture.layout import Groups
 from rightbatch.noise.capture.verification import verify
 from rightbatch.noise.group_source import GroupSource, MetricsFor
@@ -64,7 +64,7 @@ class WithinBatch(GroupSource):
         self.neighbours = Neighbours()
         self._groups = groups
         self._forward = ForwardPass(model, parameters)
-        self._shared = SharedParameters()
+        self._shared: set[ParameterKey] = set()
         self._norms: GroupNorms | None = None
         self._metrics_for: MetricsFor = lambda sizes: None
         self._cut: Cut = ""
@@ -198,7 +198,7 @@ class WithinBatch(GroupSource):
             self._forward.plan.depart(mode.departed, DEPARTED)
             self.problem = self.problem or LEARNING
             self._try_later()
-        self._shared.learn(norms.newly_shared)
+        self._shared |= norms.newly_shared
         self.cancel()
         self._note_missing()
         if not self.problem:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from reference import group_gradients
 from rightbatch.noise.capture.function_mode import CaptureMode
 from rightbatch.noise.capture.gradient_formulas import gram_norms
-from rightbatch.noise.capture.group_norms import GroupNorms, SharedParameters
+from rightbatch.noise.capture.group_norms import GroupNorms, ParameterKey
 from rightbatch.noise.capture.layout import Groups
 from rightbatch.noise.capture.plan import Plan
 from rightbatch.noise.capture.verification import ZERO, Verdict, verify
@@ -83,7 +83,8 @@ def run(
 ) -> tuple[GroupNorms, Plan, list[Tensor | None]]:
     """Watched passes until one follows a plan, as in training."""
     batch, loss = len(inputs[0]), summed(axis)
-    shared, plan = SharedParameters(), Plan()
+    shared: set[ParameterKey] = set()
+    plan = Plan()
     parameters = list(model.parameters())
     order = (
         Groups.of(batch, count).strided_order(torch.device("cpu")) if strided else None
@@ -97,7 +98,7 @@ def run(
         mode, verdict = watched(
             model, lambda: loss(model, inputs), norms, plan, given, axis
         )
-        shared.learn(norms.newly_shared)
+        shared |= norms.newly_shared
         if verdict is None:
             assert not mode.departed
             break

@@ -29,10 +29,11 @@ from rightbatch.core.torch_private import (
 from rightbatch.noise.capture.autograd_hooks import GradientHook, Together
 from rightbatch.noise.capture.gradient_formulas import Use
 from rightbatch.noise.capture.group_norms import GroupNorms, ParameterKey
-from rightbatch.noise.capture.layout import Axis, Groups, possible_axes
-from rightbatch.noise.capture.operations import Call, Operations, ParameterUse
+from rightbatch.noise.capture.invocation import Invocation, flat
+from rightbatch.noise.capture.layout import AXES, Axis, possible_axes
+from rightbatch.noise.capture.operations import Operations, ParameterUse
 from rightbatch.noise.capture.plan import Place, Plan
-from rightbatch.noise.capture.rerun import NotByGroupError, Rerun, flat, swapped
+from rightbatch.noise.capture.rerun import NotByGroupError, Rerun
 from rightbatch.noise.capture.tracked import TrackedTensor
 
 # Operations whose result is the parameter itself in another shape or precision.
@@ -45,21 +46,12 @@ PARTS = {"chunk", "split", "unbind", "tensor_split"}
 DERIVING = VIEWS | PARTS | {"__getitem__", "__get__"}
 TRANSPOSED = {torch.Tensor.T.__get__, torch.Tensor.mT.__get__}  # type: ignore[attr-defined]
 # Operations that leave every example where it is in their first argument.
-IN_PLACE = {
+EXAMPLES_STAY = {
     *("add", "sub", "mul", "div", "true_divide", "rsub", "neg", "pow", "where"),
     *("to", "float", "double", "half", "bfloat16", "long", "int", "type", "clone"),
-    *(
-        "contiguous",
-        "detach",
-        "relu",
-        "prelu",
-        "tanh",
-        "sigmoid",
-        "gelu",
-        "silu",
-        "dropout",
-    ),
-    *("linear", "embedding", "layer_norm", "rms_norm", "one_hot", "softmax"),
+    *("contiguous", "detach", "dropout", "one_hot", "embedding", "linear"),
+    *("relu", "prelu", "tanh", "sigmoid", "gelu", "silu", "softmax"),
+    *("layer_norm", "rms_norm"),
 }
 NO_PLACE = "it is used on something without a place for each example"
 UNKNOWN = "it enters no operation that is known"
@@ -67,7 +59,7 @@ UNKNOWN = "it enters no operation that is known"
 
 @dataclass(eq=False)
 class Site:
-    """A call in a step that verifies, and all the ways to see it.
+    """A call whose gradients are looked at, and all the ways to see it.
 
     Attributes:
         place: Which.
@@ -77,19 +69,23 @@ class Site:
     """
 
     place: Place
-    options: dict[Axis, Call] = field(default_factory=dict)
+    options: dict[Axis, list[ParameterUse]] = field(default_factory=dict)
     certain: bool = False
     rerun: Rerun | None = None
+
+    @property
+    def axes(self) -> list[tuple[Axis, ...]]:
+        """Which axes of each of its results may have the examples."""
+        if self.rerun is not None:
+            return [(AXES[axis],) for axis in self.rerun.outputs]
+        return [tuple(self.options)]
 
 
 class Inspector(Protocol):
     """Looks at the gradients that come back in a step that verifies."""
 
-    def arrived(self, site: Site, g: Tensor) -> None:
-        """The gradient of a call's result."""
-
-    def arrived_again(self, site: Site, grads: Sequence[Tensor | None]) -> None:
-        """The gradients of a call's results, where it has no formula."""
+    def arrived(self, site: Site, grads: Sequence[Tensor | None]) -> None:
+        """The gradients of a call's results."""
 
 
 class CaptureMode(TorchFunctionMode):
@@ -138,13 +134,6 @@ class CaptureMode(TorchFunctionMode):
             tracked = TrackedTensor.of(ParameterKey(i), parameter)
             self._operations.tracked.add(tracked)
 
-    def expect(self, norms: GroupNorms) -> None:
-        """Tell another collection of norms what it will see in a step that verifies."""
-        for site in self.sites:
-            call = site.options.get(self.plan.routes.get(site.place))  # type: ignore[arg-type]
-            for use in [] if call is None else call.uses:
-                norms.expect(use.key, use.formula, use.saved)
-
     def release(self) -> None:
         """Let the graph go: hooks on it refer to what refers to it."""
         for handle in self._handles:
@@ -170,7 +159,7 @@ class CaptureMode(TorchFunctionMode):
         given = [t for a in flat((args, kwargs)) if (t := find(a)) is not None]
         if not given or self._guard.stopped:
             out = func(*args, **kwargs)
-            if self.verifies and name in IN_PLACE and args:
+            if self.verifies and name in EXAMPLES_STAY and args:
                 self._guard.run(self._follow, name, args[0], out)
             return out
         if not torch.is_grad_enabled() or not self.allowed():
@@ -178,17 +167,18 @@ class CaptureMode(TorchFunctionMode):
             self.skipped = True
             if not (self.verifies and torch.is_grad_enabled()):
                 return func(*args, **kwargs)
+        call = Invocation(func, args, kwargs, given)
+        keys = tuple(dict.fromkeys(t.key for t in given))
         if name in DERIVING:
-            out = func(*args, **kwargs)
-            self._guarded(given, self._derived, name, args, given, out)
+            out = call.make()
+            self._guarded(keys, self._derived, call, out)
             return out
         if any(type(t.tensor) not in (Tensor, nn.Parameter) for t in given):
-            return func(*args, **kwargs)  # a distributed or quantised tensor
-        keys = tuple(dict.fromkeys(t.key for t in given))
+            return call.make()  # a distributed or quantised tensor
         number = 0 if in_backward_pass() else self._numbers[name, keys]
         self._numbers[name, keys] += 1
         see = self._observed if self.verifies else self._captured
-        return see(Place(name, keys, number), func, args, kwargs, given)
+        return see(Place(name, keys, number), call)
 
     def _axis_of(self, tensor: Any) -> Axis | None:
         """Where a tensor has the examples, if that is certain."""
@@ -210,213 +200,142 @@ class CaptureMode(TorchFunctionMode):
         if out.requires_grad:  # it has met parameters
             number = self._numbers[name, ()]
             self._numbers[name, ()] += 1
-            self._attach(Site(Place(name, (), number), {axis: Call()}, True), out)
+            self._attach(Site(Place(name, (), number), {axis: []}, True), out)
 
-    def _attach(self, site: Site, out: Tensor) -> None:
+    def _attach(self, site: Site, out: Any) -> Any:
+        """The call's results, whose gradients will be looked at."""
         self.sites.append(site)
         arrived = functools.partial(self._arrived, site)
-        self._handles.append(out.register_hook(arrived))
+        if not isinstance(out, Tensor):
+            return Together.apply(arrived, *flat(out))
+        self._handles.append(out.register_hook(lambda g: arrived((g,))))
+        return out
 
     def _guarded(
-        self, given: list[TrackedTensor], work: Callable[..., Any], *args: Any
+        self, keys: Sequence[ParameterKey], work: Callable[..., Any], *args: Any
     ) -> Any:
         """Work of ours; if it fails, all parameters of the call are left alone."""
-        for tracked in given[1:]:
-            if tracked.key.index in self._guard.lost:
-                return None
-        done = self._guard.run(work, *args, part=given[0].key.index)
-        if (why := self._guard.lost.get(given[0].key.index)) is not None:
-            for tracked in given[1:]:
-                self._guard.lost.setdefault(tracked.key.index, why)
+        lost = self._guard.lost
+        indexes = [key.index for key in keys]
+        part = next((i for i in indexes if i in lost), indexes[0] if indexes else None)
+        done = self._guard.run(work, *args, part=part)
+        if part is not None and part in lost:
+            for index in indexes:
+                lost.setdefault(index, lost[part])
         return done
 
-    def _captured(
-        self,
-        place: Place,
-        func: Any,
-        args: Any,
-        kwargs: Any,
-        given: list[TrackedTensor],
-    ) -> Any:
+    def _captured(self, place: Place, call: Invocation) -> Any:
         """The call as was confirmed, with its parameters hooked."""
+        operations, keys = self._operations, place.keys
         route = self.plan.route(place, again=in_backward_pass())
         if route == "rows":
-            rows = self._operations.rows_of_a_table
-            out = self._guarded(given, rows, func, args, kwargs)
-            return func(*args, **kwargs) if out is None else out
+            out = self._guarded(keys, operations.rows_of_a_table, call)
+            return call.make() if out is None else out
         if route == "again":
-            return self._seen_again(place, func, args, kwargs, given)
-        wanted = [k for k in place.keys if k.index in self.plan.confirmed]
+            return self._seen_again(place, call)
+        wanted = {k for k in keys if k.index in self.plan.confirmed}
         if not wanted:
-            return func(*args, **kwargs)
-        call, uses = None, []
+            return call.make()
+        uses: list[ParameterUse] = []
         if route is not None and route != "none":
-            understand = self._operations.understand
-            call = self._guarded(given, understand, place.name, args, kwargs, route)
-            self._operations.subject = None
-            if call is not None:
-                uses = [u for u in call.uses if u.tracked.key in wanted]
-        if call is None or len({u.tracked.key for u in uses}) < len(wanted):
-            out = func(*args, **kwargs)
+            understood = self._guarded(keys, operations.understand, call, route)
+            uses = [u for u in understood or [] if u.tracked.key in wanted]
+        if _keys(uses) != wanted:
+            out = call.make()
             if any(isinstance(o, Tensor) and o.requires_grad for o in flat(out)):
                 self.departed |= {key.index for key in wanted}
             return out
-        if call.make is not None:
-            out = call.make()
-        else:
-            detached = {id(u.tracked.tensor): u.tracked.tensor.detach() for u in uses}
-            out = func(*swapped(args, detached), **swapped(kwargs, detached))
-        hooked = self._guarded(given, self._hook, out, uses)
-        return func(*args, **kwargs) if hooked is None else hooked
+        detached = {id(u.tracked.tensor): u.tracked.tensor.detach() for u in uses}
+        hooked = self._guarded(keys, self._hook, call.make(detached), uses)
+        return call.make() if hooked is None else hooked
 
     def _hook(self, out: Tensor, uses: list[ParameterUse]) -> Tensor:
         # torch's products of more than two axes end in a view; a hook on a view costs
         # copies. Nothing else refers to what this is a view of.
         out = as_no_view(out)
-        for use in uses:
-            self.group_norms.expect(use.key, use.formula, use.saved)
         pairs = [(u.key, u.formula) for u in uses]
         saved = [u.saved for u in uses]
         targets = [u.owner.tensor for u in uses]
         return GradientHook.apply(out, self.group_norms, pairs, *saved, *targets)
 
-    def _observed(
-        self,
-        place: Place,
-        func: Any,
-        args: Any,
-        kwargs: Any,
-        given: list[TrackedTensor],
-    ) -> Any:
+    def _observed(self, place: Place, call: Invocation) -> Any:
         """The call as it is; hooks on its result look at every way to see it."""
-        operations = self._operations
-        look = operations.possible, place.name, args, kwargs
-        options, subject = self._guarded(given, *look) or ({}, None)
-        site = Site(place, options)
+        operations, keys = self._operations, place.keys
+        options = self._guarded(keys, operations.possible, call) or {}
+        subject = operations.subject
         known = self._axis_of(subject)
-        if known is not None and site.options:
-            site.options = {a: c for a, c in site.options.items() if a == known}
-            site.certain = True
-        rows = self.plan.routes.get(place) == "rows" or not site.options
+        certain = known is not None and bool(options)
+        if certain:
+            options = {a: uses for a, uses in options.items() if a == known}
+        rows = self.plan.routes.get(place) == "rows" or not options
         if rows and place.name == "embedding":
-            table = operations.rows_of_a_table
-            out = self._guarded(given, table, func, args, kwargs)
+            out = self._guarded(keys, operations.rows_of_a_table, call)
             if out is not None:
                 self.plan.routes[place] = "rows"
                 return out
-        if any(set(place.keys) - _keys(c) for c in site.options.values()):
-            site.options = {}  # not all of its parameters are understood
-        if site.options:
-            out = func(*args, **kwargs)
+        if options and all(_keys(uses) == set(keys) for uses in options.values()):
             # An operation on a view in its place would take the hook away.
-            out = as_no_view(out)
-            self._attach(site, out)
-            return out
+            out = as_no_view(call.make())
+            return self._attach(Site(place, options, certain), out)
         matrix = subject is not None and subject.dim() > 1
         if matrix and not possible_axes(subject, self.group_norms.batch):
             # Routed to experts, say: by chance the next number of rows may fit.
-            indexes = {key.index for key in place.keys}
-            self.plan.barred |= dict.fromkeys(indexes, NO_PLACE)
-        out = self._seen_again(place, func, args, kwargs, given)
-        if place.name in IN_PLACE and args:
-            self._guarded(given, self._follow, place.name, args[0], out)
+            self.plan.barred |= dict.fromkeys((key.index for key in keys), NO_PLACE)
+        out = self._seen_again(place, call)
+        if place.name in EXAMPLES_STAY and call.args:
+            self._guarded(keys, self._follow, place.name, call.args[0], out)
         return out
 
-    def _arrived(self, site: Site, g: Tensor) -> None:
-        if self.inspector is None and torch.is_grad_enabled():
-            self.group_norms.differentiated = True
-            return
-        note = self._note if self.inspector is None else self.inspector.arrived
-        owners = [u.tracked for c in site.options.values() for u in c.uses]
-        if owners:
-            self._guarded(owners, note, site, g)
-        else:
-            self._guard.run(note, site, g)
-
-    def _note(self, site: Site, g: Tensor) -> None:
-        call = site.options.get(self.plan.routes.get(site.place))  # type: ignore[arg-type]
-        for use in [] if call is None else call.uses:
-            self.group_norms.gradient(use.key, Use(use.formula, use.saved, g))
-
-    def _seen_again(
-        self,
-        place: Place,
-        func: Any,
-        args: Any,
-        kwargs: Any,
-        given: list[TrackedTensor],
-    ) -> Any:
+    def _seen_again(self, place: Place, call: Invocation) -> Any:
         """The call as it is, and again for every group once its gradients are there."""
-        out = func(*args, **kwargs)
+        out = call.make()
         outs = flat(out)
         if not any(isinstance(o, Tensor) and o.requires_grad for o in outs):
             return out  # its size, say
-        rerun = self._guarded(given, self._rerun, func, args, kwargs, given, outs)
+        rerun = self._guarded(place.keys, Rerun.of, call, outs, self.group_norms.batch)
         if rerun is None:
-            self.departed |= {t.key.index for t in given}
+            self.departed |= {key.index for key in place.keys}
             return out
         data, axis = rerun.inputs[0]
-        certain = self._axis_of(data) == ("second" if axis else "first")
-        site = Site(place, certain=certain, rerun=rerun)
-        self.sites.append(site)
-        arrived = functools.partial(self._arrived_again, site)
-        if isinstance(out, Tensor):
-            self._handles.append(out.register_hook(lambda g: arrived((g,))))
-            return out
-        return Together.apply(arrived, *outs)
+        certain = self._axis_of(data) == AXES[axis]
+        return self._attach(Site(place, certain=certain, rerun=rerun), out)
 
-    def _rerun(
-        self,
-        func: Any,
-        args: Any,
-        kwargs: Any,
-        given: list[TrackedTensor],
-        outs: list[Any],
-    ) -> Rerun | None:
-        batch = self.group_norms.batch
-        rerun = Rerun.of(func, args, kwargs, list(dict.fromkeys(given)), batch)
-        if rerun is None or len(outs) != len(rerun.outputs):
-            return None
-        fits = (
-            isinstance(o, Tensor) and o.requires_grad and o.dim() > axis
-            for o, axis in zip(outs, rerun.outputs, strict=True)
-        )
-        if not all(fits):
-            return None
-        sizes = {o.shape[a] for o, a in zip(outs, rerun.outputs, strict=True)}
-        return rerun if sizes == {batch} else None
-
-    def _arrived_again(self, site: Site, grads: tuple[Tensor | None, ...]) -> None:
-        if self.inspector is None and torch.is_grad_enabled():
-            self.group_norms.differentiated = True
-            return
-        assert site.rerun is not None
-        owners = list(site.rerun.parameters)
+    def _arrived(self, site: Site, grads: Sequence[Tensor | None]) -> None:
+        keys = site.place.keys
         if self.inspector is not None:
-            self._guarded(owners, self.inspector.arrived_again, site, grads)
+            self._guarded(keys, self.inspector.arrived, site, grads)
+        elif torch.is_grad_enabled():
+            self.group_norms.differentiated = True
         else:
-            self._guarded(owners, self.note_again, site, grads, self.group_norms)
+            self._guarded(keys, self.note, site, grads, self.group_norms)
 
-    def note_again(
+    def note(
         self, site: Site, grads: Sequence[Tensor | None], norms: GroupNorms
-    ) -> None:
-        """Note the norms of a call without a formula."""
-        if site.rerun is None or norms.closed:
-            return
-        try:
-            site.rerun.note(grads, norms, Groups.of(norms.batch, norms.count))
-        except NotByGroupError:
-            self.departed |= {t.key.index for t in site.rerun.parameters}
+    ) -> list[tuple[ParameterUse, Tensor]]:
+        """Note the norms of a call's parameters.
 
-    def _derived(
-        self, name: str, args: Any, given: list[TrackedTensor], out: Any
-    ) -> None:
+        Returns:
+            The gradients that were made by a formula.
+        """
+        if site.rerun is not None:
+            try:
+                site.rerun.note(grads, norms)
+            except NotByGroupError:
+                self.departed |= {key.index for key in site.place.keys}
+            return []
+        (g,) = grads
+        assert g is not None
+        uses = site.options.get(self.plan.routes.get(site.place), [])  # type: ignore[arg-type]
+        return [(u, norms.gradient(u.key, Use(u.formula, u.saved, g))) for u in uses]
+
+    def _derived(self, call: Invocation, out: Any) -> None:
         """Views of parameters are parameters: their gradient has the same norm."""
-        if len(given) != 1 or (name == "__getitem__" and not _basic(args[1])):
+        index = call.name == "__getitem__" and not _basic(call.args[1])
+        if len(call.given) != 1 or index:
             return
-        for view in out if name in PARTS else [out]:
+        for view in out if call.name in PARTS else [out]:
             if isinstance(view, Tensor) and view.requires_grad:
-                self._operations.tracked.add_view(given[0], view)
+                self._operations.tracked.add_view(call.given[0], view)
 
     def _attention(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Torch's attention, seen inside."""
@@ -426,8 +345,8 @@ class CaptureMode(TorchFunctionMode):
             return (body or func)(*args, **kwargs)
 
 
-def _keys(call: Call) -> set[ParameterKey]:
-    return {u.tracked.key for u in call.uses}
+def _keys(uses: list[ParameterUse]) -> set[ParameterKey]:
+    return {u.tracked.key for u in uses}
 
 
 def _basic(index: Any) -> bool:

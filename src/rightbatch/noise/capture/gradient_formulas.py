@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rightbatch.noise.capture.layout import Groups, Layout
-from rightbatch.noise.norms import norm, sum_dtype
+from rightbatch.noise.norms import sum_dtype
 
 # One pass over a number in memory takes as long as so many multiply-adds inside a
 # matrix product [measured: one CPU thread, float32, 30 to 60].
@@ -61,10 +60,6 @@ class GradientFormula:
     def entries(self, gradient: Tensor) -> Tensor:
         """What `gradient` returned, as the gradient of the parameter's entries."""
         return gradient
-
-    def norm_of(self, gradient: Tensor) -> Tensor:
-        """Norm of what `gradient` returned."""
-        return norm(self.entries(gradient))
 
 
 class Use(NamedTuple):
@@ -121,17 +116,9 @@ class MatrixProduct(GradientFormula):
     def norms(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
         entries = math.prod(saved.shape[:-1]) // groups.count
         inputs, outputs = saved.shape[-1], g.shape[-1]
-        if entries * entries * (inputs + outputs) > PASS_COST * inputs * outputs:
+        costly = entries * entries * (inputs + outputs) > PASS_COST * inputs * outputs
+        if costly or not groups.equal_size:
             return None
-        if not groups.equal_size:
-            pairs = (
-                (
-                    _rows(self.layout, saved, slice(a, b))[None],
-                    _rows(self.layout, g, slice(a, b))[None],
-                )
-                for a, b in groups.slices
-            )
-            return torch.cat([gram_norms(x, g) for x, g in pairs])
         x = _by_group(self.layout, saved, groups)
         return gram_norms(x, _by_group(self.layout, g, groups))
 
@@ -162,10 +149,7 @@ class EmbeddingLookup(GradientFormula):
             g.contiguous(), saved.contiguous(), self.rows, self.padding, False
         )
 
-    def row_gradients(
-        self, saved: Tensor, g: Tensor, groups: Groups
-    ) -> tuple[Tensor, Tensor]:
-        """Keys ``group * rows + row``, and the gradients of those rows in float32."""
+    def norms(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
         group = torch.repeat_interleave(
             torch.arange(groups.count, device=saved.device),
             torch.tensor(groups.sizes, device=saved.device),
@@ -177,10 +161,6 @@ class EmbeddingLookup(GradientFormula):
         sums = entries.new_zeros(len(keys), g.shape[-1])
         sums.index_add_(0, slots.reshape(-1), entries)
         sums[keys % self.rows == self.padding] = 0
-        return keys, sums
-
-    def norms(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
-        keys, sums = self.row_gradients(saved, g, groups)
         per_key = sums.square().sum(1)
         squares = per_key.new_zeros(groups.count)
         return squares.index_add_(0, keys // self.rows, per_key).sqrt_()
@@ -220,34 +200,6 @@ class Convolution(GradientFormula):
             (False, True, False),
         )[1]
 
-    def norms(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
-        moved = saved.shape[0] != groups.batch or self.layout.order is not None
-        if moved or not groups.equal_size or len(self.stride) != 2:
-            return None
-        places = math.prod(g.shape[2:]) * groups.equal_size
-        inputs = math.prod(self.shape[1:])
-        outputs = self.shape[0] // self.channel_groups
-        # Beside the Gram matrices the patches have to be laid out, once.
-        cost = places * (places * (inputs + outputs) + 2 * PASS_COST * inputs)
-        if cost > PASS_COST * inputs * outputs:
-            return None
-        return self._norms_from_patches(saved, g, groups)
-
-    def _norms_from_patches(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor:
-        """The kernel's gradient is a matrix product of the input's patches."""
-        patches = F.unfold(
-            saved, self.shape[2:], self.dilation, self.padding, self.stride
-        )
-
-        def entries(tensor: Tensor) -> Tensor:
-            """(batch, channels, places): a matrix for each group and channel group."""
-            tensor = tensor.unflatten(1, (self.channel_groups, -1))
-            tensor = tensor.unflatten(0, (groups.count, groups.equal_size))
-            return tensor.permute(0, 2, 1, 4, 3).flatten(2, 3).flatten(0, 1)
-
-        norms = gram_norms(entries(patches), entries(g.flatten(2)))
-        return torch.linalg.vector_norm(norms.unflatten(0, (groups.count, -1)), dim=1)
-
 
 @dataclass(frozen=True, slots=True)
 class Broadcast(GradientFormula):
@@ -260,14 +212,12 @@ class Broadcast(GradientFormula):
         aligned: The parameter's shape as stretched, aligned with the output's axes.
         shape: The parameter's own shape.
         factor: Makes the factor from what was saved; None: no factor.
-        sign: -1 for a parameter that is subtracted.
     """
 
     layout: Layout
     aligned: tuple[int, ...]
     shape: torch.Size
-    factor: Callable[[Tensor], Tensor] | None = None
-    sign: int = 1
+    factor: Callable[[Tensor], Tensor | int] | None = None
 
     @classmethod
     def fit(
@@ -290,7 +240,7 @@ class Broadcast(GradientFormula):
         """``(batch, *shape)``: every example's own gradient."""
         if self.factor is not None:
             g = g * self.factor(saved)
-        g = self.layout.split(g if self.sign > 0 else -g)  # (batch, entries, *rest)
+        g = self.layout.split(g)  # (batch, entries, *rest)
         at = self.layout.batch_axis
         sizes = (*(self.aligned[:1] if at else (1,)), *self.aligned[1 + at :])
         summed = [i + 1 for i, size in enumerate(sizes) if size == 1]
@@ -299,19 +249,11 @@ class Broadcast(GradientFormula):
         return g.reshape(self.layout.batch, *self.shape)
 
     def gradient(self, saved: Tensor, g: Tensor, examples: slice | None) -> Tensor:
-        if examples is None and self.factor is None and self.sign > 0:
+        if examples is None and self.factor is None:
             axes = [i for i, size in enumerate(self.aligned) if size == 1]
             return g.sum(axes).reshape(self.shape)
         each = self._per_example(saved, g)
         return (each if examples is None else each[examples]).sum(0)
-
-    def norms(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
-        vectors = g.shape == (groups.batch, *self.shape)
-        in_order = self.factor is None and self.layout.order is None
-        if vectors and in_order and groups.count == groups.batch:
-            dtype = sum_dtype(g)
-            return torch.linalg.vector_norm(g.flatten(1), dim=1, dtype=dtype)
-        return None
 
     def group_gradients(
         self, saved: Tensor, g: Tensor, groups: Groups
@@ -337,24 +279,7 @@ class PositionLookup(GradientFormula):
     def gradient(self, saved: Tensor, g: Tensor, examples: slice | None) -> Tensor:
         return self.broadcast.gradient(saved, g, examples)
 
-    def norms(self, saved: Tensor, g: Tensor, groups: Groups) -> Tensor | None:
-        looked_up = self.broadcast.group_gradients(saved, g, groups)
-        assert looked_up is not None
-        return self._table_norms(looked_up)
-
     def entries(self, gradient: Tensor) -> Tensor:
         return torch.ops.aten.embedding_dense_backward(
             gradient.contiguous(), self.ids, self.rows, self.padding, False
         )
-
-    def norm_of(self, gradient: Tensor) -> Tensor:
-        return self._table_norms(gradient[None])[0]
-
-    def _table_norms(self, looked_up: Tensor) -> Tensor:
-        """Norms of the table's gradients; the rows' gradients, one set per group."""
-        count = len(looked_up)
-        table = EmbeddingLookup(Layout(count, "first"), self.rows, self.padding)
-        ids = self.ids.expand(count, *self.ids.shape)
-        norms = table.norms(ids, looked_up, Groups.of(count, count))
-        assert norms is not None
-        return norms

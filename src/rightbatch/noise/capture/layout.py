@@ -12,8 +12,6 @@ from torch import Tensor
 
 Axis = Literal["first", "second", "interleaved"]
 AXES: tuple[Axis, ...] = ("first", "second", "interleaved")
-
-
 ALL = slice(None)
 
 
@@ -42,13 +40,9 @@ class Layout:
             split = tensor.unflatten(0, (-1, self.batch)).transpose(0, 1)
         else:
             split = tensor.reshape(self.batch, -1, *tensor.shape[1:])
-        return self.pick(split, examples)
-
-    def pick(self, each: Tensor, examples: slice = ALL) -> Tensor:
-        """Some of ``(batch, ...)``, in the order that they are cut into groups."""
         if self.order is not None:
-            return each[self.order[examples]]
-        return each if examples is ALL else each[examples]
+            return split[self.order[examples]]
+        return split if examples is ALL else split[examples]
 
     @property
     def batch_axis(self) -> int:

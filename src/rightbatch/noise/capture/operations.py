@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from rightbatch.core.torch_private import without_torch_function
 from rightbatch.noise.capture import gradient_formulas as formulas
 from rightbatch.noise.capture.group_norms import ParameterKey
+from rightbatch.noise.capture.invocation import Invocation
 from rightbatch.noise.capture.layout import AXES, Axis, Layout, possible_axes
 from rightbatch.noise.capture.tracked import TableRows, TrackedTensor, TrackedTensors
 
@@ -59,20 +59,6 @@ class ParameterUse:
         return self.owner.key
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """How parameters enter a call.
-
-    Attributes:
-        uses: The entries.
-        make: Makes the result without them, where that is not the function itself on
-            detached parameters.
-    """
-
-    uses: list[ParameterUse] = field(default_factory=list)
-    make: Callable[[], Tensor] | None = None
-
-
 @dataclass
 class Operations:
     """The calls of one forward pass, as far as they are understood.
@@ -82,7 +68,7 @@ class Operations:
         order: In which order the examples are cut into groups; None: as they are.
         tracked: The parameters, and what was derived from them.
         axis: Where the call's examples are taken to lie.
-        subject: The tensor that has them there, while a call is looked at.
+        subject: The tensor that has them there, of the call looked at last.
     """
 
     batch: int
@@ -91,38 +77,29 @@ class Operations:
     axis: Axis = "first"
     subject: Tensor | None = None
 
-    def possible(
-        self, name: str, args: Any, kwargs: Any
-    ) -> tuple[dict[Axis, Call], Tensor | None]:
-        """How parameters enter a call, for every axis that may have the examples.
+    def possible(self, call: Invocation) -> dict[Axis, list[ParameterUse]]:
+        """How parameters enter a call, for every axis that may have the examples."""
+        uses = {axis: self.understand(call, axis) for axis in AXES}
+        return {axis: u for axis, u in uses.items() if u}
 
-        And the tensor that has them there.
-        """
-        calls, subject = {}, None
-        for axis in AXES:
-            call = self.understand(name, args, kwargs, axis)
-            subject, self.subject = self.subject, None
-            if call is not None and call.uses:
-                calls[axis] = call
-        return calls, subject
-
-    def understand(self, name: str, args: Any, kwargs: Any, axis: Axis) -> Call | None:
-        """How parameters enter a call; None for one that is not known."""
+    def understand(self, call: Invocation, axis: Axis) -> list[ParameterUse]:
+        """How parameters enter a call; [] for one that is not known."""
         self.axis, self.subject = axis, None
-        if name not in KNOWN:
-            return None
-        if not _is_form_of(KNOWN[name], len(args), tuple(kwargs)):
-            return None
-        return getattr(self, KNOWN[name])(name, *args, **kwargs)
+        method = KNOWN.get(call.name)
+        if method is None or not _is_form_of(
+            method, len(call.args), tuple(call.kwargs)
+        ):
+            return []
+        return getattr(self, method)(call.name, *call.args, **call.kwargs)
 
-    def rows_of_a_table(self, func: Any, args: Any, kwargs: Any) -> Tensor | None:
+    def rows_of_a_table(self, call: Invocation) -> Tensor | None:
         """An embedding of ids without examples, tracked until it meets some."""
-        call = _EmbeddingCall(*args, **kwargs)
-        source = self.tracked.find(call.weight)
-        if source is None or call.special:
+        lookup = _EmbeddingCall(*call.args, **call.kwargs)
+        source = self.tracked.find(lookup.weight)
+        if source is None or lookup.special:
             return None
-        out = func(*args, **kwargs)
-        rows = TableRows(call.input.detach(), len(call.weight), call.padding)
+        out = call.make()
+        rows = TableRows(lookup.input.detach(), len(lookup.weight), lookup.padding)
         self.tracked.add(TrackedTensor(source.key, out, out, source.key, rows))
         return out
 
@@ -149,34 +126,34 @@ class Operations:
 
     def _linear(
         self, name: str, input: Tensor, weight: Tensor, bias: Any = None
-    ) -> Call | None:
+    ) -> list[ParameterUse]:
         source = self.tracked.find(weight)
         layout = self._layout(input)
         if layout is None or weight.dim() != 2:
-            return None
+            return []
         biases = self._bias(bias, layout, input, -1)
         if source is None:
-            return Call(biases)
-        return Call([_matrix_use(source, layout, input, x_at_w=False), *biases])
+            return biases
+        return [_matrix_use(source, layout, input, x_at_w=False), *biases]
 
-    def _matmul(self, name: str, input: Tensor, other: Tensor) -> Call | None:
+    def _matmul(self, name: str, input: Tensor, other: Tensor) -> list[ParameterUse]:
         source, layout = self.tracked.find(other), None
         if source is not None and other.dim() == 2 and source.table_rows is None:
             layout = self._layout(input)
         if source is None or layout is None:
-            return None
-        return Call([_matrix_use(source, layout, input, x_at_w=True)])
+            return []
+        return [_matrix_use(source, layout, input, x_at_w=True)]
 
     def _addmm(
         self, name: str, input: Tensor, mat1: Tensor, mat2: Tensor
-    ) -> Call | None:
+    ) -> list[ParameterUse]:
         weight, layout = self.tracked.find(mat2), self._layout(mat1)
         if layout is None or input.dim() != 1:
-            return None
+            return []
         uses = self._bias(input, layout, mat1, -1)
         if weight is not None:
             uses.append(_matrix_use(weight, layout, mat1, x_at_w=True))
-        return Call(uses)
+        return uses
 
     def _convolution(
         self,
@@ -188,36 +165,36 @@ class Operations:
         padding: Any = 0,
         dilation: Any = 1,
         groups: int = 1,
-    ) -> Call | None:
+    ) -> list[ParameterUse]:
         source, axes = self.tracked.find(weight), weight.dim() - 2
         layout = self._layout(input)
         if layout is None or layout.axis != "first" or input.dim() != weight.dim():
-            return None
+            return []
         if (source or self.tracked.find(bias)) is None:
-            return None
-        stride, dilation = _each(stride, axes), _each(dilation, axes)
-        spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-        if padding == "same":
-            if any(span % 2 for span in spans):
-                return None  # padded more on one side
-            padding = [span // 2 for span in spans]
-        padding = _each(0 if padding == "valid" else padding, axes)
+            return []
+        if isinstance(padding, str):
+            return []  # may be more on one side
+        stride, padding, dilation = (
+            _each(v, axes) for v in (stride, padding, dilation)
+        )
         formula = formulas.Convolution(
             layout, weight.shape, stride, padding, dilation, groups
         )
         uses = [] if source is None else [ParameterUse.of(source, formula, input)]
-        return Call(uses + self._bias(bias, layout, input, 1))
+        return uses + self._bias(bias, layout, input, 1)
 
-    def _embedding(self, name: str, *args: Any, **kwargs: Any) -> Call | None:
+    def _embedding(self, name: str, *args: Any, **kwargs: Any) -> list[ParameterUse]:
         call = _EmbeddingCall(*args, **kwargs)
         source = self.tracked.find(call.weight)
         layout = self._layout(call.input, features=False)
         if source is None or call.special or layout is None:
-            return None
+            return []
         formula = formulas.EmbeddingLookup(layout, len(call.weight), call.padding)
-        return Call([ParameterUse.of(source, formula, call.input)])
+        return [ParameterUse.of(source, formula, call.input)]
 
-    def _norm(self, name: str, input: Tensor, *args: Any, **kwargs: Any) -> Call | None:
+    def _norm(
+        self, name: str, input: Tensor, *args: Any, **kwargs: Any
+    ) -> list[ParameterUse]:
         names = {
             "layer_norm": ("normalized_shape", "weight", "bias", "eps"),
             "rms_norm": ("normalized_shape", "weight", "eps"),
@@ -232,7 +209,7 @@ class Operations:
         parameters = [p for p in (weight, bias) if isinstance(p, Tensor)]
         layout = self._layout(input)
         if layout is None:
-            return None
+            return []
         settings = {k: v for k, v in given.items() if k not in ("weight", "bias")}
         if name == "instance_norm" and given.get("use_input_stats", True):
             settings |= {"running_mean": None, "running_var": None}  # already updated
@@ -254,61 +231,60 @@ class Operations:
             if formula is not None:
                 saved = input if scale else input.new_empty(0)
                 uses.append(ParameterUse.of(source, formula, saved))
-        return Call(uses) if uses else None
+        return uses
 
-    def _sum(self, name: str, input: Any, other: Any) -> Call | None:
+    def _sum(self, name: str, input: Any, other: Any) -> list[ParameterUse]:
         """Sums, differences and products with one parameter."""
         first, second = self.tracked.find(input), self.tracked.find(other)
         source, data = (first, other) if first is not None else (second, input)
         if source is None or not isinstance(data, Tensor):
-            return None
+            return []
         if first is not None and second is not None:
-            return None
+            return []
         layout = self._layout(data)
         product = name in ("mul", "multiply")
         minus = name.startswith("sub") and second is not None
         if layout is None or (product and source.table_rows is not None):
-            return None
+            return []
         out = torch.broadcast_shapes(data.shape, source.tensor.shape)
         at = layout.batch_axis
         if len(out) != data.dim() or out[at] != data.shape[at]:
-            return None  # not the data carries the examples
+            return []  # not the data carries the examples
         shape = source.tensor.shape
         broadcast = formulas.Broadcast.fit(
             layout,
             out,
             shape,
             shape,
-            factor=_identity if product else None,
-            sign=-1 if minus else 1,
+            factor=_identity if product else _minus if minus else None,
         )
         if broadcast is None:
-            return None
+            return []
         formula: formulas.GradientFormula = broadcast
         if (table := source.table_rows) is not None:
             formula = formulas.PositionLookup(
                 broadcast, table.ids, table.rows, table.padding
             )
         saved = data if product else data.new_empty(0)
-        return Call([ParameterUse.of(source, formula, saved)])
+        return [ParameterUse.of(source, formula, saved)]
 
     def _expand(
         self, name: str, input: Tensor, *sizes: Any, **kwargs: Any
-    ) -> Call | None:
+    ) -> list[ParameterUse]:
         """A parameter stretched to the batch, as class tokens are."""
         source = self.tracked.find(input)
         if source is None or source.table_rows is not None:
-            return None
+            return []
         stretch = getattr(input.detach(), name)
         out = stretch(*sizes, **kwargs)
         layout = self._layout(out)
         if layout is None:
-            return None
+            return []
         formula = formulas.Broadcast.fit(layout, out.shape, input.shape, input.shape)
         if formula is None:
-            return None
+            return []
         use = ParameterUse.of(source, formula, input.new_empty(0))
-        return Call([use], out.clone)
+        return [use]
 
 
 @functools.cache
@@ -343,6 +319,10 @@ def _each(value: Any, axes: int) -> tuple[int, ...]:
 
 def _identity(tensor: Tensor) -> Tensor:
     return tensor
+
+
+def _minus(tensor: Tensor) -> int:
+    return -1
 
 
 def _normalised(func: Any, settings: dict[str, Any], saved: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch.noise.capture.forward_pass import ForwardPass
-from rightbatch.noise.capture.group_norms import GroupNorms, SharedParameters
+from rightbatch.noise.capture.group_norms import GroupNorms, ParameterKey
 from rightbatch.noise.capture.verification import precision, tolerance, verify
 from rightbatch.noise.model_inputs import ModelInputs
 from rightbatch.noise.norms import squared_norm
@@ -46,7 +46,7 @@ class PerExample:
         self.loss, self.pick = loss, pick
         self.method = "inside"
         self._forward = ForwardPass(model, parameters)
-        self._shared = SharedParameters()
+        self._shared: set[ParameterKey] = set()
         self._agreed: set[Hashable] = set()  # shapes for which both ways gave the same
 
     def squares(self, batch: Any, count: int) -> Tensor:
@@ -84,7 +84,7 @@ class PerExample:
                 p.grad = None if gradient is None else gradient.clone()
             norms = GroupNorms(count, count, self._shared)
             shapes, known = self._pass(batch, norms)
-            self._shared.learn(norms.newly_shared)
+            self._shared |= norms.newly_shared
             if known and not norms.newly_shared:
                 break
         seen = {key.index for key in norms.squares}

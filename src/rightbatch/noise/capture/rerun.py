@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch.noise.capture.group_norms import GroupNorms
+from rightbatch.noise.capture.invocation import Invocation, flat
 from rightbatch.noise.capture.layout import Groups
 from rightbatch.noise.capture.tracked import TrackedTensor
 
@@ -18,7 +19,7 @@ CELLS = {"lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
 # Layers whose first argument alone has the examples.
 LAYERS = {
     *("prelu", "embedding_bag", "batch_norm", "layer_norm", "group_norm"),
-    *("conv1d", "conv2d", "conv3d"),  # padded more on one side
+    *("conv1d", "conv2d", "conv3d"),  # padded by name: "same"
     *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
 }
 PLAIN = {
@@ -37,41 +38,36 @@ class Rerun:
     """One call, to be made again on the examples of each group.
 
     Attributes:
-        func: The function.
-        args: Its arguments.
-        kwargs: The same.
-        parameters: The tracked ones among them.
+        call: Which.
+        parameters: The tracked tensors that enter it.
         inputs: The tensors that have the examples, and on which axis.
         outputs: The axes of the results.
     """
 
-    func: Any
-    args: Any
-    kwargs: Any
+    call: Invocation
     parameters: Sequence[TrackedTensor]
     inputs: list[tuple[Tensor, int]]
     outputs: list[int]
 
     @classmethod
-    def of(
-        cls,
-        func: Any,
-        args: Any,
-        kwargs: Any,
-        parameters: Sequence[TrackedTensor],
-        batch: int,
-    ) -> Rerun | None:
-        """The call, if it is one that may be made group by group."""
-        name = getattr(func, "__name__", "")
-        if any(p.table_rows is not None for p in parameters):
+    def of(cls, call: Invocation, outs: list[Any], batch: int) -> Rerun | None:
+        """The call with these results, if it may be made group by group."""
+        if any(t.table_rows is not None for t in call.given):
             return None
-        axes = _batch_axes(name, args, kwargs, parameters, batch)
-        return None if axes is None else cls(func, args, kwargs, parameters, *axes)
+        axes = _batch_axes(call, batch)
+        if axes is None or len(outs) != len(axes[1]):
+            return None
+        fits = (
+            isinstance(o, Tensor)
+            and o.requires_grad
+            and o.shape[axis : axis + 1] == (batch,)
+            for o, axis in zip(outs, axes[1], strict=True)
+        )
+        return cls(call, list(dict.fromkeys(call.given)), *axes) if all(fits) else None
 
-    def note(
-        self, grads: Sequence[Tensor | None], norms: GroupNorms, groups: Groups
-    ) -> None:
+    def note(self, grads: Sequence[Tensor | None], norms: GroupNorms) -> None:
         """Every group's gradients from the gradients of the results."""
+        groups = Groups.of(norms.batch, norms.count)
         for group, (a, b) in enumerate(groups.slices):
             examples = slice(a, b) if norms.order is None else norms.order[a:b]
             for tracked, gradient in zip(
@@ -90,8 +86,7 @@ class Rerun:
         swap |= {id(p.tensor): c for p, c in zip(self.parameters, copies, strict=True)}
         try:
             with torch.enable_grad():
-                args, kwargs = swapped(self.args, swap), swapped(self.kwargs, swap)
-                made = flat(self.func(*args, **kwargs))
+                made = flat(self.call.make(swap))
         except (RuntimeError, ValueError, IndexError) as error:  # torch's own
             raise NotByGroupError(str(error)) from error
         outs, gs = [], []
@@ -109,8 +104,10 @@ class Rerun:
 
 
 def _batch_axes(
-    name: str, args: Any, kwargs: Any, given: Sequence[TrackedTensor], batch: int
+    call: Invocation, batch: int
 ) -> tuple[list[tuple[Tensor, int]], list[int]] | None:
+    """Inputs that have the examples, with their axes, and the axes of the results."""
+    name, args, kwargs = call.name, call.args, call.kwargs
     if name in RECURRENT:
         # (input, state, weights, bias, layers, dropout, train, both ways, batch first)
         if not isinstance(args[1], (Tensor, tuple, list)) or len(args) != 9:
@@ -121,44 +118,15 @@ def _batch_axes(
             return None
         inputs = [(args[0], first), *((s, 1) for s in states)]
         return inputs, [first, *[1] * len(states)]
-    outputs = [0, 0] if name == "lstm_cell" else [0]
-    if name in LAYERS:
-        data = args[0] if args else kwargs.get("input")
-        fits = isinstance(data, Tensor) and data.dim() and data.shape[0] == batch
-        return ([(data, 0)], outputs) if fits else None
-    if name not in CELLS | PLAIN:
+    if name not in LAYERS | CELLS | PLAIN:
         return None
-    weights = {id(p.tensor) for p in given}
+    weights = {id(p.tensor) for p in call.given}
+    given = flat((args, kwargs))
     inputs = [
         (t, 0)
-        for t in flat((args, kwargs))
+        for t in (given[:1] if name in LAYERS else given)
         if isinstance(t, Tensor) and not isinstance(t, nn.Parameter)
         if id(t) not in weights and t.dim() and t.shape[0] == batch
     ]
+    outputs = [0, 0] if name == "lstm_cell" else [0]
     return (inputs, outputs) if inputs else None
-
-
-def flat(values: Any) -> list[Any]:
-    """Everything in nested lists and dicts."""
-    if isinstance(values, dict):
-        values = values.values()
-    elif not isinstance(values, (list, tuple)):
-        return [values]
-    found = []
-    for value in values:
-        if isinstance(value, (list, tuple, dict)):
-            found += flat(value)
-        else:
-            found.append(value)
-    return found
-
-
-def swapped(values: Any, by: dict[int, Tensor]) -> Any:
-    """The same arguments with some tensors, by identity, replaced."""
-    if isinstance(values, Tensor):
-        return by.get(id(values), values)
-    if isinstance(values, (list, tuple)):
-        return type(values)([swapped(v, by) for v in values])
-    if isinstance(values, dict):
-        return {k: swapped(v, by) for k, v in values.items()}
-    return values

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from rightbatch.core.trees import tensors
 from rightbatch.noise.capture.function_mode import UNKNOWN, CaptureMode, Site
-from rightbatch.noise.capture.gradient_formulas import Use
 from rightbatch.noise.capture.group_norms import GroupNorms, ParameterKey
 from rightbatch.noise.capture.layout import Axis, Groups, Layout, possible_axes
 from rightbatch.noise.capture.plan import Place
@@ -71,27 +70,15 @@ class _Shares:
     outside: dict[Place, dict[Axis, float]] = field(default_factory=dict)
     certain: set[Place] = field(default_factory=set)
 
-    def arrived(self, site: Site, g: Tensor) -> None:
+    def arrived(self, site: Site, grads: Sequence[Tensor | None]) -> None:
         """Note the shares at one call."""
-        total = float(norm(g))
-        if total == 0:
-            return
         shares = self.outside.setdefault(site.place, {})
-        for axis in site.options:
-            rest = Layout(self.batch, axis).split(g)[self.first :]
-            shares[axis] = max(shares.get(axis, 0.0), float(norm(rest)) / total)
-        if site.certain:
-            self.certain.add(site.place)
-
-    def arrived_again(self, site: Site, grads: Sequence[Tensor | None]) -> None:
-        """The same at a call without a formula."""
-        assert site.rerun is not None
-        shares = self.outside.setdefault(site.place, {})
-        for g, axis in zip(grads, site.rerun.outputs, strict=True):
-            if g is not None and (total := float(norm(g))):
-                rest = float(norm(g.movedim(axis, 0)[self.first :]))
-                way: Axis = "second" if axis else "first"
-                shares[way] = max(shares.get(way, 0.0), rest / total)
+        for g, axes in zip(grads, site.axes, strict=True):
+            if g is None or not (total := float(norm(g))):
+                continue
+            for axis in axes:
+                rest = Layout(self.batch, axis).split(g)[self.first :]
+                shares[axis] = max(shares.get(axis, 0.0), float(norm(rest)) / total)
         if site.certain:
             self.certain.add(site.place)
 
@@ -111,21 +98,15 @@ class _GroupPass:
     entries: dict[ParameterKey, Tensor] = field(default_factory=dict)
     precision: dict[int, float] = field(default_factory=lambda: defaultdict(float))
 
-    def arrived(self, site: Site, g: Tensor) -> None:
+    def arrived(self, site: Site, grads: Sequence[Tensor | None]) -> None:
         """Make the gradients of one call."""
-        call = site.options.get(self.mode.plan.routes.get(site.place))  # type: ignore[arg-type]
-        for use in [] if call is None else call.uses:
-            gradient = self.norms.gradient(use.key, Use(use.formula, use.saved, g))
+        for use, gradient in self.mode.note(site, grads, self.norms):
             entries = use.formula.entries(gradient).reshape(-1)
             before = self.entries.get(use.key)
             self.entries[use.key] = entries if before is None else before + entries
-            index = use.key.index
-            eps = max(precision(g), precision(use.tracked.tensor))
+            index, parameter = use.key.index, use.tracked.tensor
+            eps = max(precision(t) for t in (*grads, parameter) if t is not None)
             self.precision[index] = max(self.precision[index], eps)
-
-    def arrived_again(self, site: Site, grads: Sequence[Tensor | None]) -> None:
-        """Make the gradients of a call without a formula."""
-        self.mode.note_again(site, grads, self.norms)
 
 
 def verify(mode: CaptureMode, outputs: Sequence[Any]) -> Verdict:
@@ -204,7 +185,7 @@ class _Verification:
         return shares
 
     def _send(self, outputs: list[_Output], group: int) -> list[Tensor | None]:
-        """One group's true gradients, by parameter."""
+        """One group's true gradients, by parameter; nothing is added to ``.grad``."""
         a, b = self.groups.slices[group]
         sent = []
         for output in outputs:
@@ -212,7 +193,14 @@ class _Verification:
             layout = Layout(self.batch, output.axes[0])
             layout.split(gradient)[a:b] = layout.split(output.values)[a:b]
             sent.append(gradient)
-        return true_gradients([o.tensor for o in outputs], self.mode.parameters, sent)
+        parameters = self.mode.parameters
+        wanted = [p for p in parameters if p.requires_grad]
+        ends = [o.tensor for o in outputs]
+        made = torch.autograd.grad(
+            ends, wanted, sent, retain_graph=True, allow_unused=True
+        )
+        by_id = {id(p): g for p, g in zip(wanted, made, strict=True)}
+        return [by_id.get(id(p)) for p in parameters]
 
     def _choose(self, shares: _Shares) -> bool:
         """Where the examples lie at every call; whether a table has none."""
@@ -282,14 +270,13 @@ class _Verification:
                 same_groups=True,
                 guard=self.mode.group_norms.guard,
             )
-            self.mode.expect(norms)
             self.mode.inspector = seen = _GroupPass(self.mode, norms)
             truth = self._send(outputs, group)
             norms.close()
             tries += 1
             if not norms.newly_shared or tries == TRIES:
                 return truth, seen
-            shared.learn(norms.newly_shared)
+            shared |= norms.newly_shared
 
     def _difference(
         self,
@@ -352,18 +339,6 @@ def tolerance(eps: float) -> float:
     """
     single = torch.finfo(torch.float32).eps
     return 8 * eps + 256 * min(eps, single)
-
-
-def true_gradients(
-    outputs: Sequence[Tensor], parameters: Sequence[Tensor], sent: Sequence[Tensor]
-) -> list[Tensor | None]:
-    """The parameters' gradients by torch alone; nothing is added to ``.grad``."""
-    wanted = [p for p in parameters if p.requires_grad]
-    made = torch.autograd.grad(
-        outputs, wanted, sent, retain_graph=True, allow_unused=True
-    )
-    by_id = {id(p): g for p, g in zip(wanted, made, strict=True)}
-    return [by_id.get(id(p)) for p in parameters]
 
 
 def _double(tensor: Tensor) -> Tensor:
