@@ -176,7 +176,7 @@ class NoiseMonitor:
 
     @property
     def history(self) -> History:
-        """The samples so far, the recent ones finely."""
+        """The samples so far, parameter by parameter."""
         return self._record.history
 
     @property
