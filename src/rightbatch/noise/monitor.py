@@ -29,7 +29,7 @@ from rightbatch.core.json_io import write_json
 from rightbatch.core.torch_private import acts_on_arrival, in_backward_pass
 from rightbatch.noise.group_source import GroupSource
 from rightbatch.noise.guard import METRICS, Guard, warn
-from rightbatch.noise.loss_scale import LossScale
+from rightbatch.noise.loss_scale import loss_scale
 from rightbatch.noise.model_inputs import ModelInputs
 from rightbatch.noise.monitor_hook import Hook, UpdateHook
 from rightbatch.noise.monitor_settings import (
@@ -87,7 +87,8 @@ class NoiseMonitor:
             such a batch does not have.
         batch_axis: Axis of the model's first input that has the examples.
         grad_scaler: Has ``get_scale()``: the factor that the loss is multiplied with,
-            which is divided out. Torch's own scalers are found where they update.
+            which is divided out. Torch's own scalers are found where they update; any
+            other has to be given.
         verify: Whether to hold what is seen against a backward pass of its own for
             every group again when the inputs' shapes change. The first measured step
             always does.
@@ -145,7 +146,7 @@ class NoiseMonitor:
         self.guard = Guard()
         self._record = Record()
         self._optimizers = None if optimizer is None else optimizers_in(optimizer)
-        self._batch_axis, self._loss_scale = batch_axis, LossScale(grad_scaler)
+        self._batch_axis, self._grad_scaler = batch_axis, grad_scaler
         self._population = population
         self._watch = partial(
             Watched,
@@ -441,10 +442,7 @@ class NoiseMonitor:
             if source.seen_changed:
                 self._record.forget()
             sample = sample.without([*self._watched.lost])
-            sample = sample.unscaled(self._loss_scale.factor())
-            scaled = self._loss_scale.unknown(sample.squares, self._watched.parameters)
-            if scaled:
-                self._warn("scale", scaled)
+            sample = sample.unscaled(loss_scale(self._grad_scaler))
         if source is self._watched.ranks:
             interval = max(1, round(source.agreed_interval))
             self._next_measured = self._budget.steps + interval
