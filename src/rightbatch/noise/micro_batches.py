@@ -11,9 +11,8 @@ from torch import Tensor
 
 from rightbatch.noise.capture.group_norms import ParameterKey
 from rightbatch.noise.group_source import GroupSource, MetricsFor
-from rightbatch.noise.guard import Guard
+from rightbatch.noise.guard import Guard, Hook
 from rightbatch.noise.model_inputs import ModelInputs
-from rightbatch.noise.monitor_hook import Hook
 from rightbatch.noise.norms import inner_product, squared_norm
 from rightbatch.noise.pass_pattern import INSTEAD, Pass, PassPattern
 from rightbatch.noise.statistics.samples import (

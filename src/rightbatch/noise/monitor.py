@@ -28,12 +28,12 @@ from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import write_json
 from rightbatch.core.torch_private import acts_on_arrival, in_backward_pass
 from rightbatch.noise.group_source import GroupSource
-from rightbatch.noise.guard import METRICS, Guard, warn
+from rightbatch.noise.guard import METRICS, Guard, Hook, warn
 from rightbatch.noise.loss_scale import loss_scale
 from rightbatch.noise.model_inputs import ModelInputs
-from rightbatch.noise.monitor_hook import Hook, UpdateHook
 from rightbatch.noise.monitor_settings import (
     check_settings,
+    optimizers_in,
     watched_parameters,
 )
 from rightbatch.noise.overhead import UPFRONT, Budget
@@ -50,7 +50,7 @@ from rightbatch.noise.statistics.optimizer_metric import (
 from rightbatch.noise.statistics.reading import metric_noise, noise_scale_of
 from rightbatch.noise.statistics.samples import Sample
 from rightbatch.noise.statistics.scale import NoiseScale
-from rightbatch.noise.updates import optimizers_in
+from rightbatch.noise.updates import follow_updates, unfollow_updates
 from rightbatch.noise.watched import Watched
 
 GROUPS = 8  # |G|^2 gains only sqrt(k/(k-1)) beyond [derived: docs/noise.md]
@@ -261,7 +261,7 @@ class NoiseMonitor:
         """Take every hook away; what was measured stays readable."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks.clear()
+        unfollow_updates(self)
         self._watched.cancel()
 
     def __enter__(self) -> NoiseMonitor:
@@ -274,14 +274,14 @@ class NoiseMonitor:
         model, this = self.model, weakref.ref(self)
         # An optimizer in a wrapper is not the one whose hooks torch calls: all are
         # looked at, and what they hold says whether they are ours.
-        hooks: list[Any] = [
+        follow_updates(self)
+        hooks = [
             model.register_forward_pre_hook(
                 Hook(this, "_before_forward"), with_kwargs=True
             ),
             model.register_forward_hook(
                 Hook(this, "_after_forward"), with_kwargs=True, always_call=True
             ),
-            UpdateHook(self),
         ]
         for hook in hooks:
             weakref.finalize(self, hook.remove)
@@ -320,7 +320,7 @@ class NoiseMonitor:
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """An optimizer is about to update."""
         updates = self._watched.updates
-        if not updates.concern(optimizer) or updates.within(optimizer):
+        if not updates.concern(optimizer):
             return None
         if in_backward_pass():
             self._drop_step()
