@@ -36,8 +36,7 @@ class MicroBatches(GroupSource):
     def __init__(
         self, parameters: Sequence[Tensor], population: int | None, guard: Guard
     ) -> None:
-        super().__init__(parameters, population)
-        self.guard = guard
+        super().__init__(parameters, population, guard)
         self._parts: dict[int, Tensor] = {}  # sum of the micro-batches' squared norms
         self._totals: dict[int, Tensor] = {}  # squared norm of their sum
         self._arrived: dict[int, int] = {}  # micro-batches that reached the parameter
@@ -57,7 +56,7 @@ class MicroBatches(GroupSource):
                 self._hooks.append(parameter.register_hook(hook))
 
     def forward_begins(self, inputs: ModelInputs) -> None:
-        self._passes.append(Pass.of(inputs))
+        self._passes.append(Pass(inputs))
 
     def _gradient_arrived(self, index: int, gradient: Tensor) -> None:
         if gradient.is_sparse:

@@ -20,9 +20,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim.optimizer import (
-    Optimizer,
-)
+from torch.optim import Optimizer
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import write_json
@@ -48,7 +46,6 @@ from rightbatch.noise.statistics.optimizer_metric import (
     root_moments,
 )
 from rightbatch.noise.statistics.reading import metric_noise, noise_scale_of
-from rightbatch.noise.statistics.samples import Sample
 from rightbatch.noise.statistics.scale import NoiseScale
 from rightbatch.noise.updates import follow_updates, unfollow_updates
 from rightbatch.noise.watched import Watched
@@ -453,17 +450,14 @@ class NoiseMonitor:
         elif sample.zero:
             self._skip("all gradients were zero")
         else:
-            self._add(sample)
+            self._problem = ""
+            self._record.add(sample)
         if source.unmeasurable:
             self._warn("unmeasurable", f"not measurable here: {source.unmeasurable}")
         self._warn_of_dependence()
 
     def _skip(self, why: str) -> None:
         self.counts.skipped, self._problem = self.counts.skipped + 1, why
-
-    def _add(self, sample: Sample) -> None:
-        self._problem = ""
-        self._record.add(sample)
 
     def _warn_of_dependence(self) -> None:
         """Examples that depend on each other have no noise of their own."""
@@ -475,7 +469,7 @@ class NoiseMonitor:
                 "on several ranks, or use GroupNorm",
             )
         ratio = self._watched.within_batch.neighbours.ratio
-        if ratio is not None:
+        if ratio != 1:
             self._warn(
                 "neighbours",
                 f"groups of neighbouring examples differ {ratio:.2f} x as much as "

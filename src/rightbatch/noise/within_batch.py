@@ -57,8 +57,7 @@ class WithinBatch(GroupSource):
         verify: bool,
         guard: Guard,
     ) -> None:
-        super().__init__(parameters, population)
-        self.guard = guard
+        super().__init__(parameters, population, guard)
         self.equal_groups: Callable[[int, int], int] | None = None
         self.coupled = False
         self.neighbours = Neighbours()
