@@ -58,6 +58,11 @@ class Guard:
     stopped: str = ""
     lost: dict[int | str, str] = field(default_factory=dict)
 
+    @property
+    def lost_parameters(self) -> dict[int, str]:
+        """Those of what is left out that are parameters, by index, and why."""
+        return {i: why for i, why in self.lost.items() if isinstance(i, int)}
+
     def run(
         self,
         work: Callable[..., Result],

@@ -38,7 +38,6 @@ from rightbatch.noise.overhead import UPFRONT, Budget
 from rightbatch.noise.rank_gradients import RankGradients
 from rightbatch.noise.record import Counts, Record
 from rightbatch.noise.saved_noise import FORMAT, SavedNoise
-from rightbatch.noise.statistics.course import Course
 from rightbatch.noise.statistics.history import History
 from rightbatch.noise.statistics.optimizer_metric import (
     OptimizerMetrics,
@@ -139,7 +138,7 @@ class NoiseMonitor:
         check_settings(model, optimizer, overhead, groups, population)
         if stream is not None and population is None and stream.order.covers:
             population = stream.length
-        self.model, self.optimizer = model, optimizer
+        self.model = model
         self.guard = Guard()
         self._record = Record()
         self._optimizers = None if optimizer is None else optimizers_in(optimizer)
@@ -176,11 +175,6 @@ class NoiseMonitor:
     def history(self) -> History:
         """The samples so far, parameter by parameter."""
         return self._record.history
-
-    @property
-    def course(self) -> Course:
-        """The samples from the beginning, for `save`."""
-        return self._record.course
 
     @property
     def counts(self) -> Counts:
@@ -237,9 +231,12 @@ class NoiseMonitor:
         Raises:
             RunFolderError: It cannot be written.
         """
-        size = sum(p.numel() for p in self._watched.parameters)
-        steps = self.counts.steps
-        saved = SavedNoise.of(self.course, self.read(), steps=steps, parameters=size)
+        saved = SavedNoise.of(
+            self._record.course,
+            self.read(),
+            steps=self.counts.steps,
+            parameters=sum(p.numel() for p in self._watched.parameters),
+        )
         write_json(path, saved, FORMAT)
 
     def state_dict(self) -> dict[str, Any]:
@@ -438,7 +435,7 @@ class NoiseMonitor:
         if sample is not None:
             if source.seen_changed:
                 self._record.forget()
-            sample = sample.without([*self._watched.lost])
+            sample = sample.without([*self.guard.lost_parameters])
             sample = sample.unscaled(loss_scale(self._grad_scaler))
         if source is self._watched.ranks:
             interval = max(1, round(source.agreed_interval))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rightbatch.core.errors import SettingError
+from rightbatch.core.whole_number import whole_number
 
 
 def check_settings(
@@ -24,15 +25,11 @@ def check_settings(
         )
     if optimizer is not None:
         _check_optimizer(optimizer)
-    if isinstance(overhead, bool) or not isinstance(overhead, numbers.Real):
+    is_number = isinstance(overhead, numbers.Real) and not isinstance(overhead, bool)
+    if not (is_number and float(overhead) > 0):
         raise SettingError(
-            f"overhead={overhead!r} is not a number",
-            fix="a share of the time: 0.02 for 2 %, math.inf for every step",
-        )
-    if not float(overhead) > 0:
-        raise SettingError(
-            f"overhead={overhead} leaves no time to measure",
-            fix="a positive share such as 0.02, or math.inf for every step",
+            f"overhead={overhead!r} is no share of the time",
+            fix="a positive number such as 0.02 for 2 %, or math.inf for every step",
         )
     if groups != "examples" and (
         not isinstance(groups, numbers.Integral) or groups < 2
@@ -42,11 +39,8 @@ def check_settings(
             why="noise is the difference between groups of the same batch",
             fix='2 or more, such as 8, or "examples"',
         )
-    if population is not None and population < 2:
-        raise SettingError(
-            f"population={population} is too small for a data set",
-            fix="the number of examples in the data set: 2 or more",
-        )
+    if population is not None:
+        whole_number(population, "population", least=2)
 
 
 def _check_optimizer(given: Any) -> None:
