@@ -69,15 +69,12 @@ class MicroBatches(GroupSource):
             self.problem = f"a pass had more than one backward pass: {INSTEAD}"
         current.reached.add(index)
         current.square = current.square + square
-        if not arrived or before is None:
-            self._parts[index], self._totals[index] = square, square
-            if before is not None:  # zeros, or what somebody left in .grad
-                self._totals[index] = square + 2 * inner_product(before, gradient)
-                self._totals[index] += squared_norm(before)
-        else:
-            self._parts[index] = self._parts[index] + square
-            cross = inner_product(before, gradient)
-            self._totals[index] = self._totals[index] + square + 2 * cross
+        total = square
+        if before is not None:  # of this step, or zeros, or what somebody left in .grad
+            so_far = self._totals[index] if arrived else squared_norm(before)
+            total = so_far + 2 * inner_product(before, gradient) + square
+        self._totals[index] = total
+        self._parts[index] = self._parts[index] + square if arrived else square
         if self.metrics is not None:
             earlier = before.detach() if arrived and before is not None else None
             key = ParameterKey(index)
