@@ -86,9 +86,9 @@ class History:
     @classmethod
     def from_state(cls, state: Sequence[dict[str, Any]]) -> History:
         """What `state` gave."""
-        return cls(
-            [
-                Block(**saved | {n: np.asarray(saved[n]) for n in ("signal", "noise")})
-                for saved in state
-            ]
-        )
+        blocks = []
+        for saved in state:
+            sums = {n: np.asarray(saved[n], float) for n in ("signal", "noise")}
+            whole: dict[str, Any] = {**saved, **sums}
+            blocks.append(Block(**whole))
+        return cls(blocks)
