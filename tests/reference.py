@@ -6,7 +6,7 @@ import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -244,6 +244,13 @@ def noise_by_pairs(parts: list[torch.Tensor], sizes: list[int]) -> tuple[float, 
     signal /= weight
     squares = sum(float(p.square().sum()) for p in parts)
     return signal, batch * (squares - signal * sum((m / batch) ** 2 for m in sizes))
+
+
+def gradients(model: nn.Module, losses: Iterable[Tensor]) -> list[Tensor]:
+    """Each loss's own gradient, flat."""
+    parameters = list(model.parameters())
+    rows = (torch.autograd.grad(loss, parameters) for loss in losses)
+    return [torch.cat([g.flatten() for g in row]).double() for row in rows]
 
 
 def _mixed(word: int) -> int:

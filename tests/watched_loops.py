@@ -50,6 +50,10 @@ def watch(model: nn.Module, optimizer: Any = None, **settings: Any) -> rb.NoiseM
     return rb.NoiseMonitor(model, optimizer, math.inf, **settings)
 
 
+def signal_and_noise(found: rb.NoiseScale) -> tuple[float, float]:
+    return found.grad_norm_sq.value, found.trace.value
+
+
 def perceptron(*, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 1))

@@ -3,33 +3,25 @@
 import itertools
 
 import pytest
-import torch
 
 from cases import regression_job
-from reference import (
-    noise_by_pairs,
-)
-from watched_loops import draws, perceptron, still, train, watch
+from reference import gradients, noise_by_pairs
+from watched_loops import draws, perceptron, signal_and_noise, still, train, watch
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
 def test_micro_batches_are_groups(accumulation: int) -> None:
     job, model, batch = regression_job(), perceptron(), 12
-    x, y = (column[:batch].chunk(accumulation) for column in job.data)
-    parts = []
-    for one, target in zip(x, y, strict=True):
-        loss = (model(one) - target).square().sum() / batch
-        grads = torch.autograd.grad(loss, list(model.parameters()))
-        parts.append(torch.cat([g.flatten() for g in grads]).double())
-    signal, noise = noise_by_pairs(parts, [len(part) for part in x])
+    whole = [column[:batch] for column in job.data]
+    parts = list(zip(*(column.chunk(accumulation) for column in whole), strict=True))
+    losses = [(model(x) - y).square().sum() / batch for x, y in parts]
+    truth = noise_by_pairs(gradients(model, losses), [len(x) for x, _ in parts])
     monitor = watch(model, optimizer := still(model))
-    whole = torch.cat(x), torch.cat(y)
     train(model, optimizer, [whole] * 2, 2, accumulation)  # the first step teaches
     found = monitor.read(window=1)
     assert found.source.startswith("micro-batches")
     assert found.coverage.parameters == 1.0
-    assert found.grad_norm_sq.value == pytest.approx(signal, rel=1e-4)
-    assert found.trace.value == pytest.approx(noise, rel=1e-4)
+    assert signal_and_noise(found) == pytest.approx(truth, rel=1e-4)
 
 
 def test_accumulation_of_any_kind_and_scale() -> None:

@@ -1,36 +1,18 @@
 """Ranks as groups: 2 and 4 gloo processes against direct computation."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
+from launching import TESTS, torchrun
 
 
-def _end(text: str) -> str:
-    lines = [line for line in text.splitlines() if "Error" in line]
-    return "\n".join(lines[:5])
-
-
-def torchrun(kind: str, ranks: int, folder: Path) -> dict[str, Any]:
+def report(kind: str, ranks: int, folder: Path) -> dict[str, Any]:
     out = folder / "found.json"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={ranks}", str(TESTS / "ranks.py"), kind, str(out)]
-    path = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
-    )
-    assert done.returncode == 0, _end(done.stderr)
+    done = torchrun(TESTS / "ranks.py", kind, out, cwd=folder, ranks=ranks)
+    assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(out.read_text())
     return found
 
@@ -40,7 +22,7 @@ def torchrun(kind: str, ranks: int, folder: Path) -> dict[str, Any]:
 def test_ranks_give_the_direct_computation(
     kind: str, ranks: int, tmp_path: Path
 ) -> None:
-    found = torchrun(kind, ranks, tmp_path)
+    found = report(kind, ranks, tmp_path)
     assert found["source"] == "ranks"
     steps = 10 if kind == "ddp, adam" else 5
     assert found["steps"] == steps
@@ -57,14 +39,14 @@ def test_ranks_give_the_direct_computation(
 
 
 def test_ranks_agree_on_what_to_measure(tmp_path: Path) -> None:
-    found = torchrun("ddp, budget", 2, tmp_path)
+    found = report("ddp, budget", 2, tmp_path)
     first, second = (measured for _, measured, _ in found["everyone"])
     assert first == second
     assert 4 <= first[-1] < 60
 
 
 def test_two_exchanges_in_a_step_give_nothing(tmp_path: Path) -> None:
-    found = torchrun("ddp, synchronised twice", 2, tmp_path)
+    found = report("ddp, synchronised twice", 2, tmp_path)
     assert found["steps"] == 0
     assert "more than once" in found["problem"]
 
@@ -74,7 +56,7 @@ def test_two_exchanges_in_a_step_give_nothing(tmp_path: Path) -> None:
 )
 def test_an_error_on_one_rank_ends_measuring_on_all(kind: str, tmp_path: Path) -> None:
     # Nobody waits for anybody: the run comes to its end.
-    found = torchrun(kind, 2, tmp_path)
+    found = report(kind, 2, tmp_path)
     values = {(value, tuple(measured)) for value, measured, _ in found["everyone"]}
     assert len(values) == 1
     problems = [problem for *_, problem in found["everyone"]]
@@ -84,7 +66,7 @@ def test_an_error_on_one_rank_ends_measuring_on_all(kind: str, tmp_path: Path) -
 
 
 def test_a_metric_that_fails_on_one_rank_is_measured_on_none(tmp_path: Path) -> None:
-    found = torchrun("ddp, broken metric", 2, tmp_path)
+    found = report("ddp, broken metric", 2, tmp_path)
     assert found["steps"] == 15
     assert found["metrics"] == []
     assert not found["problem"]

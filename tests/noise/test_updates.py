@@ -13,7 +13,7 @@ from torch import nn
 
 import rightbatch as rb
 from cases import regression_job
-from rightbatch.noise.updates import optimizers_in
+from rightbatch.noise.monitor_settings import optimizers_in
 from watched_loops import draws, perceptron, still, train, watch
 
 
@@ -227,8 +227,9 @@ def test_a_monitor_that_is_collected_within_an_update_breaks_no_step(
     whole = rb.NoiseMonitor._before_update
 
     def collecting(self: rb.NoiseMonitor, *args: Any) -> Any:
-        lost.clear()
-        gc.collect()
+        if lost:
+            lost.clear()
+            gc.collect()
         return whole(self, *args)
 
     monkeypatch.setattr(rb.NoiseMonitor, "_before_update", collecting)

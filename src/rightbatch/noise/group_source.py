@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from rightbatch.noise.guard import Guard
 from rightbatch.noise.model_inputs import ModelInputs
 from rightbatch.noise.statistics.optimizer_metric import OptimizerMetrics
 from rightbatch.noise.statistics.samples import Sample
@@ -19,6 +20,7 @@ class GroupSource:
     """Where groups come from. One measured step at a time goes through it.
 
     Attributes:
+        guard: Of the hooks that show gradients.
         name: For people.
         why: Why this one was chosen.
         missing: Parameters that are not seen, by index, and why.
@@ -37,8 +39,11 @@ class GroupSource:
     name = ""
     why = ""
 
-    def __init__(self, parameters: Sequence[Tensor], population: int | None) -> None:
+    def __init__(
+        self, parameters: Sequence[Tensor], population: int | None, guard: Guard
+    ) -> None:
         self.parameters, self.population = parameters, population
+        self.guard = guard
         self.missing: dict[int, str] = {}
         self.verified: bool | None = None
         self.verifies = False

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from rightbatch.noise.capture.group_norms import ParameterKey
 from rightbatch.noise.group_source import GroupSource, MetricsFor
-from rightbatch.noise.guard import Guard
+from rightbatch.noise.guard import Guard, Hook
 from rightbatch.noise.model_inputs import ModelInputs
-from rightbatch.noise.monitor_hook import Hook
 from rightbatch.noise.norms import inner_product, squared_norm
 from rightbatch.noise.pass_pattern import INSTEAD, Pass, PassPattern
 from rightbatch.noise.statistics.samples import (
@@ -37,8 +36,7 @@ class MicroBatches(GroupSource):
     def __init__(
         self, parameters: Sequence[Tensor], population: int | None, guard: Guard
     ) -> None:
-        super().__init__(parameters, population)
-        self.guard = guard
+        super().__init__(parameters, population, guard)
         self._parts: dict[int, Tensor] = {}  # sum of the micro-batches' squared norms
         self._totals: dict[int, Tensor] = {}  # squared norm of their sum
         self._arrived: dict[int, int] = {}  # micro-batches that reached the parameter
@@ -58,7 +56,7 @@ class MicroBatches(GroupSource):
                 self._hooks.append(parameter.register_hook(hook))
 
     def forward_begins(self, inputs: ModelInputs) -> None:
-        self._passes.append(Pass.of(inputs))
+        self._passes.append(Pass(inputs))
 
     def _gradient_arrived(self, index: int, gradient: Tensor) -> None:
         if gradient.is_sparse:
@@ -71,15 +69,12 @@ class MicroBatches(GroupSource):
             self.problem = f"a pass had more than one backward pass: {INSTEAD}"
         current.reached.add(index)
         current.square = current.square + square
-        if not arrived or before is None:
-            self._parts[index], self._totals[index] = square, square
-            if before is not None:  # zeros, or what somebody left in .grad
-                self._totals[index] = square + 2 * inner_product(before, gradient)
-                self._totals[index] += squared_norm(before)
-        else:
-            self._parts[index] = self._parts[index] + square
-            cross = inner_product(before, gradient)
-            self._totals[index] = self._totals[index] + square + 2 * cross
+        total = square
+        if before is not None:  # of this step, or zeros, or what somebody left in .grad
+            so_far = self._totals[index] if arrived else squared_norm(before)
+            total = so_far + 2 * inner_product(before, gradient) + square
+        self._totals[index] = total
+        self._parts[index] = self._parts[index] + square if arrived else square
         if self.metrics is not None:
             earlier = before.detach() if arrived and before is not None else None
             key = ParameterKey(index)

@@ -20,27 +20,24 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.optim.optimizer import (
-    Optimizer,
-)
+from torch.optim import Optimizer
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import write_json
 from rightbatch.core.torch_private import acts_on_arrival, in_backward_pass
 from rightbatch.noise.group_source import GroupSource
-from rightbatch.noise.guard import METRICS, Guard, warn
-from rightbatch.noise.loss_scale import LossScale
+from rightbatch.noise.guard import METRICS, Guard, Hook, warn
+from rightbatch.noise.loss_scale import loss_scale
 from rightbatch.noise.model_inputs import ModelInputs
-from rightbatch.noise.monitor_hook import Hook, UpdateHook
 from rightbatch.noise.monitor_settings import (
     check_settings,
+    optimizers_in,
     watched_parameters,
 )
 from rightbatch.noise.overhead import UPFRONT, Budget
 from rightbatch.noise.rank_gradients import RankGradients
 from rightbatch.noise.record import Counts, Record
 from rightbatch.noise.saved_noise import FORMAT, SavedNoise
-from rightbatch.noise.statistics.course import Course
 from rightbatch.noise.statistics.history import History
 from rightbatch.noise.statistics.optimizer_metric import (
     OptimizerMetrics,
@@ -48,9 +45,8 @@ from rightbatch.noise.statistics.optimizer_metric import (
     root_moments,
 )
 from rightbatch.noise.statistics.reading import metric_noise, noise_scale_of
-from rightbatch.noise.statistics.samples import Sample
 from rightbatch.noise.statistics.scale import NoiseScale
-from rightbatch.noise.updates import optimizers_in
+from rightbatch.noise.updates import follow_updates, unfollow_updates
 from rightbatch.noise.watched import Watched
 
 GROUPS = 8  # |G|^2 gains only sqrt(k/(k-1)) beyond [derived: docs/noise.md]
@@ -87,7 +83,8 @@ class NoiseMonitor:
             such a batch does not have.
         batch_axis: Axis of the model's first input that has the examples.
         grad_scaler: Has ``get_scale()``: the factor that the loss is multiplied with,
-            which is divided out. Torch's own scalers are found where they update.
+            which is divided out. Torch's own scalers are found where they update; any
+            other has to be given.
         verify: Whether to hold what is seen against a backward pass of its own for
             every group again when the inputs' shapes change. The first measured step
             always does.
@@ -141,11 +138,11 @@ class NoiseMonitor:
         check_settings(model, optimizer, overhead, groups, population)
         if stream is not None and population is None and stream.order.covers:
             population = stream.length
-        self.model, self.optimizer = model, optimizer
+        self.model = model
         self.guard = Guard()
         self._record = Record()
         self._optimizers = None if optimizer is None else optimizers_in(optimizer)
-        self._batch_axis, self._loss_scale = batch_axis, LossScale(grad_scaler)
+        self._batch_axis, self._grad_scaler = batch_axis, grad_scaler
         self._population = population
         self._watch = partial(
             Watched,
@@ -176,13 +173,8 @@ class NoiseMonitor:
 
     @property
     def history(self) -> History:
-        """The samples so far, the recent ones finely."""
+        """The samples so far, parameter by parameter."""
         return self._record.history
-
-    @property
-    def course(self) -> Course:
-        """The samples from the beginning, for `save`."""
-        return self._record.course
 
     @property
     def counts(self) -> Counts:
@@ -239,9 +231,12 @@ class NoiseMonitor:
         Raises:
             RunFolderError: It cannot be written.
         """
-        size = sum(p.numel() for p in self._watched.parameters)
-        steps = self.counts.steps
-        saved = SavedNoise.of(self.course, self.read(), steps=steps, parameters=size)
+        saved = SavedNoise.of(
+            self._record.course,
+            self.read(),
+            steps=self.counts.steps,
+            parameters=sum(p.numel() for p in self._watched.parameters),
+        )
         write_json(path, saved, FORMAT)
 
     def state_dict(self) -> dict[str, Any]:
@@ -260,7 +255,7 @@ class NoiseMonitor:
         """Take every hook away; what was measured stays readable."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks.clear()
+        unfollow_updates(self)
         self._watched.cancel()
 
     def __enter__(self) -> NoiseMonitor:
@@ -273,14 +268,14 @@ class NoiseMonitor:
         model, this = self.model, weakref.ref(self)
         # An optimizer in a wrapper is not the one whose hooks torch calls: all are
         # looked at, and what they hold says whether they are ours.
-        hooks: list[Any] = [
+        follow_updates(self)
+        hooks = [
             model.register_forward_pre_hook(
                 Hook(this, "_before_forward"), with_kwargs=True
             ),
             model.register_forward_hook(
                 Hook(this, "_after_forward"), with_kwargs=True, always_call=True
             ),
-            UpdateHook(self),
         ]
         for hook in hooks:
             weakref.finalize(self, hook.remove)
@@ -319,7 +314,7 @@ class NoiseMonitor:
     def _before_update(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         """An optimizer is about to update."""
         updates = self._watched.updates
-        if not updates.concern(optimizer) or updates.within(optimizer):
+        if not updates.concern(optimizer):
             return None
         if in_backward_pass():
             self._drop_step()
@@ -440,11 +435,8 @@ class NoiseMonitor:
         if sample is not None:
             if source.seen_changed:
                 self._record.forget()
-            sample = sample.without([*self._watched.lost])
-            sample = sample.unscaled(self._loss_scale.factor())
-            scaled = self._loss_scale.unknown(sample.squares, self._watched.parameters)
-            if scaled:
-                self._warn("scale", scaled)
+            sample = sample.without([*self.guard.lost_parameters])
+            sample = sample.unscaled(loss_scale(self._grad_scaler))
         if source is self._watched.ranks:
             interval = max(1, round(source.agreed_interval))
             self._next_measured = self._budget.steps + interval
@@ -455,17 +447,14 @@ class NoiseMonitor:
         elif sample.zero:
             self._skip("all gradients were zero")
         else:
-            self._add(sample)
+            self._problem = ""
+            self._record.add(sample)
         if source.unmeasurable:
             self._warn("unmeasurable", f"not measurable here: {source.unmeasurable}")
         self._warn_of_dependence()
 
     def _skip(self, why: str) -> None:
         self.counts.skipped, self._problem = self.counts.skipped + 1, why
-
-    def _add(self, sample: Sample) -> None:
-        self._problem = ""
-        self._record.add(sample)
 
     def _warn_of_dependence(self) -> None:
         """Examples that depend on each other have no noise of their own."""
@@ -477,7 +466,7 @@ class NoiseMonitor:
                 "on several ranks, or use GroupNorm",
             )
         ratio = self._watched.within_batch.neighbours.ratio
-        if ratio is not None:
+        if ratio != 1:
             self._warn(
                 "neighbours",
                 f"groups of neighbouring examples differ {ratio:.2f} x as much as "

@@ -1,16 +1,16 @@
-"""A monitor's arguments, checked; and which parameters it watches."""
+"""What a monitor is given, checked: its optimizers, and which parameters they hold."""
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from rightbatch.core.errors import SettingError
-from rightbatch.noise.updates import held_by, is_seen, optimizers_in
+from rightbatch.core.whole_number import whole_number
 
 
 def check_settings(
@@ -25,15 +25,11 @@ def check_settings(
         )
     if optimizer is not None:
         _check_optimizer(optimizer)
-    if isinstance(overhead, bool) or not isinstance(overhead, numbers.Real):
+    is_number = isinstance(overhead, numbers.Real) and not isinstance(overhead, bool)
+    if not (is_number and float(overhead) > 0):
         raise SettingError(
-            f"overhead={overhead!r} is not a number",
-            fix="a share of the time: 0.02 for 2 %, math.inf for every step",
-        )
-    if not float(overhead) > 0:
-        raise SettingError(
-            f"overhead={overhead} leaves no time to measure",
-            fix="a positive share such as 0.02, or math.inf for every step",
+            f"overhead={overhead!r} is no share of the time",
+            fix="a positive number such as 0.02 for 2 %, or math.inf for every step",
         )
     if groups != "examples" and (
         not isinstance(groups, numbers.Integral) or groups < 2
@@ -43,11 +39,8 @@ def check_settings(
             why="noise is the difference between groups of the same batch",
             fix='2 or more, such as 8, or "examples"',
         )
-    if population is not None and population < 2:
-        raise SettingError(
-            f"population={population} is too small for a data set",
-            fix="the number of examples in the data set: 2 or more",
-        )
+    if population is not None:
+        whole_number(population, "population", least=2)
 
 
 def _check_optimizer(given: Any) -> None:
@@ -69,8 +62,50 @@ def _check_optimizer(given: Any) -> None:
         )
 
 
+def optimizers_in(given: Any) -> list[Optimizer]:
+    """The optimizer that was given, or several, and all that they wrap.
+
+    Trainers wrap an optimizer in an object that keeps no state of its own.
+    """
+    found: dict[int, Optimizer] = {}
+    starts = _items(given)
+    waiting = [*starts, *(v for start in starts for v in _inside(start))]
+    while waiting:
+        value = waiting.pop(0)
+        if isinstance(value, Optimizer) and id(value) not in found:
+            found[id(value)] = value
+            waiting += _inside(value)
+    return list(found.values())
+
+
+def _items(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        return list(value.values())
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _inside(value: Any) -> list[Any]:
+    attributes = getattr(value, "__dict__", {}).values()
+    return [item for attribute in attributes for item in _items(attribute)]
+
+
+def is_seen(optimizer: Optimizer) -> bool:
+    """Whether torch calls hooks at its updates: its ``__init__`` has seen to that."""
+    return bool(getattr(type(optimizer).step, "hooked", False))
+
+
+def held_by(optimizers: Iterable[Optimizer]) -> set[int]:
+    """The ``id`` of every parameter in them."""
+    return {
+        id(p)
+        for optimizer in optimizers
+        for group in getattr(optimizer, "param_groups", ())
+        for p in group["params"]
+    }
+
+
 def trained_parameters(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer] | None
+    model: nn.Module, optimizers: Sequence[Optimizer] | None
 ) -> list[tuple[str, Tensor]]:
     """The trainable parameters, by name, that the optimizers hold; None: all."""
     named: list[tuple[str, Tensor]] = [
@@ -83,7 +118,7 @@ def trained_parameters(
 
 
 def watched_parameters(
-    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer] | None
+    model: nn.Module, optimizers: Sequence[Optimizer] | None
 ) -> list[tuple[str, Tensor]]:
     """The same; at least one.
 

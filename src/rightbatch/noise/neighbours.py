@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
+
+from rightbatch.noise.statistics.tendency import Tendency
 
 Cut = Literal["", "along", "across"]
 
 EVERY = 8  # measured steps from one pair of cuts to the next [assumed]
-LEAST = 8  # pairs before anything is said [assumed]
-REMEMBERED = 64  # pairs [assumed]
 NOTICED = 1.25  # times that the noise must differ [assumed]
-ERRORS = 4  # standard errors that it must differ [assumed]
 
 
 @dataclass
@@ -27,14 +24,11 @@ class Neighbours:
 
     Attributes:
         count: Measured steps so far.
-        ratio: How many times the noise along the batch is that across it; None: not
-            known to differ.
     """
 
     count: int = 0
-    ratio: float | None = None
     _along: float = 0.0
-    _ratios: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _log_ratios: Tendency = field(default_factory=Tendency)
 
     def next_cut(self) -> Cut:
         """How the next measured step's groups are cut; "": as is cheapest."""
@@ -47,15 +41,13 @@ class Neighbours:
         if cut == "along":
             self._along = noise
         elif cut == "across" and noise > 0 and self._along > 0:
-            self._ratios.append(self._along / noise)
-            self.ratio, self._along = self._difference(), 0.0
+            self._log_ratios.add(math.log(self._along / noise))
+            self._along = 0.0
 
-    def _difference(self) -> float | None:
-        if len(self._ratios) < LEAST:
-            return None
-        logs = [math.log(r) for r in self._ratios]
-        mean = statistics.mean(logs)
-        error = statistics.stdev(logs) / math.sqrt(len(logs))
-        if abs(mean) < math.log(NOTICED) or abs(mean) < ERRORS * error:
-            return None
-        return math.exp(mean)
+    @property
+    def ratio(self) -> float:
+        """How many times the noise along the batch is that across it.
+
+        1 where it is not known to differ.
+        """
+        return math.exp(self._log_ratios.beyond(math.log(NOTICED)))

@@ -14,7 +14,6 @@ LONGEST = 1000.0  # steps between two measured ones at most [assumed]
 # Part of the share that is spent on measuring; the rest is for what no clock here sees:
 # hooks that find nothing to do, caches left cold [measured: benchmarks/noise_cost.py].
 AIM = 0.7
-REFRESH = 8  # plain steps between two looks at their median [assumed]
 STALL = 5.0  # times the median extra time that no measuring takes [assumed]
 VERIFICATION = "verification"  # the kind of a step that verifies what is seen
 PLAIN_FIRST = 2  # plain steps before the first measured one [assumed]
@@ -37,7 +36,6 @@ class Budget:
         steps: Steps so far.
         measured: Measured ones among them.
         spent_s: What measured steps took more than plain ones.
-        earned_s: What they may take.
         plain_s: Time of training without measuring.
         verification_s: What verifying took: once, and no part of the share.
     """
@@ -48,7 +46,6 @@ class Budget:
     steps: int = 0
     measured: int = 0
     spent_s: float = 0.0
-    earned_s: float = 0.0
     plain_s: float = 0.0
     verification_s: float = 0.0
     _times: dict[str, deque[float]] = field(
@@ -65,7 +62,8 @@ class Budget:
             return False
         if self.measured < self.upfront:
             return self.steps % 2 == 0  # by turns with plain steps, to compare
-        return self.spent_s + self._expected_extra(kind) <= self.earned_s
+        earned_s = AIM * self.share * self.plain_s
+        return self.spent_s + self._expected_extra(kind) <= earned_s
 
     def _extra(self, kind: str) -> float | None:
         """Median seconds a step of this kind takes more than a plain one."""
@@ -75,9 +73,10 @@ class Budget:
 
     def _expected_extra(self, kind: str) -> float:
         """What a step of this kind takes more; twice another kind's, if unknown."""
-        known = self._extra(kind)
+        if (known := self._extra(kind)) is not None:
+            return known
         others = [self._extra(other) or 0.0 for other in self._medians if other]
-        return known if known is not None else 2 * max(others, default=0.0)
+        return 2 * max(others, default=0.0)
 
     def interval(self, kind: str) -> float:
         """Steps from one measured step to the next that keep to the share."""
@@ -101,12 +100,9 @@ class Budget:
             self.verification_s += max(seconds - self._medians.get("", 0.0), 0.0)
             return
         self._times[kind].append(seconds)
-        # A plain step happens all the time: its median need not be that fresh.
-        if kind or self.steps % REFRESH == 0 or kind not in self._medians:
-            self._medians[kind] = statistics.median(self._times[kind])
+        self._medians[kind] = statistics.median(self._times[kind])
         plain = self._medians.get("", seconds)
         self.plain_s += plain
-        self.earned_s += AIM * self.share * plain
         if kind:
             # What it took, not the median: some measured steps take more than others.
             # But a stall of the machine is not paid for.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,10 +11,8 @@ import torch
 from torch import Tensor
 
 from rightbatch.noise.model_inputs import ModelInputs
+from rightbatch.noise.statistics.tendency import Tendency
 
-LEAST = 8  # steps before passes are told apart by their gradients [assumed]
-REMEMBERED = 64  # steps [assumed]
-ERRORS = 4  # standard errors that two passes must differ [assumed]
 NOTICED = 1.1  # times that their gradients' squared norms must differ [assumed]
 INSTEAD = "add the losses and make one backward pass, or use rb.noise_scale(job)"
 
@@ -33,14 +29,13 @@ class Pass:
     """
 
     inputs: ModelInputs
-    fingerprint: Tensor
+    fingerprint: Tensor = field(init=False)
     reached: set[int] = field(default_factory=set)
     square: Tensor | float = 0.0
 
-    @classmethod
-    def of(cls, inputs: ModelInputs) -> Pass:
-        """A pass that begins."""
-        return cls(inputs, inputs.fingerprint())
+    def __post_init__(self) -> None:
+        # Taken as the pass begins: a loop may write its next batch over this one.
+        self.fingerprint = self.inputs.fingerprint()
 
 
 @dataclass
@@ -52,8 +47,8 @@ class PassPattern:
     point against each other, are parts of a loss, and their difference is no noise.
     """
 
-    _ratios: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
-    _angles: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _log_ratios: Tendency = field(default_factory=Tendency)
+    _angles: Tendency = field(default_factory=Tendency)
 
     def difference(self, passes: Sequence[Pass], total: float) -> str:
         """How the passes differ by more than chance, and what to do; "" if they don't.
@@ -70,28 +65,18 @@ class PassPattern:
             return f"the passes of a step see the same examples: {INSTEAD}"
         squares = [float(p.square) for p in passes]
         if min(squares) > 0 and math.isfinite(total):
-            batches = first.inputs.batch, last.inputs.batch
-            if batches[0] == batches[1]:
-                self._ratios.append(math.log(squares[0] / squares[-1]))
-            self._angles.append((total - sum(squares)) / sum(squares))
-        log_ratio, error = _mean(self._ratios)
-        if abs(log_ratio) > max(ERRORS * error, math.log(NOTICED)):
+            if first.inputs.batch == last.inputs.batch:
+                self._log_ratios.add(math.log(squares[0] / squares[-1]))
+            self._angles.add((total - sum(squares)) / sum(squares))
+        if log_ratio := self._log_ratios.beyond(math.log(NOTICED)):
             return (
                 "the first pass of a step has another gradient than the last "
                 f"(squared norm {math.exp(log_ratio):.2g} x): they are no draws of one "
                 f"distribution; {INSTEAD}"
             )
-        angle, error = _mean(self._angles)
-        if angle < -ERRORS * error:
+        if self._angles.beyond(0.0) < 0:
             return (
                 "the passes of a step have gradients that point against each other: "
                 f"they are no draws of one distribution; {INSTEAD}"
             )
         return ""
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard error; no error is small enough while there are few values."""
-    if len(values) < LEAST:
-        return 0.0, math.inf
-    return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))

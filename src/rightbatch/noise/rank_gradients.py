@@ -72,8 +72,8 @@ class RankGradients(GroupSource):
         world_size: int,
         guard: Guard,
     ) -> None:
-        super().__init__(parameters, population)
-        self.world_size, self.guard = world_size, guard
+        super().__init__(parameters, population, guard)
+        self.world_size = world_size
         guard.together = True
         self.units: list[str] | None = None
         self.interval = self.agreed_interval = 0.0

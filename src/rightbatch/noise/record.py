@@ -41,7 +41,7 @@ class Record:
 
     Attributes:
         counts: Steps and examples.
-        history: The samples so far, the recent ones finely.
+        history: The samples so far, parameter by parameter.
         metrics: The same in the optimizer's metrics, by name.
         course: The samples from the beginning, as sums over the model.
     """

@@ -1,58 +1,66 @@
-"""Which updates are the model's, and whether a step's gradients belong together."""
+"""The updates of some parameters, by whatever optimizer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from rightbatch.noise.guard import Hook
+
+# Who is told of every update, by any optimizer: has ``_before_update`` and
+# ``_after_update``, and a guard.
+followers: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def optimizers_in(given: Any) -> list[Optimizer]:
-    """The optimizer that was given, or several, and all that they wrap.
+def follow_updates(follower: Any) -> None:
+    """Tell it of every update, as long as it lives."""
+    _register_hooks()
+    followers.add(follower)
 
-    Trainers wrap an optimizer in an object that keeps no state of its own.
+
+def unfollow_updates(follower: Any) -> None:
+    """Tell it no more."""
+    followers.discard(follower)
+
+
+@functools.cache
+def _register_hooks() -> None:
+    """Torch's hooks of all optimizers are registered once and stay.
+
+    To take one away in the middle of an update, as when a monitor is collected there,
+    changes what torch is going through: that update would end with an error.
     """
-    found: dict[int, Optimizer] = {}
-    starts = _items(given)
-    waiting = [*starts, *(v for start in starts for v in _inside(start))]
-    while waiting:
-        value = waiting.pop(0)
-        if isinstance(value, Optimizer) and id(value) not in found:
-            found[id(value)] = value
-            waiting += _inside(value)
-    return list(found.values())
+    register_optimizer_step_pre_hook(_before_update)
+    register_optimizer_step_post_hook(_after_update)
 
 
-def _items(value: Any) -> list[Any]:
-    if isinstance(value, Mapping):
-        return list(value.values())
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def _before_update(optimizer: Any, args: Any, kwargs: Any) -> Any:
+    """The arguments of the update, where a follower has changed them."""
+    changed = None
+    for follower in list(followers):
+        hook = Hook(weakref.ref(follower), "_before_update")
+        given = hook(optimizer, args, kwargs)
+        if given is not None:
+            changed = args, kwargs = given
+    return changed
 
 
-def _inside(value: Any) -> list[Any]:
-    attributes = getattr(value, "__dict__", {}).values()
-    return [item for attribute in attributes for item in _items(attribute)]
-
-
-def is_seen(optimizer: Optimizer) -> bool:
-    """Whether torch calls hooks at its updates: its ``__init__`` has seen to that."""
-    return bool(getattr(type(optimizer).step, "hooked", False))
-
-
-def held_by(optimizers: Iterable[Optimizer]) -> set[int]:
-    """The ``id`` of every parameter in them."""
-    return {
-        id(p)
-        for optimizer in optimizers
-        for group in getattr(optimizer, "param_groups", ())
-        for p in group["params"]
-    }
+def _after_update(optimizer: Any, args: Any, kwargs: Any) -> None:
+    for follower in list(followers):
+        Hook(weakref.ref(follower), "_after_update")(optimizer, args, kwargs)
 
 
 class Updates:
-    """Follows the updates of some parameters, by whatever optimizer.
+    """Which updates are those of some parameters, and where their gradients are made.
 
     An optimizer may compute the gradients itself, by a closure. If that runs once, the
     step is like any other, only that it ends behind the update.
@@ -64,7 +72,12 @@ class Updates:
         self._evaluations = 0
 
     def concern(self, optimizer: Optimizer) -> bool:
-        """Whether it holds any of the parameters."""
+        """Whether it holds any of the parameters, and no other one's update makes this.
+
+        An optimizer with a closure may hand the update on to another.
+        """
+        if self._updating is not None and self._updating is not optimizer:
+            return False
         groups = optimizer.param_groups
         return any(id(p) in self._ids for group in groups for p in group["params"])
 
@@ -76,19 +89,19 @@ class Updates:
             the gradients are complete.
         """
         self._updating, self._evaluations = None, 0
-        place: Any = 1 if len(args) > 1 else "closure"
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        positional = len(args) > 1
+        closure = args[1] if positional else kwargs.get("closure")
         if not callable(closure):
             return None
         self._updating = optimizer
-        counted = self._counted(closure)
-        if place == 1:
+
+        def counted() -> Any:
+            self._evaluations += 1
+            return closure()
+
+        if positional:
             return (args[0], counted, *args[2:]), kwargs
         return args, kwargs | {"closure": counted}
-
-    def within(self, optimizer: Optimizer) -> bool:
-        """Whether another optimizer's update is under way, which makes this one."""
-        return self._updating is not None and self._updating is not optimizer
 
     def end(self, optimizer: Optimizer) -> int | None:
         """How often the closure ran in an update; None: there was none."""
@@ -96,10 +109,3 @@ class Updates:
             return None
         self._updating = None
         return self._evaluations
-
-    def _counted(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        def counted() -> Any:
-            self._evaluations += 1
-            return closure()
-
-        return counted

@@ -71,11 +71,6 @@ class Watched:
             )
             self.names = self.ranks.units or self.names
 
-    @property
-    def lost(self) -> dict[int, str]:
-        """Parameters whose measuring has failed, by index, and why."""
-        return {i: why for i, why in self._guard.lost.items() if isinstance(i, int)}
-
     def cleared(self, *, sure: bool) -> bool:
         """Whether all gradients are gone, or zero: what came before is no step's part.
 
@@ -99,7 +94,7 @@ class Watched:
 
     def coverage(self, source: GroupSource) -> Coverage:
         """How much of what is trained now is seen."""
-        missing = source.missing | self.lost
+        missing = source.missing | self._guard.lost_parameters
         sizes = [p.numel() for p in self.parameters]
         known = {id(p) for p in self.parameters}
         trained = trained_parameters(self._model, self._optimizers)

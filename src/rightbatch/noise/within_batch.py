@@ -57,8 +57,7 @@ class WithinBatch(GroupSource):
         verify: bool,
         guard: Guard,
     ) -> None:
-        super().__init__(parameters, population)
-        self.guard = guard
+        super().__init__(parameters, population, guard)
         self.equal_groups: Callable[[int, int], int] | None = None
         self.coupled = False
         self.neighbours = Neighbours()
@@ -231,13 +230,13 @@ class WithinBatch(GroupSource):
 
     def _note_missing(self) -> None:
         """Which parameters are not seen; whether the rest is worth telling."""
-        plan, lost = self._forward.plan, self.guard.lost
+        plan = self._forward.plan
         sizes = {
             i: p.numel()
             for i, p in enumerate(self.parameters)
             if p.requires_grad and p.grad is not None
         }
-        why = plan.refused | {i: w for i, w in lost.items() if isinstance(i, int)}
+        why = plan.refused | self.guard.lost_parameters
         unknown = self.unmeasurable or LEARNING
         self.missing = {
             i: why.get(i, unknown) for i in sizes if i in why or i not in plan.confirmed

@@ -255,7 +255,7 @@ def test_passes_that_are_no_micro_batches_are_told() -> None:
     def of(*args: Any, square: float = 1.0) -> Pass:
         inputs = ModelInputs.of(args, {}, 0)
         assert inputs is not None
-        made = Pass.of(inputs)
+        made = Pass(inputs)
         made.square = torch.tensor(square)
         return made
 

@@ -30,3 +30,15 @@ def test_the_history_stays_small_and_loses_nothing() -> None:
     assert sum(b.signal[0] for b in history.blocks) == whole
     again = History.from_state(json.loads(json.dumps(history.state())))
     assert again.blocks[3] == history.blocks[3]
+
+
+def test_a_window_of_a_long_run_is_no_wider_than_asked_for() -> None:
+    # Noise grows from 0 to 100 along 20,000 steps: 87.5 over their last quarter.
+    history, steps = History(), 20_000
+    for k in range(steps):
+        history.add(k, 1.0, np.ones(1), np.full(1, 100 * k / steps))
+    blocks = history.since(0.75 * steps)
+    assert len(blocks) >= BLOCKS / 8
+    found = noise_scale_of(blocks, ["weight"], "")
+    assert found.window == pytest.approx(steps / 4, rel=0.02)
+    assert found.noise_scale.value == pytest.approx(87.5, rel=0.01)

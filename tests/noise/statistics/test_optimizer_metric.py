@@ -94,8 +94,8 @@ def test_the_sign_based_scale_is_unbiased(ratio: float) -> None:
         noise = torch.randn(k, n, generator=generator).double()
         rows = (mean + sigma * noise * math.sqrt(k / batch)) / k
         metrics = observed(rows, parameter, {}, batch // k)
-        gain += float(metrics.gain[0])
-        deviation += float(metrics.deviation[0])
+        both = metrics.rows()["sign"]
+        gain, deviation = gain + float(both[0]), deviation + float(both[1])
         raw += float(rows.sum(0).abs().sum())
     found = sign_scale(gain, deviation, metrics.gain_batch)
     assert found == pytest.approx(1 / ratio**2, rel=0.07)

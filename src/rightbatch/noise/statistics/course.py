@@ -1,7 +1,7 @@
 """The noise along a whole run, evenly resolved: sums over stretches of it.
 
-The history resolves what is recent, parameter by parameter, and forgets the beginning.
-Here the beginning counts like the end, and a model is a few numbers.
+The history is kept parameter by parameter. Here a model is a few numbers, with the
+variance inside every stretch, and stretches are even in examples, not in samples.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-BLOCKS = 512  # samples are merged in pairs beyond so many [assumed]
+BLOCKS = 512  # merged in pairs beyond so many [assumed]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,9 @@ class Block:
 class History:
     """Keeps numerators and denominators apart, weighted by examples, bounded in size.
 
+    All blocks but the last have equally many samples, so that any window of a long run
+    is resolved as well as any other.
+
     Attributes:
         blocks: Oldest first; at most ``BLOCKS``.
     """
@@ -59,11 +62,13 @@ class History:
     ) -> None:
         """One sample: unbiased and unclipped, negative values and all."""
         block = Block(clock, clock, weight, 1, signal * weight, noise * weight)
-        self.blocks.append(block)
+        if self.blocks and self.blocks[-1].count < self.blocks[0].count:
+            self.blocks[-1] = self.blocks[-1].join(block)
+        else:
+            self.blocks.append(block)
         if len(self.blocks) > BLOCKS:
-            even = len(self.blocks) // 2 * 2
-            pairs = zip(self.blocks[0:even:2], self.blocks[1:even:2], strict=True)
-            self.blocks = [a.join(b) for a, b in pairs] + self.blocks[even:]
+            pairs = zip(self.blocks[0:-1:2], self.blocks[1::2], strict=True)
+            self.blocks = [a.join(b) for a, b in pairs] + self.blocks[-1:]
 
     def since(self, clock: float, at_least: int = 0) -> list[Block]:
         """The blocks of samples from ``clock`` on, but no fewer than ``at_least``."""
@@ -81,14 +86,9 @@ class History:
     @classmethod
     def from_state(cls, state: Sequence[dict[str, Any]]) -> History:
         """What `state` gave."""
-        blocks = [Block(**saved) for saved in state]
-        return cls(
-            [
-                dataclasses.replace(
-                    b,
-                    signal=np.asarray(b.signal, float),
-                    noise=np.asarray(b.noise, float),
-                )
-                for b in blocks
-            ]
-        )
+        blocks = []
+        for saved in state:
+            sums = {n: np.asarray(saved[n], float) for n in ("signal", "noise")}
+            whole: dict[str, Any] = {**saved, **sums}
+            blocks.append(Block(**whole))
+        return cls(blocks)

@@ -17,6 +17,7 @@ $\mathrm{tr}\,\Sigma/|G|^2$. Four answers beside it, each for its own question:
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -105,26 +106,24 @@ class OptimizerMetrics:
         moments: From `root_moments`; empty: only the sign is measured.
         sizes: Examples in each group.
         guard: Of the hooks that show gradients: what fails here costs these norms only.
-        parts: Sum of the groups' squared norms, by metric and parameter.
-        totals: Squared norm of their sum.
-        deviation: Estimate of $\|\sigma\|_1$, by parameter.
-        gain: $\sum_i \mathrm{sign}(a_i)\,b_i$ of independent gradients $a$, $b$.
+        sums: By metric, two numbers by parameter. Of Adam's: the sum of the groups'
+            squared norms, and the squared norm of their sum. Of the sign: its gain,
+            $\sum_i \mathrm{sign}(a_i)\,b_i$ of independent gradients $a$, $b$, and
+            the deviation, an estimate of $\|\sigma\|_1$.
     """
 
     parameters: Sequence[Tensor]
     moments: dict[int, tuple[Tensor, float, float]]
     sizes: tuple[int, ...]
     guard: Guard = field(default_factory=Guard)
-    parts: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    totals: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    deviation: dict[int, Tensor] = field(default_factory=dict)
-    gain: dict[int, Tensor] = field(default_factory=dict)
+    sums: dict[str, tuple[dict[int, Tensor], dict[int, Tensor]]] = field(
+        default_factory=lambda: defaultdict(lambda: ({}, {}))
+    )
 
     def rows(self) -> dict[str, tuple[Tensor, Tensor]]:
-        r"""By metric, one number for each parameter: parts and totals.
+        """By metric, the two `sums` with one number for each parameter.
 
-        For ``"sign"`` they are the gain and $\|\sigma\|_1$. Zeros where a parameter
-        was not seen.
+        Zeros where a parameter was not seen.
         """
         count, zero = len(self.parameters), torch.zeros(())
         device = self.parameters[0].device
@@ -132,14 +131,8 @@ class OptimizerMetrics:
         def row(values: dict[int, Tensor]) -> Tensor:
             return torch.stack([values.get(i, zero).to(device) for i in range(count)])
 
-        rows = {"sign": (row(self.gain), row(self.deviation))}
-        for name in ADAM_METRICS if self.moments else ():
-            parts, totals = (
-                row({i: v for (metric, i), v in store.items() if metric == name})
-                for store in (self.parts, self.totals)
-            )
-            rows[name] = parts, totals
-        return rows
+        names = ("sign", *(ADAM_METRICS if self.moments else ()))
+        return {n: (row(self.sums[n][0]), row(self.sums[n][1])) for n in names}
 
     @property
     def gain_batch(self) -> int:
@@ -174,7 +167,7 @@ class OptimizerMetrics:
         root = _root(*self.moments[id(parameter)]).reshape(part.shape)
         sample = root.flatten()[:: max(1, root.numel() // SAMPLED)]
         floor = FLOOR * float(sample.median())
-        for store, gradient in ((self.parts, part), (self.totals, total)):
+        for which, gradient in enumerate((part, total)):
             if gradient is None:
                 continue
             update = gradient / root
@@ -184,16 +177,17 @@ class OptimizerMetrics:
                 (update * gradient).sum(),
             )
             for name, value in zip(ADAM_METRICS, norms, strict=True):
-                before = store.get((name, index))
-                store[name, index] = value if before is None else before + value
+                store = self.sums[name][which]
+                store[index] = store[index] + value if index in store else value
 
     def _add_sign(self, index: int, before: Tensor, part: Tensor) -> None:
         batch, rest = sum(self.sizes), self.gain_batch
         mean = before * (batch / rest)
         last = part * (batch / self.sizes[-1])
         spread = math.sqrt(1 / rest + 1 / self.sizes[-1])
-        self.deviation[index] = (last - mean).abs().sum() * (DEVIATION / spread)
-        self.gain[index] = (torch.sign(mean) * last).sum()
+        gain, deviation = self.sums["sign"]
+        gain[index] = (torch.sign(mean) * last).sum()
+        deviation[index] = (last - mean).abs().sum() * (DEVIATION / spread)
 
 
 def sign_scale(gain: float, deviation: float, batch: float) -> float:

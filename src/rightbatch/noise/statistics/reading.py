@@ -144,7 +144,7 @@ def metric_noise(
         )
         if name == "sign":
             # noise over signal is here deviation over gain: the level's inverse
-            estimate = estimate.map(lambda level: _sign_scale(level, gain_batch))
+            estimate = estimate.map(lambda level: sign_scale(1.0, level, gain_batch))
         shares = window.weights @ window.noise / window.weights.sum()
         whole = max(shares.sum(), 1e-300)
         metrics[name] = MetricNoise(
@@ -156,9 +156,3 @@ def metric_noise(
             },
         )
     return metrics
-
-
-def _sign_scale(inverse_level: float, gain_batch: int) -> float:
-    if math.isinf(inverse_level):
-        return math.inf
-    return sign_scale(1.0, inverse_level, gain_batch) if inverse_level > 0 else 0.0

@@ -31,7 +31,6 @@ class Sample:
         noise: Unbiased tr Sigma of each parameter.
         metrics: Signal and noise in other metrics; of the sign, gain and deviation.
         gain_batch: Examples behind the sign.
-        squares: Squared norm of each parameter's whole gradient in the step.
         grouped_noise: Noise of the parameters whose groups have several examples;
             depends on which examples are neighbours, if these are not independent.
     """
@@ -41,7 +40,6 @@ class Sample:
     noise: np.ndarray
     metrics: dict[str, Pair] = field(default_factory=dict)
     gain_batch: int = 0
-    squares: np.ndarray = field(default_factory=lambda: np.zeros(0))
     grouped_noise: float = 0.0
 
     @property
@@ -69,7 +67,6 @@ class Sample:
                 else (a / factor**2, b / factor**2)
                 for name, (a, b) in self.metrics.items()
             },
-            squares=self.squares / factor**2,
             grouped_noise=self.grouped_noise / factor**2,
         )
 
@@ -87,7 +84,6 @@ class Sample:
                 name: (np.where(kept, a, 0.0), np.where(kept, b, 0.0))
                 for name, (a, b) in self.metrics.items()
             },
-            squares=np.where(kept, self.squares, 0.0),
         )
 
 
@@ -98,7 +94,7 @@ def sample_from_norms(
     keys = list(norms.squares)
     if not keys:
         nothing = np.zeros(parameters)
-        return Sample(norms.batch, nothing, nothing, squares=nothing)
+        return Sample(norms.batch, nothing, nothing)
     totals = torch.stack([norms.totals[k] for k in keys])
     values = torch.cat([totals, *norms.squares.values()]).double().cpu().numpy()
     groups, total_squares = [norms.groups[k] for k in keys], values[: len(keys)]
@@ -109,17 +105,10 @@ def sample_from_norms(
     if population is not None:
         signals, noises = finite_population(signals, noises, population)
     index = [k.index for k in keys]
-    signal, noise, squared = (
-        np.bincount(index, values, parameters)
-        for values in (signals, noises, total_squares)
-    )
+    signal, noise = (np.bincount(index, v, parameters) for v in (signals, noises))
     several = [g.count < norms.batch for g in groups]
     return Sample(
-        norms.batch,
-        signal,
-        noise,
-        squares=squared,
-        grouped_noise=float(noises[several].sum()),
+        norms.batch, signal, noise, grouped_noise=float(noises[several].sum())
     )
 
 
@@ -132,7 +121,7 @@ def sample_from_groups(
     signal, noise = unbiased(values[0], values[1], q, sum(sizes))
     if population is not None:
         signal, noise = finite_population(signal, noise, population)
-    return Sample(sum(sizes), signal, noise, squares=values[1])
+    return Sample(sum(sizes), signal, noise)
 
 
 def with_metrics(
