@@ -27,7 +27,9 @@ def test_tune_answers_in_eighty_columns(tuned: tuple[Path, str]) -> None:
     assert max(len(line) for line in lines) <= 80
     said = " ".join(text.split())
     race = f" Race By evaluate from 2.32 to 0.12: {plan.why[-1].text}"
-    for part in (plan.verdict, plan.grade, race, "B_opt", "1/4", "4/4"):
+    # On a busy machine the times may not tell how much of a step is fixed.
+    optimum = [reason.text for reason in plan.why if reason.topic == "optimum"]
+    for part in (plan.verdict, plan.grade, race, *optimum, "1/4", "4/4"):
         assert " ".join(part.split()) in said
     setting = rf">[ *] +{plan.batch_size} +{plan.lr:.3g} +\d+/\d+ +\d+"
     assert len([line for line in lines if re.match(setting, line)]) == 1

@@ -10,6 +10,7 @@ import click
 from rightbatch.cli.check import check
 from rightbatch.cli.cluster import cluster
 from rightbatch.cli.console import (
+    ASKED,
     DECIDED,
     FAILED,
     INTERRUPTED,
@@ -58,14 +59,16 @@ def main() -> None:
         click.echo(folded(f"error: {error}"), err=True)
         status = _status(error)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted.", err=True)
-        status = INTERRUPTED
+        status = _interrupted()
     except BrokenPipeError:
         sys.stderr.close()  # the reader has gone; nothing is left to say
         status = DECIDED
     except Exception as error:
-        click.echo(report_bug(error), err=True)
-        status = FAILED
+        if ASKED:  # Ctrl-C while a library is imported may end in any error
+            status = _interrupted()
+        else:
+            click.echo(report_bug(error), err=True)
+            status = FAILED
     if status == INTERRUPTED:
         # Python ends by the signal itself, whatever status is asked for, if Ctrl-C came
         # while it was running source text (as every dataclass does when it is made).
@@ -73,6 +76,11 @@ def main() -> None:
         sys.stderr.flush()
         os._exit(INTERRUPTED)
     sys.exit(status if isinstance(status, int) else DECIDED)
+
+
+def _interrupted() -> int:
+    click.echo("\nInterrupted.", err=True)
+    return INTERRUPTED
 
 
 def _status(error: RightbatchError) -> int:

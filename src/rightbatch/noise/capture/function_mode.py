@@ -239,6 +239,7 @@ class CaptureMode(TorchFunctionMode):
         uses: list[ParameterUse] = []
         if route is not None and route != "none":
             understood = self._guarded(keys, operations.understand, call, route)
+            operations.subject = None  # an activation, which nobody else may keep
             uses = [u for u in understood or [] if u.tracked.key in wanted]
         if _keys(uses) != wanted:
             out = call.make()
@@ -262,7 +263,7 @@ class CaptureMode(TorchFunctionMode):
         """The call as it is; hooks on its result look at every way to see it."""
         operations, keys = self._operations, place.keys
         options = self._guarded(keys, operations.possible, call) or {}
-        subject = operations.subject
+        subject, operations.subject = operations.subject, None
         known = self._axis_of(subject)
         certain = known is not None and bool(options)
         if certain:
