@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -66,6 +67,12 @@ def test_an_example_is_read_once_however_slow_that_is(many: bool) -> None:
     data.reads = 0
     assert step.batch(40).tolist() == [0.0] * 40
     assert data.reads == 1
+
+
+def test_an_example_that_has_no_copy_is_read_again() -> None:
+    locks = [threading.Lock() for _ in range(50)]
+    step = step_of(job_of(locks, lambda examples: torch.zeros(len(examples))))
+    assert step.batch(40).tolist() == [0.0] * 40
 
 
 def test_looking_for_the_longest_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -154,6 +155,21 @@ def test_what_computes_the_same_is_the_same(old: str, new: str) -> None:
     if "params:" in new:
         edited = edited.replace("SGD(p,", "SGD(params,")
     assert changes(BEGUN, of(edited)) == []
+
+
+@pytest.mark.parametrize("kind", ["float32", "int64", "U4"])
+def test_batches_of_numpy_arrays_are_compared(kind: str) -> None:
+    def with_data(shift: int) -> rb.Job:
+        return replace(
+            regression_job(),
+            data=[(np.arange(3) + shift + i).astype(kind) for i in range(20)],
+            collate=lambda rows: {"x": np.stack(rows)},
+        )
+
+    network = nn.Linear(1, 1)
+    begun, moved = (fingerprint(with_data(shift), network) for shift in (0, 1))
+    assert changes(begun, moved) == ["examples of the data"]
+    assert changes(begun, fingerprint(with_data(0), network)) == []
 
 
 def test_examples_that_come_out_otherwise_each_time_are_not_compared() -> None:

@@ -80,8 +80,11 @@ def _batch_of(job: Job, index: int, count: int) -> Any:
     if isinstance(job.data, tuple):
         return job.batch([index] * count, cpu)
     (example,) = job.read([index])
-    copies = [copy.deepcopy(example) for _ in range(count - 1)]
-    return job.collated([example, *copies], cpu)
+    try:
+        examples = [example, *(copy.deepcopy(example) for _ in range(count - 1))]
+    except TypeError:  # what cannot be copied, such as a lock
+        examples = job.read([index] * count)
+    return job.collated(examples, cpu)
 
 
 def _longest(job: Job) -> tuple[int, str]:

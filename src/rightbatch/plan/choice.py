@@ -10,7 +10,7 @@ import numpy as np
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.fit.rate_law import NOISE
-from rightbatch.fit.standings import LEAST_ARRIVE, standings_of
+from rightbatch.fit.standings import standings_of
 from rightbatch.measure.measurements import Measurements
 from rightbatch.plan.evidence import LEAST_ADVICE, Evidence, evidence_of
 from rightbatch.plan.laws import Laws, laws_of
@@ -30,9 +30,9 @@ FLAT = 1.10  # batches within 10 % of the best count as equally good [assumed]
 # A choice is sure when, in 9 of 10 draws of all that is uncertain, it costs at most so
 # much more than the best of what was raced. [calibrated: docs/benchmarks.md]
 TOLERATED, SURE = 1.35, 0.9
-# Runs of the choice that must have got to the last level, and settings that must have
-# been tried. [assumed]
-LEAST_RUNS, LEAST_TRIED = 2, 6
+# Runs of the choice that must have got to the last level, and their share of all its
+# runs; and settings that must have been tried. [assumed]
+LEAST_RUNS, LEAST_ARRIVE, LEAST_TRIED = 2, 0.75, 6
 WORTH = 0.97  # a change is told only where it surely saves 3 % at the least [assumed]
 # Scatter of a ratio of whole runs beyond that of streams: other initial weights, and
 # the law of step time. Standard deviation of the log. [measured: benchmarks/truth]
@@ -347,14 +347,15 @@ def _regret(
 ) -> float:
     """What a setting costs over the best there may be, at the 90th percentile of draws.
 
-    That is the best of what got to the last level reliably, or what the law holds
+    That is the best of what got to the last level, or what the law holds
     possible at another batch and rate: a race that has not looked there has not
     decided. Where only a part of a run was raced, ``shortfall`` is the scatter which
     that adds to the log.
     """
-    if not raced.standings[place].runs:
+    reached = [i for i, s in enumerate(raced.standings) if s.runs]
+    if place not in reached:
         return math.inf
-    least = np.minimum(raced.log_costs[:, raced.eligible].min(1), least_by_law)
+    least = np.minimum(raced.log_costs[:, reached].min(1), least_by_law)
     logs = raced.log_costs[:, place] - least
     logs = logs + shortfall * np.random.default_rng(2).standard_normal(len(logs))
     return math.exp(float(np.quantile(logs, SURE)))

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from rightbatch.core.estimate import Estimate
-from rightbatch.fit.standings import Standings, eligible, standings_of
+from rightbatch.fit.standings import Standings, standings_of
 from rightbatch.measure.measurements import Measurements
 from rightbatch.plan.laws import Laws
 from rightbatch.plan.objectives import Energy, Examples, Objective
@@ -62,15 +62,9 @@ class Raced:
 
     @property
     def means(self) -> Array:
-        """Log of the expected cost of what may be the best; of others, infinite."""
-        expected = np.log(np.exp(self.log_costs).mean(0))
-        return np.where(self.eligible, expected, math.inf)
-
-    @property
-    def eligible(self) -> Bool[np.ndarray, " settings"]:
-        """What may be the best: what got there, and reliably if anything did."""
-        runs = np.array([s.runs for s in self.standings])
-        return eligible(runs, np.array([s.failed for s in self.standings]))
+        """Log of the expected cost of every setting; infinite where none got there."""
+        reached = np.array([s.runs > 0 for s in self.standings])
+        return np.where(reached, np.log(np.exp(self.log_costs).mean(0)), math.inf)
 
 
 def raced_of(

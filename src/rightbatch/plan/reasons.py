@@ -214,8 +214,7 @@ def _race(choice: Choice) -> Reason | None:
     )
     if law.r_squared < 0:
         text += (
-            f" The law of batch and rate does not fit them (R2 {law.r_squared:.2f}): "
-            "what was run counts, and the law for nothing else."
+            f" The law of batch and rate does not fit them (R2 {law.r_squared:.2f})."
         )
     elif math.isfinite(law.r_squared):
         text += (

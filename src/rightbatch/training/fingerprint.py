@@ -116,6 +116,9 @@ def _digest(batch: list[Any]) -> str:
     """Of the leaves of a batch; of texts every letter."""
     parts = []
     for leaf in batch:
+        if isinstance(leaf, np.ndarray):
+            numbers = leaf.dtype.kind in "biuf"
+            leaf = torch.tensor(leaf) if numbers else repr(leaf.tolist())
         if isinstance(leaf, Tensor):
             parts.append(tensor_digest(leaf, NUMBERS))
         else:

@@ -41,8 +41,9 @@ class FolderLock:
         try:
             self._lock()
         except OSError as error:
+            opened = self._file is not None
             self.close()
-            if error.errno in (errno.EACCES, errno.EAGAIN):
+            if opened and error.errno in (errno.EACCES, errno.EAGAIN):
                 raise self._refusal(self._holder()) from error
             warnings.warn(
                 f"cannot lock {folder} ({error.strerror}): nothing keeps a second run "

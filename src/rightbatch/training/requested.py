@@ -149,7 +149,7 @@ def run_end(
         return asked, "as asked for"
     planned = _planned_examples(job, plan)
     if planned is not None:
-        return planned, "the length of the job's own run"
+        return planned, "as planned, or the job says"
     if job.target is None:
         raise SettingError(
             "the job has no target, so the run has no end",

@@ -22,10 +22,10 @@ from jaxtyping import Float
 from rightbatch.core.errors import JobError
 from rightbatch.fit.passages import Passages, passages_of
 from rightbatch.fit.rate_law import RatePrior, fit_rate_law
-from rightbatch.fit.standings import LEAST_ARRIVE, Standings, standings_of
+from rightbatch.fit.standings import Standings, standings_of
 from rightbatch.measure.held_out_loss import metric_of
 from rightbatch.measure.measurements import MetricPoint, Race
-from rightbatch.plan.choice import BEYOND, SURE, TOLERATED
+from rightbatch.plan.choice import BEYOND, LEAST_ARRIVE, SURE, TOLERATED
 from rightbatch.plan.evidence import MOST_DOUBLINGS, doublings_left
 from rightbatch.training.run_state import RunState, Snapshot
 from rightbatch.tuning.lane import LaneRun, Setting, train_lane
@@ -210,12 +210,12 @@ class Racing:
         """Place of the setting to run once more, and for how long at the most."""
         standings, passages = self.standings()
         horizon = math.inf if passages.to_target else self._trained_to()
-        costs = self._costs(standings)
+        costs = standings.draws + self.log_cost
         tried = int((standings.lanes > 0).sum())
-        none = not standings.eligible.any()
-        if none or (tried < LEAST_FIELD and not passages.to_target):
+        if not standings.runs.any() or (tried < LEAST_FIELD and not passages.to_target):
             return None, 0.0
         mean, best, place = costs.mean(0), self._leader(standings), None
+        tries = standings.runs + standings.failed
         gain = float((costs[:, best] - costs.min(1)).mean())
         near_today = costs[:, 0].mean() - mean[best] < math.log(NEAR)
         step_s = np.array([s.step_s for s in self.settings])
@@ -245,7 +245,7 @@ class Racing:
             place = None
         elif more_todays:
             place = 0  # what everything is compared with
-        elif LEAST_ARRIVE * standings.lanes[best] > standings.runs[best]:
+        elif standings.failed[best] > (1 - LEAST_ARRIVE) * tries[best]:
             place = self._beside(self.settings[best], LOWERED)  # it arrives by luck
         elif near_today and _untold(costs, best):
             rarer = min((best, 0), key=standings.lanes.__getitem__)
@@ -274,7 +274,7 @@ class Racing:
     ) -> tuple[int | None, float]:
         """Place of the best setting of one draw of all that is uncertain, its time."""
         row = int(self._random.integers(len(standings.draws)))
-        costs = self._costs(standings)[row]
+        costs = standings.draws[row] + self.log_cost
         steps = np.array([s.step_s for s in self.settings])
         costs = np.where(LEAST_STEPS * steps > horizon, np.inf, costs)
         if new:
@@ -317,12 +317,7 @@ class Racing:
     def _leader(self, standings: Standings) -> int:
         """Place of the best of those that reached the last level."""
         mean = (standings.draws + self.log_cost).mean(0)
-        return int(np.where(standings.eligible, mean, np.inf).argmin())
-
-    def _costs(self, standings: Standings) -> Float[np.ndarray, "draws settings"]:
-        """Log costs as they may be; infinite of what was found to arrive by luck."""
-        luck = (standings.runs + standings.failed >= REPEATS) & ~standings.eligible
-        return np.where(luck, np.inf, standings.draws + self.log_cost)
+        return int(np.where(standings.runs > 0, mean, np.inf).argmin())
 
     def _best_open(self, count: int) -> list[LaneRun]:
         """The lanes that go on: today's first one, and the best of the others."""
