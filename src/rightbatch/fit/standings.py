@@ -17,10 +17,10 @@ Array = Float[np.ndarray, "..."]
 # expected, and worth so many runs. [measured on the corpus of benchmarks/truth]
 SEED_SCATTER, SEED_RUNS = 0.10, 3.0
 LEAST_MISFIT = 0.05  # of the law at one setting, in log steps [assumed]
-# A run that did not reach the level beside others of its setting that did has failed if
-# it trained for more than this share of what they took; else it was only cut short.
-# [assumed]
-FAILED = 0.5
+# A run that did not reach the level beside others of its setting that did counts as
+# this much slower than it was trained; where that is less than the others took, it was
+# only cut short, and does not count. [assumed]
+FAILED = math.log(2.0)
 PRESUMED = math.log(10.0)  # cost of a setting beyond one that diverged [assumed]
 
 
@@ -57,8 +57,8 @@ def standings_of(
 
     At a setting that was never run, log steps are the law's, give or take its misfit.
     Where runs reached the last level, their mean counts as much as the misfit is large
-    against the scatter between runs (a normal prior and normal observations), times how
-    often one has to try where some failed. One cut short says nothing. Settings with
+    against the scatter between runs (a normal prior and normal observations). A run
+    that did not reach it is a lower bound, so one cut short says nothing. Settings with
     no smaller a rate and no larger a batch than one that diverged are presumed to.
 
     Args:
@@ -84,15 +84,16 @@ def standings_of(
         runs[column] = sum(p.reached for p in own)
         if runs[column]:
             seen = [math.log(p.steps) for p in own if p.reached]
-            least = FAILED * math.exp(np.mean(seen))
-            failed[column] = sum(not p.reached and p.steps > least for p in own)
-            trust = misfit**2 / (misfit**2 + scatter**2 / len(seen))
+            bounds = [math.log(p.steps) + FAILED for p in own if not p.reached]
+            typical = float(np.mean(seen))
+            bounds = [bound for bound in bounds if bound > typical]
+            seen, failed[column] = seen + bounds, len(bounds)
+            # Some that reach it and some that do not scatter more than others' runs.
+            around = max(scatter, float(np.std(seen))) if bounds else scatter
+            trust = misfit**2 / (misfit**2 + around**2 / len(seen))
             centre = mean[:, column] + trust * (np.mean(seen) - mean[:, column])
-            spread = math.sqrt(trust / len(seen)) * scatter
+            spread = math.sqrt(trust / len(seen)) * around
             draws[:, column] = centre + spread * random.standard_normal(len(mean))
-            if failed[column]:  # how often one has to try, from a flat prior
-                arrives = random.beta(runs[column] + 1, failed[column] + 1, len(mean))
-                draws[:, column] -= np.log(arrives)
         elif own:
             bound = math.log(max(p.steps for p in own))
             draws[:, column] = np.maximum(draws[:, column], bound + misfit)
