@@ -130,11 +130,10 @@ def finish(
         ("report", f"{page}   {size:.2f} MB, opens offline"),
         ("plan", str(path)),
     ]
+    endless = job.target is None and job.run_examples is None
     got_nowhere = choice.measurements.race is not None and choice.raced is None
     if not got_nowhere:  # else there is nothing worth training
-        files.append(
-            ("next", following + ("" if job.target is not None else " --epochs 10"))
-        )
+        files.append(("next", following + (" --epochs 10" if endless else "")))
     print_plain(console, "\n" + files_lines(files))
     return status
 

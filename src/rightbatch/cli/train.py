@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,6 +165,11 @@ def train(
             print_document(_document(run, folder))
         else:
             print_plain(console, run_lines(run, loaded, folder))
+            if run.interrupted:
+                again = f"rightbatch train {shlex.quote(spec.text)} --resume"
+                print_plain(
+                    console, f" next   {again} --out {shlex.quote(str(folder))}"
+                )
     missed = to_target and not run.reached
     status = UNDECIDED if missed else DECIDED
     status = INTERRUPTED if run.interrupted else status

@@ -19,6 +19,8 @@ NOTICED = 0.005  # a smaller penalty is not worth saying [assumed]
 
 def alternatives(choice: Choice) -> tuple[Alternative, ...]:
     """What would be chosen by other laws, or for another objective."""
+    if not choice.laws.measured:
+        return ()
     by_energy = isinstance(choice.objective, Energy) and choice.laws.energy is not None
     if isinstance(choice.objective, Examples) or by_energy:
         unit = "energy" if by_energy else "examples"
@@ -37,8 +39,6 @@ def alternatives(choice: Choice) -> tuple[Alternative, ...]:
 def _cases(choice: Choice) -> list[tuple[str, float, Laws]]:
     """Conditions, each with the critical batch and the laws that hold under it."""
     laws, critical = choice.laws, choice.laws.rate.critical_batch.value
-    if not laws.measured:
-        return []
     half = laws.time.parameters.copy()
     half[0] /= 2
     faster = dataclasses.replace(laws.time, parameters=half)

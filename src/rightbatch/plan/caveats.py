@@ -9,6 +9,7 @@ from rightbatch.core.units import show_number, show_seconds
 from rightbatch.fit.stairs import stair
 from rightbatch.measure.run_progress import has_stalled, points_of_progress
 from rightbatch.plan.choice import Choice
+from rightbatch.plan.evidence import LONGEST_EVALUATION
 from rightbatch.plan.objectives import Energy, Examples, Money
 
 STAIR = 1.05  # a step this much longer just past a power of two is told [assumed]
@@ -36,15 +37,19 @@ def _length_of_run(choice: Choice) -> str:
     if choice.raced is None or evidence.share >= 1.0:
         if race.target is None or choice.measurements.job.target is not None:
             return ""
+        further = " The planned run goes on to the end of its schedule."
         return (
             f"The target raced to, {show_number(race.target)}, is what today's run "
-            "came to at its end."
+            "came to at its end." + (further if choice.measurements.job.rate else "")
         )
     length = show_seconds(evidence.run_s)
     taken = f"a run taken as {length}" if not evidence.known else f"a run of {length}"
     why = "the job has no target"
     if choice.measurements.job.target is not None:
         why = f"it was raced by {race.metric}, not to the target"
+        if choice.measurements.evaluate_s is not None:
+            asks = _budget_for_evaluate(choice.measurements.evaluate_s)
+            why += f", as one call of evaluate takes {asks}"
     if race.target is not None:
         best = max if race.goal == "max" else min
         metrics = [m for lane in race.lanes for m in lane.metrics]
@@ -60,8 +65,15 @@ def _length_of_run(choice: Choice) -> str:
     )
 
 
+def _budget_for_evaluate(evaluate_s: float) -> str:
+    budget_s = evaluate_s / LONGEST_EVALUATION
+    return f"{show_seconds(evaluate_s)}: --budget {show_seconds(budget_s)} races by it"
+
+
 def _noise(choice: Choice) -> str:
     measurements, noise = choice.measurements, choice.laws.noise
+    if noise is None and measurements.diverged:
+        return "Gradient noise was not measured: today's setting diverged."
     if noise is None:
         seen = "seen at one moment alone" if measurements.noise else "not measured"
         return f"Gradient noise was {seen}: too few steps fitted the budget."

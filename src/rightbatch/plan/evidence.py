@@ -23,6 +23,9 @@ LEAST_ADVICE = 0.05
 # a race has to be long: the doubt is on the side of "worth trying". [assumed]
 PASSES = 10
 MOST_DOUBLINGS = 6.0  # of what was raced; farther no trend is followed [assumed]
+# One call of ``evaluate`` is taken for a race's metric up to this share of the budget:
+# a race makes some hundred calls. [assumed]
+LONGEST_EVALUATION = 1 / 500
 # Scatter that a race of a share of a run adds to a log ratio of whole runs: standard
 # deviation. [measured: docs/benchmarks.md, regret against the share raced]
 SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)

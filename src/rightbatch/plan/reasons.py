@@ -12,6 +12,8 @@ from rightbatch.plan.verdict import span
 from rightbatch.schedules.scaling import scaled_beta2
 from rightbatch.training.plan import Reason
 
+LEAST_FIT = 0.3  # R2 below which a law is not said to fit [assumed]
+
 
 def reasons(choice: Choice) -> tuple[Reason, ...]:
     """Where the optimum comes from, then rate, split, amounts and race."""
@@ -149,8 +151,8 @@ def _split(choice: Choice) -> Reason | None:
     return Reason(
         topic="split",
         text=f"{chosen.micro_batch // choice.laws.world_size} examples x "
-        f"{chosen.accumulation} accumulated: the "
-        f"fastest split that fits in {choice.limit_bytes / 2**30:.3g} GiB.",
+        f"{chosen.accumulation} accumulated: of the sizes timed, the fastest that "
+        f"fits in {choice.limit_bytes / 2**30:.3g} GiB.",
         numbers={"limit_bytes": choice.limit_bytes},
     )
 
@@ -212,7 +214,7 @@ def _race(choice: Choice) -> Reason | None:
         + (f", {diverged} diverged" if diverged else "")
         + f"; {sum(s.runs for s in raced.standings)} got to the last level."
     )
-    if law.r_squared < 0:
+    if law.r_squared < LEAST_FIT:
         text += (
             f" The law of batch and rate does not fit them (R2 {law.r_squared:.2f})."
         )

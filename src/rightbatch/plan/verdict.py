@@ -167,9 +167,10 @@ def _more(choice: Choice) -> str:
             f"{_minutes(3 * _spent(choice))}"
         )
     if race is not None and choice.raced is None:
+        lowest = min(lane.lr for lane in race.lanes)
         return (
-            "a lower learning rate, or a look at the job: no setting improved on the "
-            "start"
+            f"a learning rate below {lowest:.3g}, or a look at the job: no setting "
+            "improved on the start"
         )
     if not to_target and not evidence.known and evidence.share >= LEAST_SHARE:
         return "how long a run is: target= with evaluate=, or epochs= in the Job"

@@ -72,7 +72,7 @@ def run_lines(run: Run, job: Job, folder: Path) -> str:
     elif run.reached is False:
         head = f"Target {job.target:.4g} not reached: {last.metric:.4g} at the end."
     else:
-        head = f"Done: loss {last.loss:.4g}."
+        head = f"Done: loss of the last batches {last.loss:.4g}."
     sizes = {row.batch_size for row in run.rows} | {run.batch_size}
     rates = sorted({row.lr for row in run.rows if row.lr is not None})
     batch = _range([f"{size:,}" for size in sorted(sizes)])
@@ -85,7 +85,7 @@ def run_lines(run: Run, job: Job, folder: Path) -> str:
         f" {head}",
         wrapped(
             "run",
-            f"B = {batch}, lr {rate} ({run.scaling.rule}): "
+            f"B = {batch}, lr {rate}, rule {run.scaling.rule}: "
             f"{show_seconds(last.time_s)}, {last.steps:,} steps, "
             f"{last.examples:,} examples{tail}",
         ),

@@ -149,7 +149,8 @@ def run_end(
         return asked, "as asked for"
     planned = _planned_examples(job, plan)
     if planned is not None:
-        return planned, "as planned, or the job says"
+        by_plan = plan is not None and plan.examples is not None
+        return planned, "as planned" if by_plan else "as the job says"
     if job.target is None:
         raise SettingError(
             "the job has no target, so the run has no end",

@@ -281,7 +281,7 @@ def _trained(
             except NotFiniteError as error:
                 if files is not None:  # as before the batch, to meet or skip it again
                     files.save(stream=run.stream_before)
-                    error.fix = "--resume --nonfinite skip; or a run at a lower rate"
+                    error.fix = "--resume --nonfinite skip, same --out; or a lower rate"
                 raise
             except Exception as error:
                 if files is not None:

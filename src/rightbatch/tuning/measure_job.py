@@ -37,6 +37,7 @@ from rightbatch.measure.time import measure_times
 from rightbatch.measure.trajectory import Trajectory, measure_trajectory
 from rightbatch.memory.peak import measure_memory
 from rightbatch.memory.points import MemoryPoint
+from rightbatch.plan.evidence import LONGEST_EVALUATION
 from rightbatch.plan.laws import critical_of
 from rightbatch.training.any_checkpoint import Start
 from rightbatch.training.run_state import RunState, Snapshot
@@ -56,9 +57,6 @@ LEAST_BUDGET_S = 1.0
 # every step a hundred times longer. [assumed]
 THREADS_S = 1.0
 PICKING = 12  # examples that are trained on to tell, at the least
-# ``evaluate`` is called along the way if one call takes at most this share of the
-# budget; a race makes some hundred calls [assumed].
-LONGEST_EVALUATION = 1 / 500
 TELLING_SHARE = 0.015  # of the budget, to tell how long it takes [assumed]
 LEAST_HELD_OUT = 32  # examples whose loss still tells runs apart [assumed]
 WATCHED = 1.5  # a step whose memory is counted takes so many times longer, at first
