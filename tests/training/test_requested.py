@@ -20,8 +20,8 @@ LINEAR, FLOOR = rb.schedules.Rate.linear(512), rb.schedules.Rate.cosine(512, flo
     ("job", "more", "end", "why"),
     [
         (replace(JOB, epochs=3), {"asked": 99.0, "plan": PLAN}, 99, "as asked for"),
-        (replace(JOB, epochs=3), {}, 768, "the job's own run"),
-        (JOB, {"plan": PLAN}, 700, "the job's own run"),
+        (replace(JOB, epochs=3), {}, 768, "as the job says"),
+        (JOB, {"plan": PLAN}, 700, "as planned"),
         (with_target(JOB), {}, 256_000, "nothing else says how long"),
         (with_target(JOB), {"rate": FLOOR}, 256_000, "nothing else says how long"),
         (with_target(JOB), {"rate": LINEAR}, 512, "the learning rate is zero"),
