@@ -13,7 +13,7 @@ from cases import regression_job
 CLOCKED = (
     "core.deadline",
     "core.progress",
-    "lint.rules",
+    "lint.probe",
     "measure.time",
     "measure.threads",
     "measure.trajectory",

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import rightbatch as rb
 from cases import regression_job, with_target
-from rightbatch.lint.rules import BACKWARD, FEW, RULES, Probe
+from rightbatch.lint.probe import BACKWARD, FEW, Probe
+from rightbatch.lint.rules import RULES
 from slow_steps import Clock, slow_job
 
 

@@ -21,7 +21,7 @@ from rightbatch.core.units import show_number, show_seconds
 from rightbatch.data.order.held_out import MOST, hold_out
 from rightbatch.job.job import Job
 from rightbatch.lint.linter import run_rules
-from rightbatch.lint.rules import BACKWARD, Probe
+from rightbatch.lint.probe import BACKWARD, Probe
 from rightbatch.measure.energy import (
     MOST_SIZES,
     ROUNDS,

@@ -14,7 +14,7 @@ PADDED = 0.2  # share of padding above which we say so [assumed]
 
 
 def mixing(noise: Estimate, size: int, ours: bool) -> Finding | None:
-    """Examples that lie together come together.
+    """Batches are mixed: what lies together does not come together.
 
     Args:
         noise: Of batch means.
@@ -41,7 +41,7 @@ def mixing(noise: Estimate, size: int, ours: bool) -> Finding | None:
 def composition(
     names: np.ndarray, share: np.ndarray, seen: np.ndarray, draws: int
 ) -> Finding | None:
-    """A label is more frequent in batches than in the data.
+    """Every label is as frequent in batches as in the data.
 
     Args:
         names: Of the labels.
@@ -67,7 +67,7 @@ def composition(
 
 
 def coverage(lost: int, repeated: int, length: int, batch: int) -> Finding | None:
-    """A whole epoch leaves out or repeats examples.
+    """A whole epoch holds every example once.
 
     Args:
         lost: Examples that it leaves out.
@@ -104,7 +104,7 @@ def coverage(lost: int, repeated: int, length: int, batch: int) -> Finding | Non
 
 
 def same_order(same_head: int, epoch: int | None) -> Finding | None:
-    """Two epochs are alike.
+    """No two epochs are alike.
 
     Args:
         same_head: Examples with which they begin alike.
@@ -127,7 +127,7 @@ def same_order(same_head: int, epoch: int | None) -> Finding | None:
 
 
 def length_mixing(noise: Estimate, size: int, tokens: bool) -> Finding | None:
-    """Examples of like length come together.
+    """Batches hold all lengths.
 
     Args:
         noise: Of batch means of the logarithm of lengths.
@@ -150,7 +150,7 @@ def length_mixing(noise: Estimate, size: int, tokens: bool) -> Finding | None:
 
 
 def padding(share: float, tokens: bool) -> Finding | None:
-    """Much of a batch is padding."""
+    """Little of a batch is padding."""
     if share <= PADDED:
         return None
     fix = "order=rb.data.Tokens(lengths, budget=...)"
@@ -165,3 +165,13 @@ def padding(share: float, tokens: bool) -> Finding | None:
         why="padding costs time and memory and teaches nothing",
         fix=fix,
     )
+
+
+LOADER_RULES = {
+    "RB201": mixing,
+    "RB202": composition,
+    "RB203": coverage,
+    "RB204": same_order,
+    "RB205": length_mixing,
+    "RB206": padding,
+}

@@ -1,0 +1,184 @@
+"""A job under the linter's eyes: made when first asked for, its passes on a budget."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from rightbatch.core.errors import JobError
+from rightbatch.core.findings import Coupled, Finding
+from rightbatch.core.guards import evaluating, preserved_rng
+from rightbatch.coupling.probe import (
+    LEAST_EXAMPLES,
+    Coupling,
+    coupling_by_type,
+    find_coupling,
+)
+from rightbatch.job.job import Job
+from rightbatch.job.loss import PRECISIONS, check_differentiable, means_in
+from rightbatch.lint.setup import Setup
+from rightbatch.measure.time import wait_for
+from rightbatch.training.gradient import Part, sum_gradients
+
+# Examples for comparisons that need no full batch: the fewer, the more clearly a loss
+# that couples them shows it. [assumed]
+FEW = 4
+BACKWARD = 3  # forward and backward together cost so many forward passes [derived]
+COUPLING_S = 3.0  # at most, to find whether examples touch [assumed]
+CHEAP = 0.15  # of the time for all passes: such a pass is always made [assumed]
+
+
+class PassTooLongError(Exception):
+    """A rule would need a pass through the model for which the time is not there."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"a pass of {seconds:.3g} s")
+
+
+@dataclass
+class Probe:
+    """A job with its model and optimizer, made when first asked for.
+
+    Attributes:
+        job: What is checked.
+        budget_s: Seconds for passes through the model: those that would take more are
+            refused, unless they are cheap.
+        spent_s: Seconds that passes have taken.
+        forward_s: Least seconds for an example of a forward pass so far; 0: none yet.
+        evaluate_s: Seconds that the job's ``evaluate`` took, once it was called.
+        first_losses: What `first_loss` has found, by size.
+        setup: How the job is run, as far as it was said.
+    """
+
+    job: Job
+    budget_s: float = math.inf
+    spent_s: float = 0.0
+    forward_s: float = 0.0
+    evaluate_s: float | None = None
+    first_losses: dict[int, tuple[float, float | None]] = field(default_factory=dict)
+    setup: Setup = field(default_factory=Setup)
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """A fresh model."""
+        return self.job.make_model()
+
+    @functools.cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Its optimizer, which makes no step."""
+        return self.job.make_optimizer(self.model)
+
+    @functools.cached_property
+    def coupling(self) -> Coupling:
+        """Whether examples touch each other; by the layers where there is no time."""
+        if not self.affords(LEAST_EXAMPLES):
+            return coupling_by_type(self.model)
+        left_s = max(self.budget_s - self.spent_s, CHEAP * self.budget_s)
+        started = time.perf_counter()
+        found = find_coupling(self.job, self.model, allowance_s=min(COUPLING_S, left_s))
+        self.spent_s += time.perf_counter() - started
+        return found
+
+    @property
+    def coupled(self) -> Coupled:
+        """Where examples touch each other, as `tune` has found, or as is found now."""
+        known = self.setup.measurements
+        return self.coupling.kind if known is None else known.job.coupled
+
+    @property
+    def device(self) -> torch.device:
+        """Of the model's parameters."""
+        return next(self.model.parameters()).device
+
+    def batch(self, count: int, repeats: int = 1) -> Any:
+        """The first examples of the data, each ``repeats`` times."""
+        indices = torch.arange(min(count, self.job.length)).repeat(repeats)
+        return self.job.batch(indices, self.device)
+
+    @functools.cached_property
+    def few(self) -> int:
+        """Examples for comparisons: `FEW`, or today's batch if the model needs that."""
+        few = min(FEW, self.job.batch_size)
+        try:
+            self.first_loss(few)
+        except JobError:
+            return self.job.batch_size
+        return few
+
+    def affords(self, examples: float) -> bool:
+        """Whether a forward pass over so many examples is cheap, or still fits."""
+        seconds = self.forward_s * examples
+        fits = self.spent_s + seconds <= self.budget_s
+        return fits or seconds <= CHEAP * self.budget_s
+
+    @contextmanager
+    def timed(self, examples: float) -> Iterator[None]:
+        """A pass that costs what a forward pass over so many examples does.
+
+        Raises:
+            PassTooLongError: The time for it is not there.
+        """
+        if not self.affords(examples):
+            raise PassTooLongError(self.forward_s * examples)
+        started = time.perf_counter()
+        try:
+            yield
+            wait_for(self.device)
+        finally:
+            seconds = time.perf_counter() - started
+            self.spent_s += seconds
+            self.forward_s = min(self.forward_s or math.inf, seconds / examples)
+
+    def differentiate(self, size: int) -> None:
+        """Leave the gradient of a sum over so many examples in ``.grad``."""
+        self.model.zero_grad(set_to_none=True)
+        batch = self.batch(size)
+        with self.timed(BACKWARD * size):
+            passes = sum_gradients(
+                self.model,
+                self.job.loss,
+                [Part(batch, size)],
+                device=self.device,
+                dtype=PRECISIONS[self.job.precision],
+            )
+        check_differentiable(passes.reached)
+
+    def first_loss(self, size: int) -> tuple[float, float | None]:
+        """Value and count of the loss of the first examples, in training mode."""
+        if size not in self.first_losses:
+            batch = self.batch(size)
+            with self.timed(size):
+                value, count = self.job.mean_loss(self.model, batch)
+                terms = None if count is None else float(count)
+                self.first_losses[size] = float(value.detach()), terms
+        return self.first_losses[size]
+
+    def means_in_pair(self, size: int) -> dict[str, str] | None:
+        """Which values of the pair that the loss returns are means; and why."""
+
+        def pair(start: int, stop: int) -> tuple[float, float]:
+            batch = self.job.batch(range(start, stop), self.device)
+            with self.timed(stop - start):
+                value, count = self.job.mean_loss(self.model, batch)
+                return float(value), float(count or 0)
+
+        with evaluating(self.model), preserved_rng():
+            return means_in(pair, size)
+
+    def loss(self, batch: Any, examples: int) -> float:
+        """The mean loss in eval mode, where dropout and BatchNorm stand still."""
+        with self.timed(examples), evaluating(self.model):
+            value, count = self.job.mean_loss(self.model, batch)
+            return float(value) / (float(count or 0) or 1.0)
+
+
+Rule = Callable[[Probe], Finding | None]

@@ -1,0 +1,95 @@
+"""How a job is run: what its own fields do not say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rightbatch.core.errors import SettingError
+from rightbatch.core.whole_number import keep_whole_numbers
+from rightbatch.job.job import Job
+from rightbatch.measure.measurements import Measurements
+from rightbatch.schedules.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """How one batch is made: ``B = b k n``.
+
+    Attributes:
+        micro_batch: Examples of one pass on one rank.
+        accumulation: Passes of one rank that make a step.
+        ranks: Processes that make it together.
+    """
+
+    micro_batch: int
+    accumulation: int
+    ranks: int
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per step, over all ranks."""
+        return self.micro_batch * self.accumulation * self.ranks
+
+    def __str__(self) -> str:
+        parts = [(self.micro_batch, "at once"), (self.accumulation, "accumulated")]
+        parts.append((self.ranks, "ranks"))
+        shown = [f"{count} {word}" for count, word in parts if count > 1 or not parts]
+        return f"B = {self.batch_size} ({' x '.join(shown)})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How a job is run, as far as it was said; the linter holds the job against it.
+
+    Attributes:
+        micro_batch: Examples of one pass; by default the job's batch over all passes.
+        accumulation: Passes that make a step; by default as many as the job's batch
+            needs.
+        ranks: Processes that make a step together.
+        schedule: The batch along the run, where it changes.
+        scheduler: torch's learning-rate scheduler, stepped once for every update.
+        averaged: The averaged copy of the model (EMA), updated once for every update.
+        loader: The loader that feeds the loop.
+        time_axis: Axis of time in the model's outputs, where nothing may look ahead.
+        measurements: What `tune` measured of this job.
+        recipe: Whether optimizer and batch size are the user's, so that what follows
+            from them can be judged.
+
+    Raises:
+        SettingError: A number that is not whole, or below one.
+    """
+
+    micro_batch: int | None = None
+    accumulation: int | None = None
+    ranks: int = 1
+    schedule: Schedule | None = None
+    scheduler: Any = None
+    averaged: Any = None
+    loader: Any = None
+    time_axis: int | None = None
+    measurements: Measurements | None = None
+    recipe: bool = True
+
+    def __post_init__(self) -> None:
+        keep_whole_numbers(self, "micro_batch", "accumulation", "ranks")
+
+    def split(self, job: Job) -> Split:
+        """How a batch of this job is made.
+
+        Raises:
+            SettingError: The job's batch is less than one example a pass.
+        """
+        micro, passes = self.micro_batch, self.accumulation
+        if micro is None:
+            micro = job.batch_size // ((passes or 1) * self.ranks)
+        if micro == 0:
+            raise SettingError(
+                "the batch is smaller than the passes that are to make it",
+                seen=f"batch_size {job.batch_size}, {self.ranks} rank(s) x "
+                f"{passes or 1} accumulated",
+                fix="fewer passes, or a larger batch_size",
+            )
+        if passes is None:
+            passes = max(1, job.batch_size // (micro * self.ranks))
+        return Split(micro_batch=micro, accumulation=passes, ranks=self.ranks)

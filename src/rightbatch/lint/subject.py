@@ -1,0 +1,74 @@
+"""What the linter looks at, where it is no job: a loop's own objects."""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from rightbatch.core.trees import example_count, select_examples
+from rightbatch.job.job import Job
+from rightbatch.job.loss import Loss
+
+
+def job_of(model: nn.Module, loss: Loss, batch: Any, optimizer: Any) -> Job:
+    """A job over the examples of one batch.
+
+    Args:
+        model: Copied before every use.
+        loss: As in `Job`.
+        batch: Its examples are the job's data.
+        optimizer: The loop's own, or a function of parameters; None: there is none.
+
+    Raises:
+        JobError: Which examples the batch holds cannot be told.
+    """
+    count = example_count(batch)
+    if isinstance(optimizer, torch.optim.Optimizer):
+        optimizer = same_optimizer(optimizer, model)
+    if optimizer is None:
+        optimizer = _placeholder
+    return Job(
+        model=model,
+        loss=loss,
+        data=range(count),
+        collate=lambda indices: select_examples(batch, list(indices), count),
+        optimizer=optimizer,
+        batch_size=count,
+        name=type(model).__name__,
+    )
+
+
+def _placeholder(params: Iterable[Any]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=1e-3)  # nothing is stepped by it
+
+
+def same_optimizer(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> Callable[[Iterable[Any]], torch.optim.Optimizer]:
+    """What makes an optimizer of the same kind and numbers, over a copy's parameters.
+
+    Example:
+        >>> net = nn.Linear(2, 1)
+        >>> make = same_optimizer(torch.optim.SGD(net.parameters(), lr=0.5), net)
+        >>> make(nn.Linear(2, 1).parameters()).param_groups[0]["lr"]
+        0.5
+    """
+    trained = (p for p in model.parameters() if p.requires_grad)
+    place = {id(parameter): number for number, parameter in enumerate(trained)}
+
+    def make(params: Iterable[Any]) -> torch.optim.Optimizer:
+        mine = list(params)
+        made = copy.copy(optimizer)
+        made.param_groups = [
+            {**g, "params": [mine[place[id(p)]] for p in g["params"] if id(p) in place]}
+            for g in optimizer.param_groups
+        ]
+        made.state = defaultdict(dict)
+        return made
+
+    return make
