@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
+from scipy import stats
 
 from rightbatch.fit.passages import Passage, Passages
 from rightbatch.fit.rate_law import RateLaw
@@ -22,6 +23,7 @@ LEAST_MISFIT = 0.05  # of the law at one setting, in log steps [assumed]
 # only cut short, and does not count. [assumed]
 FAILED = math.log(2.0)
 PRESUMED = math.log(10.0)  # cost of a setting beyond one that diverged [assumed]
+OTHERS = 2.0  # runs that the share of the others' arrivals counts for [assumed]
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,29 @@ def standings_of(
             draws[:, column] = np.maximum(draws[:, column], bound + misfit)
     draws[:, _presumed(passages, batch_sizes, lrs) & (lanes == 0)] += PRESUMED
     return Standings(batch_sizes, lrs, draws, runs, failed, lanes, scatter)
+
+
+def luck(runs: Sequence[int], failed: Sequence[int], place: int) -> float:
+    """The chance that a setting arrives in less than half of its runs.
+
+    Where others arrive in half of theirs, two of two is little to go by (a beta prior
+    and binomial observations). Settings that never arrived say nothing of luck.
+
+    Args:
+        runs: How often each setting arrived.
+        failed: How often each did not, though trained as long.
+        place: The setting.
+
+    Example:
+        >>> luck([2, 3, 4], [0, 0, 0], 0), round(luck([2, 3, 2], [0, 3, 2], 0), 2)
+        (0.0, 0.12)
+    """
+    others = [i for i, count in enumerate(runs) if count and i != place]
+    arrived, missed = sum(runs[i] for i in others), sum(failed[i] for i in others)
+    share = arrived / (arrived + missed) if others else 1.0
+    alpha = OTHERS * share + runs[place]
+    beta = OTHERS * (1 - share) + failed[place]
+    return float(stats.beta.cdf(0.5, alpha, beta)) if beta else 0.0
 
 
 def _grouped(

@@ -10,7 +10,7 @@ import numpy as np
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.fit.rate_law import NOISE
-from rightbatch.fit.standings import standings_of
+from rightbatch.fit.standings import luck, standings_of
 from rightbatch.measure.measurements import Measurements
 from rightbatch.plan.evidence import LEAST_ADVICE, Evidence, evidence_of
 from rightbatch.plan.laws import Laws, laws_of
@@ -33,6 +33,8 @@ TOLERATED, SURE = 1.35, 0.9
 # Runs of the choice that must have got to the last level, and their share of all its
 # runs; and settings that must have been tried. [assumed]
 LEAST_RUNS, LEAST_ARRIVE, LEAST_TRIED = 2, 0.75, 6
+# Chance that the choice arrives in less than half of its runs. [assumed]
+MOST_LUCK = 0.05
 WORTH = 0.97  # a change is told only where it surely saves 3 % at the least [assumed]
 # Scatter of a ratio of whole runs beyond that of streams: other initial weights, and
 # the law of step time. Standard deviation of the log. [measured: benchmarks/truth]
@@ -138,10 +140,15 @@ class Choice:
         if standing.diverged:
             return f"{standing.diverged} of its {standing.lanes} runs diverged"
         tries = standing.runs + standing.failed
-        if standing.runs >= max(LEAST_RUNS, LEAST_ARRIVE * tries):
-            return ""
         times = "once" if standing.runs == 1 else f"{standing.runs} times"
-        return f"it got there {times} in {'one run' if tries == 1 else f'{tries} runs'}"
+        seen = f"it got there {times} in {'one run' if tries == 1 else f'{tries} runs'}"
+        if standing.runs < max(LEAST_RUNS, LEAST_ARRIVE * tries):
+            return seen
+        standings = self.raced.standings if self.raced else ()
+        runs, failed = ([getattr(s, n) for s in standings] for n in ("runs", "failed"))
+        if luck(runs, failed, standings.index(standing)) <= MOST_LUCK:
+            return ""
+        return f"{seen}, where others often did not"
 
     @property
     def _unsearched(self) -> str:

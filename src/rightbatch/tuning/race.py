@@ -22,10 +22,16 @@ from jaxtyping import Float
 from rightbatch.core.errors import JobError
 from rightbatch.fit.passages import Passages, passages_of
 from rightbatch.fit.rate_law import RatePrior, fit_rate_law
-from rightbatch.fit.standings import Standings, standings_of
+from rightbatch.fit.standings import Standings, luck, standings_of
 from rightbatch.measure.held_out_loss import metric_of
 from rightbatch.measure.measurements import MetricPoint, Race
-from rightbatch.plan.choice import BEYOND, LEAST_ARRIVE, SURE, TOLERATED
+from rightbatch.plan.choice import (
+    BEYOND,
+    LEAST_ARRIVE,
+    MOST_LUCK,
+    SURE,
+    TOLERATED,
+)
 from rightbatch.plan.evidence import MOST_DOUBLINGS, doublings_left
 from rightbatch.training.run_state import RunState, Snapshot
 from rightbatch.tuning.lane import LaneRun, Setting, train_lane
@@ -247,6 +253,8 @@ class Racing:
             place = 0  # what everything is compared with
         elif standings.failed[best] > (1 - LEAST_ARRIVE) * tries[best]:
             place = self._beside(self.settings[best], LOWERED)  # it arrives by luck
+        elif luck(standings.runs.tolist(), standings.failed.tolist(), best) > MOST_LUCK:
+            place = best if standings.lanes[best] < MOST_REPEATS else None
         elif near_today and _untold(costs, best):
             rarer = min((best, 0), key=standings.lanes.__getitem__)
             place = rarer if standings.lanes[rarer] < MOST_REPEATS else None
