@@ -46,12 +46,12 @@ class Leak:
 
     def __str__(self) -> str:
         place = f"'{self.module}' ({self.layer})" if self.module else self.layer
-        modes = " and ".join(self.modes)
-        text = f"{_SAID[self.across]}\n    at {place}, in {modes} mode"
+        text = _SAID[self.across]
         if self.lookahead is not None:
             whole = math.isinf(self.lookahead)
-            text += f", {'all' if whole else int(self.lookahead)} steps ahead"
-        return f"{text}, strength {self.strength:.2g}"
+            text += ", all of them" if whole else f", {int(self.lookahead)} ahead"
+        text += f", in {' and '.join(self.modes)} mode"
+        return f"{text}\n    at {place}, strength {self.strength:.2g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,13 +36,11 @@ class Hit:
     Attributes:
         question: What was changed.
         kind: How.
-        rounded: Whether the pass took other shapes inside.
         lookahead: For time: the most steps ahead that were seen.
     """
 
     question: Question
     kind: Kind
-    rounded: bool
     lookahead: float | None = None
 
 
@@ -183,20 +181,16 @@ class LeakSearch:
             moved = self._moved(self.repeated.observe(batch))
             if not any(touched(m, question, strict=True) for m in moved):
                 continue
-            rounded = self._takes_other_shapes(batch)
-            if rounded:
-                moved = self._moved(self.repeated.observe(batch), rounded=True)
-                if not any(touched(m, question, strict=True) for m in moved):
-                    continue
+            self._check_draws(batch)
             ahead = _lookahead(moved, question) if question.across == "time" else None
-            yield Hit(question, kind, rounded, ahead)
+            yield Hit(question, kind, ahead)
         if not changes:
             raise SetAsideError("leaves the batch as it is")
 
     def _changed(self, question: Question, kind: Kind) -> Any:
         return changed_batch(self.batch, question, kind, seed=self.seed, kept=self.kept)
 
-    def _moved(self, after: list[Tensor], *, rounded: bool = False) -> list[Tensor]:
+    def _moved(self, after: list[Tensor]) -> list[Tensor]:
         before, again = self.repeated.outputs, self.repeated.again
         if [t.shape for t in before] != [t.shape for t in after]:
             raise SetAsideError("gives outputs of other shapes")
@@ -204,29 +198,26 @@ class LeakSearch:
             raise SetAsideError("gives outputs that are not a number")
         repeats = [None] * len(before) if again is None else again
         return [
-            difference(a, b, c, rounded=rounded)
-            for a, b, c in zip(before, after, repeats, strict=True)
+            difference(a, b, c) for a, b, c in zip(before, after, repeats, strict=True)
         ]
 
-    def _takes_other_shapes(self, batch: Any) -> bool:
-        """Whether sums may be taken in another order than for the batch as it is.
+    def _check_draws(self, batch: Any) -> None:
+        """Refuse a change that random numbers of other shapes are drawn for.
 
-        Raises:
-            SetAsideError: Random numbers are: an example meets others.
+        An example would meet other numbers than before, which looks like a leak.
         """
         before, after = RandomDraws(), RandomDraws()
         self.repeated.result(self.batch, lambda: before)
         self.repeated.result(batch, lambda: after)
         if before.shapes != after.shapes:
             raise SetAsideError("draws other random numbers")
-        return after.reorders or before.every != after.every
 
     def _leak(self, hit: Hit, mode: Mode) -> Leak:
         """Where it begins, and how strong it is there."""
         before = self.repeated.calls(self.batch)
         again = None if self.repeated.again is None else self.repeated.calls(self.batch)
         after = self.repeated.calls(self._changed(hit.question, hit.kind))
-        source = first_source(before, after, again, hit.question, rounded=hit.rounded)
+        source = first_source(before, after, again, hit.question)
         module, layer = self.named(source)
         return Leak(
             across=hit.question.across,

@@ -1,8 +1,9 @@
 """Whether an example's output depends on another example: by changing the other.
 
 A batch is run again with some of its numbers changed, from the same random state and
-the same state of the model, in the same shapes. What does not depend on them keeps
-every bit. In training mode and in eval mode, as BatchNorm leaks in one of them only.
+the same state of the model, in the same shapes. What does not depend on them keeps its
+bits, or moves by roundings where rows take other ways. In training mode and in eval
+mode, as BatchNorm leaks in one of them only.
 """
 
 from __future__ import annotations

@@ -89,8 +89,6 @@ def first_source(
     after: Sequence[Call],
     again: Sequence[Call] | None,
     question: Question,
-    *,
-    rounded: bool,
 ) -> Source | None:
     """The first module whose inputs stayed where they had to and whose outputs moved.
 
@@ -101,7 +99,6 @@ def first_source(
         after: Those of a pass on the changed one.
         again: Those of the batch as it is, once more; None: the same to the bit.
         question: What was changed, and what is watched.
-        rounded: See `difference`.
 
     Returns:
         None where nothing of the kind is seen.
@@ -109,18 +106,11 @@ def first_source(
     for number, (old, new) in enumerate(zip(before, after, strict=False)):
         if old.module is not new.module:
             return None
-        repeat = None if again is None else again[number]
-        given = _moved(
-            old.inputs, new.inputs, None if repeat is None else repeat.inputs, rounded
-        )
+        repeat = old if again is None else again[number]
+        given = _moved(old.inputs, new.inputs, repeat.inputs)
         if given is None or any(_spread(moved, question) for moved in given):
             continue
-        made = _moved(
-            old.outputs,
-            new.outputs,
-            None if repeat is None else repeat.outputs,
-            rounded,
-        )
+        made = _moved(old.outputs, new.outputs, repeat.outputs)
         for place, moved in enumerate(made or ()):
             if touched(moved, question):
                 return Source(old.module, number, place)
@@ -136,17 +126,12 @@ def _spread(moved: Tensor, question: Question) -> bool:
 def _moved(
     before: list[Tensor],
     after: list[Tensor],
-    again: list[Tensor] | None,
-    rounded: bool,
+    again: list[Tensor],
 ) -> list[Tensor] | None:
     """The differences of tensors; None where they have no counterparts."""
     if [t.shape for t in before] != [t.shape for t in after]:
         return None
-    repeats = [None] * len(before) if again is None else again
-    return [
-        difference(a, b, c, rounded=rounded)
-        for a, b, c in zip(before, after, repeats, strict=True)
-    ]
+    return [difference(a, b, c) for a, b, c in zip(before, after, again, strict=True)]
 
 
 def copies(values: Any) -> list[Tensor]:

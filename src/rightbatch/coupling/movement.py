@@ -10,35 +10,42 @@ from torch import Tensor
 
 from rightbatch.coupling.perturbation import Question
 
-# Where a pass takes other shapes or orders inside (tokens sent to experts, unpadding),
-# a kernel sums in another order: roundings of the largest number, at most this share of
-# it. [assumed; measured: 4 roundings, an MLP in float32]
-ROUNDINGS, MOST = 256, 0.05
+# Rows that reach a kernel in other places (tokens sent to experts, unpadding), or beside
+# another largest number (a softmax made safe by it), come out with other roundings: so
+# many of their own size and of a small number's, the tenth smallest of a hundred; at
+# most a quarter, in low precision. [assumed; measured: 4, an MLP in float32]
+ROUNDINGS, MOST, SMALL = 256, 0.25, 0.1
 SPREAD = 4.0  # times what two equal passes differ by, where they do (GPU) [assumed]
 
 
-def difference(
-    before: Tensor, after: Tensor, again: Tensor | None = None, *, rounded: bool = False
-) -> Tensor:
-    """How far each number moved, in float64; 0 where that may be chance.
+def difference(before: Tensor, after: Tensor, again: Tensor | None = None) -> Tensor:
+    """How far each number moved, in float64; 0 where that may be rounding or chance.
 
     Args:
         before: Of the batch as it is.
         after: Of the changed one; of the same shape.
         again: Of the batch as it is, once more; None: the same to the bit.
-        rounded: Whether sums may have been taken in another order.
+
+    Example:
+        >>> difference(torch.tensor([1.0, 2.0]), torch.tensor([1.0 + 1e-6, 2.5]))
+        tensor([0.0000, 0.5000], dtype=torch.float64)
     """
     a, b = _numbers(before), _numbers(after)
     moved = (b - a).abs()
     moved[a.isnan() & b.isnan() | (a == b)] = 0.0  # infinities too
     moved[moved.isnan()] = torch.inf  # one of the two is not a number
-    finite = a[a.isfinite()].abs()
-    floor = 0.0
-    if again is not None:
-        floor = SPREAD * float((_numbers(again) - a).abs().nan_to_num(0.0).max())
-    if rounded and before.is_floating_point() and finite.numel():
+    if not moved.any():
+        return moved
+    floor = torch.zeros_like(moved)
+    if before.is_floating_point() or before.is_complex():
         share = min(MOST, ROUNDINGS * torch.finfo(before.dtype).eps)
-        floor += share * float(finite.max())
+        sizes = a.abs()
+        usual = sizes[a.isfinite() & (a != 0)]
+        if usual.numel():
+            floor += float(usual.kthvalue(1 + int(SMALL * (len(usual) - 1))).values)
+        floor = share * (floor + sizes.nan_to_num(0.0, 0.0, 0.0))
+    if again is not None:
+        floor += SPREAD * float((_numbers(again) - a).abs().nan_to_num(0.0).max())
     return torch.where(moved > floor, moved, 0.0)
 
 

@@ -75,11 +75,12 @@ class RankSearch:
                 outputs = self.repeated.observe(batch)
             except JobError as error:
                 refused = f"{kind}: {error.what}"
-            if any(self._gathered(refused)):
-                search.reasons += {*self._gathered(refused)} - {"", *search.reasons}
-                return False
             moved = not changes and _moved(self.repeated.outputs, outputs, again)
-            if any(self._gathered(moved)):
+            answers = self._gathered((refused, moved))
+            if reasons := {text for text, _ in answers if text}:
+                search.reasons += reasons - {*search.reasons}
+                return False
+            if any(moved for _, moved in answers):
                 before = self.repeated.calls(search.batch)
                 after = self.repeated.calls(batch)
                 self._add("ranks", mode, before, after, watched=not changes)
@@ -97,7 +98,7 @@ class RankSearch:
         batch = next_ranks(search.batch)
         theirs = next_ranks(self.repeated.observe(search.batch, self._seeded))
         outputs = self.repeated.observe(batch, self._seeded)
-        moved = _moved(theirs, outputs, self.repeated.again, rounded=True)
+        moved = _moved(theirs, outputs, self.repeated.again)
         if any(self._gathered(moved)):
             calls = self.repeated.calls(search.batch, self._seeded)
             values = next_ranks([(call.inputs, call.outputs) for call in calls])
@@ -120,8 +121,7 @@ class RankSearch:
         """The leak, with the first place at which any rank sees it."""
         source = None
         if watched:
-            rounded = across == "placement"
-            source = first_source(before, after, None, self.every, rounded=rounded)
+            source = first_source(before, after, None, self.every)
         seen = source and (source.call, source.output, *self.search.named(source))
         places = [place for place in self._gathered(seen) if place is not None]
         call, output, module, layer = min(
@@ -156,18 +156,14 @@ class RankSearch:
 
 
 def _moved(
-    before: list[Tensor],
-    after: list[Tensor],
-    again: list[Tensor] | None,
-    *,
-    rounded: bool = False,
+    before: list[Tensor], after: list[Tensor], again: list[Tensor] | None
 ) -> bool:
     """Whether anything moved."""
     if [t.shape for t in before] != [t.shape for t in after]:
         return True
     repeats = [None] * len(before) if again is None else again
     return any(
-        bool(difference(a, b, c, rounded=rounded).any())
+        bool(difference(a, b, c).any())
         for a, b, c in zip(before, after, repeats, strict=True)
     )
 
