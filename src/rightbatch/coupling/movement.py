@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rightbatch.coupling.perturbation import Question
 
-# Rows that reach a kernel in other places (tokens sent to experts, unpadding), or beside
+# Rows that reach a kernel in other places (tokens of experts, unpadding), or beside
 # another largest number (a softmax made safe by it), come out with other roundings: so
 # many of their own size and of a small number's, the tenth smallest of a hundred; at
 # most a quarter, in low precision. [assumed; measured: 4, an MLP in float32]
