@@ -30,9 +30,10 @@ class PairNoise:
     $\mathrm{Var}(b)/|G_b|^2 = V_1/b + V_2/(b(b-1))$. Of a mean over pairs these are
     Hoeffding's (1948) two parts over $|G|^2$: $V_1$ holds the positives and what a
     negative does on average, $V_2$ what only a pair of two does. InfoNCE is no mean
-    over pairs: with few negatives its signal $|G_b|^2$ is smaller as well. That too
-    falls about as a pair's noise does, and is in $V_2$ [measured: within 1.4 x of what
-    was seen at batches of 8 to 256; benchmarks/contrastive_batch.py].
+    over pairs: with few negatives its signal $|G_b|^2$ is smaller as well. That falls
+    about as a pair's noise does, and is in $V_2$: fitted at 8 and 64, batches of 16 to
+    128 had up to 1.4 x what the fit says [measured on ``contrastive_digits``, Adam].
+    Both grow along a run; intervals are those of the moment measured.
 
     Attributes:
         v1: $V_1$ in examples, the noise scale of large batches.
@@ -80,7 +81,7 @@ def pair_noise(
     Intervals come from leaving out one block at a time, since blocks alone are
     independent: with $k$ of them Student's with $k - 1$ degrees of freedom, drawn for
     signal and variance apart, their ratio formed last. As many gradients as there are
-    blocks are in memory at once.
+    blocks and sizes are in memory at once.
 
     Args:
         model: In the mode it trains in; left as it is.
