@@ -1,4 +1,4 @@
-"""Eleven real jobs, small enough to know the truth of: every batch at every rate.
+"""Thirteen real jobs, small enough to know the truth of: every batch at every rate.
 
 All data come with installed packages (scikit-learn's sets and photos, which need
 pillow) or with Python itself. Each job's target is a held-out value that a well-tuned
@@ -25,7 +25,9 @@ from sklearn import datasets
 from torch import Tensor, nn
 
 import rightbatch as rb
+from rightbatch.job.built_in import contrastive_digits as built_in_contrastive
 from rightbatch.job.built_in import digits as built_in_digits
+from rightbatch.job.built_in import rare_class as built_in_rare
 from rightbatch.job.built_in import stdlib_gpt as built_in_gpt
 
 SEED = torch.Generator().manual_seed(0).initial_seed()  # of splits; never of training
@@ -356,6 +358,10 @@ JOBS = {
     "batchnorm": Case(batchnorm, powers(8, 256), rates(0.005, 8), piece=8, todays=(8,)),
     "muon": Case(muon, powers(4, 512), rates(1.25e-3, 7)),
     "contrastive": Case(contrastive, powers(8, 512), rates(2.5e-4, 7)),
+    "contrastive_digits": Case(
+        built_in_contrastive.make_job, powers(8, 512), rates(5e-4, 6)
+    ),
+    "rare_class": Case(built_in_rare.make_job, powers(4, 512), rates(0.1, 7)),
     "regression": Case(regression, powers(16, 4096), rates(1e-3, 7)),
     "photo": Case(photo, powers(8, 2048), rates(0.05, 7)),
     "lstm": Case(lstm, powers(4, 256), rates(2e-3, 6)),

@@ -7,7 +7,7 @@ import pytest
 
 import rightbatch as rb
 from cases import Truth, made_up, raced, ran_to_target
-from rightbatch.measure.measurements import Contention, Measurements
+from rightbatch.measure.measurements import Contention, Measurements, PairPoint
 from rightbatch.plan.decide import decide
 
 
@@ -129,3 +129,16 @@ def test_a_fixed_part_that_busy_clocks_do_not_tell_is_no_fact() -> None:
     quiet = texts(found)
     assert "mostly its fixed 2 ms" in quiet["balance"]
     assert "optimum" in quiet
+
+
+def test_the_noise_of_pairs_names_its_batch() -> None:
+    found = made_up(t0=0.1, t1=1e-4, critical=1000, today=8)
+    number = rb.Estimate(value=96.0, low=60.0, high=150.0, unit="examples")
+    pairs = PairPoint(step=9, v1=number, v2=number, batch_size=number)
+    said = texts(replace(found, pairs=pairs))["pairs"]
+    assert said.endswith("the least time at B = 96 examples (60 to 150).")
+    assert "not told" not in said
+    blind = rb.Estimate(value=9.0, low=-60.0, high=80.0, unit="examples^2")
+    said = texts(replace(found, pairs=replace(pairs, v2=blind)))["pairs"]
+    assert "V2 9 examples^2 (-60 to 80), not told from zero" in said
+    assert "pairs" not in texts(found)

@@ -29,13 +29,14 @@ from rightbatch.cli.report import report
 from rightbatch.cli.train import train
 from rightbatch.cli.tune import tune
 from rightbatch.core.errors import RightbatchError, SettingError, UnidentifiedError
+from rightbatch.job.built_in import BUILT_IN
 
 
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
-    epilog="JOB is file.py:name, package.module:name, or a built-in job: digits, "
-    "stdlib_gpt.  Exit status: 0 decided, 1 error, 2 usage, 3 undecided, "
+    epilog="JOB is file.py:name, package.module:name, or a built-in job: "
+    f"{', '.join(BUILT_IN)}.  Exit status: 0 decided, 1 error, 2 usage, 3 undecided, "
     "130 interrupted.",
 )
 @click.version_option(package_name="rightbatch", message="rightbatch %(version)s")

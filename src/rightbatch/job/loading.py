@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rightbatch.job.job import Job
 
 DEFAULT_NAME = "job"
-FORMS = "a built-in job (digits, stdlib_gpt), file.py:name or package.module:name"
+FORMS = f"a built-in job ({', '.join(BUILT_IN)}), file.py:name or package.module:name"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -167,6 +167,23 @@ class NoisePoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PairPoint:
+    """The noise of a loss that compares examples, at one moment of a real run.
+
+    Attributes:
+        step: Optimizer updates made before it.
+        v1: The part in 1/b, in examples.
+        v2: That of pairs, in 1/(b(b-1)), in examples squared.
+        batch_size: Of least time to the result by these and the times of steps.
+    """
+
+    step: int
+    v1: Estimate
+    v2: Estimate
+    batch_size: Estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MetricPoint:
     """The job's ``evaluate`` along the measuring run."""
 
@@ -234,7 +251,8 @@ class Measurements:
 
     ``evaluate_s`` is how long one call of the job's ``evaluate`` takes; ``metric`` is
     what ``metrics`` are: ``"evaluate"`` or ``"held-out loss"``; ``noise_source`` is the
-    run that ``noise`` was seen in, in words; ``metric_s`` is how long one metric takes,
+    run that ``noise`` was seen in, in words; ``pairs`` is the noise of pairs where the
+    loss compares examples; ``metric_s`` is how long one metric takes,
     as far as any was taken; ``diverged`` says that today's setting ended in a loss that
     is not finite.
     """
@@ -251,6 +269,7 @@ class Measurements:
     energy: tuple[EnergyPoint, ...] = ()
     noise: tuple[NoisePoint, ...] = ()
     noise_source: str = THIS_RUN
+    pairs: PairPoint | None = None
     metrics: tuple[MetricPoint, ...] = ()
     evaluate_s: float | None = None
     metric: str = "evaluate"

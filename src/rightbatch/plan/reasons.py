@@ -21,6 +21,7 @@ def reasons(choice: Choice) -> tuple[Reason, ...]:
     some = (
         _balance(choice.laws) if known else None,
         _optimum(choice.laws) if known and choice.laws.time.overhead_told else None,
+        _pairs(choice),
         _learning_rate(choice),
         _coupled(choice),
         _split(choice),
@@ -85,6 +86,25 @@ def _optimum(laws: Laws) -> Reason:
             "optimum": optimum,
         },
         source="minimum of (t0 + t1 B)(1 + B_crit/B)",
+    )
+
+
+def _pairs(choice: Choice) -> Reason | None:
+    """The batch by the noise of pairs, where the loss compares examples."""
+    pairs = choice.measurements.pairs
+    if pairs is None:
+        return None
+    told = "" if pairs.v2.low > 0 else ", not told from zero"
+    return Reason(
+        topic="pairs",
+        text=f"V1 {pairs.v1}, V2 {pairs.v2}{told}: with these times of steps "
+        f"the least time at B = {pairs.batch_size}.",
+        numbers={
+            "v1": pairs.v1.value,
+            "v2": pairs.v2.value,
+            "batch_size": pairs.batch_size.value,
+        },
+        source="minimum of (c0 + c1 B + c2 B^2)(1 + V1/B + V2/(B(B - 1)))",
     )
 
 

@@ -18,7 +18,13 @@ from rightbatch.report.race_rows import RaceRow, last_level, race_rows, referenc
 from rightbatch.report.terminal import WIDTH, wrapped
 from rightbatch.training.plan import Plan
 
-LABELS = {"balance": "Why", "optimum": "", "split": "Split", "coupled": "Touch"}
+LABELS = {
+    "balance": "Why",
+    "optimum": "",
+    "pairs": "Pairs",
+    "split": "Split",
+    "coupled": "Touch",
+}
 RACE = "race"  # the reason that the table of the race says
 SHOWN_SETTINGS = 6  # of a race, besides today's and the chosen
 NEAR_RATES = math.log(2) / 2 + 1e-9  # as far apart as the rates of a race

@@ -19,6 +19,7 @@ from rightbatch.core.guards import preserved_rng
 from rightbatch.core.progress import Phase, Progress
 from rightbatch.core.units import show_number, show_seconds
 from rightbatch.data.order.held_out import MOST, hold_out
+from rightbatch.fit.step_time import fit_time
 from rightbatch.job.job import Job
 from rightbatch.lint.linter import run_rules
 from rightbatch.lint.probe import BACKWARD, Probe
@@ -32,6 +33,7 @@ from rightbatch.measure.energy import (
 from rightbatch.measure.facts import job_facts
 from rightbatch.measure.hardware import machine
 from rightbatch.measure.measurements import TimePoint
+from rightbatch.measure.pairs import measure_pairs
 from rightbatch.measure.threads import pick_threads
 from rightbatch.measure.time import measure_times
 from rightbatch.measure.trajectory import Trajectory, measure_trajectory
@@ -50,6 +52,7 @@ from rightbatch.tuning.measurement_record import Record
 CHECK_SHARE, THREADS_SHARE, COST_SHARE, NOISE_SHARE = 0.07, 0.03, 0.15, 0.25
 WARMING_SHARE = 0.1  # instead of the last, where the noise is known [assumed]
 TIMES_SHARE = 0.7  # of the cost's time for step times, the rest for memory [assumed]
+PAIRS_SHARE = 0.05  # of the budget, where the loss compares examples [assumed]
 ENERGY_SHARE = 0.10  # of the budget, where there is a meter [assumed]
 LEAST_S = 0.5  # shares up to so much are given whole [assumed]
 LEAST_BUDGET_S = 1.0
@@ -313,6 +316,10 @@ def _measure_noise(
         ", at a standstill": found.stalled,
     }
     end = next((text for text, true in ends.items() if true), "")
+    if record.measurements.job.coupled == "loss" and run.ranks.size == 1:
+        law = fit_time(record.measurements.times, record.measurements.contention)
+        share_s = PAIRS_SHARE * budget_s
+        record.update(pairs=measure_pairs(run, sorted(times), law.seconds, share_s))
     count = f"{len(found.points)} point{'' if len(found.points) == 1 else 's'}"
     phase.summary = f"{_noise_seen(found, record)}, {count}{end}"
     return Measured(run, fresh, held_out, run.ranks.first(found.metric_s or metric_s))

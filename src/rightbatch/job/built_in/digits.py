@@ -18,8 +18,11 @@ BATCH_SIZE, LEARNING_RATE = 16, 0.05
 TARGET = 0.12  # mean cross-entropy on the held-out digits, about 97 % right
 
 
-def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def load_digits(job: str = "digits") -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training and held-out pixels in [0, 1] (n, 64) with their classes (n,).
+
+    Args:
+        job: Who asks, for the message.
 
     Raises:
         MissingExtraError: scikit-learn, which carries the data, is not installed.
@@ -28,7 +31,7 @@ def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         from sklearn import datasets
     except ImportError as error:
         raise MissingExtraError(
-            "the job 'digits' needs scikit-learn, which carries its data",
+            f"the job {job!r} needs scikit-learn, which carries its data",
             fix="pip install 'rightbatch[examples]'",
         ) from error
     bunch: Any = datasets.load_digits()
