@@ -57,6 +57,8 @@ def _clip(scale: Tensor, images: Tensor, texts: Tensor, start: int = 0) -> Tenso
 
 def _gathered(features: Tensor, own_with_gradient: bool = True) -> Tensor:
     """The other ranks' features as plain numbers."""
+    if dist.get_world_size() == 1:
+        return features
     every = [torch.empty_like(features) for _ in range(dist.get_world_size())]
     dist.all_gather(every, features.detach())
     if own_with_gradient:

@@ -18,7 +18,9 @@ from rightbatch.coupling import tiled_cross_entropy
 Loss = Callable[..., Tensor]
 
 
-def features(count: int, dim: int = 16, rho: float = 0.0, seed: int = 0) -> list[Tensor]:
+def features(
+    count: int, dim: int = 16, rho: float = 0.0, seed: int = 0
+) -> list[Tensor]:
     """Two of every example, normalized, in float64, as alike as told."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(2, count, dim, generator=generator, dtype=torch.float64)
@@ -103,9 +105,16 @@ def test_gradcheck(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("scale", "limit"), [(14.3, 1.2e-6), (30.0, 4e-6), (44.0, 6e-6), (100.0, 2e-5)]
+    ("count", "scale", "limit"),
+    [
+        (256, 14.3, 1.2e-6),
+        (256, 30.0, 4e-6),
+        (256, 44.0, 6e-6),
+        (256, 100.0, 2e-5),
+        (1024, 44.0, 6e-6),
+        (2048, 100.0, 2e-5),
+    ],
 )
-@pytest.mark.parametrize("count", [256, 1024, 2048])
 def test_pairs_told_well_apart_keep_their_gradient(
     count: int, scale: float, limit: float
 ) -> None:
@@ -132,7 +141,9 @@ def test_similarities_of_any_range(dtype: torch.dtype, size: float) -> None:
     one, other = features(64, seed=3)
     lengths = torch.logspace(-2, 1, 64, dtype=torch.float64)[:, None]
     inputs = [(size * lengths * x).to(dtype) for x in (one, other.flip(0))]
-    true = gradients(lambda q, k: whole_info_nce(q, k, 1.0), *(x.double() for x in inputs))
+    true = gradients(
+        lambda q, k: whole_info_nce(q, k, 1.0), *(x.double() for x in inputs)
+    )
     found = gradients(lambda q, k: rb.coupling.info_nce(q, k, scale=1.0), *inputs)
     # similarities reach 100 * size**2, and carry an eps of that
     limit = torch.finfo(dtype).eps * (10 + 100 * size**2)
@@ -161,11 +172,13 @@ def test_the_running_sums_are_chosen_by_themselves(
 
 def test_half_precision_is_computed_in_float32() -> None:
     one, other = (x.bfloat16() for x in features(64))
-    ours: Loss = lambda q, k: rb.coupling.info_nce(q, k, scale=10.0)  # noqa: E731
+    ours: Loss = lambda q, k: rb.coupling.info_nce(q, k, scale=10.0)  # ruff: ignore[lambda-assignment]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value, *found = gradients(ours, one, other)
         wide, *_ = gradients(ours, one.float(), other.float())
-    true, *right = gradients(lambda q, k: whole_info_nce(q, k, 10.0), one.double(), other.double())
+    true, *right = gradients(
+        lambda q, k: whole_info_nce(q, k, 10.0), one.double(), other.double()
+    )
     assert error(value, true) <= 1e-6
     assert error(wide, true) <= 1e-6
     for mine, exact in zip(found, right, strict=True):

@@ -7,6 +7,7 @@ that gradient goes back through it. The work of four forward passes, not three.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -139,7 +140,7 @@ def _modules(encoders: Sequence[Encoder], model: nn.Module | None) -> list[nn.Mo
                 why="layers that touch several examples make the gradient wrong",
                 fix="pass model=, the module that it calls",
             )
-        if sharded_modules(holder):
+        if "torch.distributed.fsdp" in sys.modules and sharded_modules(holder):
             raise SettingError(
                 "a sharded model cannot be stepped in chunks",
                 seen="fully_shard",

@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.text import first_line
+from rightbatch.core.torch_private import is_lost_connection
 
 Measure = Callable[[], Any]
 
@@ -98,16 +99,17 @@ def _answers(receivers: list[Any], patience_s: float) -> list[Any]:
     while len(answers) < len(receivers):
         waiting = [receiver for receiver in receivers if receiver not in answers]
         ready: list[Any] = wait(waiting, max(0.0, end - time.monotonic()))
-        failure = "" if ready else f"no answer in {patience_s:.0f} s"
+        failures = {} if ready else {False: f"no answer in {patience_s:.0f} s"}
         for receiver in ready:
             try:
-                answers[receiver], failure = receiver.recv()
+                answers[receiver], failure, lost = receiver.recv()
             except EOFError:
-                failure = "a process ended without an answer"
+                failure, lost = "a process ended without an answer", True
             if failure:
-                break
-        if failure:
-            raise JobError("the function fails on local ranks", seen=failure)
+                failures[lost] = failure
+        if failures:  # of one that ended by itself first, whom the others have lost
+            seen = failures.get(False) or failures[True]
+            raise JobError("the function fails on local ranks", seen=seen)
     return [answers[receiver] for receiver in receivers]
 
 
@@ -121,7 +123,7 @@ def _serve(
 ) -> None:
     """What a process does: one group after the other."""
     torch.set_num_threads(1)
-    answer: tuple[Any, str] = ({}, "")
+    answer: tuple[Any, str, bool] = ({}, "", False)
     try:
         for size in world_sizes:
             if rank >= size:
@@ -137,8 +139,8 @@ def _serve(
             dist.barrier()
             dist.destroy_process_group()
     except Exception as error:
-        name = type(error).__name__
-        answer = None, f"rank {rank} of {size}: {name}: {first_line(error)}"
+        text = f"rank {rank} of {size}: {type(error).__name__}: {first_line(error)}"
+        answer = None, text, is_lost_connection(error)
     with contextlib.suppress(BrokenPipeError):
         sender.send(answer)
     os._exit(0)  # gloo's threads sometimes end the interpreter with SIGABRT
