@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 from rightbatch.core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from rightbatch.coupling.cached_step import cached_step
-    from rightbatch.coupling.info_nce import info_nce, nt_xent
-    from rightbatch.coupling.rank_audit import RankAudit, audit_ranks
-    from rightbatch.coupling.siglip import siglip
+    from rightbatch.coupling.gradient_cache import cached_step
+    from rightbatch.coupling.rank_audit import RankAudit, RankGradient, audit_ranks
+    from rightbatch.coupling.sigmoid_loss import siglip
+    from rightbatch.coupling.softmax_loss import info_nce, nt_xent
 
 __all__ = [
     "RankAudit",
+    "RankGradient",
     "audit_ranks",
     "cached_step",
     "info_nce",
@@ -24,15 +25,16 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        "coupling.cached_step": ("cached_step",),
-        "coupling.info_nce": (
+        "coupling.gradient_cache": ("cached_step",),
+        "coupling.softmax_loss": (
             "info_nce",
             "nt_xent",
         ),
         "coupling.rank_audit": (
             "RankAudit",
+            "RankGradient",
             "audit_ranks",
         ),
-        "coupling.siglip": ("siglip",),
+        "coupling.sigmoid_loss": ("siglip",),
     },
 )

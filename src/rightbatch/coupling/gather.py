@@ -76,7 +76,7 @@ class _Gathered(torch.autograd.Function):
     """Rows of all ranks; backward: the sum over ranks, of which each takes its own."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, shards: Shards) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, shards: Shards) -> Tensor:  # type: ignore[override]
         ctx.shards = shards
         padded = rows.new_zeros(max(shards.counts), *rows.shape[1:])
         padded[: len(rows)] = rows  # backends want one size
@@ -84,11 +84,11 @@ class _Gathered(torch.autograd.Function):
         return torch.cat([every[:count] for every, count in received])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         shards = ctx.shards
         start = shards.starts[shards.rank]
         own = slice(start, start + shards.counts[shards.rank])
-        return shards.total(gradient)[own], None
+        return shards.total(gradients[0])[own], None
 
 
 def shards_of(group: Group, *rows: Tensor) -> list[Shards]:

@@ -123,6 +123,7 @@ def _serve(
 ) -> None:
     """What a process does: one group after the other."""
     torch.set_num_threads(1)
+    size = 0
     answer: tuple[Any, str, bool] = ({}, "", False)
     try:
         for size in world_sizes:

@@ -163,7 +163,7 @@ def cleared(
 
 class _TiledCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # type: ignore[override]
         ctx: Any,
         queries: Tensor,
         keys: Tensor,
@@ -205,7 +205,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
             return shards.total(losses.sum()) / pairs.terms
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise no_second_derivative()
         queries, keys, scale, to_row, to_column, pull = ctx.saved_tensors
@@ -229,7 +229,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
                 at, of = slice(band.start, band.stop), band.columns
                 to_queries[at] -= pull[at, None] * keys[of]
                 to_keys[of] -= (pull[at, None] * scale) * queries[at]
-            factor = gradient * len(shards.counts) / pairs.terms
+            factor = gradients[0] * len(shards.counts) / pairs.terms
             to_scale = (to_queries * queries).sum() * factor
             to_queries.mul_(scale * factor)
             return to_queries, to_keys.mul_(factor), to_scale, None, None

@@ -76,7 +76,7 @@ def siglip(
 
 class _Siglip(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # type: ignore[override]
         ctx: Any,
         images: Tensor,
         texts: Tensor,
@@ -111,8 +111,8 @@ class _Siglip(torch.autograd.Function):
             return shards.total(total) / sum(shards.counts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
         if torch.is_grad_enabled():
             raise no_second_derivative()
-        factor = gradient * ctx.factor
+        factor = gradients[0] * ctx.factor
         return *(part * factor for part in ctx.saved_tensors), None

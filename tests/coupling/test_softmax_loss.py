@@ -33,7 +33,10 @@ def gradients(loss: Loss, *inputs: Tensor) -> list[Tensor]:
     leaves = [x.detach().clone().requires_grad_() for x in inputs]
     value = loss(*leaves)
     value.backward()
-    return [value.detach().double(), *(leaf.grad.double() for leaf in leaves)]
+    return [
+        value.detach().double(),
+        *(x.grad.double() for x in leaves if x.grad is not None),
+    ]
 
 
 def error(found: Tensor, true: Tensor) -> float:
