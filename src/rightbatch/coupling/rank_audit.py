@@ -122,7 +122,7 @@ def audit_ranks(
         ...     return torch.nn.functional.cross_entropy(table, labels)
         >>> audit = rb.coupling.audit_ranks(mean_of_own, world_sizes=[2])
         >>> audit.right, round(audit.gradients[0].cosine, 1)
-        (False, 0.8)
+        (False, 0.9)
     """
     sizes = sorted({whole_number(size, "world_sizes", 2) for size in world_sizes})
     whole_number(examples, "examples", 4)
