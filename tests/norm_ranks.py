@@ -50,8 +50,8 @@ class WholeBatchNorm(nn.modules.batchnorm._BatchNorm):
         pass
 
 
-def differences(case: dict[str, Any], group: Any) -> dict[str, float]:
-    """The largest of each kind, over the size of what it is compared with."""
+def errors(case: dict[str, Any], group: Any) -> dict[str, list[float]]:
+    """Of all ranks, and of one process in the same precision, against float64."""
     world, rank = dist.get_world_size(group), dist.get_rank(group)
     settings = dict(case)
     shape, offset = settings.pop("shape"), settings.pop("offset", 0.0)
@@ -59,39 +59,47 @@ def differences(case: dict[str, Any], group: Any) -> dict[str, float]:
     sizes = SIZES[:world]
     generator = torch.Generator().manual_seed(0)
     nets = []
-    for kind in (SyncBatchNorm, WholeBatchNorm):
+    for kind in (SyncBatchNorm, WholeBatchNorm, WholeBatchNorm):
         torch.manual_seed(0)
         nets.append(Net(kind(shape[0], **settings), shape[0]).to(dtype))
-    nets[0].norm.process_group = group
+    ours, plain, truth = nets
+    truth.double()
+    ours.norm.process_group = group
     together = DistributedDataParallel(
-        nets[0], broadcast_buffers=False, process_group=group
+        ours, broadcast_buffers=False, process_group=group
     )
     for _ in range(2):
         x = torch.randn(sum(sizes), *shape, generator=generator, dtype=dtype)
         x = x * 2 + offset
         own = x.split(sizes)[rank].clone().requires_grad_()
-        whole = x.clone().requires_grad_()
+        wholes = [x.to(t, copy=True).requires_grad_() for t in (dtype, torch.float64)]
         for net in nets:
             net.zero_grad()
         weight = world * sizes[rank] / sum(sizes)
         (together(own).square().mean() * weight).backward()
-        nets[1](whole).square().mean().backward()
-    assert own.grad is not None
-    assert whole.grad is not None
-    pairs = {
-        "parameters": zip(nets[0].parameters(), nets[1].parameters(), strict=True),
-        "buffers": zip(nets[0].buffers(), nets[1].buffers(), strict=True),
-    }
-    found = {
-        "parameters": [(a.grad, b.grad) for a, b in pairs["parameters"]],
-        "inputs": [(own.grad / world, whole.grad.split(sizes)[rank])],
-        "buffers": [(a.double(), b.double()) for a, b in pairs["buffers"]],
-        "eval": [(nets[0].eval()(x), nets[1].eval()(x))],
-    }
+        for net, whole in zip((plain, truth), wholes, strict=True):
+            net(whole).square().mean().backward()
+    inputs = [own.grad / world, *(w.grad.split(sizes)[rank] for w in wholes)]
+    found = []
+    for net, gradient in zip(nets, inputs, strict=True):
+        kept = [b.flatten().double() for b in net.buffers()] or [torch.zeros(1)]
+        found.append(
+            {
+                "parameters": gradients(net),
+                "inputs": gradient,
+                "buffers": torch.cat(kept),
+                "eval": net.eval()(x.to(net.head.weight.dtype)),
+            }
+        )
     return {
-        name: max((relative(a, b) for a, b in values), default=0.0)
-        for name, values in found.items()
+        name: [relative(of[name], found[2][name]) for of in found[:2]]
+        for name in found[0]
     }
+
+
+def gradients(net: nn.Module) -> Tensor:
+    """Of all parameters, as one vector."""
+    return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 
 
 def relative(ours: Any, truth: Any) -> float:
@@ -114,7 +122,7 @@ def accumulated(world: int, rank: int) -> float:
             step(x.split(SIZES[:world])[rank])
         else:
             loss(net, x).backward()
-        grads.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+        grads.append(gradients(net))
     return relative(*grads)
 
 
@@ -153,8 +161,8 @@ def main(out: Path) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     found = {
-        "4": {name: differences(case, None) for name, case in CASES.items()},
-        "2": {name: differences(case, pairs[rank // 2]) for name, case in CASES.items()},
+        "4": {name: errors(case, None) for name, case in CASES.items()},
+        "2": {name: errors(case, pairs[rank // 2]) for name, case in CASES.items()},
         "accumulated": accumulated(world, rank),
         "autocast": autocast(rank),
         "empty": empty(rank),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from rightbatch.coupling.ghost_norm import GhostBatchNorm
 SHAPES = [(24, 3), (24, 3, 5), (24, 2, 4, 3), (24, 2, 3, 2, 2)]
 
 
-def by_groups(norm: nn.Module, x: Tensor, sizes: list[int]) -> Tensor:
+def by_groups(norm: Any, x: Tensor, sizes: list[int]) -> Tensor:
     """One group after another through BatchNorm, as accumulation calls it."""
     usual, outputs = norm.momentum, []
     for part in x.split(sizes):
@@ -48,7 +49,7 @@ def compared(
     """The largest difference of output, gradients and statistics; float64."""
     monkeypatch.setattr(ghost_norm, "_folds", lambda x, group: folds)
     generator = torch.Generator().manual_seed(0)
-    kinds: list[nn.Module] = [
+    kinds: list[Any] = [
         GhostBatchNorm(shape[1], group, 1e-5, momentum, affine, track),
         AnyBatchNorm(shape[1], 1e-5, momentum, affine, track),
     ]
@@ -70,8 +71,7 @@ def compared(
         seen.append([y.detach(), leaf.grad, *grads, *norm.buffers()])
     assert len(seen[0]) == 2 + 2 * affine + 3 * track
     return max(
-        float((a.double() - b.double()).abs().max())
-        for a, b in zip(*seen, strict=True)
+        float((a.double() - b.double()).abs().max()) for a, b in zip(*seen, strict=True)
     )
 
 

@@ -30,12 +30,18 @@ def of_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 @pytest.mark.parametrize("ranks", ["2", "4"])
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_are_one_process(case: str, ranks: str, of_ranks: Any) -> None:
-    """Gradients after DDP, of inputs, statistics, eval; float32 leaves 1e-6."""
+    """Gradients after DDP, of inputs, statistics, eval: errors against float64.
+
+    At most 1e-6 in float32, or where that itself leaves more (inputs far from zero)
+    no more than 1.5 times what one process does.
+    """
     limit = 1e-12 if case == "double" else 1e-6
     for found in of_ranks:
-        differences = found[ranks][case]
-        assert set(differences) == {"parameters", "inputs", "buffers", "eval"}
-        assert max(differences.values()) <= limit, differences
+        errors = found[ranks][case]
+        assert set(errors) == {"parameters", "inputs", "buffers", "eval"}
+        for ours, one_process in errors.values():
+            assert ours <= max(limit, 1.5 * one_process)
+        assert case == "far" or max(e for e, _ in errors.values()) <= limit
 
 
 def test_an_accumulator_weighs_ragged_ranks(of_ranks: Any) -> None:
