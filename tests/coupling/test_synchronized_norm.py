@@ -33,14 +33,14 @@ def test_ranks_are_one_process(case: str, ranks: str, of_ranks: Any) -> None:
     """Gradients after DDP, of inputs, statistics, eval: errors against float64.
 
     At most 1e-6 in float32, or where that itself leaves more (inputs far from zero)
-    no more than 1.5 times what one process does.
+    no more than 3 times what one process does.
     """
     limit = 1e-12 if case == "double" else 1e-6
     for found in of_ranks:
         errors = found[ranks][case]
         assert set(errors) == {"parameters", "inputs", "buffers", "eval"}
         for ours, one_process in errors.values():
-            assert ours <= max(limit, 1.5 * one_process)
+            assert ours <= max(limit, 3 * one_process)
         assert case == "far" or max(e for e, _ in errors.values()) <= limit
 
 
