@@ -14,8 +14,8 @@ from rightbatch.core.whole_number import whole_number
 from rightbatch.coupling.synchronized_norm import Activations, check_axes
 
 # Values of a group up to which all groups at once are faster than one after another on
-# the CPU, and the same where examples have positions: 1.0 to 4.6 times as fast below,
-# 0.3 to 1.0 above. [measured: benchmarks/norms.py]
+# the CPU, and the same where examples have positions: 0.8 to 4.6 times as fast below,
+# 0.3 to 1.2 above, most with many small groups. [measured: benchmarks/norms.py]
 FOLDED, FOLDED_POSITIONS = 4096, 32768
 
 PerGroup = Float[Tensor, "groups channels"]
