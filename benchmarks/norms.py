@@ -52,11 +52,12 @@ def layers(shape: tuple[int, ...]) -> dict[str, nn.Module]:
     """BatchNorm, and what it may be replaced by."""
     kind = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)]
     plain = kind(shape[1])
-    found = {"batch": plain, "ghost by a loop": Loop(copy.deepcopy(plain))}
+    found: dict[str, nn.Module] = {"batch": plain}
+    found |= {"ghost by a loop": Loop(copy.deepcopy(plain))}
     for to, arguments in KINDS.items():
         holder = nn.Sequential(copy.deepcopy(plain))
         rb.coupling.convert_norms(holder, to, **arguments)  # pyrefly: ignore
-        found[to] = holder[0]
+        (found[to],) = holder
     return found
 
 
