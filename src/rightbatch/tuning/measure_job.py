@@ -19,6 +19,7 @@ from rightbatch.core.guards import preserved_rng
 from rightbatch.core.progress import Phase, Progress
 from rightbatch.core.units import show_number, show_seconds
 from rightbatch.coupling.batch_norm_alone import batch_norm_alone
+from rightbatch.coupling.probe import LEAST_EXAMPLES
 from rightbatch.data.order.held_out import MOST, hold_out
 from rightbatch.job.job import Job
 from rightbatch.lint.linter import run_rules
@@ -171,6 +172,8 @@ def _group(probe: Probe, coupled: Coupled) -> int | None:
     """Examples that are normalised together in larger micro-batches of one process."""
     job = probe.job
     if coupled != "normalization" or joined() or job.batch_size < 2:
+        return None
+    if not probe.affords(LEAST_EXAMPLES):
         return None
     return job.batch_size if batch_norm_alone(job, probe.model) else None
 
