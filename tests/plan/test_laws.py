@@ -158,6 +158,18 @@ def test_what_is_normalised_together_stays() -> None:
     assert plan.accumulation == plan.batch_size // 8
 
 
+def test_groups_of_what_is_normalised_together_share_a_micro_batch() -> None:
+    """Where that was timed; a multiple of 8 each, as fast as any split."""
+    found = coupled("normalization")
+    found = replace(found, job=replace(found.job, grouped=True))
+    laws = laws_of(found)
+    assert laws.split(64, None) == (64, 1)
+    assert laws.split(12, None) is None
+    plan = rb.decide(found).plan
+    assert plan.micro_batch > 8 == plan.coupled_batch
+    assert plan.micro_batch % 8 == 0
+
+
 def test_memory_does_not_make_it_smaller() -> None:
     found = coupled("normalization")
     with pytest.raises(rb.SettingError, match="not even"):

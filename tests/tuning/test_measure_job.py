@@ -208,8 +208,9 @@ def normalised() -> nn.Module:
 
 def test_noise_is_measured_for_as_many_as_see_each_other() -> None:
     record = Record()
-    measure_job(regression_job(model=normalised), record, Progress(), budget_s=1)
+    measure_job(regression_job(model=normalised), record, Progress(), budget_s=3)
     found = record.measurements
     assert (found.job.coupled, found.job.coupled_batch) == ("normalization", 16)
+    assert found.job.grouped
     assert {point.group_size for point in found.noise} == {16}
     assert 16 in {point.micro_batch for point in found.times}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from rightbatch.core.findings import Coupled
+from rightbatch.coupling.synchronized_norm import SyncBatchNorm
 from rightbatch.job.optimizers import check_rates, kinds_of
 from rightbatch.job.several_optimizers import optimizer_name
 from rightbatch.measure.measurements import JobFacts
@@ -53,10 +54,13 @@ def job_facts(run: RunState, spec: str, coupled: Coupled = "") -> JobFacts:
         clip_norm=job.clip_norm,
         coupled=coupled,
         coupled_batch=_coupled_batch(run) if coupled else None,
+        grouped=run.grouped is not None,
     )
 
 
 def _coupled_batch(run: RunState) -> int:
     """Examples that see each other at today's batch size."""
-    shared = any(isinstance(m, nn.SyncBatchNorm) for m in run.network.modules())
+    shared = any(
+        isinstance(m, nn.SyncBatchNorm | SyncBatchNorm) for m in run.network.modules()
+    )
     return -(-run.job.batch_size // (1 if shared else run.ranks.size))

@@ -29,6 +29,8 @@ class JobFacts:
             `rightbatch.coupling.probe.find_coupling`.
         coupled_batch: How many of them do today: those of one rank, or of all where
             ranks share their statistics.
+        grouped: Whether larger micro-batches were timed with BatchNorm over groups of
+            so many, so that they are the same function.
     """
 
     name: str
@@ -54,6 +56,7 @@ class JobFacts:
     clip_norm: float | None = None
     coupled: Coupled = ""
     coupled_batch: int | None = None
+    grouped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,6 +60,7 @@ class Laws:
         energy: Energy of a step against micro-batch, where it was measured.
         world_size: Processes that train together.
         coupled: Where the examples of a batch touch each other.
+        grouped: Whether more than are normalised together can be made at once.
     """
 
     time: TimeLaw
@@ -73,6 +74,7 @@ class Laws:
     energy: EnergyLaw | None = None
     world_size: int = 1
     coupled: Coupled = ""
+    grouped: bool = False
 
     @property
     def measured(self) -> bool:
@@ -106,14 +108,15 @@ class Laws:
         """The splits that leave model and loss what they are.
 
         A loss that compares examples is made at once; what is normalised together
-        stays as many examples as today.
+        stays as many examples as today, in one micro-batch or in groups of a larger.
         """
         if self.coupled == "loss":
             return [(batch_size, 1)]
         pieces = range(1, batch_size + 1)
         splits = [(batch_size // k, k) for k in pieces if batch_size % k == 0]
         if self.coupled == "normalization":
-            return [split for split in splits if split[0] == self.baseline]
+            groups = [split for split in splits if split[0] % self.baseline == 0]
+            return groups if self.grouped else groups[-1:]
         return splits
 
     def step_s(self, batch_size: int, limit_bytes: float | None = None) -> float:
@@ -156,7 +159,8 @@ def laws_of(measurements: Measurements) -> Laws:
         steps_to_target=steps,
         energy=fit_energy(energy) if len(energy) >= 2 else None,
         world_size=measurements.machine.world_size,
-        coupled=measurements.job.coupled,
+        coupled=job.coupled,
+        grouped=job.grouped,
     )
 
 

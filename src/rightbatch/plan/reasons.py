@@ -150,8 +150,8 @@ def _coupled(choice: Choice) -> Reason | None:
     together = job.coupled_batch or job.batch_size
     if job.coupled == "normalization":
         text = f"{together} examples are normalised together, as today"
-        if chosen.accumulation > 1:
-            split = f"{chosen.micro_batch} x {chosen.accumulation}"
+        if chosen.batch_size > together:
+            split = f"{together} x {chosen.batch_size // together}"
             text += f": the plan keeps that ({chosen.batch_size} = {split})"
     elif job.coupled == "loss":
         together = chosen.batch_size

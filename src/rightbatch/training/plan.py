@@ -74,7 +74,7 @@ class Plan:
             schedule is stretched to it.
         half_batch: The batch at which half of a step's time is overhead, in examples.
         coupled_batch: Examples that see each other, where any do: every micro-batch is
-            then kept as it is.
+            then kept as it is. One of several times as many is normalised in groups.
     """
 
     job: str

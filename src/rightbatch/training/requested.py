@@ -77,9 +77,16 @@ def settings_of(
             "lr_factor": plan.lr_factor,
             "coupled": plan.coupled_batch is not None,
         }
+        if plan.coupled_batch is not None and plan.coupled_batch < plan.micro_batch:
+            if schedule is not None or options.get("shard"):
+                # A schedule's batches are multiples of the group only; a sharded
+                # model cannot have its own layers back.
+                of_plan["micro_batch"] = plan.coupled_batch
+            else:
+                of_plan["group"] = plan.coupled_batch
         asked = of_plan | asked
-        if asked["coupled"] and asked["micro_batch"] != plan.micro_batch:
-            raise _another_micro_batch(plan.micro_batch, asked["micro_batch"])
+        if asked["coupled"] and asked["micro_batch"] != of_plan["micro_batch"]:
+            raise _another_micro_batch(of_plan["micro_batch"], asked["micro_batch"])
     elif batch_size is not None or (schedule is None and begun is None):
         size = job.batch_size if batch_size is None else batch_size
         asked["schedule"] = Constant(whole_number(size, "batch_size"))

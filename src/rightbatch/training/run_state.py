@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rightbatch.core.errors import JobError
 from rightbatch.core.guards import preserved_rng, set_buffers
 from rightbatch.core.random_state import random_state, seed_all, set_random_state
+from rightbatch.coupling.convert_norms import NormConversion, convert_norms
 from rightbatch.data.loading.step import Step
 from rightbatch.data.loading.stream import BatchStream
 from rightbatch.data.order.held_out import Without
@@ -78,6 +79,8 @@ class RunState:
         reached: Whether the target has been met.
         skipped: Batches left out in a row, up to now.
         facts: What a state must share with this run to be gone on from.
+        grouped: The network's BatchNorm layers, where they are replaced by those that
+            normalise group by group until the run is closed.
     """
 
     job: Job
@@ -101,6 +104,7 @@ class RunState:
     events: list[str] = field(default_factory=list)
     reached: bool = False
     skipped: int = 0
+    grouped: NormConversion | None = None
 
     def __post_init__(self) -> None:
         self._steps = self._endless()
@@ -115,6 +119,7 @@ class RunState:
         folder: Path | None = None,
         *,
         alone: bool = False,
+        group: int | None = None,
     ) -> RunState:
         """A fresh run at the job's initial weights, on every rank.
 
@@ -124,6 +129,8 @@ class RunState:
                 rate, clipping), which whoever calls may change from step to step.
             folder: Of the run, for its ledger.
             alone: Not with other ranks, even where there are some.
+            group: Examples that BatchNorm normalises together in larger micro-batches;
+                default: those of the settings, else the whole micro-batch.
 
         Raises:
             JobError: There are no examples, or model or optimizer cannot be made.
@@ -135,6 +142,8 @@ class RunState:
         rate = rate_of(job) if settings is None else settings.rate
         torch.manual_seed(job.seed)
         network = job.make_model()
+        group = settings.group if settings is not None else group
+        grouped = convert_norms(network, "ghost", group=group) if group else None
         shard = settings is not None and settings.shard
         model = network if alone else wrapped(network, shard=shard)
         ranks = Ranks(model)
@@ -176,6 +185,7 @@ class RunState:
             check=settings is not None,
         )
         run = cls(job, model, network, optimizer, stream, accumulator, ranks, own_facts)
+        run.grouped = grouped
         run.follow(rate)
         if settings is not None:
             run._control(settings)
@@ -430,7 +440,10 @@ class RunState:
         self.events = list(state["events"])
 
     def close(self) -> None:
-        """Stop workers and take hooks away."""
+        """Stop workers, take hooks away and give the network its own layers back."""
         self.stream.close()
+        if self.grouped is not None:
+            self.grouped.undo()
+            self.grouped = None
         if self.monitor is not None:
             self.monitor.close()

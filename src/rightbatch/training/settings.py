@@ -47,6 +47,8 @@ class Settings:
         ledger: Whether the run's folder proves that every example was seen once.
         coupled: Whether the examples of a micro-batch see each other: each then holds
             exactly ``micro_batch``.
+        group: Examples that BatchNorm normalises together, where a micro-batch holds
+            several times as many.
         multiple: What smooth schedules are rounded to; 0: micro-batch times ranks. Kept
             when a run goes on on other ranks, so that its batches are the same.
     """
@@ -66,10 +68,11 @@ class Settings:
     num_workers: int = 0
     ledger: bool = False
     coupled: bool = False
+    group: int | None = None
     multiple: int = 0
 
     def __post_init__(self) -> None:
-        keep_whole_numbers(self, "micro_batch", "largest")
+        keep_whole_numbers(self, "micro_batch", "largest", "group")
         keep_whole_numbers(self, "num_workers", "multiple", least=0)
         for name in ("noise_scale", "clip_norm"):
             if getattr(self, name) is not None:

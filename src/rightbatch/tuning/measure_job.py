@@ -14,10 +14,12 @@ import torch
 from rightbatch.core.deadline import Deadline
 from rightbatch.core.errors import SettingError
 from rightbatch.core.estimate import Estimate
-from rightbatch.core.findings import Finding
+from rightbatch.core.findings import Coupled, Finding
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.progress import Phase, Progress
 from rightbatch.core.units import show_number, show_seconds
+from rightbatch.coupling.batch_norm_alone import batch_norm_alone
+from rightbatch.coupling.probe import LEAST_EXAMPLES
 from rightbatch.data.order.held_out import MOST, hold_out
 from rightbatch.fit.step_time import fit_time
 from rightbatch.job.job import Job
@@ -42,6 +44,7 @@ from rightbatch.memory.points import MemoryPoint
 from rightbatch.plan.evidence import LONGEST_EVALUATION
 from rightbatch.plan.laws import critical_of
 from rightbatch.training.any_checkpoint import Start
+from rightbatch.training.ranks import joined
 from rightbatch.training.run_state import RunState, Snapshot
 from rightbatch.training.start_from import begin_from
 from rightbatch.tuning.given_noise import GivenNoise
@@ -138,7 +141,7 @@ def measure_job(
             probe = Probe(job, CHECK_SHARE * budget_s)
             findings = run_rules(probe)
             findings.raise_errors()
-            run = RunState.start(job)
+            run = RunState.start(job, group=_group(probe, findings.coupled))
             notes = () if start is None else begin_from(run, start)
             notes += () if noise is None else noise.findings(run)
             fresh = run.snapshot()
@@ -166,6 +169,16 @@ def measure_job(
             measured = _measure_noise(run, fresh, record, phase, probe, budget_s, noise)
         record.share(run.ranks)
     return measured
+
+
+def _group(probe: Probe, coupled: Coupled) -> int | None:
+    """Examples that are normalised together in larger micro-batches of one process."""
+    job = probe.job
+    if coupled != "normalization" or joined() or job.batch_size < 2:
+        return None
+    if not probe.affords(LEAST_EXAMPLES):
+        return None
+    return job.batch_size if batch_norm_alone(job, probe.model) else None
 
 
 def _set_threads(
