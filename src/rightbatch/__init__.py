@@ -1,8 +1,8 @@
 """rightbatch finds, explains and runs the right batch size for a PyTorch training job.
 
-The names below, and those of `schedules`, `data` and `objectives`, are the whole public
-surface. They are imported when first used, so that the command line can answer before
-torch is loaded.
+The names below, and those of `coupling`, `schedules`, `data` and `objectives`, are the
+whole public surface. They are imported when first used, so that the command line can
+answer before torch is loaded.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rightbatch.core.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from rightbatch import coupling as coupling
     from rightbatch import data as data
     from rightbatch import schedules as schedules
     from rightbatch.core.errors import (
@@ -69,6 +70,7 @@ __all__ = [
     "UpdateOutOfMemoryError",
     "audit",
     "check",
+    "coupling",
     "data",
     "decide",
     "fit_steps",
@@ -126,6 +128,7 @@ __getattr__, __dir__ = lazy_names(
             "Tuning",
             "tune",
         ),
+        "coupling": ("coupling.",),
         "data": ("data.",),
         "plan.objectives": ("objectives.",),
         "schedules": ("schedules.",),

@@ -1,1 +1,38 @@
 """What happens when the examples of a batch touch each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rightbatch.core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from rightbatch.coupling.cached_step import cached_step
+    from rightbatch.coupling.info_nce import info_nce, nt_xent
+    from rightbatch.coupling.rank_audit import RankAudit, audit_ranks
+    from rightbatch.coupling.siglip import siglip
+
+__all__ = [
+    "RankAudit",
+    "audit_ranks",
+    "cached_step",
+    "info_nce",
+    "nt_xent",
+    "siglip",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "coupling.cached_step": ("cached_step",),
+        "coupling.info_nce": (
+            "info_nce",
+            "nt_xent",
+        ),
+        "coupling.rank_audit": (
+            "RankAudit",
+            "audit_ranks",
+        ),
+        "coupling.siglip": ("siglip",),
+    },
+)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rightbatch.core.guards import ModelState
-from rightbatch.training.random_state import random_state, set_random_state
+from rightbatch.core.random_state import random_state, set_random_state
 
 GROW_AFTER = 100  # steps without trouble until the planned size is tried [assumed]
 # Optimizers hold up to two numbers per parameter, and foreach updates one more for a

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rightbatch.core.errors import JobError
 from rightbatch.core.guards import preserved_rng, set_buffers
+from rightbatch.core.random_state import random_state, seed_all, set_random_state
 from rightbatch.data.loading.step import Step
 from rightbatch.data.loading.stream import BatchStream
 from rightbatch.data.order.held_out import Without
@@ -28,7 +29,6 @@ from rightbatch.training.controller import Controller
 from rightbatch.training.identity import check_same, facts
 from rightbatch.training.learning_rate import rate_multiplied
 from rightbatch.training.placement import placed, wrapped
-from rightbatch.training.random_state import random_state, seed_all, set_random_state
 from rightbatch.training.ranks import Ranks
 from rightbatch.training.run_folder import LEDGER
 from rightbatch.training.settings import Settings
