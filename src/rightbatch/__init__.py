@@ -1,6 +1,6 @@
 """rightbatch finds, explains and runs the right batch size for a PyTorch training job.
 
-The names below, and those of `coupling`, `schedules`, `data` and `objectives`, are the
+The names below, and those of `schedules`, `data`, `coupling` and `objectives`, are the
 whole public surface. They are imported when first used, so that the command line can
 answer before torch is loaded.
 """

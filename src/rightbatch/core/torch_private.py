@@ -144,6 +144,15 @@ def reduce_scatter_class() -> type[Any]:
     return _fsdp_collectives.DefaultReduceScatter
 
 
+def share_hooks(before: nn.Module, after: nn.Module) -> None:
+    """Give a module the hooks of another, as the same dicts: handles still remove them.
+
+    (``_forward_hooks`` and whatever else of a module has ``_hook`` in its name.)
+    """
+    hooks = {name: value for name, value in vars(before).items() if "_hook" in name}
+    vars(after).update(hooks)
+
+
 # Memory
 
 
