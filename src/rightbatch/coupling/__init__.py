@@ -11,18 +11,23 @@ if TYPE_CHECKING:
     from rightbatch.coupling.convert_norms import convert_norms
     from rightbatch.coupling.ghost_norm import GhostBatchNorm
     from rightbatch.coupling.info_nce import info_nce, nt_xent
+    from rightbatch.coupling.leak import Leak, Leaks
+    from rightbatch.coupling.leakage import leaks
     from rightbatch.coupling.rank_audit import RankAudit, audit_ranks
     from rightbatch.coupling.siglip import siglip
     from rightbatch.coupling.synchronized_norm import SyncBatchNorm
 
 __all__ = [
     "GhostBatchNorm",
+    "Leak",
+    "Leaks",
     "RankAudit",
     "SyncBatchNorm",
     "audit_ranks",
     "cached_step",
     "convert_norms",
     "info_nce",
+    "leaks",
     "nt_xent",
     "siglip",
 ]
@@ -37,6 +42,11 @@ __getattr__, __dir__ = lazy_names(
             "info_nce",
             "nt_xent",
         ),
+        "coupling.leak": (
+            "Leak",
+            "Leaks",
+        ),
+        "coupling.leakage": ("leaks",),
         "coupling.rank_audit": (
             "RankAudit",
             "audit_ranks",

@@ -88,7 +88,7 @@ def find_coupling(
         ''
     """
     try:
-        with preserved_rng(), _nothing_zero(model):
+        with preserved_rng(), nothing_zero(model):
             torch.manual_seed(job.seed)
             found = _probed(job, model, allowance_s)
     except (JobError, RuntimeError, MemoryError) as error:
@@ -227,7 +227,7 @@ def coupling_by_type(model: nn.Module) -> Coupling:
 
 
 @contextmanager
-def _nothing_zero(model: nn.Module) -> Iterator[None]:
+def nothing_zero(model: nn.Module) -> Iterator[None]:
     """With small numbers in the place of parameters that are all zero.
 
     A last layer that begins at zero hides everything in front of it.
