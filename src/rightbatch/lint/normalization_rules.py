@@ -92,8 +92,8 @@ def few_values_per_statistic(probe: Probe) -> Finding | None:
         code="RB302",
         severity="warning",
         what=f"{least} takes its statistics from {rows} examples",
-        seen=f"{values} values per channel: the others move an output by "
-        f"{min(2 / values, 1.0):.2g} of what its own does",
+        seen=f"{values} values per channel: the others move an output "
+        f"{min(2 / values, 1.0):.2g} times as much as its own, squared",
         why="so much noise is in training and not in eval mode; at 8, 4, 2 images the "
         "error of ResNet-50 rises by 1.2, 3.7, 11.1 points (arXiv:1803.08494)",
         fix="a micro-batch of 16 or more, rb.coupling.SyncBatchNorm, or GroupNorm",

@@ -40,6 +40,9 @@ def leak_between_examples(probe: Probe) -> Finding | None:
 
     Fix: at the module named; mostly an axis, or ``batch_first=True``.
 
+    A model that makes the table of similarities itself (CLIP with its loss inside) is
+    told too, and is right.
+
     Not seen: BatchNorm that keeps running statistics (RB109), a second leak behind the
     first, batches that hold other things than tensors.
     """
@@ -80,12 +83,12 @@ def leak_from_the_future(probe: Probe) -> Finding | None:
     leak = _first(leaking_ahead(probe, axis), "time")
     if leak is None or leak.lookahead is None:
         return None
-    ahead = "all later steps" if np.isinf(leak.lookahead) else f"{leak.lookahead:.0f}"
+    ahead = "all" if np.isinf(leak.lookahead) else f"{leak.lookahead:.0f}"
     return Finding(
         code="RB307",
         severity="error",
         what=f"{_place(leak)} looks ahead in time",
-        seen=f"outputs depend on {ahead} step(s) ahead along axis {axis}, in "
+        seen=f"outputs depend on {ahead} later step(s) along axis {axis}, in "
         f"{' and '.join(leak.modes)} mode",
         why="the model sees what it is to predict: the loss falls, and it cannot "
         "generate",

@@ -10,8 +10,8 @@ CODE = "RB307"
 
 
 class OverFeatures(nn.LayerNorm):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.transpose(1, 2)).transpose(1, 2)
 
 
 def training(norm: nn.Module) -> dict[str, Any]:
