@@ -158,10 +158,11 @@ def launch_bound(probe: Probe) -> Finding | None:
     `rb.scale_hyperparameters` gives it; or CUDA graphs and ``torch.compile``.
 
     It needs a run folder, in which twice the micro-batch was timed; it is silent where
-    the batch surely lies beyond the critical one and is made in one pass.
+    examples touch (BatchNorm, contrastive losses), and where the batch surely lies
+    beyond the critical one and is made in one pass.
     """
     laws, split, micro = probe.laws, probe.setup.split(probe.job), _micro_batch(probe)
-    if laws is None or 2 * micro > _largest(probe, laws):
+    if laws is None or laws.coupled or 2 * micro > _largest(probe, laws):
         return None
     ratio = laws.time.time_ratio(2 * micro, 1, micro, 1)
     useless = laws.measured and split.batch_size >= _critical(laws)[1]
@@ -192,10 +193,11 @@ def saturated(probe: Probe) -> Finding | None:
     Half the batch, with the rate that `rb.scale_hyperparameters` gives it; `tune` says
     which batch is best and proves it.
 
-    It needs a run folder with the gradient's noise; told is what surely saves a tenth.
+    It needs a run folder with the gradient's noise; told is what surely saves a tenth,
+    where examples do not touch.
     """
     laws, split, micro = probe.laws, probe.setup.split(probe.job), _micro_batch(probe)
-    if laws is None or not laws.measured or split.batch_size % 2:
+    if laws is None or laws.coupled or not laws.measured or split.batch_size % 2:
         return None
     passes = split.accumulation
     half = (micro, passes // 2) if passes % 2 == 0 else (micro // 2, passes)
@@ -235,7 +237,7 @@ def far_from_critical_batch(probe: Probe) -> Finding | None:
     make a batch look too large.
     """
     laws, size = probe.laws, probe.setup.split(probe.job).batch_size
-    if laws is None or not laws.measured:
+    if laws is None or laws.coupled == "loss" or not laws.measured:
         return None
     low, high = _critical(laws)
     shown = f"B = {size:,}, critical batch {laws.critical.critical_batch}"
@@ -293,11 +295,13 @@ def _labels(data: Any) -> Int[Tensor, " examples"] | None:
     """One class for each example, as integers from 0 on; None: there are none."""
     tensors = data if isinstance(data, tuple) else getattr(data, "tensors", ())
     flat = [t for t in tensors if t.ndim == 1 and _is_integer(t)]
-    labels = flat[-1] if flat else None
-    for name in () if isinstance(data, tuple) else ("targets", "labels"):
-        given = getattr(data, name, None)
-        if isinstance(given, (list, Tensor)) or hasattr(given, "__array__"):
-            labels = torch.as_tensor(given)
+    given = (
+        flat[-1] if flat else getattr(data, "targets", getattr(data, "labels", None))
+    )
+    try:
+        labels = None if given is None else torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):  # words, several for an example
+        return None
     if labels is None or labels.ndim != 1 or not _is_integer(labels) or not len(labels):
         return None
     labels = labels.cpu().long()

@@ -276,7 +276,8 @@ def clipping_always_binds(probe: Probe) -> Finding | None:
     without it. The limit is meant for the rare long gradient.
 
     Raise ``clip_norm`` above the usual norm, and lower the rate by as much where all
-    steps were clipped; under Adam leave the rate as it is.
+    steps were clipped. Under Adam, which divides by the gradient's size anyway, the
+    rate stays, and this is a note.
 
     Without a run three batches at the initial weights are looked at, where gradients
     are long: only ten times the limit is told. With one (``run=``) it is what the run
@@ -294,9 +295,10 @@ def clipping_always_binds(probe: Probe) -> Finding | None:
         where = f"of {len(norms)} batches at the initial weights"
     if not min(norms) > least:
         return None
+    own_size = kinds_of(probe.optimizer)[0].family in MOMENTS
     return Finding(
         code="RB507",
-        severity="warning",
+        severity="note" if own_size else "warning",
         what="the gradient is always clipped",
         seen=f"clip_norm {clip_norm:g}; norms of {show_number(min(norms))} to "
         f"{show_number(max(norms))} {where}",
@@ -386,7 +388,7 @@ def _decay_of(averaged: Any) -> float | None:
     decay = getattr(averaged, "decay", None)
     for name in ("avg_fn", "multi_avg_fn"):
         function = getattr(averaged, name, None)
-        if function is not None:
+        if inspect.isfunction(function):
             inside = inspect.getclosurevars(inspect.unwrap(function)).nonlocals
             decay = inside.get("decay", decay)
     return decay if isinstance(decay, float) else None
