@@ -176,6 +176,8 @@ def test_a_second_moment_is_short_by_examples(
     """Half-lives of 0.95 and 0.99 are 13.5 and 69 updates; told is below 256."""
     job = regression_job(optimizer=optimizer, batch_size=batch_size)
     assert (found("RB506", job) is not None) == short
+    ramp = rb.schedules.Ramp(1, 64, 1000)  # along which beta2 follows
+    assert (found("RB506", job, schedule=ramp) is not None) == short
 
 
 def test_norms_at_the_start_are_those_of_whole_batches() -> None:

@@ -244,16 +244,15 @@ def beta2_too_short(probe: Probe) -> Finding | None:
     What is too short depends on the job; told is what is far below everything that was
     found to work: a half-life of less than 256 examples.
     """
-    beta2, change = _beta2(probe), _change(probe)
+    beta2, setup = _beta2(probe), probe.setup
     if beta2 is None:
         return None
-    size = probe.setup.split(probe.job).batch_size
-    if change is not None:
-        size = min(change.first, change.last)
+    # Of a job's other batches it is told that the recipe follows, or that it should.
+    size = setup.split(probe.job).batch_size if setup.sample else probe.job.batch_size
     memory = _half_life(beta2) * size
     if memory >= LEAST_MEMORY:
         return None
-    # Rounded away from zero, so that what is recommended is long enough.
+    # Rounded up, so that what is recommended is long enough.
     wanted = math.ceil(1000 * 0.5 ** (size / LEAST_MEMORY)) / 1000
     return Finding(
         code="RB506",
