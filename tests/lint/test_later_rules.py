@@ -55,6 +55,33 @@ def test_pieces_are_held_against_the_whole_batch() -> None:
     assert all(p.grad is None for p in probe.model.parameters())
 
 
+def test_a_piece_in_which_nothing_counts_is_told() -> None:
+    """Six of ten examples count: one taken by itself may not."""
+    counted = torch.rand(256, generator=torch.Generator().manual_seed(1)) < 0.6
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        inputs, targets, counts = batch
+        each = (model(inputs) - targets).square()[:, 0]
+        return (each * counts).sum() / counts.sum()
+
+    data = (*regression_job().data, counted.float())
+    told = found("RB401", regression_job(data=data, loss=loss), micro_batch=1)
+    assert told is not None
+    assert told.seen.startswith("pieces of 1: in one of them nothing counts")
+
+
+def test_what_does_not_fit_at_once_is_not_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*args: Any) -> float:
+        raise MemoryError
+
+    monkeypatch.setattr("rightbatch.lint.averaging_rules._off", full)
+    told = found("RB401", regression_job(loss=weighted), ranks=2)
+    assert told is not None
+    assert "not compared" in told.seen
+
+
 def test_a_batch_made_at_once_has_no_pieces() -> None:
     assert found("RB401", regression_job(loss=weighted)) is None
     assert found("RB401", regression_job(loss=weighted), ranks=2) is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -122,19 +123,19 @@ def _told(probe: Probe, *, code: str, what: str, why: str, fix: str) -> Finding 
     count = min(split.batch_size, length)
     pieces = min(split.accumulation * split.ranks, count)
     size = min(split.micro_batch, count // pieces)
+    seen = f"{pieces * size} examples in {pieces} pieces: the gradient is "
     try:
         off = _off(probe, pieces, size)
+        seen += f"off by {off:.0%} of its length"
     except (JobError, RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        seen = f"{split}; the whole batch does not fit at once, so nothing was compared"
-        return Finding(
-            code=code, severity="warning", what=what, seen=seen, why=why, fix=fix
-        )
+        off = math.inf
+        seen += "not compared, as they do not fit in memory at once"
     if off < OFF:
         return None
-    seen = f"{pieces * size} examples in {pieces} pieces: the gradient is off by "
-    seen += f"{off:.0%} of its length"
+    if math.isnan(off):
+        seen = f"pieces of {size}: in one of them nothing counts, and its mean is NaN"
     return Finding(
         code=code, severity="warning", what=what, seen=seen, why=why, fix=fix
     )
