@@ -236,7 +236,9 @@ def beta2_too_short(probe: Probe) -> Finding | None:
     with batches of 4 they are 54, and the step is divided by the noise of a few
     examples. That is why small batches were long thought unstable under Adam: with the
     half-life kept in tokens they train as well or better, down to one example (Marek et
-    al. 2025, arXiv:2507.07101; Zhang et al. 2024, arXiv:2406.19146).
+    al. 2025, arXiv:2507.07101; Zhang et al. 2024, arXiv:2406.19146). The built-in
+    transformer at a batch of 4 comes to a held-out loss of 2.101 with beta2 0.95, 2.084
+    with 0.99 and 2.076 with 0.999 [measured: 8,192 sequences, rate 1e-3, one seed].
 
     Raise beta2 to what has the same half-life in examples: ``beta2 ** (B' / B)``, which
     `rb.scale_hyperparameters` does.
