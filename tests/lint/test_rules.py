@@ -158,6 +158,7 @@ def test_every_fault_is_found(fault: str) -> None:
 
 
 def test_every_rule_has_a_fault_that_shows_it() -> None:
+    """What comes after the job itself is in test_bugs.py."""
     assert {code for code, _ in FAULTS.values()} == set(JOB_RULES)
 
 

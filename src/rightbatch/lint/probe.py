@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rightbatch.core.errors import JobError, SettingError
+from rightbatch.core.errors import JobError, SettingError, UnidentifiedError
 from rightbatch.core.findings import Coupled, Finding
 from rightbatch.core.guards import evaluating, preserved_rng, untouched
 from rightbatch.coupling.batch_statistics import (
@@ -33,6 +33,7 @@ from rightbatch.job.job import Job
 from rightbatch.job.loss import PRECISIONS, check_differentiable, means_in
 from rightbatch.lint.setup import Setup
 from rightbatch.measure.time import wait_for
+from rightbatch.plan.laws import Laws, laws_of
 from rightbatch.training.gradient import Part, sum_gradients
 
 # Examples for comparisons that need no full batch: the fewer, the more clearly a loss
@@ -150,6 +151,16 @@ class Probe:
         inside = self.leaks.items if self.leaks else ()
         mixed = any(x.across == "examples" and "eval" in x.modes for x in inside)
         return self.coupled == "loss" and not mixed
+
+    @functools.cached_property
+    def laws(self) -> Laws | None:
+        """Of what `tune` measured; None: it did not, or too little."""
+        if self.setup.measurements is None:
+            return None
+        try:
+            return laws_of(self.setup.measurements)
+        except UnidentifiedError:
+            return None
 
     @property
     def coupled(self) -> Coupled:
