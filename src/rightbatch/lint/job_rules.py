@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from rightbatch.core.errors import JobError
+from rightbatch.core.errors import JobError, RightbatchError
 from rightbatch.core.findings import Finding
 from rightbatch.coupling.probe import LEAST_EXAMPLES, Coupling
 from rightbatch.job.loss import no_pair
@@ -236,8 +236,8 @@ def every_size(probe: Probe) -> Finding | None:
     for size in (1, 2):
         try:
             probe.differentiate(size)
-        except JobError as error:
-            failed.append((size, error.seen.splitlines()[0]))
+        except RightbatchError as error:  # a loss of ours may refuse a single example
+            failed.append((size, (error.seen or error.what).splitlines()[0]))
     if not failed:
         return None
     return Finding(

@@ -79,7 +79,7 @@ def check(
 
     Raises:
         SettingError: Neither a job nor model, loss and batch are given, or both; no
-            rule has such a code.
+            rule has such a code; or the batch is smaller than the passes that make it.
         RunFolderError: ``run`` is none.
 
     Example:
@@ -105,10 +105,12 @@ def check(
         time_axis=time_axis,
         measurements=None if run is None else _measured(Path(run)),
         recipe=job is not None or optimizer is not None,
+        sample=job is None,
     )
     if job is None:
         assert loss is not None
         job = job_of(model, loss, batch, optimizer)
+    setup.split(job)  # refuses what cannot be split
     return run_rules(
         Probe(job, budget_s, setup=setup), chosen_rules(RULES, select, ignore)
     )

@@ -13,9 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from rightbatch.core.errors import JobError
+from rightbatch.core.errors import JobError, SettingError, UnidentifiedError
 from rightbatch.core.findings import Coupled, Finding
-from rightbatch.core.guards import evaluating, preserved_rng
+from rightbatch.core.guards import evaluating, preserved_rng, untouched
+from rightbatch.coupling.batch_statistics import (
+    BatchStatistic,
+    frozen,
+    watched_statistics,
+)
+from rightbatch.coupling.leak import Leaks
+from rightbatch.coupling.leakage import leaks
 from rightbatch.coupling.probe import (
     LEAST_EXAMPLES,
     Coupling,
@@ -26,6 +33,7 @@ from rightbatch.job.job import Job
 from rightbatch.job.loss import PRECISIONS, check_differentiable, means_in
 from rightbatch.lint.setup import Setup
 from rightbatch.measure.time import wait_for
+from rightbatch.plan.laws import Laws, laws_of
 from rightbatch.training.gradient import Part, sum_gradients
 
 # Examples for comparisons that need no full batch: the fewer, the more clearly a loss
@@ -33,6 +41,8 @@ from rightbatch.training.gradient import Part, sum_gradients
 FEW = 4
 BACKWARD = 3  # forward and backward together cost so many forward passes [derived]
 COUPLING_S = 3.0  # at most, to find whether examples touch [assumed]
+LEAK_EXAMPLES = 8  # that are changed and watched for leaks [assumed]
+LEAK_PASSES = 40  # over them, where nothing leaks: 6 log2(8) + 2 in a mode [derived]
 CHEAP = 0.15  # of the time for all passes: such a pass is always made [assumed]
 
 
@@ -87,6 +97,70 @@ class Probe:
         found = find_coupling(self.job, self.model, allowance_s=min(COUPLING_S, left_s))
         self.spent_s += time.perf_counter() - started
         return found
+
+    @functools.cached_property
+    def batch_statistics(self) -> list[BatchStatistic]:
+        """What normalises over the batch in a training pass of a micro-batch.
+
+        Without time for the pass there are none where no layer is a BatchNorm.
+        """
+        size = min(self.setup.split(self.job).micro_batch, self.job.length)
+        model = self.model
+        if not self.affords(size) and not coupling_by_type(model).kind:
+            return []
+        batch = self.batch(size)
+        with (
+            self.timed(size),
+            preserved_rng(),
+            untouched(model, []),
+            torch.no_grad(),
+            watched_statistics(model) as seen,
+        ):
+            self.job.mean_loss(model, batch)
+        return seen
+
+    @functools.cached_property
+    def leaks(self) -> Leaks | None:
+        """What leaks among a few examples, beside BatchNorm that keeps statistics.
+
+        None: they cannot be changed, or there is no time.
+        """
+        with frozen(self.model):
+            return self.searched(leaks)
+
+    def searched(self, search: Callable[..., Leaks]) -> Leaks | None:
+        """What a search for leaks finds among a few examples.
+
+        Args:
+            search: Called with the model, a batch and ``loss=``.
+        """
+        size = min(LEAK_EXAMPLES, self.job.batch_size, self.job.length)
+        if size < 2 or not self.affords(LEAK_PASSES * size):
+            return None
+        started = time.perf_counter()
+        try:
+            return search(self.model, self.batch(size), loss=self.job.loss)
+        except (SettingError, JobError):
+            return None
+        finally:
+            self.spent_s += time.perf_counter() - started
+
+    @functools.cached_property
+    def contrastive(self) -> bool:
+        """Whether it is the loss, and not the model, that compares examples."""
+        inside = self.leaks.items if self.leaks else ()
+        mixed = any(x.across == "examples" and "eval" in x.modes for x in inside)
+        return self.coupled == "loss" and not mixed
+
+    @functools.cached_property
+    def laws(self) -> Laws | None:
+        """Of what `tune` measured; None: it did not, or too little."""
+        if self.setup.measurements is None:
+            return None
+        try:
+            return laws_of(self.setup.measurements)
+        except UnidentifiedError:
+            return None
 
     @property
     def coupled(self) -> Coupled:

@@ -12,10 +12,22 @@ from collections.abc import Callable
 from typing import Any
 
 from rightbatch.data.audit.loader_findings import LOADER_RULES
+from rightbatch.lint.averaging_rules import AVERAGING_RULES
 from rightbatch.lint.job_rules import JOB_RULES
+from rightbatch.lint.machine_rules import MACHINE_RULES
+from rightbatch.lint.normalization_rules import NORMALIZATION_RULES
 from rightbatch.lint.probe import Rule
+from rightbatch.lint.recipe_rules import RECIPE_RULES
+from rightbatch.lint.touching_rules import TOUCHING_RULES
 
-RULES: dict[str, Rule] = {**JOB_RULES}
+RULES: dict[str, Rule] = {
+    **JOB_RULES,
+    **NORMALIZATION_RULES,
+    **TOUCHING_RULES,
+    **AVERAGING_RULES,
+    **RECIPE_RULES,
+    **MACHINE_RULES,
+}
 # What can be explained: the rules of loaders belong to `rb.audit`, which runs them.
 ALL_RULES: dict[str, Callable[..., Any]] = {**RULES, **LOADER_RULES}
 

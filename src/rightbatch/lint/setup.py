@@ -55,6 +55,8 @@ class Setup:
         measurements: What `tune` measured of this job.
         recipe: Whether optimizer and batch size are the user's, so that what follows
             from them can be judged.
+        sample: Whether the job's data are one batch of a loop: then neither the size of
+            the data is known, nor the batch that the rate was chosen for.
 
     Raises:
         SettingError: A number that is not whole, or below one.
@@ -70,6 +72,7 @@ class Setup:
     time_axis: int | None = None
     measurements: Measurements | None = None
     recipe: bool = True
+    sample: bool = False
 
     def __post_init__(self) -> None:
         keep_whole_numbers(self, "micro_batch", "accumulation", "ranks")

@@ -64,8 +64,13 @@ def same_optimizer(
     def make(params: Iterable[Any]) -> torch.optim.Optimizer:
         mine = list(params)
         made = copy.copy(optimizer)
+        # What a scheduler leaves behind: it steps the loop's optimizer, not this one.
+        made.__dict__.pop("step", None)
         made.param_groups = [
-            {**g, "params": [mine[place[id(p)]] for p in g["params"] if id(p) in place]}
+            {
+                **{key: value for key, value in g.items() if key != "initial_lr"},
+                "params": [mine[place[id(p)]] for p in g["params"] if id(p) in place],
+            }
             for g in optimizer.param_groups
         ]
         made.state = defaultdict(dict)

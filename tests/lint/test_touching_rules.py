@@ -1,0 +1,142 @@
+"""What the corpus of bugs does not reach: thresholds, severities, numbers."""
+
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+import rightbatch as rb
+from cases import regression_job
+from rightbatch.core.findings import Finding
+from rightbatch.lint.comparisons import in_pieces
+from rightbatch.lint.probe import Probe
+from rightbatch.lint.setup import Setup
+from rightbatch.lint.touching_rules import _copies
+
+
+def normalised() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+
+
+def job(**more: Any) -> rb.Job:
+    given: dict[str, Any] = {"model": normalised, **more}
+    return regression_job(**given)
+
+
+def found(code: str, *given: Any, **more: Any) -> Finding | None:
+    return next((f for f in rb.check(*given, select=[code], **more).items), None)
+
+
+@pytest.mark.parametrize(
+    ("examples", "ranks", "left"), [(257, 1, 1), (258, 1, None), (258, 2, 1)]
+)
+def test_without_a_loader_a_last_batch_of_one_is_a_note(
+    examples: int, ranks: int, left: int | None
+) -> None:
+    finding = found("RB301", job(examples=examples, batch_size=16 * ranks), ranks=ranks)
+    assert (finding is None) == (left is None)
+    if finding is not None:
+        assert finding.severity == "note"
+        assert f"ends with {left} " in finding.seen
+
+
+def test_the_last_batch_is_that_of_every_rank() -> None:
+    """66 examples over two ranks: 33 each, two batches of 16 and one of one."""
+    data = TensorDataset(torch.randn(66, 5), torch.randn(66, 1))
+    sampler = DistributedSampler(data, num_replicas=2, rank=0)
+    loader = DataLoader(data, batch_size=16, sampler=sampler)
+    finding = found("RB301", job(), loader=loader, ranks=2)
+    assert finding is not None
+    assert finding.severity == "error"
+    whole = DataLoader(data, batch_size=11, sampler=sampler)
+    assert found("RB301", job(), loader=whole, ranks=2) is None
+
+
+def test_a_loader_without_indices_tells_nothing() -> None:
+    loader: Any = iter([])
+    assert found("RB301", job(examples=257), loader=loader) is None
+
+
+@pytest.mark.parametrize(("micro", "few"), [(4, True), (7, True), (8, False)])
+def test_few_examples_per_statistic(micro: int, few: bool) -> None:
+    assert (found("RB302", job(), micro_batch=micro) is not None) == few
+
+
+def test_ranks_that_share_statistics_count_together() -> None:
+    def shared() -> nn.Module:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(normalised())
+
+    assert found("RB302", job(model=shared), micro_batch=4, ranks=4) is None
+    assert found("RB302", job(model=shared), micro_batch=4) is not None
+
+
+@pytest.mark.parametrize(("micro", "severity"), [(8, "warning"), (16, "note")])
+def test_enough_examples_on_a_rank_are_a_note(micro: int, severity: str) -> None:
+    finding = found("RB304", job(), micro_batch=micro, ranks=2)
+    assert finding is not None
+    assert finding.severity == severity
+
+
+def in_batch(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    logits = model(batch[0]) @ model(batch[0]).T
+    return cross_entropy(logits, torch.arange(len(logits)))
+
+
+@pytest.mark.parametrize(("ranks", "severity"), [(1, "note"), (2, "warning")])
+def test_parts_with_statistics_of_their_own_are_a_warning(
+    ranks: int, severity: str
+) -> None:
+    finding = found("RB305", job(loss=in_batch), ranks=ranks)
+    assert finding is not None
+    assert finding.severity == severity
+
+
+def test_a_leak_in_the_model_is_no_contrastive_loss() -> None:
+    class Softmax(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.softmax(0)
+
+    leaking = job(model=lambda: nn.Sequential(Softmax(), nn.Linear(5, 1)))
+    probe = Probe(leaking)
+    assert probe.coupled == "loss"
+    assert not probe.contrastive
+    assert Probe(job(loss=in_batch)).contrastive
+
+
+def test_pieces_are_compared_with_the_gradient_by_autograd() -> None:
+    """Weights and data of seed 0; float32 against float64: to 1e-4."""
+    chosen = job(batch_size=32)
+    measured = in_pieces(Probe(chosen, setup=Setup(accumulation=2)))
+    assert measured is not None
+    model = chosen.make_model().double()
+    x, y = (t[:32].double() for t in chosen.data)
+
+    def gradient(*pieces: slice) -> Tensor:
+        losses: list[Any] = [chosen.loss(model, (x[p], y[p])) for p in pieces]
+        mean = torch.stack(losses).mean()
+        made = torch.autograd.grad(mean, list(model.parameters()))
+        return torch.cat([g.flatten() for g in made])
+
+    whole, cut = gradient(slice(32)), gradient(slice(16), slice(16, 32))
+    share = float((cut - whole).norm() / whole.norm())
+    assert share > 0.01
+    assert measured[2].share == pytest.approx(share, rel=1e-4)
+
+
+def test_copies_are_counted_pair_by_pair() -> None:
+    """Fields: inputs with copies, labels, a mask, positions, more inputs."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randint(3, (40, 2), generator=generator)
+    floats = inputs.double()[:, :1] * torch.ones(3)
+    mask = torch.ones(40, 4, dtype=torch.bool)
+    batch = inputs, inputs[:, 0], mask, torch.arange(4).repeat(40, 1), floats
+
+    def pairs(rows: Tensor) -> int:
+        return sum(torch.equal(a, b) for a, b in combinations(rows, 2))
+
+    assert _copies(batch) == [pairs(inputs), 0, 0, 0, pairs(floats)]
+    assert pairs(floats) > pairs(inputs) > 0
