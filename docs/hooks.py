@@ -17,7 +17,8 @@ from typing import Any
 
 from mkdocs.structure.files import File
 
-from rightbatch.lint.rules import ALL_RULES, page as rule_page
+from rightbatch.lint.rules import ALL_RULES
+from rightbatch.lint.rules import page as rule_page
 
 ROOT = Path(__file__).parent.parent
 CODE = re.compile(r"^\| (RB\d{3}) \|", re.MULTILINE)

@@ -26,8 +26,8 @@ def tables() -> str:
         if not codes or family in WRITTEN:
             continue
         rows = [f"| {c} | {rule_name(c)} | {_cell(meaning(c))} |" for c in codes]
-        head = [f"## {title}", "", "| code | rule | silent where |", "| --- | --- | --- |"]
-        parts.append("\n".join([*head, *rows]))
+        head = ["| code | rule | silent where |", "| --- | --- | --- |"]
+        parts.append("\n".join([f"## {title}", "", *head, *rows]))
     return "\n\n".join(parts)
 
 
