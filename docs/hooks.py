@@ -27,9 +27,6 @@ LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=(?:#[^)\s]*)?\))")
 
 def on_files(files: Any, config: Any) -> Any:
     """Add README as the index, the rules' pages, and the linked files."""
-    for code in ALL_RULES:
-        place = f"checks/{code}.md"
-        files.append(File.generated(config, place, content=rule_page(code)))
     waiting = ["README.md", *(f"docs/{f.src_uri}" for f in files.documentation_pages())]
     seen = set(waiting)
     while waiting:
@@ -42,6 +39,9 @@ def on_files(files: Any, config: Any) -> Any:
             linked = {t for m in LINK.finditer(text) if (t := _target(path, m[0]))}
             waiting += sorted(linked - seen)
             seen |= linked
+    for code in ALL_RULES:
+        place = f"checks/{code}.md"
+        files.append(File.generated(config, place, content=rule_page(code)))
     return files
 
 

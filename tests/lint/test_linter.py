@@ -85,7 +85,7 @@ def test_bad_examples_are_named() -> None:
 def test_what_is_checked_must_be_clear() -> None:
     job = regression_job()
     criterion: Any = nn.CrossEntropyLoss()
-    for given, message in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({}, "a job, or a model"),
         ({"model": NET, "batch": (X, Y)}, "a job, or a model"),
         ({"job": job, "batch": (X, Y)}, "takes no other parts"),
@@ -94,7 +94,8 @@ def test_what_is_checked_must_be_clear() -> None:
         ({"job": job, "select": ["RB9"]}, "no rule RB9"),
         ({"job": job, "select": ["RB2"]}, "none of the rules"),
         ({"job": job, "ignore": ["RB"]}, "none of the rules"),
-    ]:
+    ]
+    for given, message in cases:
         with pytest.raises(rb.SettingError, match=message):
             rb.check(**given)
 
@@ -145,8 +146,8 @@ def test_the_loader_is_audited_too() -> None:
     assert findings.rules == len(JOB_RULES) + len(LOADER_RULES)
     assert rb.check(**given, select=["RB201"]).rules == 1
     assert rb.check(**given, select=["RB206"]).items == ()
-    mixed = DataLoader(data, batch_size=16, shuffle=True)
-    assert rb.check(**{**given, "loader": mixed}, select=["RB2"]).items == ()
+    given["loader"] = DataLoader(data, batch_size=16, shuffle=True)
+    assert rb.check(**given, select=["RB2"]).items == ()
 
 
 class Endless(IterableDataset[Any]):
