@@ -3,6 +3,9 @@
 The Markdown in ``docs/`` links to files of the repository (``../examples/own_job.py``),
 so that it can be read where the code is. On the site such a file is a page of its own,
 under ``repository/``, and the links lead there.
+
+Every rule of the linter has a page, made of its docstring; a code in the first column
+of a table in ``checks.md`` leads to it.
 """
 
 from __future__ import annotations
@@ -14,12 +17,16 @@ from typing import Any
 
 from mkdocs.structure.files import File
 
+from rightbatch.lint.rules import ALL_RULES
+from rightbatch.lint.rules import page as rule_page
+
 ROOT = Path(__file__).parent.parent
+CODE = re.compile(r"^\| (RB\d{3}) \|", re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=(?:#[^)\s]*)?\))")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add README as the index, and the linked files."""
+    """Add README as the index, the rules' pages, and the linked files."""
     waiting = ["README.md", *(f"docs/{f.src_uri}" for f in files.documentation_pages())]
     seen = set(waiting)
     while waiting:
@@ -32,12 +39,17 @@ def on_files(files: Any, config: Any) -> Any:
             linked = {t for m in LINK.finditer(text) if (t := _target(path, m[0]))}
             waiting += sorted(linked - seen)
             seen |= linked
+    for code in ALL_RULES:
+        place = f"checks/{code}.md"
+        files.append(File.generated(config, place, content=rule_page(code)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Make links between files links between pages."""
+    """Make links between files links between pages, and codes links to rules."""
     place = page.file.src_uri
+    if place == "checks.md":
+        markdown = CODE.sub(_rule_link, markdown)
     path = _path_of(place)
 
     def link(match: re.Match[str]) -> str:
@@ -47,6 +59,12 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return os.path.relpath(_page_of(target), PurePosixPath(place).parent)
 
     return LINK.sub(link, markdown)
+
+
+def _rule_link(row: re.Match[str]) -> str:
+    """The first cell of a table's row, as a link where the rule has a page."""
+    code = row[1]
+    return f"| [{code}](checks/{code}.md) |" if code in ALL_RULES else row[0]
 
 
 def _target(path: str, link: str) -> str | None:

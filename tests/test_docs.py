@@ -1,12 +1,14 @@
 """The pages name only what exists, and the API reference names everything."""
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
 import rightbatch as rb
+from rightbatch.lint.rules import ALL_RULES
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "rightbatch"
@@ -67,3 +69,18 @@ def test_the_architecture_lists_the_rooms() -> None:
     assert sorted(listed) == sorted(
         p.name for p in SOURCE.iterdir() if p.is_dir() and p.name != "__pycache__"
     )
+
+
+def test_the_checks_page_has_every_rule() -> None:
+    """Its tables are those of the docstrings: python docs/rule_tables.py makes them."""
+    path = ROOT / "docs" / "rule_tables.py"
+    spec = importlib.util.spec_from_file_location("rule_tables", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = (ROOT / "docs" / "checks.md").read_text(encoding="utf-8")
+    assert text == module.with_tables(text), "run: python docs/rule_tables.py"
+    rows = re.findall(r"^\| (RB\d{3}) \|", text, re.MULTILINE)
+    of_runs = {"RB120", "RB121"}  # what `tune` adds by itself
+    assert sorted(rows) == sorted({*ALL_RULES, *of_runs})

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from rightbatch.core.errors import JobError, RightbatchError
 from rightbatch.core.findings import Finding
+from rightbatch.core.trees import tensors
 from rightbatch.coupling.probe import LEAST_EXAMPLES, Coupling
 from rightbatch.job.loss import no_pair
 from rightbatch.job.optimizers import rate_in
@@ -24,7 +27,14 @@ EVALUATED = 64  # examples that an evaluation looks at, at the least [assumed]
 
 
 def enough_data(probe: Probe) -> Finding | None:
-    """The data set holds at least one batch."""
+    """The data set holds at least one batch.
+
+    A batch larger than the data set would hold examples twice: its gradient is less
+    noisy than that of so many different examples, and each epoch has no whole step.
+
+    Fix: a batch size of at most ``len(data)``. With ``drop_last`` such a loader makes
+    no batch at all; that is seen by an audit of the loader (RB2xx).
+    """
     job = probe.job
     if job.length == 0:
         raise JobError("the data set is empty", seen="len(data) = 0")
@@ -39,7 +49,20 @@ def enough_data(probe: Probe) -> Finding | None:
 
 
 def trainable(probe: Probe) -> Finding | None:
-    """Model, optimizer and rate can be made, and something can be trained."""
+    """Model, optimizer and rate can be made, and something can be trained.
+
+    Every measurement and every candidate of a race begins from a model of its own, so
+    ``model()`` has to build one each time it is called. The optimizer has to hold the
+    parameters of that model, with a learning rate above zero in its first group: all
+    rates are raced by one factor on the first. A ``rate`` is read too, since a schedule
+    that cannot be followed makes any run another one. Parameters that are trained but
+    not in the optimizer are a warning: their noise would be measured although no step
+    moves them.
+
+    Fix: build the network inside ``model()``, or pass the module itself; use the
+    parameters that ``optimizer(params)`` is given; make the scheduler in ``rate``, not
+    inside ``optimizer``.
+    """
     parameters = {id(p) for p in probe.model.parameters() if p.requires_grad}
     held = {id(p) for g in probe.optimizer.param_groups for p in g["params"]}
     again = {p.data_ptr() for p in probe.job.make_model().parameters()}
@@ -84,7 +107,14 @@ def trainable(probe: Probe) -> Finding | None:
 
 
 def one_step_optimizer(probe: Probe) -> Finding | None:
-    """The optimizer makes one update per gradient."""
+    """The optimizer makes one update per gradient.
+
+    LBFGS calls the loss several times for one step. Which batch such a step has cannot
+    be said, so neither the noise of its gradient nor the steps to a target follow the
+    laws that a batch is chosen by.
+
+    Fix: SGD, Adam or any other optimizer that takes one gradient for a step.
+    """
     if any(isinstance(o, torch.optim.LBFGS) for o in members_of(probe.optimizer)):
         raise JobError(
             "LBFGS evaluates the loss several times per step",
@@ -95,16 +125,28 @@ def one_step_optimizer(probe: Probe) -> Finding | None:
 
 
 def scalar_loss(probe: Probe) -> Finding | None:
-    """The loss of today's batch is one finite number."""
+    """The loss of today's batch is one finite number.
+
+    It is a mean over the batch, or a pair ``(sum, count)``. A vector leaves open how
+    its entries are averaged; NaN or infinity at the first weights leaves nothing to
+    measure; a count that is not positive divides by nothing. Of a pair it is checked,
+    at two sizes of batch, that neither of its values is a mean.
+
+    Fix: ``loss.mean()``, or ``(loss.sum(), number of terms)``; for NaN look for
+    ``log(0)``, divisions by zero and bad examples. What becomes NaN only later in the
+    run is not seen here; `train` stops at it.
+    """
     today = probe.job.batch_size
     for size in sorted({probe.few, today}):
         if size > probe.few and not probe.affords(size):
             break  # a few examples have shown that it works
         first, count = probe.first_loss(size)
         if not math.isfinite(first):
+            bad = not all(x.isfinite().all() for x in _plain(probe.batch(size)))
+            also = ", and the batch itself holds NaN or infinity" if bad else ""
             raise JobError(
                 f"the loss of the first batch is {first}",
-                seen=f"{size} examples at the initial weights",
+                seen=f"{size} examples at the initial weights{also}",
                 why="nothing can be measured from it",
                 fix="look for log(0), division by zero or bad examples in the data",
             )
@@ -119,10 +161,28 @@ def scalar_loss(probe: Probe) -> Finding | None:
     return None
 
 
+def _plain(batch: Any) -> list[Tensor]:
+    """Its tensors that are neither sparse nor nested."""
+    return [x for x in tensors(batch) if x.layout == torch.strided and not x.is_nested]
+
+
 def mean_loss(probe: Probe) -> Finding | None:
     """A batch with every example twice has the same mean loss, but twice the sum.
 
-    It is the mean over the batch's examples, each by itself.
+    It is the mean over the batch's examples, each by itself. A loss that is a sum grows
+    with the batch, and so does its gradient: batch x 2 is rate x 2 as well, and no law
+    of batch and rate can be read from it. That is an error.
+
+    Where examples touch inside the loss (contrastive losses, a Dice over the batch),
+    the batch size is part of what is learned: a warning. It is found by exchanging
+    halves of a batch: without touching, the loss of a batch is the sum of what its two
+    halves cost, to rounding, here 5e-6 of the loss in float32 [measured]. A mean over
+    something else than examples, such as tokens, is a note: pieces of a batch that hold
+    unequal numbers of them are weighed unequally.
+
+    Fix: ``loss.mean()``; ``(sum, count)`` for tokens. A loss that needs its batch stays
+    as it is, and its batch is not cut into pieces. A coupling below rounding at the
+    initial weights is not seen.
     """
     few = probe.few
     once = probe.loss(probe.batch(few), few)
@@ -170,7 +230,16 @@ def _exchanged(coupling: Coupling) -> str:
 
 
 def repeatable_loss(probe: Probe) -> Finding | None:
-    """The same weights, batch and random state give the same loss."""
+    """The same weights, batch and random state give the same loss.
+
+    What a loss draws from a generator of its own (Python's ``random``, a new
+    ``numpy.random.default_rng()``) differs between two calls that should agree. The
+    difference is counted as gradient noise, so that the noise scale, and the batch with
+    it, come out too large; and no run can be repeated.
+
+    Fix: draw random numbers from torch's generator, or in the data set. Differences
+    below 1e-5 of the loss are taken for rounding.
+    """
     values = []
     few = probe.few
     batch = probe.batch(few)
@@ -191,7 +260,16 @@ def repeatable_loss(probe: Probe) -> Finding | None:
 
 
 def differentiable(probe: Probe) -> Finding | None:
-    """A backward pass gives finite gradients to the parameters."""
+    """A backward pass gives finite gradients to the parameters.
+
+    Noise and progress are read from gradients. One that is NaN or infinite at the first
+    weights, one that reaches no parameter at all, and sparse ones are errors; a
+    parameter that none reaches is a note, and is left out of the noise.
+
+    Fix: look for ``sqrt(0)``, ``log(0)`` and overflow where a gradient is not finite;
+    ``Embedding(sparse=False)``; let the loss depend on the model that it is given, and
+    ``requires_grad_(False)`` for what is meant to stay.
+    """
     size = min(probe.job.batch_size, probe.job.length)
     if not probe.affords(BACKWARD * size):
         size = min(probe.few, size)
@@ -231,7 +309,15 @@ def differentiable(probe: Probe) -> Finding | None:
 
 
 def every_size(probe: Probe) -> Finding | None:
-    """The model runs on one example and on two, not only on today's batch."""
+    """The model runs on one example and on two, not only on today's batch.
+
+    A batch of any size is made of pieces, and the last piece of an epoch may be small.
+    A model with a batch size written into ``view`` or ``reshape``, or with BatchNorm on
+    one value for each channel, fails there: after hours, where the epoch ends.
+
+    Fix: ``x.view(len(x), -1)`` in place of a fixed size; ``drop_last=True`` or a norm
+    that needs no other examples. Sizes that fail are left out of the plan.
+    """
     failed: list[tuple[int, str]] = []
     for size in (1, 2):
         try:
@@ -251,7 +337,20 @@ def every_size(probe: Probe) -> Finding | None:
 
 
 def no_normalization(probe: Probe) -> Finding | None:
-    """The model looks at each example by itself, in training mode too."""
+    """The model looks at each example by itself, in training mode too.
+
+    BatchNorm and its kind make the output of an example depend on the others in its
+    pass. How many see each other is then part of the model: other pieces are another
+    function, whether accumulated or on ranks. With n values behind each statistic, the
+    others' share of an example's gradient is about 2 / n of its own [measured: .55 at
+    n = 4, .064 at 32].
+
+    What follows here: the number that see each other today is kept, and larger batches
+    are made of such pieces. It is found by exchanging halves of a batch, so layers of
+    one's own count too.
+
+    Fix: GroupNorm or LayerNorm where that is an option.
+    """
     if probe.coupling.kind != "normalization":
         return None
     return Finding(
@@ -266,7 +365,15 @@ def no_normalization(probe: Probe) -> Finding | None:
 
 
 def target_ahead(probe: Probe) -> Finding | None:
-    """The evaluation works, and its target lies ahead of the start."""
+    """The evaluation works, and its target lies ahead of the start.
+
+    Progress is time to the target, as ``evaluate(model)`` sees it. An evaluation that
+    is NaN shows none, and a target that the initial weights meet already, mostly a
+    ``goal`` the wrong way round, makes every batch look equally good.
+
+    Fix: a finite number, such as the mean loss on held-out data, and a target beyond
+    the first value in the direction of ``goal``.
+    """
     job = probe.job
     if job.evaluate is None:
         return None

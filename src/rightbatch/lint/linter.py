@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from rightbatch.core.guards import preserved_rng
 from rightbatch.core.text import first_line
 from rightbatch.core.torch_private import is_out_of_memory
 from rightbatch.core.units import show_seconds
+from rightbatch.data.audit.audit import audit
+from rightbatch.data.audit.loader_findings import LOADER_RULES
 from rightbatch.job.job import Job
 from rightbatch.job.loss import Loss
 from rightbatch.lint.job_rules import JOB_RULES
 from rightbatch.lint.probe import PassTooLongError, Probe, Rule
-from rightbatch.lint.rules import RULES, meaning
+from rightbatch.lint.rules import ALL_RULES, MEASURED_RULES, RULES, meaning, rule_name
 from rightbatch.lint.setup import Setup
-from rightbatch.lint.subject import job_of
+from rightbatch.lint.subject import job_measured, job_of
 from rightbatch.measure.measurements import Measurements
 from rightbatch.schedules.schedule import Schedule
 from rightbatch.training.run_folder import MEASUREMENTS
@@ -44,6 +47,7 @@ def check(
     select: Iterable[str] = (),
     ignore: Iterable[str] = (),
     budget_s: float = math.inf,
+    watch: Callable[[str], None] | None = None,
 ) -> Findings:
     """Check a job, or a model with its loss and one batch, for what is wrong with it.
 
@@ -68,11 +72,13 @@ def check(
         averaged: The averaged copy of the model (EMA), updated once for every update.
         loader: The loader that feeds the loop; it is audited too (RB2xx).
         time_axis: Axis of time in the model's outputs, where nothing may look ahead.
-        run: A run folder of `tune`: what was measured is not measured again.
+        run: A run folder of `tune`: what was measured is not measured again. Alone,
+            only rules that need no more than its measurements are run.
         select: Codes, or beginnings of codes ("RB3"), of the rules to run; all.
         ignore: Of those, the ones to leave out.
         budget_s: Seconds that passes through the model may take; rules that would take
             more are left out, and a note says so. By default every rule is run.
+        watch: Called with a few words on each rule as it begins.
 
     Returns:
         The findings; true where nothing forbids measuring.
@@ -87,13 +93,7 @@ def check(
         >>> bool(rb.check(rb.load_job("digits")))
         True
     """
-    given = {"model": model, "loss": loss, "batch": batch}
-    if (job is None) == any(value is None for value in given.values()):
-        raise SettingError(
-            "check takes a job, or a model with its loss and a batch",
-            seen=", ".join(["job"] * (job is not None) + [*_given(given)]) or "nothing",
-            fix="rb.check(job), or rb.check(model=model, loss=loss, batch=batch)",
-        )
+    _one_subject(job, {"model": model, "loss": loss, "batch": batch}, run)
     setup = Setup(
         micro_batch=micro_batch,
         accumulation=accumulation,
@@ -107,51 +107,112 @@ def check(
         recipe=job is not None or optimizer is not None,
         sample=job is None,
     )
-    if job is None:
-        assert loss is not None
+    codes = chosen_codes(select, ignore)
+    rules = {code: rule for code, rule in RULES.items() if code in codes}
+    if job is None and loss is not None:
         job = job_of(model, loss, batch, optimizer)
+    elif job is None:
+        assert setup.measurements is not None
+        job = job_measured(setup.measurements.job)
+        rules = {c: r for c, r in rules.items() if c in {*JOB_RULES, *MEASURED_RULES}}
+    if not rules and loader is None:
+        raise SettingError(
+            "none of the rules chosen can look at this",
+            seen=", ".join(codes) or "no rule is left",
+            why="rules of loaders (RB2xx) need one; a run alone has measurements only",
+            fix="loader=..., or other rules",
+        )
     setup.split(job)  # refuses what cannot be split
-    return run_rules(
-        Probe(job, budget_s, setup=setup), chosen_rules(RULES, select, ignore)
+    findings = run_rules(Probe(job, budget_s, setup=setup), rules, watch)
+    if loader is None:
+        return findings
+    loader_codes = [code for code in LOADER_RULES if code in codes]
+    return replace(
+        findings,
+        items=(*findings.items, *_audited(loader, loader_codes)),
+        rules=findings.rules + len(loader_codes),
     )
 
 
-def _given(values: Mapping[str, Any]) -> list[str]:
-    return [name for name, value in values.items() if value is not None]
+def _one_subject(job: Any, parts: Mapping[str, Any], run: Any) -> None:
+    """Whether a job, or a model with its loss and a batch, or else a run is given."""
+    given = [name for name, value in parts.items() if value is not None]
+    alone = run is not None and job is None and not given
+    if not alone and (job is None) == (len(given) < len(parts)):
+        raise SettingError(
+            "check takes a job, or a model with its loss and a batch",
+            seen=", ".join(["job"] * (job is not None) + given) or "nothing",
+            fix="rb.check(job), or rb.check(model=model, loss=loss, batch=batch)",
+        )
+    if job is not None and (given or not isinstance(job, Job)):
+        raise SettingError(
+            "the first argument of check is a rightbatch.Job, and takes no other parts",
+            seen=", ".join([type(job).__name__, *given]),
+            fix="rb.check(job), or rb.check(model=model, loss=loss, batch=batch)",
+        )
 
 
 def _measured(folder: Path) -> Measurements:
     return Measurements.load(folder / MEASUREMENTS)
 
 
-def chosen_rules(
-    rules: Mapping[str, Rule], select: Iterable[str], ignore: Iterable[str]
-) -> dict[str, Rule]:
-    """The rules whose code begins with one selected and with none ignored.
+def _audited(loader: Any, codes: list[str]) -> list[Finding]:
+    """What an audit finds; a note where the loader has nothing to look at."""
+    if not codes:
+        return []
+    try:
+        return [f for f in audit(loader).findings if f.code in codes]
+    except SettingError as error:
+        return [
+            Finding(
+                code=codes[0],
+                severity="note",
+                what=f"the loader was not audited: {error.what}",
+                seen=error.seen,
+                fix=error.fix,
+            )
+        ]
+
+
+def chosen_codes(select: Iterable[str] = (), ignore: Iterable[str] = ()) -> list[str]:
+    """The codes that begin with one selected and with none ignored.
+
+    Args:
+        select: Codes, or beginnings of codes; all.
+        ignore: Of those, the ones to leave out.
 
     Raises:
         SettingError: No rule's code begins so.
+
+    Example:
+        >>> chosen_codes(select=["RB20"], ignore=["RB203", "RB206"])
+        ['RB201', 'RB202', 'RB204', 'RB205']
     """
     wanted, left = tuple(select) or ("RB",), tuple(ignore)
     for prefix in (*wanted, *left):
-        if not any(code.startswith(prefix) for code in rules):
+        if not any(code.startswith(prefix) for code in ALL_RULES):
             raise SettingError(
                 f"there is no rule {prefix}",
                 fix="rightbatch check --list-rules shows them all",
             )
-    return {
-        code: rule
-        for code, rule in rules.items()
+    return [
+        code
+        for code in ALL_RULES
         if code.startswith(wanted) and not code.startswith(left or ("-",))
-    }
+    ]
 
 
-def run_rules(probe: Probe, rules: Mapping[str, Rule] = JOB_RULES) -> Findings:
+def run_rules(
+    probe: Probe,
+    rules: Mapping[str, Rule] = JOB_RULES,
+    watch: Callable[[str], None] | None = None,
+) -> Findings:
     """Rules on a probe of one's own, which knows afterwards what passes cost.
 
     Args:
         probe: The job.
         rules: By code; those of the job itself are what `tune` runs.
+        watch: Called with a few words on each rule as it begins.
     """
     known = probe.setup.measurements
     findings = [] if known is None else [f for f in known.findings if f.code in rules]
@@ -159,6 +220,8 @@ def run_rules(probe: Probe, rules: Mapping[str, Rule] = JOB_RULES) -> Findings:
         for count, (code, rule) in enumerate(rules.items(), start=1):
             if known is not None and code in JOB_RULES:
                 continue
+            if watch is not None:
+                watch(f"{code} {rule_name(code)}, {count} of {len(rules)}")
             finding = _found(code, rule, probe)
             if finding is None:
                 continue
@@ -178,7 +241,7 @@ def _found(code: str, rule: Rule, probe: Probe) -> Finding | None:
             severity="note",
             what=f"not checked, one pass takes {show_seconds(error.seconds)}: "
             f"{meaning(code)}",
-            fix="a larger --budget, or `rightbatch check`, which takes its time",
+            fix="a larger --budget, or `rightbatch check` without one",
         )
     except RightbatchError as error:
         return Finding.of(code, error)

@@ -8,9 +8,11 @@ docs, `--explain` and `--list-rules` are made of that docstring.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
+from rightbatch.core.errors import SettingError
 from rightbatch.data.audit.loader_findings import LOADER_RULES
 from rightbatch.lint.averaging_rules import AVERAGING_RULES
 from rightbatch.lint.job_rules import JOB_RULES
@@ -27,6 +29,17 @@ RULES: dict[str, Rule] = {
     **AVERAGING_RULES,
     **RECIPE_RULES,
     **MACHINE_RULES,
+}
+# Those that look at nothing but what `tune` measured: a run folder is enough.
+MEASURED_RULES = ("RB603", "RB604", "RB605", "RB606")
+# What a code's first digit says: each is a part of docs/checks.md.
+FAMILIES = {
+    "RB1": "The job itself",
+    "RB2": "The loader",
+    "RB3": "Examples that touch",
+    "RB4": "The loss as an average",
+    "RB5": "The recipe",
+    "RB6": "Data and machine",
 }
 # What can be explained: the rules of loaders belong to `rb.audit`, which runs them.
 ALL_RULES: dict[str, Callable[..., Any]] = {**RULES, **LOADER_RULES}
@@ -48,5 +61,24 @@ def meaning(code: str) -> str:
 
 
 def explanation(code: str) -> str:
-    """The whole docstring."""
-    return inspect.getdoc(ALL_RULES[code]) or rule_name(code)
+    """The docstring without what it says of arguments."""
+    text = inspect.getdoc(ALL_RULES[code]) or rule_name(code)
+    return re.split(r"\n+(?:Args|Raises|Returns):\n", text)[0].rstrip()
+
+
+def page(code: str) -> str:
+    """A rule's page, as Markdown: its title and its explanation.
+
+    Raises:
+        SettingError: No rule has this code.
+
+    Example:
+        >>> print(page("RB105").splitlines()[0])
+        # RB105: mean-loss
+    """
+    if code not in ALL_RULES:
+        raise SettingError(
+            f"there is no rule {code}",
+            fix="rightbatch check --list-rules shows them all",
+        )
+    return f"# {code}: {rule_name(code)}\n\n{explanation(code)}\n"

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.trees import example_count, select_examples
 from rightbatch.job.job import Job
 from rightbatch.job.loss import Loss
+from rightbatch.measure.measurements import JobFacts
 
 
 def job_of(model: nn.Module, loss: Loss, batch: Any, optimizer: Any) -> Job:
@@ -25,9 +27,17 @@ def job_of(model: nn.Module, loss: Loss, batch: Any, optimizer: Any) -> Job:
         optimizer: The loop's own, or a function of parameters; None: there is none.
 
     Raises:
-        JobError: Which examples the batch holds cannot be told.
+        SettingError: The loss is a criterion of torch, which takes no model.
+        JobError: Which examples the batch holds cannot be told, or it holds fewer
+            than two.
     """
-    count = example_count(batch)
+    if type(loss).__module__ == "torch.nn.modules.loss":
+        raise SettingError(
+            "the loss takes the model and a batch, and a criterion takes neither",
+            seen=type(loss).__name__,
+            fix="loss=lambda model, batch: criterion(model(batch[0]), batch[1])",
+        )
+    count = _count(batch)
     if isinstance(optimizer, torch.optim.Optimizer):
         optimizer = same_optimizer(optimizer, model)
     if optimizer is None:
@@ -40,6 +50,42 @@ def job_of(model: nn.Module, loss: Loss, batch: Any, optimizer: Any) -> Job:
         optimizer=optimizer,
         batch_size=count,
         name=type(model).__name__,
+    )
+
+
+def _count(batch: Any) -> int:
+    try:
+        count = example_count(batch)
+    except JobError as error:
+        raise JobError(
+            "which examples the batch holds cannot be told",
+            seen=error.seen,
+            why="rules repeat, exchange and leave out examples",
+            fix="tensors with one row for each example, in a tuple, list or dict; of a "
+            "loader: batch=next(iter(loader)), loader=loader",
+        ) from error
+    if count < 2:
+        raise JobError(
+            f"the batch holds {'one example' if count else 'no example'}",
+            seen=f"batch of {count}",
+            why="what examples do to each other cannot be seen in it",
+            fix="a batch of two or more, best one of the size that is trained with",
+        )
+    return count
+
+
+def job_measured(facts: JobFacts) -> Job:
+    """What stands for a job that is known by its measurements alone.
+
+    Its batch and its number of examples are the job's; model and data are not.
+    """
+    return Job(
+        model=lambda: nn.Linear(1, 1),
+        loss=lambda model, batch: model(batch).mean(),
+        data=torch.zeros(facts.examples, 1),
+        optimizer=_placeholder,
+        batch_size=facts.batch_size,
+        name=facts.name,
     )
 
 

@@ -16,6 +16,15 @@ PADDED = 0.2  # share of padding above which we say so [assumed]
 def mixing(noise: Estimate, size: int, ours: bool) -> Finding | None:
     """Batches are mixed: what lies together does not come together.
 
+    A data set lies sorted more often than not: by class, by day, by source. A loader
+    without a shuffle, or with a small buffer, then feeds batches whose examples are
+    alike, and the noise of their gradient is up to B times that of random batches. A
+    noise scale measured from it is off by the same factor (Meng et al. 2017,
+    arXiv:1709.10432, on what insufficient shuffling costs).
+
+    Fix: ``shuffle=True``, a larger buffer, or `rb.BatchStream`. Only the order is
+    looked at, never the data: one that lies in random order needs no shuffle.
+
     Args:
         noise: Of batch means.
         size: Examples in a batch.
@@ -43,6 +52,13 @@ def composition(
 ) -> Finding | None:
     """Every label is as frequent in batches as in the data.
 
+    Class-balanced samplers change the objective: the loss that is minimised is that of
+    another distribution, unless each example's loss is weighed back. It needs
+    ``labels=`` and is silent without.
+
+    Fix: `rb.data.Strata`, which gives the weights with the batches; nothing, if another
+    distribution is what is meant.
+
     Args:
         names: Of the labels.
         share: Of each label in the data.
@@ -68,6 +84,14 @@ def composition(
 
 def coverage(lost: int, repeated: int, length: int, batch: int) -> Finding | None:
     """A whole epoch holds every example once.
+
+    ``drop_last`` leaves out the tail of an epoch, ``DistributedSampler`` repeats
+    examples until all ranks have equal numbers, sampling with replacement does both: of
+    n draws from n examples 37 % never come [derived: 1 / e]. Steps and epochs then no
+    longer say how often an example was seen.
+
+    Fix: ``drop_last=False``, ``replacement=False``, or `rb.BatchStream`, whose uneven
+    tails need no padding; nothing, if it is meant.
 
     Args:
         lost: Examples that it leaves out.
@@ -106,6 +130,13 @@ def coverage(lost: int, repeated: int, length: int, batch: int) -> Finding | Non
 def same_order(same_head: int, epoch: int | None) -> Finding | None:
     """No two epochs are alike.
 
+    The same examples that meet in one epoch meet in every other, and what a batch of
+    them has in common is not averaged out over epochs. The usual cause is a
+    ``DistributedSampler`` without ``set_epoch``, or no shuffle at all.
+
+    Fix: ``sampler.set_epoch(epoch)`` before every epoch. Whether the loop calls it
+    cannot be seen from the loader: that is a note.
+
     Args:
         same_head: Examples with which they begin alike.
         epoch: That the sampler stands in; None: it has no ``set_epoch``.
@@ -129,6 +160,13 @@ def same_order(same_head: int, epoch: int | None) -> Finding | None:
 def length_mixing(noise: Estimate, size: int, tokens: bool) -> Finding | None:
     """Batches hold all lengths.
 
+    Sorting by length saves padding and makes batches of like lengths. Where gradients
+    depend on length, the steps are noisier than those of random batches, up to the
+    factor that is shown. It needs lengths (``lengths=``, or `rb.data.Tokens`).
+
+    Fix: lengths sorted within a window only, or several lengths in the micro-batches of
+    one step.
+
     Args:
         noise: Of batch means of the logarithm of lengths.
         size: Examples in a batch.
@@ -150,7 +188,15 @@ def length_mixing(noise: Estimate, size: int, tokens: bool) -> Finding | None:
 
 
 def padding(share: float, tokens: bool) -> Finding | None:
-    """Little of a batch is padding."""
+    """Little of a batch is padding.
+
+    Every example is padded to the longest of its micro-batch. The padding costs time
+    and memory, and what is measured for a batch of B examples is paid for tokens that
+    teach nothing. It needs lengths (``lengths=``, or `rb.data.Tokens`).
+
+    Fix: ``order=rb.data.Tokens(lengths, budget=...)``, which fills batches by tokens;
+    packed, it has no padding.
+    """
     if share <= PADDED:
         return None
     fix = "order=rb.data.Tokens(lengths, budget=...)"

@@ -1,0 +1,50 @@
+"""A baseline knows a finding again, whatever its numbers are by now."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rightbatch.core.errors import RunFolderError
+from rightbatch.core.findings import Finding
+from rightbatch.lint.baseline import Baseline, fingerprint
+
+
+def finding(what: str, code: str = "RB206", seen: str = "") -> Finding:
+    return Finding(code=code, severity="warning", what=what, seen=seen)
+
+
+def test_a_finding_is_known_again(tmp_path: Path) -> None:
+    Baseline.of([finding("31% of all tokens are padding")]).save(tmp_path / "b.json")
+    baseline = Baseline.load(tmp_path / "b.json")
+    again = finding("9.5% of all tokens are padding", seen="other numbers")
+    other = finding("31% of all tokens are padding", code="RB205")
+    another = finding("31% of all frames are padding")
+    assert baseline.new([again, other, another]) == (other, another)
+    assert Baseline.of([]).new([again]) == (again,)
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2))
+def test_no_number_counts(values: list[float]) -> None:
+    prints = {fingerprint("RB1", f"a {abs(value):,.4g} x b") for value in values}
+    assert len(prints) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"format": "rightbatch/plan/1"}',
+        '{"format": "rightbatch/baseline/1"}',
+        '{"format": "rightbatch/baseline/1", "findings": [{"code": "RB1"}]}',
+    ],
+)
+def test_a_damaged_file_is_one_clear_error(text: str, tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text(text)
+    with pytest.raises(RunFolderError) as raised:
+        Baseline.load(tmp_path / "b.json")
+    assert "--write-baseline" in raised.value.fix
+    with pytest.raises(RunFolderError, match="cannot read"):
+        Baseline.load(tmp_path / "none.json")
