@@ -208,6 +208,14 @@ def endless(found: Measurements) -> Measurements:
     return replace(found, noise=tuple(points))
 
 
+def growing(found: Measurements) -> Measurements:
+    """The same, of a loss that grows without end: rounding is all that is left."""
+    first, *others = found.noise
+    lost = replace(first.plain, grad_norm_sq=5.7e19, trace=-4.6e15, var_trace=0.0)
+    lost = replace(lost, var_grad_norm_sq=0.0, covariance=0.0)
+    return replace(found, noise=(first, *(replace(p, plain=lost) for p in others)))
+
+
 def overfitted(found: Measurements) -> Measurements:
     """The same, the metric far worse again after the fourth of eight points."""
     values = [*np.linspace(3.0, 1.0, 20), *np.linspace(1.0, 2.0, 60)]
@@ -219,12 +227,14 @@ def overfitted(found: Measurements) -> Measurements:
     return replace(found, job=job, metrics=metrics, metric="evaluate")
 
 
-@pytest.mark.parametrize("kind", ["noise", "endless", "overfitted", "raced"])
+@pytest.mark.parametrize("kind", ["noise", "endless", "growing", "overfitted", "raced"])
 def test_every_command_tells_one_critical_batch(kind: str) -> None:
     """`measure` before there is a law of time, `plan` and `cluster` from the file."""
     found = made_up(critical=100)
     if kind == "endless":
         found = endless(found)
+    if kind == "growing":
+        found = growing(found)
     if kind == "overfitted":
         found = overfitted(found)
     if kind == "raced":

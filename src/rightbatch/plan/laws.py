@@ -216,9 +216,9 @@ def rate_prior(
         known = critical.value if math.isfinite(critical.value) else 2 * critical.low
         if math.isfinite(known) and known > 0:
             centre = math.log(known)
-            own = (
-                math.log(critical.high / critical.low) / 4 if critical.bounded else 1.0
-            )
+            low, high = critical.low, critical.high
+            told = critical.bounded and low > 0  # no trace of noise may be seen at all
+            own = math.log(high / low) / 4 if told else 1.0
             spread = math.hypot(NOISE_SPREAD, own)
     growth = None if noise is None else noise_growth(measurements.noise)
     return RatePrior(
