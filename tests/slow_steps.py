@@ -13,6 +13,7 @@ from cases import regression_job
 CLOCKED = (
     "core.deadline",
     "core.progress",
+    "lint.job_rules",
     "lint.probe",
     "measure.time",
     "measure.threads",
