@@ -118,7 +118,7 @@ def test_a_race_can_start_from_initial_weights_without_what_is_held_out() -> Non
 
 def test_todays_setting_may_diverge() -> None:
     job = regression_job(optimizer=lambda p: torch.optim.SGD(p, lr=3.0))
-    _, seen = measured(with_target(job), 2.0)
+    _, seen = measured(with_target(job), 20.0)
     assert seen.diverged
     assert seen.metrics
     assert len(seen.times) >= 3
