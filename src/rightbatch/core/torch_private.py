@@ -12,9 +12,10 @@ import functools
 import logging
 import re
 import signal
+import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,27 @@ def saved_tensor_hook() -> Any:
 
 
 # Calls of torch's functions
+
+
+class LightDispatchMode(TorchDispatchMode):
+    """A mode that does not import torch's compiler, which takes seconds.
+
+    (``_should_skip_dynamo``.) What is compiled must run as it is written inside.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+def as_written() -> AbstractContextManager[Any]:
+    """What ``torch.compile`` has wrapped runs as it is written inside.
+
+    Without ``torch._dynamo`` nothing is wrapped, and its import takes seconds.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def without_torch_function() -> AbstractContextManager[None]:
