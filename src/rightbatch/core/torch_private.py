@@ -14,8 +14,9 @@ import re
 import signal
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,14 +105,18 @@ class LightDispatchMode(TorchDispatchMode):
         return False
 
 
-def as_written() -> AbstractContextManager[Any]:
+@contextmanager
+def as_written() -> Iterator[None]:
     """What ``torch.compile`` has wrapped runs as it is written inside.
 
     Without ``torch._dynamo`` nothing is wrapped, and its import takes seconds.
     """
     if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using `torch.compile")  # beside our hooks
+        yield
 
 
 def without_torch_function() -> AbstractContextManager[None]:
