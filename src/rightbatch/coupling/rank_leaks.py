@@ -1,8 +1,4 @@
-"""Whether outputs on one rank depend on another rank, or on which rank it is.
-
-All ranks make the same passes at the same time, as a model may speak to the others in
-its forward pass.
-"""
+"""Whether outputs on one rank depend on another rank, or on which rank it is."""
 
 from __future__ import annotations
 
@@ -159,7 +155,7 @@ class RankSearch:
         )
 
     def _together(self, act: Callable[[], Made]) -> Made:
-        """What every rank makes; the first error of any is raised on all."""
+        """What every rank makes; an error of any is raised on all, as none may wait."""
         made, failed = [], None
         try:
             made = [act()]

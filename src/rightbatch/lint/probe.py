@@ -171,7 +171,7 @@ class Probe:
             return False
         try:
             two, four, eight = (self.loss(self.batch(1, n), n) for n in (2, 4, 8))
-        except JobError:
+        except (SettingError, JobError):
             return False
         power = abs(four**2 - two * eight) <= SLIGHT * four**2
         grows = four - two > SLIGHT * abs(four)

@@ -88,12 +88,12 @@ def leak_from_the_future(probe: Probe) -> Finding | None:
     leak = _first(leaking_ahead(probe, axis), "RB307", "time")
     if not isinstance(leak, Leak) or leak.lookahead is None:
         return leak if isinstance(leak, Finding) else None
-    ahead = "all" if np.isinf(leak.lookahead) else f"{leak.lookahead:.0f}"
+    ahead = "all" if np.isinf(leak.lookahead) else f"the next {leak.lookahead:.0f}"
     return Finding(
         code="RB307",
         severity="error",
         what=f"{_place(leak)} looks ahead in time",
-        seen=f"outputs depend on {ahead} later step(s) along axis {axis}, in "
+        seen=f"outputs depend on {ahead} of the later steps along axis {axis}, in "
         f"{' and '.join(leak.modes)} mode",
         why="the model sees what it is to predict: the loss falls, and it cannot "
         "generate",
@@ -149,14 +149,8 @@ def _first(found: Searched, code: str, *kinds: Across) -> Leak | Finding | None:
     A note, where nothing could be searched.
     """
     if not isinstance(found, Leaks):
-        return Finding(
-            code=code,
-            severity="note",
-            what=f"not checked: {found.what}",
-            seen=found.seen,
-            why=found.why,
-            fix=found.fix,
-        )
+        what = f"not checked: {found.what}"
+        return replace(Finding.of(code, found), severity="note", what=what)
     for across in kinds:
         inside = [x for x in found if x.across == across and x.module not in OUTSIDE]
         if inside:
