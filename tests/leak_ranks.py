@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,27 @@ class OfRank(nn.Module):
         return x + dist.get_rank()
 
 
+class Dropped(nn.Module):
+    """Leaves layers out by Python's random numbers, which differ by rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(6):
+            x = x + self.layer(x) if random.random() < 0.5 else x
+        return x
+
+
+class Broken(nn.Module):
+    """Makes NaN of what rank 1 has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / (dist.get_rank() != 1) - x / (dist.get_rank() != 1)
+
+
 def stacked(*parts: nn.Module) -> nn.Sequential:
     """The same weights on every rank, but for a BatchNorm's running mean."""
     torch.manual_seed(0)
@@ -55,6 +77,8 @@ CASES = {
     "global mean": lambda: stacked(GlobalMean()),
     "of rank": lambda: stacked(OfRank()),
     "drifted": drifted,
+    "dropped": lambda: stacked(Dropped()),
+    "broken": lambda: stacked(Broken()),
     "wrapped": lambda: DistributedDataParallel(drifted()),
 }
 
@@ -64,7 +88,11 @@ def found(make: Any) -> dict[str, Any]:
     before = [t.clone() for t in (*model.parameters(), *model.buffers())]
     torch.manual_seed(10 + dist.get_rank())
     batch = torch.randn(ROWS + dist.get_rank() % 2, WIDTH)
-    leaks = rb.coupling.leaks(model, batch, ranks=True)
+    random.seed(dist.get_rank())
+    try:
+        leaks = rb.coupling.leaks(model, batch, ranks=True)
+    except rb.SettingError as error:
+        return {"leaks": {"refused": [error.what]}, "strong": True, "kept": True}
     kept = zip(before, (*model.parameters(), *model.buffers()), strict=True)
     return {
         "leaks": {leak.across: [leak.module, *leak.modes] for leak in leaks},

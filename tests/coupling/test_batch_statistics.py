@@ -44,7 +44,6 @@ def test_rows_and_values_are_those_behind_a_mean(
     assert (first.layer, first.kind) == ("1", type(layer).__name__)
     assert (first.rows, first.values) == (rows, values)
     assert first.shared == ("Sync" in first.kind)
-    assert first.running == (first.kind != "ByFunction")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ SEEDS = range(3)
 def test_the_zoo(case: Case) -> None:
     for seed in SEEDS:
         torch.manual_seed(seed)
-        leaks = rb.coupling.leaks(case.make(), case.batch(), **case.options, seed=seed)
+        leaks = rb.coupling.leaks(case.make(), case.batch(), **case.options)
         found = {(leak.across, leak.module): leak.modes for leak in leaks}
         assert found == case.leaks, f"seed {seed}: {leaks}"
         assert bool(leaks) == bool(case.leaks)
@@ -42,7 +42,7 @@ def test_batch_norm_leaks_by_two_over_n(rows: int) -> None:
     for seed in SEEDS:
         torch.manual_seed(seed)
         x = torch.randn(rows, 32)
-        (leak,) = rb.coupling.leaks(nn.BatchNorm1d(32), x, seed=seed)
+        (leak,) = rb.coupling.leaks(nn.BatchNorm1d(32), x)
         norm = nn.BatchNorm1d(32)
         jacobian = torch.autograd.functional.jacobian(norm, x)
         squares = jacobian.square().sum((1, 3))
@@ -228,11 +228,96 @@ ORDERED = torch.arange(8.0).view(4, 2)
         (nn.Linear(2, 2), torch.randn(4, 2), {"time_axis": 2}, r"lengths \[\]"),
         (nn.Linear(2, 2), ORDERED, {"documents": torch.zeros(4, 2)}, "two documents"),
         (nn.Linear(2, 2), ORDERED, {"loss": fussy, "call": fussy}, "loss and call"),
+        (nn.LazyLinear(2), ORDERED, {}, "lazy layer"),
     ],
 )
 def test_refusals(model: nn.Module, batch: Any, options: Any, message: str) -> None:
     with pytest.raises(RightbatchError, match=message):
         rb.coupling.leaks(model, batch, **options)
+
+
+@pytest.mark.parametrize("far", [0, 1, 9])
+def test_a_loss_may_cut_the_last_step_off(far: int) -> None:
+    """Inputs and targets from one tensor, as language models have it."""
+
+    def ahead(m: Any, x: Tensor) -> Tensor:
+        y = m.embed(x)
+        return y + sum(F.pad(y, (0, 0, 0, k))[:, k:] for k in range(1, far + 1))
+
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        return F.cross_entropy(model(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten())
+
+    torch.manual_seed(0)
+    model = Apply(ahead, embed=nn.Embedding(7, 7))
+    tokens = torch.randint(7, (ROWS, 10))
+    leaks = rb.coupling.leaks(model, tokens, loss=loss, time_axis=1)
+    assert [leak.across for leak in leaks] == ["time"] * (far > 0)
+    assert [leak.lookahead for leak in leaks] == [float("inf") if far == 9 else far] * (
+        far > 0
+    )
+
+
+def test_another_axis_as_long_as_the_batch_is_none_of_examples() -> None:
+    torch.manual_seed(0)
+    lstm = nn.LSTM(3, 4, 2, batch_first=True, bidirectional=True)
+    assert not rb.coupling.leaks(lstm, torch.randn(4, 7, 3))  # four states
+
+    def steps_first(m: Any, x: Tensor) -> Tensor:
+        return m.inside(x.transpose(0, 1))[0]
+
+    model = Apply(steps_first, inside=nn.GRU(3, 4))
+    assert not rb.coupling.leaks(model, torch.randn(ROWS, ROWS, 3))
+
+
+def test_a_compiled_model_is_watched_as_it_is_written() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WIDTH, 4), nn.BatchNorm1d(4))
+    compiled: Any = torch.compile(model, backend="eager")
+    (leak,) = rb.coupling.leaks(compiled, torch.randn(ROWS, WIDTH))
+    assert (leak.layer, leak.modes) == ("BatchNorm1d", ("train",))
+
+
+def test_a_model_that_writes_to_its_input_does_so_to_a_copy() -> None:
+    x = torch.randn(ROWS, 3)
+    before = x.clone()
+    assert not rb.coupling.leaks(Apply(lambda _, x: x.div_(2)), x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("what", ["dict", "list", "float", "tuple"])
+def test_a_loss_that_returns_something_else_is_refused(what: str) -> None:
+    def loss(model: nn.Module, x: Tensor) -> Any:
+        value = model(x).square().mean().sqrt()
+        returned = {"dict": {"loss": value}, "list": [value], "float": value.item()}
+        return returned.get(what, (value, model(x)))
+
+    torch.manual_seed(0)
+    with pytest.raises(rb.SettingError, match="the loss is no tensor") as error:
+        rb.coupling.leaks(nn.Linear(3, 2), torch.randn(ROWS, 3), loss=loss)
+    assert error.value.seen == f"a {what}"
+
+
+def test_a_loss_with_a_gradient_inside() -> None:
+    def penalty(model: nn.Module, x: Tensor) -> Tensor:
+        x.requires_grad_()
+        (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        return (slope.norm(dim=1) - 1).square().mean()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    assert not rb.coupling.leaks(model, torch.randn(ROWS, 3), loss=penalty)
+    model.insert(1, nn.BatchNorm1d(4))
+    assert rb.coupling.leaks(model, torch.randn(ROWS, 3), loss=penalty)
+
+
+def test_one_bug_in_a_layer_and_in_its_fast_path_is_one_leak() -> None:
+    def fast(m: Any, x: Tensor) -> Tensor:
+        return m.inner(x) if m.training else x.softmax(0)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Apply(fast, inner=nn.Softmax(0)))
+    (leak,) = rb.coupling.leaks(model, torch.randn(ROWS, 3))
+    assert (leak.module, leak.modes) == ("0.inner", BOTH)
 
 
 def test_one_kind_of_change_that_raises_is_set_aside() -> None:
@@ -265,5 +350,5 @@ def test_random_numbers_of_other_shapes_are_no_leak() -> None:
 def test_experts_that_take_all_are_clean_at_any_width() -> None:
     for seed in SEEDS:
         torch.manual_seed(seed)
-        leaks = rb.coupling.leaks(Experts(64), torch.randn(64, WIDTH), seed=seed)
+        leaks = rb.coupling.leaks(Experts(64), torch.randn(64, WIDTH))
         assert not leaks

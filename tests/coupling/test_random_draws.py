@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from rightbatch.coupling.random_draws import RandomDraws
+from rightbatch.memory.live_bytes import LiveBytes
 
 
 def test_shapes_of_random_numbers() -> None:
@@ -20,3 +21,9 @@ def test_nothing_random_is_nothing() -> None:
     with RandomDraws() as draws:
         layer(torch.ones(1, 2))
     assert draws.shapes == []
+
+
+def test_torchs_compiler_is_not_imported_for_it() -> None:
+    """Its import takes seconds; torch wraps what would begin with it."""
+    assert not hasattr(RandomDraws.__torch_dispatch__, "__wrapped__")
+    assert hasattr(LiveBytes.__torch_dispatch__, "__wrapped__")

@@ -17,6 +17,8 @@ EXPECTED = {
     "global mean": {"ranks": ["1", "train"]},
     "of rank": {"placement": ["1", "train", "eval"]},
     "drifted": {"placement": ["1", "eval"]},
+    "dropped": {},
+    "broken": {"refused": ["an output is not a number"]},  # on every rank
     "wrapped": {},  # rank 0's buffers are sent to all before a pass
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import rightbatch as rb
@@ -107,6 +107,135 @@ def test_a_leak_in_the_model_is_no_contrastive_loss() -> None:
     assert Probe(job(loss=in_batch)).contrastive
 
 
+def rmse(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return (model(batch[0]) - batch[1]).square().mean().sqrt()
+
+
+def norm(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return (model(batch[0]) - batch[1]).norm()
+
+
+def decorrelated(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Barlow Twins."""
+    z = model(batch[0] + batch[1])
+    z = (z - z.mean(0)) / (z.std(0) + 1e-5)
+    return (z.T @ z / len(z) - torch.eye(z.shape[1])).square().sum()
+
+
+def pairs_of_all(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    made = model(batch[0])
+    return rb.coupling.siglip(made, model(batch[0] + batch[1]), scale=1.0, bias=-10.0)
+
+
+@pytest.mark.parametrize(
+    ("loss", "contrastive"),
+    [
+        *((loss, False) for loss in (rmse, norm, decorrelated)),
+        (in_batch, True),
+        (pairs_of_all, True),
+    ],
+)
+def test_what_holds_examples_apart_is_contrastive(loss: Any, contrastive: bool) -> None:
+    probe = Probe(job(loss=loss, model=lambda: nn.Linear(5, 3)))
+    assert probe.loss_couples
+    assert probe.contrastive == contrastive
+
+
+def test_a_root_of_a_mean_has_no_negatives() -> None:
+    copies = torch.randn(4, 5).repeat(16, 1)
+    given = job(loss=rmse, data=(copies, torch.randn(64, 1)))
+    assert found("RB305", given) is None
+    assert found("RB310", given) is None
+    finding = found("RB309", given, accumulation=4)
+    assert finding is not None
+    assert "no mean over examples" in finding.what
+    assert "negatives" not in str(finding)
+
+
+@pytest.mark.parametrize("axis", [7, 1])
+def test_a_search_that_cannot_be_made_is_told(axis: int) -> None:
+    """No such axis in the data; or outputs without it."""
+    finding = found("RB307", job(loss=in_scalars), time_axis=axis)
+    assert finding is not None
+    assert finding.severity == "note"
+    assert finding.what.startswith("not checked: ")
+    assert finding.fix
+
+
+def in_scalars(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    return model(batch[0]).square().mean()
+
+
+def test_a_search_over_ranks_that_fails_is_told() -> None:
+    class Refuses(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.distributed.is_initialized():
+                raise ValueError("not here")
+            return x
+
+    given = job(model=lambda: nn.Sequential(nn.Linear(5, 1), Refuses()))
+    finding = found("RB308", given, ranks=2)
+    assert finding is not None
+    assert (finding.severity, finding.what[:12]) == ("note", "not checked:")
+
+
+def test_modes_are_those_of_all_leaks_of_a_kind() -> None:
+    class AheadIn(nn.Module):
+        def __init__(self, *, training: bool) -> None:
+            super().__init__()
+            self.wanted = training
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + x.flip(1) if self.training == self.wanted else x
+
+    data = torch.randn(64, 6)
+
+    def made() -> nn.Module:
+        both = AheadIn(training=True), AheadIn(training=False)
+        return nn.Sequential(*both, nn.BatchNorm1d(6))
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return model(batch).square().mean()
+
+    finding = found("RB307", job(model=made, data=data, loss=loss), time_axis=1)
+    assert finding is not None
+    assert "in train and eval mode" in finding.seen
+
+
+def test_groups_of_their_own_are_the_same_on_every_rank() -> None:
+    def ghost() -> nn.Module:
+        norm = rb.coupling.GhostBatchNorm(8, group=8)
+        return nn.Sequential(nn.Linear(5, 8), norm, nn.Linear(8, 1))
+
+    assert found("RB304", job(model=ghost), ranks=2) is None
+
+
+def test_one_batch_of_a_loop_has_no_last_batch() -> None:
+    given: dict[str, Any] = {"model": normalised(), "batch": torch.randn(17, 5)}
+    given["loss"] = in_one
+    assert found("RB301", **given, accumulation=2) is None
+
+
+def in_one(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch).square().mean()
+
+
+def test_rows_of_one_example_are_one_example() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x.reshape(-1, 1)).view_as(x).mean(1, keepdim=True)
+
+    given = job(model=lambda: nn.Sequential(nn.Linear(5, 40), Tokens()))
+    finding = found("RB302", given, micro_batch=2)
+    assert finding is not None
+    assert finding.seen == "80 values per channel, of 2 examples"
+    assert "of the others" not in finding.why
+
+
 def test_pieces_are_compared_with_the_gradient_by_autograd() -> None:
     """Weights and data of seed 0; float32 against float64: to 1e-4."""
     chosen = job(batch_size=32)
@@ -128,15 +257,16 @@ def test_pieces_are_compared_with_the_gradient_by_autograd() -> None:
 
 
 def test_copies_are_counted_pair_by_pair() -> None:
-    """Fields: inputs with copies, labels, a mask, positions, more inputs."""
+    """Fields: inputs with copies, classes, a mask, positions, more inputs, labels."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randint(3, (40, 2), generator=generator)
     floats = inputs.double()[:, :1] * torch.ones(3)
     mask = torch.ones(40, 4, dtype=torch.bool)
-    batch = inputs, inputs[:, 0], mask, torch.arange(4).repeat(40, 1), floats
+    classes = one_hot(inputs[:, 0]).float()
+    batch = inputs, classes, mask, torch.arange(4).repeat(40, 1), floats, inputs[:, 0]
 
     def pairs(rows: Tensor) -> int:
         return sum(torch.equal(a, b) for a, b in combinations(rows, 2))
 
-    assert _copies(batch) == [pairs(inputs), 0, 0, 0, pairs(floats)]
+    assert _copies(batch) == [pairs(inputs), 0, 0, 0, pairs(floats), 0]
     assert pairs(floats) > pairs(inputs) > 0

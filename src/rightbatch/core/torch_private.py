@@ -12,7 +12,9 @@ import functools
 import logging
 import re
 import signal
+import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -90,6 +92,31 @@ def saved_tensor_hook() -> Any:
 
 
 # Calls of torch's functions
+
+
+class LightDispatchMode(TorchDispatchMode):
+    """A mode that does not import torch's compiler, which takes seconds.
+
+    (``_should_skip_dynamo``.) What is compiled must run as it is written inside.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """What ``torch.compile`` has wrapped runs as it is written inside.
+
+    Without ``torch._dynamo`` nothing is wrapped, and its import takes seconds.
+    """
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using `torch.compile")  # beside our hooks
+        yield
 
 
 def without_torch_function() -> AbstractContextManager[None]:

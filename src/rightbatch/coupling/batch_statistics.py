@@ -32,7 +32,6 @@ class BatchStatistic:
         rows: Length of the first axis, which holds the examples.
         values: Numbers behind the mean of one channel: rows times positions.
         shared: Whether the class is one that makes its statistics over all ranks.
-        running: Whether running statistics are kept for eval mode.
     """
 
     layer: str
@@ -40,7 +39,6 @@ class BatchStatistic:
     rows: int
     values: int
     shared: bool
-    running: bool
 
     def __str__(self) -> str:
         return f"{self.layer} ({self.kind})" if self.layer else self.kind
@@ -132,6 +130,5 @@ class _Watch(TorchFunctionMode):
                 rows=module.group if ghost else x.shape[0],
                 values=x.numel() // x.shape[1],
                 shared="sync" in kind.lower(),
-                running=getattr(module, "running_mean", None) is not None,
             )
         )

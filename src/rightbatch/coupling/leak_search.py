@@ -15,8 +15,15 @@ from rightbatch.core.trees import tensors
 from rightbatch.coupling.leak import Leak, Mode
 from rightbatch.coupling.loss_halves import loss_interaction
 from rightbatch.coupling.module_trace import Call, Source, first_source
-from rightbatch.coupling.movement import difference, moved_positions, shares, touched
+from rightbatch.coupling.movement import (
+    difference,
+    layouts,
+    moved_positions,
+    shares,
+    touched,
+)
 from rightbatch.coupling.perturbation import (
+    SEED,
     Kind,
     Question,
     changed_batch,
@@ -57,7 +64,6 @@ class LeakSearch:
         run: What is done with it.
         around: What a leak outside of all modules is called; ``""``: the model.
         is_loss: Whether ``run`` is a loss.
-        seed: Of the changes.
         kept: A tensor of the batch that stays as it is.
 
     Attributes:
@@ -75,11 +81,10 @@ class LeakSearch:
         *,
         around: str,
         is_loss: bool,
-        seed: int,
         kept: Tensor | None,
     ) -> None:
         self.model, self.batch, self.run = model, batch, run
-        self.around, self.is_loss, self.seed, self.kept = around, is_loss, seed, kept
+        self.around, self.is_loss, self.kept = around, is_loss, kept
         self.kinds: list[Kind] = ["another example", "noise"]
         if has_floats(batch):
             self.kinds.append("large noise")
@@ -116,11 +121,7 @@ class LeakSearch:
         self.passes += self.repeated.passes
 
     def _is_observed(self, question: Question) -> bool:
-        seen = [
-            moved_positions(torch.zeros_like(t, dtype=torch.float), question)
-            for t in self.repeated.outputs
-        ]
-        if any(s is not None for s in seen):
+        if any(layouts(t, question) for t in self.repeated.outputs):
             return True
         if self.is_loss and question.across == "examples":
             return False  # then the loss tells
@@ -179,7 +180,7 @@ class LeakSearch:
                 continue
             changes = True
             moved = self._moved(self.repeated.observe(batch))
-            if not any(touched(m, question, strict=True) for m in moved):
+            if not any(touched(m, question) for m in moved):
                 continue
             self._check_draws(batch)
             ahead = _lookahead(moved, question) if question.across == "time" else None
@@ -188,7 +189,7 @@ class LeakSearch:
             raise SetAsideError("leaves the batch as it is")
 
     def _changed(self, question: Question, kind: Kind) -> Any:
-        return changed_batch(self.batch, question, kind, seed=self.seed, kept=self.kept)
+        return changed_batch(self.batch, question, kind, seed=SEED, kept=self.kept)
 
     def _moved(self, after: list[Tensor]) -> list[Tensor]:
         before, again = self.repeated.outputs, self.repeated.again
@@ -270,7 +271,7 @@ class LeakSearch:
 
     def _look_at_loss(self, mode: Mode) -> None:
         kinds = [kind for kind in self.kinds[:2] if kind not in self.set_aside]
-        share = loss_interaction(self.repeated, kinds, self.seed)
+        share = loss_interaction(self.repeated, kinds)
         if share:
             module, layer = self.named(None)
             self.add(
@@ -284,27 +285,35 @@ class LeakSearch:
             )
 
     def add(self, leak: Leak) -> None:
-        """One leak for each kind and place, with its modes."""
-        key = leak.across, leak.module
-        known = self.found.get(key)
-        if known is not None:
-            ahead = [x.lookahead for x in (known, leak) if x.lookahead is not None]
-            leak = replace(
-                known,
-                modes=(*known.modes, *leak.modes),
-                lookahead=max(ahead, default=None),
-            )
-        self.found[key] = leak
+        """One leak for each kind and place, with its modes; the inner of two places."""
+        for key, known in self.found.items():
+            if key[0] == leak.across and _nested(key[1], leak.module):
+                ahead = [x.lookahead for x in (known, leak) if x.lookahead is not None]
+                self.found[key] = replace(
+                    max(known, leak, key=lambda each: len(each.module)),
+                    modes=(*known.modes, *leak.modes),
+                    lookahead=max(ahead, default=None),
+                )
+                return
+        self.found[leak.across, leak.module] = leak
+
+
+def _nested(first: str, second: str) -> bool:
+    """Whether two names are those of one module, or of one inside the other.
+
+    A layer that takes a fast path in eval mode calls none of those inside it.
+    """
+    outer, inner = sorted([first, second], key=len)
+    return outer == inner or (bool(outer) and inner.startswith(f"{outer}."))
 
 
 def _lookahead(moved: list[Tensor], question: Question) -> float:
     """Steps from the first output that moved to the first input that changed."""
     begins = int(question.changed.nonzero()[0])
     firsts = [
-        int(positions.nonzero()[0])
+        max(int(positions.nonzero()[0]) for positions in found)
         for tensor in moved
-        for positions in (moved_positions(tensor, question, strict=True) or [])[:1]
-        if positions.any()
+        if tensor.any() and (found := moved_positions(tensor, question))
     ]
     return float(begins - min(firsts))
 

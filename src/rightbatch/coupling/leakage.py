@@ -1,10 +1,4 @@
-"""Whether an example's output depends on another example: by changing the other.
-
-A batch is run again with some of its numbers changed, from the same random state and
-the same state of the model, in the same shapes. What does not depend on them keeps its
-bits, or moves by roundings where rows take other ways. In training mode and in eval
-mode, as BatchNorm leaks in one of them only.
-"""
+"""Whether an example's output depends on another example: by changing the other."""
 
 from __future__ import annotations
 
@@ -13,13 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.guards import preserved_rng, untouched
+from rightbatch.core.torch_private import as_written
 from rightbatch.core.trees import leaves, tensors
 from rightbatch.coupling.leak import Leaks, Mode
 from rightbatch.coupling.leak_search import LeakSearch
 from rightbatch.coupling.perturbation import (
+    SEED,
     Question,
     between_documents,
     between_examples,
@@ -40,7 +37,6 @@ def leaks(
     time_axis: int | None = None,
     documents: Tensor | None = None,
     ranks: bool = False,
-    seed: int = 0,
 ) -> Leaks:
     """Find out whether an example's output depends on another example.
 
@@ -48,7 +44,8 @@ def leaks(
     every ordered pair is covered: by other examples of the batch, by noise and by large
     noise. Where something moves that should not, modules are watched to say which is
     the first to spread it. Model, gradients, buffers and random states are left as they
-    were.
+    were, but buffers are written to: call it between steps, not between a forward pass
+    and its backward pass.
 
     It takes 6 ceil(log2 B) + 2 passes in each mode for inputs of floats, a third less
     for whole numbers; far fewer where something leaks. Parameters that are all zero are
@@ -67,8 +64,8 @@ def leaks(
         call: ``(model, batch) -> outputs``. Without it or a loss the model is called
             with the tensor, with a mapping's entries by name, or with the first entry
             of a tuple. What it closes over is not changed.
-        time_axis: Axis of the steps in inputs and outputs: does an output depend on
-            later steps?
+        time_axis: Axis of the steps in inputs: does an output depend on later steps?
+            Outputs have as many, or all but the last.
         documents: Number of the document of every step, (examples, steps), where
             several are packed in a row: does one depend on another? A tensor of these
             numbers in the batch stays as it is; other tensors that say where documents
@@ -77,7 +74,6 @@ def leaks(
             output depend on examples of another rank, or on the rank that it is made
             on? Random numbers are the same on all ranks for the second question. Every
             rank returns the same.
-        seed: Of the changes.
 
     Returns:
         What leaks and where; false if nothing does.
@@ -99,6 +95,12 @@ def leaks(
     """
     if loss is not None and call is not None:
         raise SettingError("loss and call are two ways to run the model", fix="one")
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise SettingError(
+            "a lazy layer has no weights yet",
+            why="every pass begins from the same weights",
+            fix="call the model once on a batch before",
+        )
     count = _examples(batch)
     asked = [list(between_examples(count))]
     if time_axis is not None:
@@ -111,14 +113,13 @@ def leaks(
         loss or call or _called,
         around=LOSS if loss else CALL if call else "",
         is_loss=loss is not None,
-        seed=seed,
         kept=documents,
     )
     rank_search = RankSearch(search, count) if ranks else None
     frozen = [p for p in model.parameters() if not p.requires_grad]
     modes: list[Mode] = ["train", "eval"]
-    with preserved_rng():
-        torch.manual_seed(seed)
+    with preserved_rng(), as_written():
+        torch.manual_seed(SEED)
         with nothing_zero(model):
             for mode in modes:
                 with untouched(model, (), frozen):

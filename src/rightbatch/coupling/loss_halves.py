@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rightbatch.core.errors import SettingError
 from rightbatch.core.trees import map_tensors, tensors
-from rightbatch.coupling.perturbation import Kind, Question, changed_batch
+from rightbatch.coupling.perturbation import SEED, Kind, Question, changed_batch
 from rightbatch.coupling.probe import (
     BEFORE,
     LAST,
@@ -20,7 +21,7 @@ from rightbatch.coupling.probe import (
 from rightbatch.coupling.repeated_pass import RepeatedPass
 
 
-def loss_interaction(repeated: RepeatedPass, kinds: list[Kind], seed: int) -> float:
+def loss_interaction(repeated: RepeatedPass, kinds: list[Kind]) -> float:
     """How far one half of the batch changes what the other costs, over the loss.
 
     Each half as it is and in three changed forms, every one beside every other, as
@@ -30,15 +31,25 @@ def loss_interaction(repeated: RepeatedPass, kinds: list[Kind], seed: int) -> fl
     Args:
         repeated: Passes that return a scalar loss or ``(sum, count)``.
         kinds: Of change that the model bears.
-        seed: Of the changes.
 
     Returns:
-        0.0 where nothing is seen, or the loss is neither.
+        0.0 where nothing is seen, or the loss is one for each example.
+
+    Raises:
+        SettingError: The loss is none of these.
     """
     batch = repeated.batch
     result = repeated.result(batch)
-    value = result[0] if isinstance(result, tuple) else result
-    if not isinstance(value, Tensor) or value.numel() != 1:
+    pair = isinstance(result, tuple) and len(result) == 2
+    value, count = result if pair else (result, 1)
+    if not isinstance(value, Tensor) or (pair and not _are_numbers(value, count)):
+        raise SettingError(
+            "the loss is no tensor, and no pair (sum, count)",
+            seen=f"a {type(result).__name__}",
+            why="whether it is a sum over examples is asked of its value",
+            fix="return the loss alone; logits and logs belong elsewhere",
+        )
+    if value.numel() != 1:
         return 0.0
     count = next(t.shape[0] for t in tensors(batch) if t.dim())
     front = torch.arange(count) < count // 2
@@ -49,7 +60,7 @@ def loss_interaction(repeated: RepeatedPass, kinds: list[Kind], seed: int) -> fl
 
     def changed(question: Question, number: int) -> Any:
         kind = kinds[number % len(kinds)]
-        return changed_batch(batch, question, kind, seed=seed + number)
+        return changed_batch(batch, question, kind, seed=SEED + number)
 
     forms = [
         [batch, *(changed(question, number) for number in range(1, SIDE))]
@@ -59,16 +70,23 @@ def loss_interaction(repeated: RepeatedPass, kinds: list[Kind], seed: int) -> fl
     def cost(first: int, second: int) -> float:
         both = _joined(forms[0][first], forms[1][second], questions[1])
         result = repeated.result(both)
-        return float(result[0] if isinstance(result, tuple) else result)
+        return float((result[0] if pair else result).detach())
 
     table = np.array([[cost(i, j) for j in range(SIDE)] for i in range(SIDE)])
     largest = float(abs(table).max())
     tolerance = largest * (LAST * torch.finfo(value.dtype).eps + BEFORE)
     if not np.isfinite(table).all() or interaction(table) <= tolerance:
         return 0.0
-    if value is result and is_mean_of_means(table, tolerance):
+    if not pair and is_mean_of_means(table, tolerance):
         return 0.0
     return interaction(table) / largest
+
+
+def _are_numbers(*values: Any) -> bool:
+    return all(
+        v.numel() == 1 if isinstance(v, Tensor) else isinstance(v, (int, float))
+        for v in values
+    )
 
 
 def _joined(first: Any, second: Any, question: Question) -> Any:

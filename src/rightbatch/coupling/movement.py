@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rightbatch.coupling.perturbation import Question
 
@@ -49,32 +51,29 @@ def difference(before: Tensor, after: Tensor, again: Tensor | None = None) -> Te
     return torch.where(moved > floor, moved, 0.0)
 
 
-def layouts(
-    tensor: Tensor, question: Question, *, strict: bool = False
-) -> Iterator[Tensor]:
+def layouts(tensor: Tensor, question: Question) -> list[Tensor]:
     """The tensor with the question's positions as leading axes, rest flattened.
 
-    In every way in which the sizes allow it: an inner tensor may have its examples on
-    any axis, or folded together with others into the first.
-
-    Args:
-        tensor: Any.
-        question: Its positions.
-        strict: Only as the inputs have them, where that is possible.
+    In every way in which the sizes allow it: examples may be on any axis, or folded
+    together with others into the first. Where there are no ``T`` steps ``T - 1`` do,
+    with one added that stays: a loss may cut the last input off, as a target.
     """
     shape = tuple(question.changed.shape)
+    found = list(_layouts(tensor, shape))
+    if found or question.across != "time":
+        return found
+    return [pad(x, (0, 0, 0, 1)) for x in _layouts(tensor, (shape[0] - 1,))]
+
+
+def _layouts(tensor: Tensor, shape: tuple[int, ...]) -> Iterator[Tensor]:
     depth = len(shape)
     if not tensor.numel():
-        return
-    if strict and question.concerns(tensor):
-        front = tensor.movedim(question.axes, tuple(range(depth)))
-        yield front.reshape(*shape, -1)
         return
     for axes in itertools.permutations(range(tensor.dim()), depth):
         if tuple(tensor.shape[a] for a in axes) == shape:
             front = tensor.movedim(axes, tuple(range(depth)))
             yield front.reshape(*shape, -1)
-    rows, size = (tensor.shape[0] if tensor.dim() else 0), question.changed.numel()
+    rows, size = (tensor.shape[0] if tensor.dim() else 0), math.prod(shape)
     if rows and rows % size == 0 and (depth, rows) != (1, size):
         yield tensor.reshape(*shape, -1)
         backwards = tensor.reshape(rows // size, *reversed(shape), -1)
@@ -83,21 +82,12 @@ def layouts(
         ).reshape(*shape, -1)
 
 
-def moved_positions(
-    moved: Tensor, question: Question, *, strict: bool = False
-) -> list[Tensor] | None:
-    """Which positions moved, in every layout; None: the tensor has no such positions.
-
-    Args:
-        moved: A `difference`.
-        question: Its positions.
-        strict: See `layouts`.
-    """
-    found = [layout.any(-1).cpu() for layout in layouts(moved, question, strict=strict)]
-    return found or None
+def moved_positions(moved: Tensor, question: Question) -> list[Tensor]:
+    """Which positions of a `difference` moved, in every layout."""
+    return [layout.any(-1).cpu() for layout in layouts(moved, question)]
 
 
-def touched(moved: Tensor, question: Question, *, strict: bool = False) -> bool | None:
+def touched(moved: Tensor, question: Question) -> bool | None:
     """Whether watched positions moved, in whatever way they lie; None: there are none.
 
     A tensor in which only what was changed moves, read in one way, is taken for clean.
@@ -107,8 +97,8 @@ def touched(moved: Tensor, question: Question, *, strict: bool = False) -> bool 
         >>> touched(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]), one_row(1, 3))
         False
     """
-    found = moved_positions(moved, question, strict=strict)
-    if found is None:
+    found = moved_positions(moved, question)
+    if not found:
         return None
     return all(bool((positions & question.watched).any()) for positions in found)
 

@@ -23,6 +23,7 @@ Kind = Literal["another example", "noise", "large noise", "small noise"]
 # Standard deviations of a tensor added to its floats. Large ones let a row be the
 # batch's largest or overflow an expert; small ones are a derivative. [assumed]
 SIZES = {"noise": 3.0, "large noise": 100.0, "small noise": 1e-2}
+SEED = 0  # of what is drawn
 MOMENTS = 8  # from which time is changed on [assumed]
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from rightbatch.core.errors import JobError
 from rightbatch.core.findings import Coupled
 from rightbatch.core.guards import evaluating, preserved_rng, untouched
-from rightbatch.core.torch_private import BatchNorm, is_out_of_memory
+from rightbatch.core.torch_private import BatchNorm, as_written, is_out_of_memory
 from rightbatch.core.trees import select_examples
 from rightbatch.coupling.random_draws import RandomDraws
 from rightbatch.job.job import Job
@@ -88,7 +88,7 @@ def find_coupling(
         ''
     """
     try:
-        with preserved_rng(), nothing_zero(model):
+        with preserved_rng(), nothing_zero(model), as_written():
             torch.manual_seed(job.seed)
             found = _probed(job, model, allowance_s)
     except (JobError, RuntimeError, MemoryError) as error:
@@ -144,11 +144,11 @@ class _Halves:
         indices = [start + k for start in starts for k in range(self.size)]
         batch = select_examples(self.examples, indices, self.count)
         parameters = list(self.model.parameters())
-        with preserved_rng(), untouched(self.model, parameters), torch.no_grad():
+        with preserved_rng(), untouched(self.model, parameters), torch.enable_grad():
             value, count = scalar_loss(self.job.loss, self.model, batch, None)
         self.rounding = LAST * torch.finfo(value.dtype).eps + BEFORE
         self.is_sum = count is not None
-        return float(value)
+        return float(value.detach())
 
     def table(self) -> Table:
         """The loss of every pair of halves."""

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from rightbatch.core.torch_private import TorchDispatchMode
+from rightbatch.core.torch_private import LightDispatchMode
 from rightbatch.core.trees import tensors
 
 
-class RandomDraws(TorchDispatchMode):
+class RandomDraws(LightDispatchMode):
     """Keeps which random numbers torch draws inside, and of which shapes."""
 
     def __init__(self) -> None:

@@ -1,15 +1,13 @@
-"""Whether outputs on one rank depend on another rank, or on which rank it is.
-
-All ranks make the same passes at the same time, as a model may speak to the others in
-its forward pass.
-"""
+"""Whether outputs on one rank depend on another rank, or on which rank it is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,8 +18,16 @@ from rightbatch.coupling.leak import Leak, Mode
 from rightbatch.coupling.leak_search import LeakSearch
 from rightbatch.coupling.module_trace import Call, first_source
 from rightbatch.coupling.movement import difference
-from rightbatch.coupling.perturbation import Across, Kind, Question, changed_batch
+from rightbatch.coupling.perturbation import (
+    SEED,
+    Across,
+    Kind,
+    Question,
+    changed_batch,
+)
 from rightbatch.coupling.repeated_pass import RepeatedPass
+
+Made = TypeVar("Made")
 
 
 class RankSearch:
@@ -54,8 +60,10 @@ class RankSearch:
             JobError: The model raised, here or on another rank.
         """
         search = self.search
-        self.repeated = RepeatedPass(
-            search.model, search.run, search.batch, called=search.is_loss
+        self.repeated = self._together(
+            lambda: RepeatedPass(
+                search.model, search.run, search.batch, called=search.is_loss
+            )
         )
         search.repeatable &= self.repeated.again is None
         any(self._between(kind, mode) for kind in search.kinds)
@@ -69,7 +77,7 @@ class RankSearch:
             changes = (self.rank >> half // 2) % 2 == half % 2
             batch = search.batch
             if changes:
-                batch = changed_batch(batch, self.every, kind, seed=search.seed)
+                batch = changed_batch(batch, self.every, kind, seed=SEED)
             outputs, refused = [], ""
             try:
                 outputs = self.repeated.observe(batch)
@@ -96,15 +104,19 @@ class RankSearch:
             return to_device(self._gathered(to_device(value, "cpu"))[place], device)
 
         batch = next_ranks(search.batch)
-        theirs = next_ranks(self.repeated.observe(search.batch, self._seeded))
-        outputs = self.repeated.observe(batch, self._seeded)
+        mine, outputs = self._together(
+            lambda: [
+                self.repeated.observe(b, self._seeded) for b in (search.batch, batch)
+            ]
+        )
+        theirs = next_ranks(mine)
         moved = _moved(theirs, outputs, self.repeated.again)
         if any(self._gathered(moved)):
             calls = self.repeated.calls(search.batch, self._seeded)
             values = next_ranks([(call.inputs, call.outputs) for call in calls])
             before = [
                 Call(call.module, list(given), list(made))
-                for call, (given, made) in zip(calls, values, strict=True)
+                for call, (given, made) in zip(calls, values, strict=False)
             ]
             after = self.repeated.calls(batch, self._seeded)
             self._add("placement", mode, before, after, watched=True)
@@ -142,6 +154,18 @@ class RankSearch:
             )
         )
 
+    def _together(self, act: Callable[[], Made]) -> Made:
+        """What every rank makes; an error of any is raised on all, as none may wait."""
+        made, failed = [], None
+        try:
+            made = [act()]
+        except (JobError, SettingError) as error:
+            failed = error
+        for error in (failed, *self._gathered(failed)):
+            if error is not None:
+                raise error
+        return made[0]
+
     def _gathered(self, value: Any) -> list[Any]:
         """The values of all ranks."""
         values: list[Any] = [None] * self.world
@@ -151,7 +175,9 @@ class RankSearch:
     @contextmanager
     def _seeded(self) -> Iterator[None]:
         """Every rank draws the same random numbers."""
-        torch.manual_seed(self.search.seed)
+        torch.manual_seed(SEED)
+        random.seed(SEED)
+        np.random.seed(SEED)
         yield
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.guards import ModelState, preserved_rng
+from rightbatch.core.trees import map_tensors
 from rightbatch.core.user_code import user_code
 from rightbatch.coupling.module_trace import Call, copies, traced
 from rightbatch.coupling.movement import difference
@@ -73,18 +74,19 @@ class RepeatedPass:
         return calls
 
     def result(self, batch: Any, inside: Inside = nullcontext) -> Any:
-        """What one pass returns.
+        """What one pass returns, with gradients: a loss may need one inside.
 
         Args:
-            batch: As it is or changed.
+            batch: As it is or changed; the pass gets a copy.
             inside: Makes what is entered around it.
 
         Raises:
             JobError: The user's code raised.
         """
         self.passes += 1
+        given = map_tensors(lambda tensor: tensor.detach().clone(), batch)
         try:
-            with preserved_rng(), torch.no_grad(), user_code("the model"), inside():
-                return self.run(self.model, batch)
+            with preserved_rng(), torch.enable_grad(), user_code("the model"), inside():
+                return self.run(self.model, given)
         finally:
             self._state.restore()

@@ -22,7 +22,13 @@ from rightbatch.coupling.leakage import leaks
 from rightbatch.coupling.local_ranks import on_local_ranks
 from rightbatch.data.audit.read_indices import Draws, read_indices
 from rightbatch.job.loss import PRECISIONS
-from rightbatch.lint.probe import BACKWARD, LEAK_PASSES, Probe
+from rightbatch.lint.probe import (
+    BACKWARD,
+    LEAK_PASSES,
+    PassTooLongError,
+    Probe,
+    Searched,
+)
 from rightbatch.training.gradient import Part, sum_gradients
 
 SAME = 1e-3  # relative difference of gradients that rounding may make [assumed]
@@ -129,27 +135,35 @@ def _gradient(probe: Probe, cut: list[tuple[int, int]]) -> Gradient:
         return torch.cat([g.flatten().double().cpu() for g in made]) / terms
 
 
-def leaking_ahead(probe: Probe, time_axis: int) -> Leaks | None:
-    """What leaks among a few examples and steps; None: as in `Probe.leaks`."""
+def leaking_ahead(probe: Probe, time_axis: int) -> Searched:
+    """What leaks among a few examples and steps."""
     return probe.searched(partial(leaks, time_axis=time_axis))
 
 
-def leaking_ranks(probe: Probe) -> Leaks | None:
-    """What leaks between the ranks of our group, or two processes of this machine."""
+def leaking_ranks(probe: Probe) -> Searched:
+    """What leaks between the ranks of our group, or two processes of this machine.
+
+    Raises:
+        PassTooLongError: There is no time.
+    """
     job, model = probe.job, probe.model
     size = min(RANK_EXAMPLES, job.batch_size, job.length // 2)
-    if size < 2 or not probe.affords(2 * LEAK_PASSES * size):
-        return None
+    if size < 2:
+        return Leaks(items=(), examples=size, passes=0)
+    if not probe.affords(2 * LEAK_PASSES * size):
+        raise PassTooLongError(probe.forward_s * 2 * LEAK_PASSES * size)
 
     def measure() -> Leaks:
         start = dist.get_rank() * size % (job.length - size + 1)
         batch = job.batch(range(start, start + size), probe.device)
         return leaks(model, batch, loss=job.loss, ranks=True)
 
-    with frozen(model), suppress(SettingError, JobError):
-        joined = dist.is_available() and dist.is_initialized()
-        return measure() if joined else on_local_ranks(measure, [2])[2]
-    return None
+    try:
+        with frozen(model):
+            joined = dist.is_available() and dist.is_initialized()
+            return measure() if joined else on_local_ranks(measure, [2])[2]
+    except (SettingError, JobError) as error:
+        return error
 
 
 def drawn_by(loader: Any, most: int) -> Draws | None:

@@ -16,6 +16,7 @@ from torch import nn
 from rightbatch.core.errors import JobError, SettingError, UnidentifiedError
 from rightbatch.core.findings import Coupled, Finding
 from rightbatch.core.guards import evaluating, preserved_rng, untouched
+from rightbatch.core.torch_private import as_written
 from rightbatch.coupling.batch_statistics import (
     BatchStatistic,
     frozen,
@@ -43,6 +44,9 @@ BACKWARD = 3  # forward and backward together cost so many forward passes [deriv
 COUPLING_S = 3.0  # at most, to find whether examples touch [assumed]
 LEAK_EXAMPLES = 8  # that are changed and watched for leaks [assumed]
 LEAK_PASSES = 40  # over them, where nothing leaks: 6 log2(8) + 2 in a mode [derived]
+# Growth that is none; and of a second doubling over the first: 1 for InfoNCE, 0.77 for
+# a supervised contrastive loss, 0.5 for a smoothed ratio. [assumed; derived]
+SLIGHT, STEADY = 1e-5, 0.7
 CHEAP = 0.15  # of the time for all passes: such a pass is always made [assumed]
 
 
@@ -113,44 +117,65 @@ class Probe:
             self.timed(size),
             preserved_rng(),
             untouched(model, []),
-            torch.no_grad(),
+            as_written(),
             watched_statistics(model) as seen,
         ):
             self.job.mean_loss(model, batch)
         return seen
 
     @functools.cached_property
-    def leaks(self) -> Leaks | None:
-        """What leaks among a few examples, beside BatchNorm that keeps statistics.
-
-        None: they cannot be changed, or there is no time.
-        """
+    def leaks(self) -> Searched:
+        """What leaks among a few examples, beside BatchNorm that keeps statistics."""
         with frozen(self.model):
             return self.searched(leaks)
 
-    def searched(self, search: Callable[..., Leaks]) -> Leaks | None:
+    def searched(self, search: Callable[..., Leaks]) -> Searched:
         """What a search for leaks finds among a few examples.
 
         Args:
             search: Called with the model, a batch and ``loss=``.
+
+        Raises:
+            PassTooLongError: There is no time.
         """
         size = min(LEAK_EXAMPLES, self.job.batch_size, self.job.length)
-        if size < 2 or not self.affords(LEAK_PASSES * size):
-            return None
+        if size < 2:
+            return Leaks(items=(), examples=size, passes=0)
+        if not self.affords(LEAK_PASSES * size):
+            raise PassTooLongError(self.forward_s * LEAK_PASSES * size)
         started = time.perf_counter()
         try:
             return search(self.model, self.batch(size), loss=self.job.loss)
-        except (SettingError, JobError):
-            return None
+        except (SettingError, JobError) as error:
+            return error
         finally:
             self.spent_s += time.perf_counter() - started
 
     @functools.cached_property
+    def loss_couples(self) -> bool:
+        """Whether it is the loss, and not the model, in which examples touch."""
+        if self.coupled != "loss":
+            return False
+        inside = self.leaks.items if isinstance(self.leaks, Leaks) else ()
+        return not any(x.across == "examples" and "eval" in x.modes for x in inside)
+
+    @functools.cached_property
     def contrastive(self) -> bool:
-        """Whether it is the loss, and not the model, that compares examples."""
-        inside = self.leaks.items if self.leaks else ()
-        mixed = any(x.across == "examples" and "eval" in x.modes for x in inside)
-        return self.coupled == "loss" and not mixed
+        """Whether such a loss holds examples apart.
+
+        It grows with the number of copies of one example, by about as much for every
+        doubling (log n of InfoNCE) or by more; what is no power of n, as a norm is. A
+        root, a ratio or a correlation of a batch does not.
+        """
+        if not self.loss_couples:
+            return False
+        try:
+            two, four, eight = (self.loss(self.batch(1, n), n) for n in (2, 4, 8))
+        except (SettingError, JobError):
+            return False
+        power = abs(four**2 - two * eight) <= SLIGHT * four**2
+        grows = four - two > SLIGHT * abs(four)
+        return grows and not power and eight - four > STEADY * (four - two)
 
     @functools.cached_property
     def laws(self) -> Laws | None:
@@ -255,4 +280,5 @@ class Probe:
             return float(value) / (float(count or 0) or 1.0)
 
 
+Searched = Leaks | SettingError | JobError  # or why nothing could be searched
 Rule = Callable[[Probe], Finding | None]

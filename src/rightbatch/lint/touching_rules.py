@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rightbatch.core.errors import SettingError
 from rightbatch.core.findings import Finding
 from rightbatch.core.trees import tensors
 from rightbatch.core.units import show_number
-from rightbatch.coupling.leak import Leak, Leaks
+from rightbatch.coupling.leak import Leak, Leaks, Mode
 from rightbatch.coupling.perturbation import Across
 from rightbatch.lint.comparisons import (
     SAME,
@@ -21,7 +23,7 @@ from rightbatch.lint.comparisons import (
     leaking_ranks,
     on_ranks,
 )
-from rightbatch.lint.probe import Probe, Rule
+from rightbatch.lint.probe import Probe, Rule, Searched
 
 MET = 0.01  # copies of an example in a batch, above which we say so [assumed]
 READ, READ_TENSORS = 512, 8192  # examples looked at for copies [assumed: a second]
@@ -44,17 +46,20 @@ def leak_between_examples(probe: Probe) -> Finding | None:
     told too, and is right.
 
     Not seen: BatchNorm that keeps running statistics (RB109), a second leak behind the
-    first, batches that hold other things than tensors.
+    first, batches that cannot be changed, such as of texts.
     """
-    leak = _first(probe.leaks, "examples")
-    if leak is None:
+    if isinstance(probe.leaks, SettingError):  # texts, and nobody asked
         return None
+    leak = _first(probe.leaks, "RB306", "examples")
+    if not isinstance(leak, Leak):
+        return leak
+    share = leak.strength / (1 + leak.strength) if leak.strength < np.inf else 1.0
     return Finding(
         code="RB306",
         severity="warning",
         what=f"{_place(leak)} mixes the examples of a batch",
-        seen=f"others changed: outputs move, in {' and '.join(leak.modes)} mode, "
-        f"{leak.strength:.2g} of the square that an example's own change makes",
+        seen=f"the others' share of an output's movement: {share:.0%}, in "
+        f"{' and '.join(leak.modes)} mode",
         why="the model learns from its neighbours in the batch, which inference does "
         "not have; another batch size is another model",
         fix="look for the axis of examples there: batch_first=True, dim=-1, or the "
@@ -80,15 +85,15 @@ def leak_from_the_future(probe: Probe) -> Finding | None:
     axis = _shifted(probe) if axis is None else axis
     if axis is None:
         return None
-    leak = _first(leaking_ahead(probe, axis), "time")
-    if leak is None or leak.lookahead is None:
-        return None
-    ahead = "all" if np.isinf(leak.lookahead) else f"{leak.lookahead:.0f}"
+    leak = _first(leaking_ahead(probe, axis), "RB307", "time")
+    if not isinstance(leak, Leak) or leak.lookahead is None:
+        return leak if isinstance(leak, Finding) else None
+    ahead = "all" if np.isinf(leak.lookahead) else f"the next {leak.lookahead:.0f}"
     return Finding(
         code="RB307",
         severity="error",
         what=f"{_place(leak)} looks ahead in time",
-        seen=f"outputs depend on {ahead} later step(s) along axis {axis}, in "
+        seen=f"outputs depend on {ahead} of the later steps along axis {axis}, in "
         f"{' and '.join(leak.modes)} mode",
         why="the model sees what it is to predict: the loss falls, and it cannot "
         "generate",
@@ -117,14 +122,13 @@ def leak_between_ranks(probe: Probe) -> Finding | None:
 
     Fix: at the module named; what has to differ by rank belongs in the data.
 
-    Not seen: BatchNorm (RB304), losses that gather (RB309), a machine that cannot fork.
+    Not seen: BatchNorm (RB304), losses that gather (RB309).
     """
     if probe.setup.ranks < 2:
         return None
-    found = leaking_ranks(probe)
-    leak = _first(found, "ranks") or _first(found, "placement")
-    if leak is None:
-        return None
+    leak = _first(leaking_ranks(probe), "RB308", "ranks", "placement")
+    if not isinstance(leak, Leak):
+        return leak
     beside = leak.across == "ranks"
     return Finding(
         code="RB308",
@@ -139,11 +143,21 @@ def leak_between_ranks(probe: Probe) -> Finding | None:
     )
 
 
-def _first(found: Leaks | None, across: Across) -> Leak | None:
-    """The first leak of a kind inside the model."""
-    items = found.items if found else ()
-    inside = (x for x in items if x.across == across and x.module not in OUTSIDE)
-    return next(inside, None)
+def _first(found: Searched, code: str, *kinds: Across) -> Leak | Finding | None:
+    """The first leak of these kinds inside the model, in the modes of all of its kind.
+
+    A note, where nothing could be searched.
+    """
+    if not isinstance(found, Leaks):
+        what = f"not checked: {found.what}"
+        return replace(Finding.of(code, found), severity="note", what=what)
+    for across in kinds:
+        inside = [x for x in found if x.across == across and x.module not in OUTSIDE]
+        if inside:
+            seen = {mode for leak in inside for mode in leak.modes}
+            modes = tuple(m for m in get_args(Mode) if m in seen)
+            return replace(inside[0], modes=modes)
+    return None
 
 
 def _place(leak: Leak) -> str:
@@ -151,7 +165,7 @@ def _place(leak: Leak) -> str:
 
 
 def contrastive_loss_in_parts(probe: Probe) -> Finding | None:
-    """A loss that compares examples has the gradient of the whole batch on its parts.
+    """A loss over the whole batch has the same gradient on its parts.
 
     Micro-batches that are accumulated hold their own negatives only: 4 of 16 are not
     one of 64. On ranks it depends on how features are gathered: without a gradient
@@ -165,7 +179,7 @@ def contrastive_loss_in_parts(probe: Probe) -> Finding | None:
 
     Not seen: ranks under torchrun, on a machine that cannot fork, once a GPU was used.
     """
-    if not probe.contrastive:
+    if not probe.loss_couples:
         return None
     cut = in_pieces(probe)
     if cut is not None and cut[2].share > SAME:
@@ -173,11 +187,13 @@ def contrastive_loss_in_parts(probe: Probe) -> Finding | None:
         return Finding(
             code="RB309",
             severity="warning",
-            what=f"the loss compares {size} examples at a time, not {passes * size}",
+            what="the loss is no mean over examples: "
+            f"{passes} x {size} accumulated is another objective",
             seen=f"the gradient of {passes} x {size} accumulated differs by "
             f"{gradient.share:.2g} of its norm from that of the batch at once",
-            why="negatives come from the micro-batch alone: this is another objective",
-            fix="rb.coupling.cached_step, which has the gradient of the whole batch",
+            why="what examples of different parts do to each other is left out",
+            fix="rb.coupling.cached_step, which has the gradient of the whole batch; "
+            "or a loss that is (sum, count)",
         )
     if probe.setup.ranks < 2 or (measured := on_ranks(probe)) is None:
         return None
@@ -191,11 +207,12 @@ def contrastive_loss_in_parts(probe: Probe) -> Finding | None:
         what="the loss on ranks has another gradient than on one process",
         seen=f"{ranks} ranks, averaged as DDP does: {gradient.factor:.3g} times as "
         f"long, cosine {gradient.cosine:.3f}",
-        why="what one rank's examples owe to another's is left out: other negatives"
+        why="what one rank's examples owe to another's is left out"
         if turned
         else "no gradient, or too much of it, comes back through the gather; clipping, "
         "weight decay and a trained temperature feel the factor",
-        fix="rb.coupling.info_nce or siglip, which gather with the right gradient",
+        fix="rb.coupling.info_nce or siglip, which gather with the right gradient; or "
+        "a loss that is (sum, count)",
     )
 
 
@@ -256,7 +273,7 @@ def _may_be_input(field: Tensor) -> bool:
     """Several numbers for each example, which are no mask."""
     if field.dim() < 2 or field.layout != torch.strided or field[0].numel() < 2:
         return False
-    return field.is_floating_point() or bool((field > 1).any())
+    return bool(((field != 0) & (field != 1)).any())
 
 
 def _equal_rows(field: Tensor) -> int:
