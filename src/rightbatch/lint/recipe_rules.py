@@ -12,11 +12,9 @@ import torch
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.findings import Finding
-from rightbatch.core.guards import preserved_rng
 from rightbatch.core.units import show_number
-from rightbatch.job.loss import PRECISIONS
 from rightbatch.job.optimizers import first_rate, kinds_of
-from rightbatch.lint.probe import BACKWARD, Probe, Rule
+from rightbatch.lint.probe import Probe, Rule
 from rightbatch.measure.measurements import NoisePoint
 from rightbatch.schedules.by_examples import ByExamples
 from rightbatch.schedules.job_rate import rate_of
@@ -29,7 +27,7 @@ from rightbatch.schedules.scaling import (
     scaling_for,
 )
 from rightbatch.schedules.schedule import Schedule
-from rightbatch.training.gradient import Part, sum_gradients
+from rightbatch.training.gradient import Part
 
 NEAR = 1.1  # a rate or a memory within this factor of the rule's is not told [assumed]
 UNFINISHED = 0.1  # of a decay's height may be left at the run's end [assumed]
@@ -432,18 +430,6 @@ def _first_norms(probe: Probe) -> list[float]:
     norms = []
     for indices in drawn.split(split.batch_size)[:CLIPPED_BATCHES]:
         pieces = indices.split(split.micro_batch)
-        parts = (Part(job.batch(piece, probe.device), len(piece)) for piece in pieces)
-        probe.model.zero_grad(set_to_none=True)
-        with probe.timed(BACKWARD * len(indices)), preserved_rng():
-            passes = sum_gradients(
-                probe.model,
-                job.loss,
-                parts,
-                device=probe.device,
-                dtype=PRECISIONS[job.precision],
-            )
-        count = float(sum(passes.counts)) or 1.0
-        gradients = [p.grad for p in probe.model.parameters() if p.grad is not None]
-        norms.append(float(torch.nn.utils.get_total_norm(gradients)) / count)
-    probe.model.zero_grad(set_to_none=True)
+        parts = [Part(job.batch(piece, probe.device), len(piece)) for piece in pieces]
+        norms.append(float(probe.gradient(parts)[0].norm()))
     return norms

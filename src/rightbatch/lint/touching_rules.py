@@ -14,7 +14,6 @@ from rightbatch.core.units import show_number
 from rightbatch.coupling.leak import Leak, Leaks
 from rightbatch.coupling.perturbation import Across
 from rightbatch.lint.comparisons import (
-    SAME,
     drawn_by,
     in_pieces,
     leaking_ahead,
@@ -23,6 +22,7 @@ from rightbatch.lint.comparisons import (
 )
 from rightbatch.lint.probe import Probe, Rule
 
+TURNED = 1 - 1e-3  # cosine below which a gradient has another direction [assumed]
 MET = 0.01  # copies of an example in a batch, above which we say so [assumed]
 READ, READ_TENSORS = 512, 8192  # examples looked at for copies [assumed: a second]
 OUTSIDE = ("(loss)", "(call)", "(outside the model)")
@@ -163,17 +163,19 @@ def contrastive_loss_in_parts(probe: Probe) -> Finding | None:
     Fix: ``rb.coupling.info_nce``, which gathers; ``rb.coupling.cached_step`` in the
     place of accumulation.
 
-    Not seen: ranks under torchrun, on a machine that cannot fork, once a GPU was used.
+    Not seen: ranks under torchrun, on a machine that cannot fork, once a GPU was used;
+    models and losses that draw random numbers beside dropout layers.
     """
     if not probe.contrastive:
         return None
     cut = in_pieces(probe)
-    if cut is not None and cut[2].share > SAME:
+    if cut is not None:
         passes, size, gradient = cut
+        micro = probe.setup.split(probe.job).micro_batch
         return Finding(
             code="RB309",
             severity="warning",
-            what=f"the loss compares {size} examples at a time, not {passes * size}",
+            what=f"the loss compares {micro} examples at a time, not the whole batch",
             seen=f"the gradient of {passes} x {size} accumulated differs by "
             f"{gradient.share:.2g} of its norm from that of the batch at once",
             why="negatives come from the micro-batch alone: this is another objective",
@@ -182,9 +184,7 @@ def contrastive_loss_in_parts(probe: Probe) -> Finding | None:
     if probe.setup.ranks < 2 or (measured := on_ranks(probe)) is None:
         return None
     ranks, gradient = measured
-    if gradient.share <= SAME:
-        return None
-    turned = gradient.cosine < 1 - SAME
+    turned = gradient.cosine < TURNED
     return Finding(
         code="RB309",
         severity="warning",
