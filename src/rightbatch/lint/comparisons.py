@@ -8,7 +8,6 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
@@ -54,6 +53,7 @@ def apart(gradient: Gradient, whole: Gradient) -> Apart:
     """How far a gradient is from that of the whole batch.
 
     Example:
+        >>> import torch
         >>> apart(torch.tensor([2.0, 0.0]), torch.tensor([4.0, 0.0])).factor
         0.5
     """

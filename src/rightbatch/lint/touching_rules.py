@@ -34,14 +34,14 @@ def leak_between_examples(probe: Probe) -> Finding | None:
     Attention over the batch (``batch_first`` left out), a recurrent net that takes the
     batch for time, a softmax over axis 0, a scale by the batch's largest value: such a
     model learns from its neighbours, and is another one in every batch it meets, that
-    of one at inference too. No exception tells: it trains, and often to a lower loss.
+    of one at inference too. Nothing raises: it trains, and often to a lower loss.
     Half of eight examples are changed at fixed shapes and random state, and the other
     half's outputs must keep every bit, in training and in eval mode.
 
     Fix: at the module named; mostly an axis, or ``batch_first=True``.
 
     A model that makes the table of similarities itself (CLIP with its loss inside) is
-    told too, and is right.
+    reported too, and is right.
 
     Not seen: BatchNorm that keeps running statistics (RB109), a second leak behind the
     first, batches that hold other things than tensors.
