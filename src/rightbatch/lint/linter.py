@@ -281,8 +281,7 @@ def _found(code: str, rule: Rule, probe: Probe) -> Finding | None:
         if not is_out_of_memory(error):
             raise
         if code not in JOB_RULES:
-            name = rule_name(code)
-            what = f"{name} was not checked: it does not fit in memory"
+            what = f"{rule_name(code)} was not checked: it does not fit in memory"
             return Finding(code=code, severity="note", what=what)
         return Finding(
             code=code,

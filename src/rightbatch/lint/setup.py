@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,17 @@ from rightbatch.data.audit.audit import is_loader
 from rightbatch.job.job import Job
 from rightbatch.measure.measurements import Measurements
 from rightbatch.schedules.schedule import Schedule
+
+# What is taken where something of the loop is given, and an example of it.
+TAKEN: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "schedule": (lambda x: isinstance(x, Schedule), "schedule='ramp:32:512:10k'"),
+    "scheduler": (lambda x: hasattr(x, "step"), "CosineAnnealingLR(optimizer, ...)"),
+    "averaged": (
+        lambda x: hasattr(x, "decay") or hasattr(x, "state_dict"),
+        "AveragedModel(model, ...)",
+    ),
+    "loader": (is_loader, "a DataLoader or a BatchStream"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +90,14 @@ class Setup:
 
     def __post_init__(self) -> None:
         keep_whole_numbers(self, "micro_batch", "accumulation", "ranks")
-        step = getattr(self.scheduler, "step", None)
-        read = any(hasattr(self.averaged, name) for name in ("decay", "state_dict"))
-        _refuse("schedule", self.schedule, isinstance(self.schedule, Schedule))
-        _refuse("scheduler", self.scheduler, callable(step))
-        _refuse("averaged", self.averaged, read)
-        _refuse("loader", self.loader, is_loader(self.loader))
+        for name, (taken, fix) in TAKEN.items():
+            given = getattr(self, name)
+            if given is not None and (isinstance(given, type) or not taken(given)):
+                raise SettingError(
+                    f"{name} is something else than expected",
+                    seen=f"{name}={given!r:.60}",
+                    fix=fix,
+                )
 
     def split(self, job: Job) -> Split:
         """How a batch of this job is made.
@@ -107,22 +121,3 @@ class Setup:
         if passes is None:
             passes = max(1, job.batch_size // (micro * self.ranks))
         return Split(micro_batch=micro, accumulation=passes, ranks=self.ranks)
-
-
-# What is taken, for each thing that may be given.
-TAKEN = {
-    "schedule": "rb.schedules.Ramp(32, 512, 10_000), or a word such as ramp:32:512:10k",
-    "scheduler": "torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, ...)",
-    "averaged": "torch.optim.swa_utils.AveragedModel(model, ...)",
-    "loader": "a DataLoader or a BatchStream",
-}
-
-
-def _refuse(name: str, given: Any, read: bool) -> None:
-    """An error for what is given and cannot be read."""
-    if given is not None and (isinstance(given, type) or not read):
-        raise SettingError(
-            f"{name} is something else than expected",
-            seen=f"{name}={given!r:.60}",
-            fix=TAKEN[name],
-        )
