@@ -8,25 +8,25 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rightbatch.lint.rules import ALL_RULES, FAMILIES, meaning, rule_name
+from rightbatch.lint.rules import ALL_RULES, FAMILIES, meaning, remedy, rule_name
 
 CHECKS = Path(__file__).parent / "checks.md"
 BEGIN, END = "<!-- rules: begin -->", "<!-- rules: end -->"
-WRITTEN = ("RB1", "RB2")  # whose tables stand in the page as they are
 
 
 def tables() -> str:
-    """A heading and a table for every family of rules that has any.
+    """A heading and a table for every family of rules.
 
     A code leads to the rule's page on the site; `docs/hooks.py` makes link and page.
     """
     parts = []
     for family, title in FAMILIES.items():
         codes = sorted(code for code in ALL_RULES if code.startswith(family))
-        if not codes or family in WRITTEN:
-            continue
-        rows = [f"| {c} | {rule_name(c)} | {_cell(meaning(c))} |" for c in codes]
-        head = ["| code | rule | silent where |", "| --- | --- | --- |"]
+        rows = [
+            f"| {c} | {rule_name(c)} | {_cell(meaning(c))} | {_cell(remedy(c))} |"
+            for c in codes
+        ]
+        head = ["| code | rule | silent where | if not |", "| --- | --- | --- | --- |"]
         parts.append("\n".join([f"## {title}", "", *head, *rows]))
     return "\n\n".join(parts)
 

@@ -146,8 +146,12 @@ def test_how_a_job_is_run_reaches_the_rules(
     assert (setup.micro_batch, setup.accumulation, setup.ranks) == (2, 4, 2)
     assert setup.time_axis == 0
     assert (setup.schedule.first, setup.schedule.examples) == (8, 128)
-    with pytest.raises(rb.SettingError, match="ranks"):
+    with pytest.raises(click.BadParameter, match="range"):
         run("checked.py", "--ranks", "0")
+    with pytest.raises(rb.SettingError, match="no rule RB9"):
+        run("checked.py:none", "--select", "RB9")  # before it is loaded
+    _, out = run("checked.py", "--select", "RB101", "--ranks", "4")
+    assert "B = 8 as 2 at once x 4 ranks" in out.splitlines()
     with pytest.raises(rb.SettingError):
         run("checked.py", "--schedule", "mountain:8")
 
@@ -174,7 +178,7 @@ def test_rules_are_explained_without_a_job(run: Run) -> None:
     status, out = run("--explain", "rb105")
     assert status == 0
     assert out.startswith("# RB105: mean-loss\n\n")
-    assert "each by itself" in out
+    assert "Each counts by itself" in out
     assert max(map(len, out.splitlines())) <= 80
     status, out = run("--list-rules")
     assert status == 0

@@ -1,6 +1,7 @@
 """A baseline knows a finding again, whatever its numbers are by now."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,8 +12,9 @@ from rightbatch.core.findings import Finding
 from rightbatch.lint.baseline import Baseline, fingerprint
 
 
-def finding(what: str, code: str = "RB206", seen: str = "") -> Finding:
-    return Finding(code=code, severity="warning", what=what, seen=seen)
+def finding(what: str, code: str = "RB206", **other: Any) -> Finding:
+    given: dict[str, Any] = {"severity": "warning", **other}
+    return Finding(code=code, what=what, **given)
 
 
 def test_a_finding_is_known_again(tmp_path: Path) -> None:
@@ -21,14 +23,24 @@ def test_a_finding_is_known_again(tmp_path: Path) -> None:
     again = finding("9.5% of all tokens are padding", seen="other numbers")
     other = finding("31% of all tokens are padding", code="RB205")
     another = finding("31% of all frames are padding")
-    assert baseline.new([again, other, another]) == (other, another)
+    worse = finding("31% of all tokens are padding", severity="error")
+    assert baseline.new([again, other, another, worse]) == (other, another, worse)
     assert Baseline.of([]).new([again]) == (again,)
 
 
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=2))
-def test_no_number_counts(values: list[float]) -> None:
-    prints = {fingerprint("RB1", f"a {abs(value):,.4g} x b") for value in values}
+def test_no_measured_number_counts(values: list[float]) -> None:
+    prints = {fingerprint(finding(f"a {abs(value):,.4e} x b")) for value in values}
+    prints |= {fingerprint(finding(f"a {number} x b")) for number in ("0.5", "1,234")}
     assert len(prints) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["layers.{}.norm (LayerNorm)", "norm{}", "0.{} (Linear)", "{} ranks"]
+)
+def test_a_number_in_a_name_counts(name: str) -> None:
+    one, two = (fingerprint(finding(name.format(n))) for n in (1, 2))
+    assert one != two
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from rightbatch.lint.rules import (
     RULES,
     explanation,
     page,
+    remedy,
 )
 
 X = torch.randn(32, 5, generator=torch.Generator().manual_seed(0))
@@ -93,7 +94,23 @@ def test_what_is_checked_must_be_clear() -> None:
         ({"model": NET, "loss": criterion, "batch": (X, Y)}, "a criterion"),
         ({"job": job, "select": ["RB9"]}, "no rule RB9"),
         ({"job": job, "select": ["RB2"]}, "none of the rules"),
-        ({"job": job, "ignore": ["RB"]}, "none of the rules"),
+        ({"job": job, "ignore": "RB"}, "none of the rules"),
+        ({"model": nn.Linear, "loss": pairs, "batch": (X, Y)}, "the network itself"),
+        ({"job": job, "loader": 5}, "loader is something else"),
+        ({"job": job, "loader": [(X, Y)]}, "loader is something else"),
+        ({"job": job, "scheduler": "cosine"}, "scheduler is something else"),
+        ({"job": job, "averaged": "ema"}, "averaged is something else"),
+        ({"job": job, "schedule": 5}, "schedule is something else"),
+        ({"job": job, "schedule": "mountain:8"}, "schedule"),
+        (
+            {
+                "model": NET,
+                "loss": pairs,
+                "batch": (X, Y),
+                "schedule": "ramp:8:16:1epochs",
+            },
+            "how long an epoch",
+        ),
     ]
     for given, message in cases:
         with pytest.raises(rb.SettingError, match=message):
@@ -184,6 +201,7 @@ def test_every_rule_is_watched() -> None:
 def test_codes_are_chosen_by_their_beginnings() -> None:
     assert chosen_codes() == list(ALL_RULES)
     assert chosen_codes(["RB105", "RB10"], ["RB101"])[0] == "RB102"
+    assert chosen_codes("rb3, RB501", "RB30") == ["RB310", "RB501"]
     assert {c[:3] for c in ALL_RULES} <= set(FAMILIES)
 
 
@@ -194,6 +212,7 @@ def test_every_rule_has_a_page(code: str) -> None:
     assert len(text.split("\n\n")) >= 2, "why it matters, and what to do"
     assert "Args:" not in text
     assert text.splitlines()[0].endswith(".")
+    assert remedy(code).endswith(".")
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -203,3 +222,39 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "RB105 error: the loss is a sum" in before
     assert "error" not in after
     assert len(path.read_text().splitlines()) < 60
+
+
+def test_a_loss_with_another_network_leaves_it_as_it_is() -> None:
+    """Its gradients and running statistics too, though the loss never uses ours."""
+    net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+
+    def closed(model: nn.Module, batch: Any) -> Tensor:
+        return pairs(net, batch)
+
+    findings = rb.check(model=net, loss=closed, batch=(X, Y))
+    assert "another network than the one" in findings.errors[0].what
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_schedule_may_be_a_word() -> None:
+    job = regression_job(epochs=4)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+        torch.optim.SGD(NET.parameters(), lr=0.1), T_max=64
+    )
+    how: dict[str, Any] = {"scheduler": scheduler, "select": "RB502"}
+    (finding,) = rb.check(job, schedule="ramp:16:64:2epochs", **how).items
+    assert "16 -> 64" in finding.seen
+
+
+def test_memory_that_a_comparison_lacks_is_no_fault_of_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(probe: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setitem(RULES, "RB303", full)
+    (finding,) = rb.check(regression_job(), select="RB303").items
+    assert finding.severity == "note"
+    assert "norm-under-accumulation was not checked" in finding.what

@@ -22,7 +22,7 @@ SCHEMA = json.loads(
 FINDINGS = [
     Finding(code="RB104", severity="error", what="NaN", seen="4 examples", fix="log"),
     Finding(code="RB109", severity="warning", what="it normalises"),
-    Finding(code="RB203", severity="note", what="3 of 10 examples"),
+    Finding(code="RB203", severity="note", what="3.1% of 10 examples"),
 ]
 
 
@@ -63,7 +63,7 @@ def test_results_point_at_their_rules(document: Any) -> None:
 
 
 def test_a_finding_keeps_its_fingerprint(document: Any) -> None:
-    changed = [Finding(code="RB203", severity="note", what="4 of 12 examples")]
+    changed = [Finding(code="RB203", severity="note", what="4.2% of 10 examples")]
     again = sarif_document(changed, job="digits", place=Place(path=Path("y.py")))
     prints = [
         d["runs"][0]["results"][-1]["partialFingerprints"] for d in (document, again)

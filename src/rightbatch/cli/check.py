@@ -35,15 +35,16 @@ if TYPE_CHECKING:
 
 RANKED = ("note", "warning", "error")  # of severities, the worst last
 CODES = {"multiple": True, "metavar": "CODES"}
+COUNT = click.IntRange(min=1)
 
 
 @click.command()
 @click.argument("job", required=False)
 @click.option("--select", **CODES, help="Only these rules: RB3,RB501.")
 @click.option("--ignore", **CODES, help="All rules but these.")
-@click.option("--micro-batch", type=int, help="Examples of one pass on one rank.")
-@click.option("--accumulation", type=int, help="Passes that make a step.")
-@click.option("--ranks", type=int, help="Processes that make a step together.")
+@click.option("--micro-batch", type=COUNT, help="Examples of one pass on one rank.")
+@click.option("--accumulation", type=COUNT, help="Passes that make a step.")
+@click.option("--ranks", type=COUNT, help="Processes that make a step together.")
 @click.option("--schedule", help="A batch that changes, as for train.")
 @click.option("--time-axis", type=int, help="Of outputs that may not look ahead.")
 @click.option("--budget", "budget_s", type=DURATION, help="Seconds for passes.")
@@ -88,16 +89,21 @@ def check(
             "--json and --sarif - both want the output", fix="--sarif FILE"
         )
     asked: dict[str, Any] = {n: v for n, v in run.items() if v is not None}
-    chosen = {"select": _codes(select), "ignore": _codes(ignore)}
+    chosen = {"select": select, "ignore": ignore}
     quiet = as_json or sarif == "-"
     folder = _run_folder(job)
     address = _address_of(folder) if folder else look_up(job)
     console = announce(address, quiet)
     from rightbatch.lint.baseline import Baseline
+    from rightbatch.lint.linter import chosen_codes
     from rightbatch.lint.sarif import sarif_document
     from rightbatch.report.terminal import print_plain
 
-    found = (_found_in_run if folder else _found)(job, chosen, asked, quiet)
+    codes = chosen_codes(**chosen)  # before a line of the job's is run
+    if folder:
+        found = _found_in_run(folder, chosen, asked, quiet)
+    else:
+        found = _found(job, codes, chosen | asked, quiet)
     items, known = found.findings.items, 0
     if write_baseline is not None:
         Baseline.of(items).save(write_baseline)
@@ -115,7 +121,8 @@ def check(
     if as_json:
         print_document(found.document(items) | {"known": known})
     elif sarif != "-":
-        lines = [*found.head, *(str(f) for f in items)]
+        lines = [*found.head, found.findings.split, *(str(f) for f in items)]
+        lines = [line for line in lines if line]
         lines.append(_counts(items, found.findings.rules, known))
         if write_baseline is not None:
             lines.append(f"known from now on, in {write_baseline}")
@@ -153,41 +160,37 @@ class _Found:
         return to_plain(replace(self.findings, items=items))
 
 
-def _found(
-    name: str, chosen: dict[str, Any], asked: dict[str, Any], quiet: bool
-) -> _Found:
+def _found(name: str, codes: list[str], options: dict[str, Any], quiet: bool) -> _Found:
     """Of a job, or of a loader."""
     from rightbatch.core.findings import Findings
     from rightbatch.data.audit.audit import audit, is_loader
     from rightbatch.data.audit.loader_findings import LOADER_RULES
-    from rightbatch.lint.linter import chosen_codes
     from rightbatch.lint.sarif import defined_at
 
     loaded = load_quietly(load_named, name, quiet)
     place = defined_at(look_up(name))
     if not is_loader(loaded):
-        findings = _checked(as_job(name, loaded), chosen | asked, quiet)
+        findings = _checked(as_job(name, loaded), options, quiet)
         return _Found(findings=findings, place=place, tunable=True)
-    if asked:
+    if asked := options.keys() - {"select", "ignore"}:
         raise SettingError(
             "a loader is audited by its order alone",
-            seen=", ".join(asked),
+            seen=", ".join(sorted(asked)),
             why="how a job is run says nothing of it",
             fix="leave these options out, or check the job",
         )
-    codes = {*LOADER_RULES}.intersection(chosen_codes(**chosen))
     audited = audit(loaded)
     items = tuple(f for f in audited.findings if f.code in codes)
     return _Found(
-        findings=Findings(items=items, rules=len(codes)),
+        findings=Findings(items=items, rules=len({*LOADER_RULES}.intersection(codes))),
         place=place,
-        head=(str(replace(audited, findings=())), ""),
+        head=(str(replace(audited, findings=())) + "\n",),
         loader=audited,
     )
 
 
 def _found_in_run(
-    name: str, chosen: dict[str, Any], asked: dict[str, Any], quiet: bool
+    folder: Path, chosen: dict[str, Any], asked: dict[str, Any], quiet: bool
 ) -> _Found:
     """Of a run folder and the job that it names, where that can be loaded."""
     from rightbatch.lint.linter import check as find_faults
@@ -195,8 +198,6 @@ def _found_in_run(
     from rightbatch.measure.measurements import Measurements
     from rightbatch.training.run_folder import MEASUREMENTS
 
-    folder = _run_folder(name)
-    assert folder is not None
     spec = Measurements.load(folder / MEASUREMENTS).job.spec
     try:
         job = as_job(spec, load_quietly(load_named, spec, quiet))
@@ -214,12 +215,7 @@ def _checked(job: Job, options: dict[str, Any], quiet: bool) -> Findings:
     """The linter, with a live line."""
     from rightbatch.lint.linter import check as find_faults
     from rightbatch.report.terminal import LiveLine
-    from rightbatch.schedules.job_rate import rate_of
-    from rightbatch.schedules.parse import parse_schedule
 
-    if text := options.get("schedule"):
-        sizes = {"batch": job.batch_size, "length": job.length}
-        options["schedule"] = parse_schedule(text, **sizes, rate=rate_of(job))
     line = LiveLine(make_console(quiet))
     try:
         return find_faults(job, watch=lambda rule: line.show(f" {rule}"), **options)
@@ -239,17 +235,6 @@ def _address_of(folder: Path) -> JobAddress:
     text = str(folder)
     where, about = folder.name or text, "a run folder"
     return JobAddress(text=text, kind="run", where=where, name="", about=about)
-
-
-def _codes(given: Sequence[str]) -> list[str]:
-    """Codes as they were typed, each option with one or several.
-
-    Example:
-        >>> _codes(["RB3,RB501", "RB6"])
-        ['RB3', 'RB501', 'RB6']
-    """
-    parts = [code.strip().upper() for text in given for code in text.split(",")]
-    return [code for code in parts if code]
 
 
 def _counts(items: Sequence[Finding], rules: int, known: int) -> str:

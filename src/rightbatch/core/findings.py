@@ -59,6 +59,7 @@ class Findings:
         rules: How many rules were run.
         coupled: Where the examples of a batch touch each other: ``"normalization"``
             in training mode only, ``"loss"`` in eval mode too, ``""`` nowhere.
+        split: How the batch is made, where that was not said in full.
 
     Example:
         >>> bool(Findings(items=(), rules=14))
@@ -68,6 +69,7 @@ class Findings:
     items: tuple[Finding, ...]
     rules: int
     coupled: Coupled = ""
+    split: str = ""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -93,6 +95,5 @@ class Findings:
         return not self.errors
 
     def __str__(self) -> str:
-        if not self.items:
-            return f"{self.rules} checks passed"
-        return "\n".join(str(f) for f in self.items)
+        lines = [str(f) for f in self.items] or [f"{self.rules} checks passed"]
+        return "\n".join([self.split] * bool(self.split) + lines)

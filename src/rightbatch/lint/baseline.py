@@ -1,4 +1,4 @@
-"""Known findings, kept in a file: a check then tells the new ones only."""
+"""Known findings, kept in a file: a check then reports the new ones only."""
 
 from __future__ import annotations
 
@@ -13,25 +13,39 @@ from rightbatch.core.findings import Finding
 from rightbatch.core.json_io import read_json, write_json
 
 FORMAT = "rightbatch/baseline/1"
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e[+-]?\d+)?")
+# What was measured: a decimal, thousands, a percentage; no part of a name, such as
+# "layers.2.norm" or "0.1 (Linear)".
+_KINDS = (
+    r"\d[\d,]*\.\d+(?:e[+-]?\d+)?",
+    r"\d+e[+-]?\d+",
+    r"\d{1,3}(?:,\d{3})+",
+    r"\d+(?=%)",
+)
+MEASURED = re.compile(rf"(?<![\w.])(?:{'|'.join(_KINDS)})(?![\w.]| \()")
 
 
-def fingerprint(code: str, what: str) -> str:
-    """What stays the same of a finding while its numbers change.
+def fingerprint(finding: Finding | Known) -> str:
+    """What stays the same of a finding while what was measured changes.
 
     Example:
-        >>> fingerprint("RB206", "31% of all") == fingerprint("RB206", "9% of all")
+        >>> one, other = (
+        ...     Known(code="RB206", severity="warning", what=f"{share} of all tokens")
+        ...     for share in ("31%", "9.5%")
+        ... )
+        >>> fingerprint(one) == fingerprint(other)
         True
     """
-    text = f"{code} {NUMBER.sub('#', what)}"
+    what = MEASURED.sub("#", finding.what)
+    text = f"{finding.code} {finding.severity} {what}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """A finding that is not told again: code and sentence."""
+    """A finding that is not reported again."""
 
     code: str
+    severity: str
     what: str
 
 
@@ -40,7 +54,7 @@ class Baseline:
     """The findings that were there when it was written.
 
     Attributes:
-        findings: Compared by code and sentence, whatever the numbers in it.
+        findings: Compared by code, severity and sentence, whatever was measured in it.
     """
 
     findings: tuple[Known, ...]
@@ -48,12 +62,13 @@ class Baseline:
     @classmethod
     def of(cls, findings: Iterable[Finding]) -> Baseline:
         """These findings, from now on known."""
-        return cls(findings=tuple(Known(code=f.code, what=f.what) for f in findings))
+        known = (Known(code=f.code, severity=f.severity, what=f.what) for f in findings)
+        return cls(findings=tuple(known))
 
     def new(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
         """Those of the findings that are not known."""
-        known = {fingerprint(k.code, k.what) for k in self.findings}
-        return tuple(f for f in findings if fingerprint(f.code, f.what) not in known)
+        known = {fingerprint(k) for k in self.findings}
+        return tuple(f for f in findings if fingerprint(f) not in known)
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically.

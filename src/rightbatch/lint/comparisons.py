@@ -8,34 +8,36 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from jaxtyping import Float64
-from torch import Tensor
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from rightbatch.core.errors import JobError, SettingError
-from rightbatch.core.guards import preserved_rng, untouched
-from rightbatch.core.torch_private import Dropout
+from rightbatch.core.guards import evaluating, preserved_rng
 from rightbatch.coupling.batch_statistics import frozen
 from rightbatch.coupling.leak import Leaks
 from rightbatch.coupling.leakage import leaks
 from rightbatch.coupling.local_ranks import on_local_ranks
 from rightbatch.data.audit.read_indices import Draws, read_indices
-from rightbatch.job.loss import PRECISIONS
 from rightbatch.lint.probe import (
-    BACKWARD,
     LEAK_PASSES,
+    Gradient,
     PassTooLongError,
     Probe,
     Searched,
 )
-from rightbatch.training.gradient import Part, sum_gradients
+from rightbatch.training.gradient import Part
 
-SAME = 1e-3  # relative difference of gradients that rounding may make [assumed]
+# Relative difference of gradients that rounding may make. [assumed]
+SAME, SAME_OF_HALVES = 1e-3, 0.03
 MOST_RANKS = 4  # processes on this machine: what is wrong at 64 ranks is at 4 [assumed]
 RANK_EXAMPLES = 4  # on each of them [assumed]
-
-Gradient = Float64[Tensor, " parameters"]
+WEIGHTED_MEANS = (F.cross_entropy, F.nll_loss)  # they divide by the sum of the weights
+CLASS_LOSSES = (
+    *WEIGHTED_MEANS,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,7 @@ def apart(gradient: Gradient, whole: Gradient) -> Apart:
     """How far a gradient is from that of the whole batch.
 
     Example:
+        >>> import torch
         >>> apart(torch.tensor([2.0, 0.0]), torch.tensor([4.0, 0.0])).factor
         0.5
     """
@@ -70,27 +73,33 @@ def apart(gradient: Gradient, whole: Gradient) -> Apart:
 
 
 def in_pieces(probe: Probe) -> tuple[int, int, Apart] | None:
-    """Pieces accumulated, their size, and their gradient; None: there is one piece.
+    """Pieces accumulated, their size, and their gradient, if it is another one.
+
+    None: it is not, there is one piece, or the passes draw random numbers. Pieces are
+    smaller where there are too few examples for two.
 
     Raises:
         PassTooLongError: There is no time for both gradients.
     """
-    split = probe.setup.split(probe.job)
-    size = split.micro_batch
-    count = min(split.accumulation, probe.job.length // size)
-    if count < 2:
+    split, length = probe.setup.split(probe.job), probe.job.length
+    if split.accumulation < 2 or length < 2:
         return None
-    with probe.timed(2 * BACKWARD * count * size):
-        whole = _gradient(probe, [(0, count * size)])
-        cut = list(pairwise(range(0, (count + 1) * size, size)))
-        return count, size, apart(_gradient(probe, cut), whole)
+    size = min(split.micro_batch, length // 2)
+    count = min(split.accumulation, length // size)
+    whole, drawn = _gradient(probe, [(0, count * size)])
+    if drawn:
+        return None
+    cut = list(pairwise(range(0, (count + 1) * size, size)))
+    found = apart(_gradient(probe, cut)[0], whole)
+    return (count, size, found) if found.share > _rounding(probe) else None
 
 
 def on_ranks(probe: Probe) -> tuple[int, Apart] | None:
     """Processes on this machine, and the mean of their gradients, as DDP makes it.
 
     Each takes a few examples, without dropout and with BatchNorm in eval mode. None:
-    processes cannot be forked here, or there are too few examples.
+    it is the gradient of one process, processes cannot be forked here, there are too
+    few examples, or the passes draw random numbers.
 
     Raises:
         PassTooLongError: There is no time for the gradients.
@@ -100,39 +109,31 @@ def on_ranks(probe: Probe) -> tuple[int, Apart] | None:
     size = min(RANK_EXAMPLES, probe.job.length // ranks)
     if size < 2:
         return None
-    with probe.timed(2 * BACKWARD * ranks * size), frozen(probe.model):
-        whole = _gradient(probe, [(0, ranks * size)])
+    with frozen(probe.model), suppress(SettingError):
+        whole, drawn = _gradient(probe, [(0, ranks * size)])
 
         def measure() -> Apart:
             start = dist.get_rank() * size
-            mean = _gradient(probe, [(start, start + size)]) / ranks
+            mean = _gradient(probe, [(start, start + size)])[0] / ranks
             dist.all_reduce(mean)
             return apart(mean, whole)
 
-        with suppress(SettingError):
-            return ranks, on_local_ranks(measure, [ranks])[ranks]
+        if not drawn:
+            found = on_local_ranks(measure, [ranks])[ranks]
+            return (ranks, found) if found.share > _rounding(probe) else None
     return None
 
 
-def _gradient(probe: Probe, cut: list[tuple[int, int]]) -> Gradient:
-    """Of the mean over these examples, one pass for each range, without dropout."""
-    job, model = probe.job, probe.model
-    parts = [Part(job.batch(range(a, b), probe.device), b - a) for a, b in cut]
-    with preserved_rng(), untouched(model, []):
-        for module in model.modules():
-            if isinstance(module, Dropout):
-                module.eval()
-        passes = sum_gradients(
-            model,
-            job.loss,
-            parts,
-            device=probe.device,
-            dtype=PRECISIONS[job.precision],
-        )
-        terms = max(float(sum(passes.counts)), 1e-30)
-        trained = [p for p in model.parameters() if p.requires_grad]
-        made = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        return torch.cat([g.flatten().double().cpu() for g in made]) / terms
+def _gradient(probe: Probe, cut: list[tuple[int, int]]) -> tuple[Gradient, bool]:
+    """Of the mean over these examples, one pass for each range."""
+    job, device = probe.job, probe.device
+    return probe.gradient(
+        [Part(job.batch(range(*r), device), r[1] - r[0]) for r in cut]
+    )
+
+
+def _rounding(probe: Probe) -> float:
+    return SAME if probe.job.precision == "float32" else SAME_OF_HALVES
 
 
 def leaking_ahead(probe: Probe, time_axis: int) -> Searched:
@@ -177,3 +178,33 @@ def drawn_by(loader: Any, most: int) -> Draws | None:
         return read_indices(loader, most)
     except SettingError:
         return None
+
+
+class _Watched(TorchFunctionMode):
+    """Sees the losses of classes, and whether each is a mean over class weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weighted: list[bool] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        given = kwargs or {}
+        if func in CLASS_LOSSES:
+            mean = func in WEIGHTED_MEANS and given.get("reduction") == "mean"
+            self.weighted.append(mean and given.get("weight") is not None)
+        return func(*args, **given)
+
+
+def class_losses(probe: Probe) -> list[bool]:
+    """Of each loss of classes that is called, whether it divides by class weights."""
+    batch = probe.batch(probe.few)
+    with (
+        probe.timed(probe.few),
+        evaluating(probe.model),
+        preserved_rng(),
+        _Watched() as watched,
+    ):
+        probe.job.mean_loss(probe.model, batch)
+    return watched.weighted

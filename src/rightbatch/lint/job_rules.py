@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rightbatch.core.errors import JobError, RightbatchError
 from rightbatch.core.findings import Finding
@@ -71,15 +71,15 @@ def trainable(probe: Probe) -> Finding | None:
             "model() returns the same network every time",
             seen="two calls share parameters",
             why="every measurement would train the network of the one before",
-            fix="build the network inside model(), or pass the module itself: "
-            "Job(model=net)",
+            fix="build the network inside model(), or pass the module itself",
         )
     if not held & parameters:
         raise JobError(
             "the optimizer holds no parameter of the model",
             seen=f"{len(parameters)} trainable, {len(held)} in the optimizer, 0 shared",
             why="its steps would change nothing",
-            fix="Job(optimizer=lambda params: SGD(params, ...)) using the params given",
+            fix="optimizer=lambda params: SGD(params, ...) using the params given; of "
+            "a loop, the optimizer over model.parameters()",
         )
     for number, group in enumerate(probe.optimizer.param_groups):
         lr = rate_in(group)
@@ -89,7 +89,7 @@ def trainable(probe: Probe) -> Finding | None:
             raise JobError(
                 f"the {which} has no learning rate above zero",
                 seen=f"lr = {group.get('lr')}",
-                why="all rates are told and changed by the factor of the first",
+                why="all rates are read and changed by the factor of the first",
                 fix="a rate above zero, or requires_grad_(False) on what stays",
             )
     rate_of(probe.job)
@@ -167,11 +167,12 @@ def _plain(batch: Any) -> list[Tensor]:
 
 
 def mean_loss(probe: Probe) -> Finding | None:
-    """A batch with every example twice has the same mean loss, but twice the sum.
+    """The loss is a mean over examples.
 
-    It is the mean over the batch's examples, each by itself. A loss that is a sum grows
-    with the batch, and so does its gradient: batch x 2 is rate x 2 as well, and no law
-    of batch and rate can be read from it. That is an error.
+    Each counts by itself. A batch with every example twice has the same mean, and twice
+    the sum. A loss that is a sum grows with the batch, and so does its gradient: batch
+    x 2 is rate x 2 as well, and no law of batch and rate can be read from it. That is
+    an error.
 
     Where examples touch inside the loss (contrastive losses, a Dice over the batch),
     the batch size is part of what is learned: a warning. It is found by exchanging
@@ -203,9 +204,10 @@ def mean_loss(probe: Probe) -> Finding | None:
             severity="warning",
             what="an example's loss depends on the others in its batch",
             seen=_exchanged(probe.coupling),
-            why="the batch size changes what is learned (contrastive losses), so the "
-            "laws compare different objectives, and no batch is made in pieces",
-            fix="read the answer as a hint; let the race decide",
+            why="the batch size changes what is learned (contrastive losses): another "
+            "batch is another objective, and so is one made in pieces",
+            fix="a batch made at once, or by rb.coupling.cached_step; nothing, if that "
+            "is so",
         )
     if probe.coupling.mean_of_means:
         return Finding(
@@ -292,8 +294,13 @@ def differentiable(probe: Probe) -> Finding | None:
         )
     without = [n for n, p in named if p.grad is None]
     if len(without) == len(named):
+        given = probe.job.model
+        own = given.parameters() if isinstance(given, nn.Module) else ()
+        other = any(p.grad is not None for p in own)
         raise JobError(
-            "no parameter received a gradient",
+            "the loss uses another network than the one it is given"
+            if other
+            else "no parameter received a gradient",
             seen=f"{len(named)} trainable parameters, every .grad is None",
             fix="let the loss depend on the model it is given",
         )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from rightbatch.core.errors import RightbatchError, SettingError
 from rightbatch.core.findings import Finding, Findings
-from rightbatch.core.guards import preserved_rng
+from rightbatch.core.guards import preserved_rng, untouched
 from rightbatch.core.text import first_line
 from rightbatch.core.torch_private import is_out_of_memory
 from rightbatch.core.units import show_seconds
@@ -20,10 +23,12 @@ from rightbatch.job.job import Job
 from rightbatch.job.loss import Loss
 from rightbatch.lint.job_rules import JOB_RULES
 from rightbatch.lint.probe import PassTooLongError, Probe, Rule
-from rightbatch.lint.rules import ALL_RULES, MEASURED_RULES, RULES, meaning, rule_name
+from rightbatch.lint.rules import ALL_RULES, MEASURED_RULES, RULES, rule_name
 from rightbatch.lint.setup import Setup
 from rightbatch.lint.subject import job_measured, job_of
 from rightbatch.measure.measurements import Measurements
+from rightbatch.schedules.job_rate import rate_of
+from rightbatch.schedules.parse import parse_schedule
 from rightbatch.schedules.schedule import Schedule
 from rightbatch.training.run_folder import MEASUREMENTS
 
@@ -38,14 +43,14 @@ def check(
     micro_batch: int | None = None,
     accumulation: int | None = None,
     ranks: int = 1,
-    schedule: Schedule | None = None,
+    schedule: Schedule | str | None = None,
     scheduler: Any = None,
     averaged: Any = None,
     loader: Any = None,
     time_axis: int | None = None,
     run: str | Path | None = None,
-    select: Iterable[str] = (),
-    ignore: Iterable[str] = (),
+    select: str | Iterable[str] = (),
+    ignore: str | Iterable[str] = (),
     budget_s: float = math.inf,
     watch: Callable[[str], None] | None = None,
 ) -> Findings:
@@ -62,12 +67,14 @@ def check(
         batch: One batch as the loop sees it, examples along the first axis.
         optimizer: Of the loop, or as in `Job`; without it rules about the recipe are
             silent.
-        micro_batch: Examples of one pass on one rank; default: what the job's batch
-            takes.
+        micro_batch: Examples of one pass on one rank; default: the job's batch over
+            all passes and ranks, as the findings say at their head. Of a loop it is
+            the batch given.
         accumulation: Passes that make a step; default: as many as the job's batch
             takes. With ``micro_batch`` and ``ranks`` it says the batch that runs.
         ranks: Processes that make a step together.
-        schedule: The batch along the run, where it changes.
+        schedule: The batch along the run, where it changes; or as a word of `train`,
+            such as ``"ramp:32:512:3epochs"``.
         scheduler: torch's learning-rate scheduler, stepped once for every update.
         averaged: The averaged copy of the model (EMA), updated once for every update.
         loader: The loader that feeds the loop; it is audited too (RB2xx).
@@ -84,8 +91,9 @@ def check(
         The findings; true where nothing forbids measuring.
 
     Raises:
-        SettingError: Neither a job nor model, loss and batch are given, or both; no
-            rule has such a code; or the batch is smaller than the passes that make it.
+        SettingError: Neither a job nor model, loss and batch are given, or both; one of
+            them is another thing; no rule has such a code; or the batch is smaller than
+            the passes that make it.
         RunFolderError: ``run`` is none.
 
     Example:
@@ -94,27 +102,29 @@ def check(
         True
     """
     _one_subject(job, {"model": model, "loss": loss, "batch": batch}, run)
+    codes = chosen_codes(select, ignore)
+    rules = {code: rule for code, rule in RULES.items() if code in codes}
+    known = None if run is None else Measurements.load(Path(run) / MEASUREMENTS)
+    sample = job is None
+    if job is None and loss is not None:
+        job = job_of(model, loss, batch, optimizer)
+    elif job is None:
+        assert known is not None
+        job = job_measured(known.job)
+        rules = {c: r for c, r in rules.items() if c in {*JOB_RULES, *MEASURED_RULES}}
     setup = Setup(
         micro_batch=micro_batch,
         accumulation=accumulation,
         ranks=ranks,
-        schedule=schedule,
+        schedule=_read(schedule, job, sample),
         scheduler=scheduler,
         averaged=averaged,
         loader=loader,
         time_axis=time_axis,
-        measurements=None if run is None else _measured(Path(run)),
-        recipe=job is not None or optimizer is not None,
-        sample=job is None,
+        measurements=known,
+        recipe=not sample or optimizer is not None,
+        sample=loss is not None,
     )
-    codes = chosen_codes(select, ignore)
-    rules = {code: rule for code, rule in RULES.items() if code in codes}
-    if job is None and loss is not None:
-        job = job_of(model, loss, batch, optimizer)
-    elif job is None:
-        assert setup.measurements is not None
-        job = job_measured(setup.measurements.job)
-        rules = {c: r for c, r in rules.items() if c in {*JOB_RULES, *MEASURED_RULES}}
     if not rules and loader is None:
         raise SettingError(
             "none of the rules chosen can look at this",
@@ -122,8 +132,12 @@ def check(
             why="rules of loaders (RB2xx) need one; a run alone has measurements only",
             fix="loader=..., or other rules",
         )
-    setup.split(job)  # refuses what cannot be split
-    findings = run_rules(Probe(job, budget_s, setup=setup), rules, watch)
+    split = setup.split(job)
+    held = untouched(job.model, []) if isinstance(job.model, nn.Module) else None
+    with held or nullcontext():
+        findings = run_rules(Probe(job, budget_s, setup=setup), rules, watch)
+    if micro_batch is None and split.accumulation * split.ranks > 1:
+        findings = replace(findings, split=str(split))
     if loader is None:
         return findings
     loader_codes = [code for code in LOADER_RULES if code in codes]
@@ -132,6 +146,20 @@ def check(
         items=(*findings.items, *_audited(loader, loader_codes)),
         rules=findings.rules + len(loader_codes),
     )
+
+
+def _read(schedule: Any, job: Job, sample: bool) -> Any:
+    """A schedule, read where it is given as a word."""
+    if not isinstance(schedule, str):
+        return schedule
+    if sample and "epoch" in schedule:
+        raise SettingError(
+            "a loop's batch does not say how long an epoch is",
+            seen=f"schedule={schedule!r}",
+            fix="a schedule in examples: ramp:32:512:30k",
+        )
+    sizes = {"batch": job.batch_size, "length": job.length}
+    return parse_schedule(schedule, **sizes, rate=rate_of(job))
 
 
 def _one_subject(job: Any, parts: Mapping[str, Any], run: Any) -> None:
@@ -152,10 +180,6 @@ def _one_subject(job: Any, parts: Mapping[str, Any], run: Any) -> None:
         )
 
 
-def _measured(folder: Path) -> Measurements:
-    return Measurements.load(folder / MEASUREMENTS)
-
-
 def _audited(loader: Any, codes: list[str]) -> list[Finding]:
     """What an audit finds; a note where the loader has nothing to look at."""
     if not codes:
@@ -174,21 +198,23 @@ def _audited(loader: Any, codes: list[str]) -> list[Finding]:
         ]
 
 
-def chosen_codes(select: Iterable[str] = (), ignore: Iterable[str] = ()) -> list[str]:
+def chosen_codes(
+    select: str | Iterable[str] = (), ignore: str | Iterable[str] = ()
+) -> list[str]:
     """The codes that begin with one selected and with none ignored.
 
     Args:
-        select: Codes, or beginnings of codes; all.
+        select: Codes, or beginnings of codes, one or several in a text; all.
         ignore: Of those, the ones to leave out.
 
     Raises:
         SettingError: No rule's code begins so.
 
     Example:
-        >>> chosen_codes(select=["RB20"], ignore=["RB203", "RB206"])
+        >>> chosen_codes("RB20", ignore=["rb203,RB206"])
         ['RB201', 'RB202', 'RB204', 'RB205']
     """
-    wanted, left = tuple(select) or ("RB",), tuple(ignore)
+    wanted, left = _beginnings(select) or ("RB",), _beginnings(ignore)
     for prefix in (*wanted, *left):
         if not any(code.startswith(prefix) for code in ALL_RULES):
             raise SettingError(
@@ -200,6 +226,12 @@ def chosen_codes(select: Iterable[str] = (), ignore: Iterable[str] = ()) -> list
         for code in ALL_RULES
         if code.startswith(wanted) and not code.startswith(left or ("-",))
     ]
+
+
+def _beginnings(given: str | Iterable[str]) -> tuple[str, ...]:
+    texts = [given] if isinstance(given, str) else given
+    parts = (code.strip().upper() for text in texts for code in text.split(","))
+    return tuple(code for code in parts if code)
 
 
 def run_rules(
@@ -239,8 +271,8 @@ def _found(code: str, rule: Rule, probe: Probe) -> Finding | None:
         return Finding(
             code=code,
             severity="note",
-            what=f"not checked, one pass takes {show_seconds(error.seconds)}: "
-            f"{meaning(code)}",
+            what=f"{rule_name(code)} was not checked: one pass takes "
+            f"{show_seconds(error.seconds)}",
             fix="a larger --budget, or `rightbatch check` without one",
         )
     except RightbatchError as error:
@@ -248,6 +280,9 @@ def _found(code: str, rule: Rule, probe: Probe) -> Finding | None:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        if code not in JOB_RULES:
+            what = f"{rule_name(code)} was not checked: it does not fit in memory"
+            return Finding(code=code, severity="note", what=what)
         return Finding(
             code=code,
             severity="error",

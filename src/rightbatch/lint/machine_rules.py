@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from rightbatch.core.findings import Finding
 from rightbatch.core.units import show_number, show_seconds
 from rightbatch.fit.critical_batch import relative_steps
 from rightbatch.fit.stairs import stair
+from rightbatch.lint.comparisons import class_losses
 from rightbatch.lint.probe import Probe, Rule
 from rightbatch.plan.caveats import STAIR
 from rightbatch.plan.laws import Laws
@@ -47,13 +49,15 @@ def rare_class_absent(probe: Probe) -> Finding | None:
     pushes hard. The mean is right, its noise is not, and BatchNorm, hard-negative
     mining and losses of pairs see no such example at all.
 
-    Draw by class: ``rb.data.Strata(labels)`` puts every class into every batch, with
-    the weights that leave the mean what it is; or take a larger batch.
+    Fix: draw by class: ``rb.data.Strata(labels)`` puts every class into every batch,
+    with the weights that leave the mean what it is; or take a larger batch.
 
-    Labels are the last tensor of integers from 0 on, or ``targets`` / ``labels`` of the
-    data set; told is a class with less than a quarter of an even share that is absent
-    from more than half of the batches. A loader with a sampler of its own is left to
-    `rb.audit`.
+    Labels are ``targets`` or ``labels`` of the data set, or else its only tensor of one
+    integer for each example, from 0 on. Reported is a class with less than a quarter of
+    an even share that is absent from more than half of the batches.
+
+    Not seen: losses that call none of torch's cross-entropies; a loader with a sampler
+    of its own, which is left to `rb.audit`.
     """
     labels = _labels(_whole_data(probe))
     if labels is None or not _drawn_evenly(probe.setup.loader):
@@ -64,6 +68,8 @@ def rare_class_absent(probe: Probe) -> Finding | None:
     share, size = count / len(labels), probe.setup.split(probe.job).batch_size
     absent = (1 - share) ** size
     if kinds < 2 or share > RARE / kinds or absent <= ABSENT:
+        return None
+    if not class_losses(probe):  # they may be counts
         return None
     enough = math.ceil(math.log(ABSENT) / math.log1p(-share))
     which = int((counts == count).nonzero()[0])
@@ -87,7 +93,8 @@ def batch_beyond_data(probe: Probe) -> Finding | None:
     stays, and the rate that was raised for it is too high. Ranks multiply the batch,
     and so does a ramp: each is looked at, over the whole run.
 
-    A smaller batch or a schedule that ends at the data's size; with many ranks, fewer.
+    Fix: a smaller batch or a schedule that ends at the data's size; with many ranks,
+    fewer.
 
     It needs the whole data set: a job, or a loop's ``loader``.
     """
@@ -101,7 +108,8 @@ def batch_beyond_data(probe: Probe) -> Finding | None:
         try:
             check_schedule(schedule, length=length, examples=end, largest=None)
         except SettingError as error:
-            return Finding.of("RB602", error)
+            fix = f"a schedule that stays at {length:,} or below"
+            return replace(Finding.of("RB602", error), fix=fix)
         return None
     if split.batch_size <= max(length, probe.job.batch_size):
         return None
@@ -123,7 +131,7 @@ def past_a_hardware_step(probe: Probe) -> Finding | None:
     how much, `tune` has measured here (16 to 32 examples are the first such step on
     most processors).
 
-    Take the multiple, and more passes where the batch is to stay.
+    Fix: take the multiple, and more passes where the batch is to stay.
 
     It needs a run folder, in which one size past a power of two was timed.
     """
@@ -154,7 +162,7 @@ def launch_bound(probe: Probe) -> Finding | None:
     saves steps as long as it lies below the critical batch. On small models a step of
     64 examples often takes as long as one of 8.
 
-    A larger micro-batch with fewer passes; or a larger batch with the rate that
+    Fix: a larger micro-batch with fewer passes; or a larger batch with the rate that
     `rb.scale_hyperparameters` gives it; or CUDA graphs and ``torch.compile``.
 
     It needs a run folder, in which twice the micro-batch was timed; it is silent where
@@ -190,11 +198,11 @@ def saturated(probe: Probe) -> Finding | None:
     steps: (1 + 2C/B) / (1 + C/B), a factor of 1.5 at B = C (McCandlish et al. 2018,
     arXiv:1812.06162), so three quarters of the time. The memory it leaves is free.
 
-    Half the batch, with the rate that `rb.scale_hyperparameters` gives it; `tune` says
-    which batch is best and proves it.
+    Fix: half the batch, with the rate that `rb.scale_hyperparameters` gives it; `tune`
+    says which batch is best and proves it.
 
-    It needs a run folder with the gradient's noise; told is what surely saves a tenth,
-    where examples do not touch.
+    It needs a run folder with the gradient's noise; reported is what surely saves a
+    tenth, where examples do not touch.
     """
     laws, split, micro = probe.laws, probe.setup.split(probe.job), _micro_batch(probe)
     if laws is None or laws.coupled or not laws.measured or split.batch_size % 2:
@@ -229,12 +237,12 @@ def far_from_critical_batch(probe: Probe) -> Finding | None:
     steps for 0.63 of the examples: ranks or a larger batch would help almost in
     proportion.
 
-    Another batch, with its rate; what is best between the two ends the machine decides:
-    `rightbatch plan`.
+    Fix: another batch, with its rate; what is best between the two ends the machine
+    decides: `rightbatch plan`.
 
-    It needs a run folder with the gradient's noise or a race; told is only where the
-    whole interval of C lies beyond the factor. C grows along a run: early measurements
-    make a batch look too large.
+    It needs a run folder with the gradient's noise or a race; reported is only where
+    the whole interval of C lies beyond the factor. C grows along a run: early
+    measurements make a batch look too large.
     """
     laws, size = probe.laws, probe.setup.split(probe.job).batch_size
     if laws is None or laws.coupled == "loss" or not laws.measured:
@@ -293,11 +301,11 @@ def _length(data: Any) -> int | None:
 
 def _labels(data: Any) -> Int[Tensor, " examples"] | None:
     """One class for each example, as integers from 0 on; None: there are none."""
+    given = getattr(data, "targets", getattr(data, "labels", None))
     tensors = data if isinstance(data, tuple) else getattr(data, "tensors", ())
     flat = [t for t in tensors if t.ndim == 1 and _is_integer(t)]
-    given = (
-        flat[-1] if flat else getattr(data, "targets", getattr(data, "labels", None))
-    )
+    if given is None and len(flat) == 1:
+        given = flat[0]
     try:
         labels = None if given is None else torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError):  # words, several for an example
@@ -312,7 +320,8 @@ def _labels(data: Any) -> Int[Tensor, " examples"] | None:
 
 
 def _is_integer(tensor: Tensor) -> bool:
-    return not (tensor.is_floating_point() or tensor.is_complex())
+    real = tensor.is_floating_point() or tensor.is_complex()
+    return not real and tensor.dtype != torch.bool
 
 
 def _drawn_evenly(loader: Any) -> bool:

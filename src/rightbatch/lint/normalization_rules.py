@@ -6,7 +6,7 @@ from rightbatch.core.errors import RightbatchError
 from rightbatch.core.findings import Finding, Severity
 from rightbatch.coupling.batch_statistics import BatchStatistic
 from rightbatch.coupling.ghost_norm import GhostBatchNorm
-from rightbatch.lint.comparisons import SAME, drawn_by, in_pieces
+from rightbatch.lint.comparisons import drawn_by, in_pieces
 from rightbatch.lint.probe import Probe, Rule
 
 EPOCH = 2_000_000  # draws of a loader that are read to find its last batch [assumed]
@@ -120,22 +120,22 @@ def norm_under_accumulation(probe: Probe) -> Finding | None:
     Fix: ``rb.coupling.GhostBatchNorm``, which says the group; GroupNorm; or the largest
     micro-batch that fits.
 
-    Not seen: anything, where there is no time for both gradients.
+    Not seen: anything, where there is no time for both gradients, or where model or
+    loss draw random numbers beside dropout layers.
     """
     if probe.coupled != "normalization" or (cut := in_pieces(probe)) is None:
         return None
-    passes, micro, gradient = cut
-    if gradient.share <= SAME:
-        return None
+    passes, size, gradient = cut
+    micro = probe.setup.split(probe.job).micro_batch
     where = f"{layers[0]}" if (layers := probe.batch_statistics) else "the model"
     return Finding(
         code="RB303",
         severity="warning",
-        what=f"{where} normalises over {micro} of {micro * passes} examples",
-        seen=f"the gradient of {passes} x {micro} accumulated differs by "
-        f"{gradient.share:.2g} of its norm from that of {micro * passes} at once",
+        what=f"{where} normalises over {micro} examples of a batch at a time",
+        seen=f"the gradient of {passes} x {size} accumulated differs by "
+        f"{gradient.share:.2g} of its norm from that of {size * passes} at once",
         why="this trains another function than the whole batch, and running "
-        f"statistics move up to {passes} times as far",
+        "statistics move as many times as there are passes",
         fix=f"GroupNorm, a larger micro-batch, or GhostBatchNorm(group={micro}), which "
         "says so",
     )

@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float64
+from torch import Tensor, nn
 
 from rightbatch.core.errors import JobError, SettingError, UnidentifiedError
 from rightbatch.core.findings import Coupled, Finding
 from rightbatch.core.guards import evaluating, preserved_rng, untouched
-from rightbatch.core.torch_private import as_written
+from rightbatch.core.torch_private import Dropout, as_written
 from rightbatch.coupling.batch_statistics import (
     BatchStatistic,
     frozen,
@@ -35,7 +36,7 @@ from rightbatch.job.loss import PRECISIONS, check_differentiable, means_in
 from rightbatch.lint.setup import Setup
 from rightbatch.measure.time import wait_for
 from rightbatch.plan.laws import Laws, laws_of
-from rightbatch.training.gradient import Part, sum_gradients
+from rightbatch.training.gradient import Part, Passes, sum_gradients
 
 # Examples for comparisons that need no full batch: the fewer, the more clearly a loss
 # that couples them shows it. [assumed]
@@ -47,6 +48,7 @@ LEAK_PASSES = 40  # over them, where nothing leaks: 6 log2(8) + 2 in a mode [der
 # Growth that is none; and of a second doubling over the first: 1 for InfoNCE, 0.77 for
 # a supervised contrastive loss, 0.5 for a smoothed ratio. [assumed; derived]
 SLIGHT, STEADY = 1e-5, 0.7
+Gradient = Float64[Tensor, " parameters"]
 CHEAP = 0.15  # of the time for all passes: such a pass is always made [assumed]
 
 
@@ -239,17 +241,52 @@ class Probe:
 
     def differentiate(self, size: int) -> None:
         """Leave the gradient of a sum over so many examples in ``.grad``."""
+        passes = self._passes([Part(self.batch(size), size)])
+        check_differentiable(passes.reached)
+
+    def gradient(
+        self, parts: Sequence[Part], *, training: bool = True
+    ) -> tuple[Gradient, bool]:
+        """That of the mean over all parts, and whether torch drew numbers for it.
+
+        Where it drew (augmentation inside, functional dropout, masks), gradients of the
+        same examples in other parts differ by what was drawn.
+
+        Args:
+            parts: One pass for each.
+            training: The mode; dropout layers stand still in both.
+        """
+        model = self.model
+        with preserved_rng(), untouched(model, []):
+            for module in model.modules():
+                if not training or isinstance(module, Dropout):
+                    module.training = False
+            before = self._random_state()
+            passes = self._passes(parts)
+            drawn = not torch.equal(before, self._random_state())
+            terms = float(sum(passes.counts)) or math.nan
+            trained = [p for p in model.parameters() if p.requires_grad]
+            made = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+            return torch.cat([g.flatten().double().cpu() for g in made]) / terms, drawn
+
+    def _passes(self, parts: Sequence[Part]) -> Passes:
+        """Leave the gradient of the sum over all parts in ``.grad``."""
         self.model.zero_grad(set_to_none=True)
-        batch = self.batch(size)
-        with self.timed(BACKWARD * size):
-            passes = sum_gradients(
+        with self.timed(BACKWARD * sum(part.count for part in parts)):
+            return sum_gradients(
                 self.model,
                 self.job.loss,
-                [Part(batch, size)],
+                parts,
                 device=self.device,
                 dtype=PRECISIONS[self.job.precision],
             )
-        check_differentiable(passes.reached)
+
+    def _random_state(self) -> Tensor:
+        """Of torch, on the host and on the model's device."""
+        host = torch.get_rng_state()
+        if self.device.type != "cuda":
+            return host
+        return torch.cat([host, torch.cuda.get_rng_state(self.device)])
 
     def first_loss(self, size: int) -> tuple[float, float | None]:
         """Value and count of the loss of the first examples, in training mode."""

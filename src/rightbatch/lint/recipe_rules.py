@@ -12,11 +12,9 @@ import torch
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.findings import Finding
-from rightbatch.core.guards import preserved_rng
 from rightbatch.core.units import show_number
-from rightbatch.job.loss import PRECISIONS
 from rightbatch.job.optimizers import first_rate, kinds_of
-from rightbatch.lint.probe import BACKWARD, Probe, Rule
+from rightbatch.lint.probe import Probe, Rule
 from rightbatch.measure.measurements import NoisePoint
 from rightbatch.schedules.by_examples import ByExamples
 from rightbatch.schedules.job_rate import rate_of
@@ -29,9 +27,9 @@ from rightbatch.schedules.scaling import (
     scaling_for,
 )
 from rightbatch.schedules.schedule import Schedule
-from rightbatch.training.gradient import Part, sum_gradients
+from rightbatch.training.gradient import Part
 
-NEAR = 1.1  # a rate or a memory within this factor of the rule's is not told [assumed]
+NEAR = 1.1  # within this factor of the rule's, nothing is reported [assumed]
 UNFINISHED = 0.1  # of a decay's height may be left at the run's end [assumed]
 COSINE_LEFT = 0.8  # of a scheduler's steps: a cosine has a tenth left there [derived]
 # Examples in the half-life of a second moment, below which it follows single batches.
@@ -54,7 +52,7 @@ def rate_not_scaled(probe: Probe) -> Finding | None:
     root (Malladi et al. 2022, arXiv:2205.10287). Left as it is, most of what the larger
     batch could save is lost; taken along to a smaller batch, it diverges.
 
-    Call ``rb.scale_hyperparameters(optimizer, batch_from=, batch_to=)``, which changes
+    Fix: ``rb.scale_hyperparameters(optimizer, batch_from=, batch_to=)``, which changes
     betas, epsilon and decoupled weight decay too, or keep the batch by fewer passes.
 
     It is silent for a schedule of the batch, for an optimizer that the rules do not
@@ -89,8 +87,8 @@ def schedule_in_steps(probe: Probe) -> Finding | None:
     batch shrinks the decay is over early (huggingface/transformers#21521). A ramp from
     32 to 256 over half a run leaves a cosine at a fifth of its steps [derived].
 
-    Wrap it: ``rb.schedules.ByExamples(scheduler, batch_size=first)``, stepped by the
-    examples of each update; or give the job its ``rate``, which counts examples.
+    Fix: wrap it: ``rb.schedules.ByExamples(scheduler, batch_size=first)``, stepped by
+    the examples of each update; or give the job its ``rate``, which counts examples.
 
     A scheduler that is stepped once for an epoch should not be passed as
     ``scheduler=``: it would be judged as one that is stepped for every update.
@@ -125,8 +123,10 @@ def decay_never_finishes(probe: Probe) -> Finding | None:
     longer than the run, and where the batch grows so far that its last step passes
     over a short decay.
 
-    Count updates: ``T_max = examples // batch_size``; or give the job a ``rate`` by
-    examples, such as ``"cosine:9epochs"``.
+    A warm-up that is longer than the run is reported too.
+
+    Fix: count updates: ``T_max = examples // batch_size``; or give the job a ``rate``
+    by examples, such as ``"cosine:9epochs"``.
 
     Of torch's schedulers it reads ``T_max`` and ``total_steps`` alone; it needs the
     length of the run (``epochs=`` or ``examples=`` of the job).
@@ -134,28 +134,29 @@ def decay_never_finishes(probe: Probe) -> Finding | None:
     job, setup = probe.job, probe.setup
     if job.run_examples is None or not setup.recipe:
         return None
-    told = _unfinished_scheduler(probe, job.run_examples)
-    rate = None if told else rate_of(job)
+    end, size = job.run_examples, setup.split(job).batch_size
+    seen, what = _unfinished_scheduler(probe, end), "the learning rate has decayed"
+    rate = None if seen else rate_of(job)
     if rate is not None:
-        floor = rate.factors[-1]
-        left, height = rate(job.run_examples) - floor, max(rate.factors) - floor
-        if left > UNFINISHED * height:
-            told = f"{rate}; the run ends after {job.run_examples:,.0f}, at a factor "
-            told += f"of {rate(job.run_examples):.3g}"
-    if told:
+        peak, floor, now = max(rate.factors), rate.factors[-1], rate(end)
+        top = rate.examples[rate.factors.index(peak)]
+        rising = top > end and now < (1 - UNFINISHED) * peak
+        what = "the warm-up is over" if rising else what
+        if rising or now - floor > UNFINISHED * (peak - floor):
+            seen = f"{rate}; the run ends after {end:,.0f}, at a factor of {now:.3g}"
+    if seen:
         return Finding(
             code="RB503",
             severity="warning",
-            what="the run ends before the learning rate has decayed",
-            seen=told,
+            what=f"the run ends before {what}",
+            seen=seen,
             why="what a decay gains, it gains at its end",
-            fix="a schedule as long as the run, in updates (examples // batch size), "
-            "or a rate by examples: rate='cosine:9epochs'",
+            fix=f"a schedule of the run's own length: {math.ceil(end / size):,} "
+            f"updates of {size}, or by examples rate='cosine:{end:.0f}'",
         )
     if rate is not None and setup.schedule is not None:
-        end, size = job.run_examples, job.batch_size
         try:
-            check_decay_is_met(rate, setup.schedule, end=end, batch_size=size)
+            check_decay_is_met(rate, setup.schedule, end=end, batch_size=job.batch_size)
         except SettingError as error:
             return replace(Finding.of("RB503", error), severity="warning")
     return None
@@ -170,7 +171,7 @@ def average_in_steps(probe: Probe) -> Finding | None:
     of long ago. The decay follows as ``decay ** (B' / B)`` (Busbridge et al. 2023,
     arXiv:2307.13813: with it BYOL trains in batches of up to 24,576 without loss).
 
-    Use ``rb.schedules.scaling.scaled_ema`` as the batch changes.
+    Fix: ``rb.schedules.scaling.scaled_ema`` as the batch changes.
 
     It knows the decay of torch's ``get_ema_avg_fn`` and ``get_ema_multi_avg_fn``, and
     of anything with an attribute ``decay``; an equal average has none.
@@ -202,7 +203,7 @@ def beta2_in_steps(probe: Probe) -> Finding | None:
     B)`` gives 0.961 there. Kept in updates, a ramp's last batches are divided by
     moments of long ago.
 
-    ``rb.schedules.Hyperparameters(optimizer, first, scheduler=by_examples)`` moves
+    Fix: ``rb.schedules.Hyperparameters(optimizer, first, scheduler=by_examples)`` moves
     rate, beta2 and weight decay together; `rb.train` and `rb.Controller` do it too.
 
     It looks at loops that give their ``scheduler``, and is silent where that is the
@@ -240,16 +241,16 @@ def beta2_too_short(probe: Probe) -> Finding | None:
     transformer at a batch of 4 comes to a held-out loss of 2.101 with beta2 0.95, 2.084
     with 0.99 and 2.076 with 0.999 [measured: 8,192 sequences, rate 1e-3, one seed].
 
-    Raise beta2 to what has the same half-life in examples: ``beta2 ** (B' / B)``, which
-    `rb.scale_hyperparameters` does.
+    Fix: raise beta2 to what has the same half-life in examples: ``beta2 ** (B' / B)``,
+    which `rb.scale_hyperparameters` does.
 
-    What is too short depends on the job; told is what is far below everything that was
-    found to work: a half-life of less than 256 examples.
+    What is too short depends on the job; reported is what is far below everything that
+    was found to work: a half-life of less than 256 examples.
     """
     beta2, setup = _beta2(probe), probe.setup
     if beta2 is None:
         return None
-    # Of a job's other batches it is told that the recipe follows, or that it should.
+    # That the recipe follows a job's other batches, or should, is another rule's.
     size = setup.split(probe.job).batch_size if setup.sample else probe.job.batch_size
     memory = _half_life(beta2) * size
     if memory >= LEAST_MEMORY:
@@ -276,13 +277,13 @@ def clipping_always_binds(probe: Probe) -> Finding | None:
     follows the batch linearly, and a rate that was found with the limit is wrong
     without it. The limit is meant for the rare long gradient.
 
-    Raise ``clip_norm`` above the usual norm, and lower the rate by as much where all
-    steps were clipped. Under Adam, which divides by the gradient's size anyway, the
+    Fix: raise ``clip_norm`` above the usual norm, and lower the rate by as much where
+    all steps were clipped. Under Adam, which divides by the gradient's size anyway, the
     rate stays, and this is a note.
 
     Without a run three batches at the initial weights are looked at, where gradients
-    are long: only ten times the limit is told. With one (``run=``) it is what the run
-    has seen.
+    are long: only ten times the limit is reported. With one (``run=``) it is what the
+    run has seen.
     """
     clip_norm, known = probe.job.clip_norm, probe.setup.measurements
     if clip_norm is None or not probe.setup.recipe:
@@ -402,7 +403,6 @@ def _beta2(probe: Probe) -> float | None:
     groups = zip(probe.optimizer.param_groups, kinds_of(probe.optimizer), strict=True)
     moments = [group for group, kind in groups if kind.family in MOMENTS]
     betas = [g["betas"][1] for g in moments if isinstance(g.get("betas"), tuple)]
-    betas += [g["alpha"] for g in moments if isinstance(g.get("alpha"), float)]
     return min((float(beta) for beta in betas), default=None)
 
 
@@ -432,18 +432,6 @@ def _first_norms(probe: Probe) -> list[float]:
     norms = []
     for indices in drawn.split(split.batch_size)[:CLIPPED_BATCHES]:
         pieces = indices.split(split.micro_batch)
-        parts = (Part(job.batch(piece, probe.device), len(piece)) for piece in pieces)
-        probe.model.zero_grad(set_to_none=True)
-        with probe.timed(BACKWARD * len(indices)), preserved_rng():
-            passes = sum_gradients(
-                probe.model,
-                job.loss,
-                parts,
-                device=probe.device,
-                dtype=PRECISIONS[job.precision],
-            )
-        count = float(sum(passes.counts)) or 1.0
-        gradients = [p.grad for p in probe.model.parameters() if p.grad is not None]
-        norms.append(float(torch.nn.utils.get_total_norm(gradients)) / count)
-    probe.model.zero_grad(set_to_none=True)
+        parts = [Part(job.batch(piece, probe.device), len(piece)) for piece in pieces]
+        norms.append(float(probe.gradient(parts)[0].norm()))
     return norms

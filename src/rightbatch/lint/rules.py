@@ -60,6 +60,17 @@ def meaning(code: str) -> str:
     return explanation(code).splitlines()[0]
 
 
+def remedy(code: str) -> str:
+    """What to do, as one line of text.
+
+    Example:
+        >>> remedy("RB305")
+        'LayerNorm or GroupNorm; statistics over all ranks.'
+    """
+    parts = explanation(code).split("\n\nFix: ")
+    return parts[1].split("\n\n")[0].replace("\n", " ")
+
+
 def explanation(code: str) -> str:
     """The docstring without what it says of arguments."""
     text = inspect.getdoc(ALL_RULES[code]) or rule_name(code)

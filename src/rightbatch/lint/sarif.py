@@ -110,7 +110,7 @@ def sarif_document(
             "level": f.severity,
             "message": {"text": described(f.what, seen=f.seen, why=f.why, fix=f.fix)},
             "locations": [location],
-            "partialFingerprints": {"finding/v1": fingerprint(f.code, f.what)},
+            "partialFingerprints": {"finding/v1": fingerprint(f)},
         }
         for f in findings
     ]

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.whole_number import keep_whole_numbers
+from rightbatch.data.audit.audit import is_loader
 from rightbatch.job.job import Job
 from rightbatch.measure.measurements import Measurements
 from rightbatch.schedules.schedule import Schedule
+
+# What is taken where something of the loop is given, and an example of it.
+TAKEN: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "schedule": (lambda x: isinstance(x, Schedule), "schedule='ramp:32:512:10k'"),
+    "scheduler": (lambda x: hasattr(x, "step"), "CosineAnnealingLR(optimizer, ...)"),
+    "averaged": (
+        lambda x: hasattr(x, "decay") or hasattr(x, "state_dict"),
+        "AveragedModel(model, ...)",
+    ),
+    "loader": (is_loader, "a DataLoader or a BatchStream"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +45,9 @@ class Split:
         return self.micro_batch * self.accumulation * self.ranks
 
     def __str__(self) -> str:
-        parts = [(self.micro_batch, "at once"), (self.accumulation, "accumulated")]
-        parts.append((self.ranks, "ranks"))
-        shown = [f"{count} {word}" for count, word in parts if count > 1 or not parts]
-        return f"B = {self.batch_size} ({' x '.join(shown)})"
+        more = [(self.accumulation, "accumulated"), (self.ranks, "ranks")]
+        shown = [f" x {count} {word}" for count, word in more if count > 1]
+        return f"B = {self.batch_size} as {self.micro_batch} at once{''.join(shown)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +55,8 @@ class Setup:
     """How a job is run, as far as it was said; the linter holds the job against it.
 
     Attributes:
-        micro_batch: Examples of one pass; by default the job's batch over all passes.
+        micro_batch: Examples of one pass; by default the job's batch over all passes,
+            and the batch of a loop as it is.
         accumulation: Passes that make a step; by default as many as the job's batch
             needs.
         ranks: Processes that make a step together.
@@ -59,7 +72,8 @@ class Setup:
             the data is known, nor the batch that the rate was chosen for.
 
     Raises:
-        SettingError: A number that is not whole, or below one.
+        SettingError: A number that is not whole, or below one; or scheduler, averaged
+            or loader is another thing.
     """
 
     micro_batch: int | None = None
@@ -76,6 +90,14 @@ class Setup:
 
     def __post_init__(self) -> None:
         keep_whole_numbers(self, "micro_batch", "accumulation", "ranks")
+        for name, (taken, fix) in TAKEN.items():
+            given = getattr(self, name)
+            if given is not None and (isinstance(given, type) or not taken(given)):
+                raise SettingError(
+                    f"{name} is something else than expected",
+                    seen=f"{name}={given!r:.60}",
+                    fix=fix,
+                )
 
     def split(self, job: Job) -> Split:
         """How a batch of this job is made.
@@ -84,6 +106,8 @@ class Setup:
             SettingError: The job's batch is less than one example a pass.
         """
         micro, passes = self.micro_batch, self.accumulation
+        if micro is None and self.sample:
+            micro, passes = job.batch_size, passes or 1
         if micro is None:
             micro = job.batch_size // ((passes or 1) * self.ranks)
         if micro == 0:
@@ -91,7 +115,8 @@ class Setup:
                 "the batch is smaller than the passes that are to make it",
                 seen=f"batch_size {job.batch_size}, {self.ranks} rank(s) x "
                 f"{passes or 1} accumulated",
-                fix="fewer passes, or a larger batch_size",
+                fix="fewer passes, a larger batch_size, or micro_batch (--micro-batch) "
+                "for what each pass takes",
             )
         if passes is None:
             passes = max(1, job.batch_size // (micro * self.ranks))

@@ -27,7 +27,8 @@ def job_of(model: nn.Module, loss: Loss, batch: Any, optimizer: Any) -> Job:
         optimizer: The loop's own, or a function of parameters; None: there is none.
 
     Raises:
-        SettingError: The loss is a criterion of torch, which takes no model.
+        SettingError: The loss is a criterion of torch, which takes no model; or the
+            model is no module.
         JobError: Which examples the batch holds cannot be told, or it holds fewer
             than two.
     """
@@ -36,6 +37,12 @@ def job_of(model: nn.Module, loss: Loss, batch: Any, optimizer: Any) -> Job:
             "the loss takes the model and a batch, and a criterion takes neither",
             seen=type(loss).__name__,
             fix="loss=lambda model, batch: criterion(model(batch[0]), batch[1])",
+        )
+    if not isinstance(model, nn.Module):
+        raise SettingError(
+            "model is the network itself",
+            seen=f"model={model!r:.60}",
+            fix="model=net, a torch.nn.Module",
         )
     count = _count(batch)
     if isinstance(optimizer, torch.optim.Optimizer):
@@ -80,9 +87,9 @@ def job_measured(facts: JobFacts) -> Job:
     Its batch and its number of examples are the job's; model and data are not.
     """
     return Job(
-        model=lambda: nn.Linear(1, 1),
-        loss=lambda model, batch: model(batch).mean(),
-        data=torch.zeros(facts.examples, 1),
+        model=nn.Identity,
+        loss=lambda model, batch: torch.zeros(()),
+        data=range(facts.examples),
         optimizer=_placeholder,
         batch_size=facts.batch_size,
         name=facts.name,

@@ -16,7 +16,6 @@ from rightbatch.core.units import show_number
 from rightbatch.coupling.leak import Leak, Leaks, Mode
 from rightbatch.coupling.perturbation import Across
 from rightbatch.lint.comparisons import (
-    SAME,
     drawn_by,
     in_pieces,
     leaking_ahead,
@@ -25,6 +24,7 @@ from rightbatch.lint.comparisons import (
 )
 from rightbatch.lint.probe import Probe, Rule, Searched
 
+TURNED = 1 - 1e-3  # cosine below which a gradient has another direction [assumed]
 MET = 0.01  # copies of an example in a batch, above which we say so [assumed]
 READ, READ_TENSORS = 512, 8192  # examples looked at for copies [assumed: a second]
 OUTSIDE = ("(loss)", "(call)", "(outside the model)")
@@ -36,14 +36,14 @@ def leak_between_examples(probe: Probe) -> Finding | None:
     Attention over the batch (``batch_first`` left out), a recurrent net that takes the
     batch for time, a softmax over axis 0, a scale by the batch's largest value: such a
     model learns from its neighbours, and is another one in every batch it meets, that
-    of one at inference too. No exception tells: it trains, and often to a lower loss.
+    of one at inference too. Nothing raises: it trains, and often to a lower loss.
     Half of eight examples are changed at fixed shapes and random state, and the other
     half's outputs must keep every bit, in training and in eval mode.
 
     Fix: at the module named; mostly an axis, or ``batch_first=True``.
 
     A model that makes the table of similarities itself (CLIP with its loss inside) is
-    told too, and is right.
+    reported too, and is right.
 
     Not seen: BatchNorm that keeps running statistics (RB109), a second leak behind the
     first, batches that cannot be changed, such as of texts.
@@ -177,13 +177,15 @@ def contrastive_loss_in_parts(probe: Probe) -> Finding | None:
     Fix: ``rb.coupling.info_nce``, which gathers; ``rb.coupling.cached_step`` in the
     place of accumulation.
 
-    Not seen: ranks under torchrun, on a machine that cannot fork, once a GPU was used.
+    Not seen: ranks under torchrun, on a machine that cannot fork, once a GPU was used;
+    models and losses that draw random numbers beside dropout layers.
     """
     if not probe.loss_couples:
         return None
     cut = in_pieces(probe)
-    if cut is not None and cut[2].share > SAME:
+    if cut is not None:
         passes, size, gradient = cut
+        micro = probe.setup.split(probe.job).micro_batch
         return Finding(
             code="RB309",
             severity="warning",
@@ -198,9 +200,7 @@ def contrastive_loss_in_parts(probe: Probe) -> Finding | None:
     if probe.setup.ranks < 2 or (measured := on_ranks(probe)) is None:
         return None
     ranks, gradient = measured
-    if gradient.share <= SAME:
-        return None
-    turned = gradient.cosine < 1 - SAME
+    turned = gradient.cosine < TURNED
     return Finding(
         code="RB309",
         severity="warning",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import rightbatch as rb
 
-CODE = "RB402"
+CODE = "RB401"
 
 
 RANDOM = torch.Generator().manual_seed(0)
