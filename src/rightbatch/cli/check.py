@@ -77,7 +77,7 @@ def check(
     JOB may also be a DataLoader or a BatchStream (train.py:loader), then what it feeds
     is audited; or the run folder of a tuning, then what was measured is judged too.
 
-    Exit status: 0 nothing to mend, 1 something (or it cannot be made), 2 usage.
+    Exit status: 0, 1 something as grave as --fail-on (or no job), 2 usage.
     """
     if list_rules or explain:
         click.echo(folded(_rules_listed()) if list_rules else _explained(explain or ""))

@@ -128,6 +128,7 @@ def norm_under_accumulation(probe: Probe) -> Finding | None:
     passes, size, gradient = cut
     micro = probe.setup.split(probe.job).micro_batch
     where = f"{layers[0]}" if (layers := probe.batch_statistics) else "the model"
+    ghost = f", or GhostBatchNorm(group={micro}), which says so" if micro > 1 else ""
     return Finding(
         code="RB303",
         severity="warning",
@@ -136,8 +137,7 @@ def norm_under_accumulation(probe: Probe) -> Finding | None:
         f"{gradient.share:.2g} of its norm from that of {size * passes} at once",
         why="this trains another function than the whole batch, and running "
         "statistics move as many times as there are passes",
-        fix=f"GroupNorm, a larger micro-batch, or GhostBatchNorm(group={micro}), which "
-        "says so",
+        fix=f"GroupNorm, a larger micro-batch{ghost}",
     )
 
 

@@ -185,7 +185,6 @@ def contrastive_loss_in_parts(probe: Probe) -> Finding | None:
     cut = in_pieces(probe)
     if cut is not None:
         passes, size, gradient = cut
-        micro = probe.setup.split(probe.job).micro_batch
         return Finding(
             code="RB309",
             severity="warning",
