@@ -17,7 +17,7 @@ SCALE = {"logit_scale": 2.66}
 
 def seen(audit: Any, group: str = "encoder") -> list[float]:
     """Cosine and factor at 2 ranks, and at 4."""
-    rows = [r for r in audit.gradients if r.group == group]
+    rows = [r for r in audit.gradients if r.parameters == group]
     return [value for row in rows for value in (row.cosine, row.factor)]
 
 

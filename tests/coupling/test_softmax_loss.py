@@ -208,7 +208,7 @@ def test_two_examples_are_the_least() -> None:
         lambda q, k: rb.coupling.nt_xent(q, k, temperature=0.1),
         lambda q, k: rb.coupling.siglip(q, k, scale=1.0, bias=0.0),
     ):
-        with pytest.raises(rb.SettingError, match="fewer than two examples"):
+        with pytest.raises(rb.JobError, match="fewer than two examples"):
             loss(*single)
 
 
@@ -216,13 +216,13 @@ def test_two_examples_are_the_least() -> None:
 def test_what_is_not_finite_is_refused(value: float) -> None:
     one, other = features(8)
     one[3, 2] = value
-    with pytest.raises(rb.SettingError, match="not finite"):
+    with pytest.raises(rb.NotFiniteError, match="not finite"):
         rb.coupling.info_nce(one, other, scale=3.0)
-    with pytest.raises(rb.SettingError, match="not finite"):
+    with pytest.raises(rb.NotFiniteError, match="not finite"):
         rb.coupling.nt_xent(other, one, temperature=0.1)
-    with pytest.raises(rb.SettingError, match="not finite"):
+    with pytest.raises(rb.NotFiniteError, match="not finite"):
         rb.coupling.siglip(other, one, scale=1.0, bias=0.0)
-    with pytest.raises(rb.SettingError, match="not finite"):
+    with pytest.raises(rb.NotFiniteError, match="not finite"):
         rb.coupling.info_nce(other, other, scale=value)
 
 

@@ -123,7 +123,7 @@ def test_memory_that_runs_out_makes_no_smaller_pieces() -> None:
     step = rb.Accumulator(
         network, loss, optimizer, 8, coupled=True, tell=lambda text: told.append(text)
     )
-    with pytest.raises(rb.JobError, match="the 8 examples that see each other"):
+    with pytest.raises(rb.JobError, match="the 8 examples that are kept together"):
         step((torch.randn(16, 5), torch.randn(16, 1)))
     assert calls == [8, 8]
     assert len(told) == 1

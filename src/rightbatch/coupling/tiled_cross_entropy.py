@@ -83,7 +83,8 @@ def tiled_cross_entropy(
         shards: How the ranks talk.
 
     Raises:
-        SettingError: Features are not finite, or a second derivative is asked for.
+        NotFiniteError: Features are not finite.
+        SettingError: A second derivative is asked for.
     """
     return _TiledCrossEntropy.apply(queries, keys, scale, pairs, shards)
 
@@ -241,7 +242,8 @@ def _shift(table: Table, shards: Shards) -> float:
     By the Cauchy-Schwarz bound on all of them; nothing, up to 62 in float32.
 
     Raises:
-        SettingError: Features or scale are not finite, or the scale not positive.
+        NotFiniteError: Features or scale are not finite.
+        SettingError: The scale is not positive.
     """
     norms = [rows.detach().norm(dim=1).max() for rows in (table.queries, table.keys)]
     scale = table.scale.detach()

@@ -312,8 +312,9 @@ def every_size(probe: Probe) -> Finding | None:
     """The model runs on one example and on two, not only on today's batch.
 
     A batch of any size is made of pieces, and the last piece of an epoch may be small.
-    A model with a batch size written into ``view`` or ``reshape``, or with BatchNorm on
-    one value for each channel, fails there: after hours, where the epoch ends.
+    A model with a batch size written into ``view`` or ``reshape``, with BatchNorm on
+    one value for each channel, or a loss over pairs of one example, fails there: after
+    hours, where the epoch ends.
 
     Fix: ``x.view(len(x), -1)`` in place of a fixed size; ``drop_last=True`` or a norm
     that needs no other examples. Sizes that fail are left out of the plan.
@@ -332,7 +333,8 @@ def every_size(probe: Probe) -> Finding | None:
         what=f"the model fails at batch size {' and '.join(str(s) for s, _ in failed)}",
         seen=failed[0][1],
         why="such batches are left out; other sizes may fail too",
-        fix="no fixed batch size in view() or reshape(); BatchNorm needs two examples",
+        fix="nothing, where BatchNorm or a loss over pairs needs two examples; else no "
+        "fixed batch size in view() or reshape()",
     )
 
 
@@ -346,8 +348,8 @@ def no_normalization(probe: Probe) -> Finding | None:
     n = 4, .064 at 32].
 
     What follows here: the number that see each other today is kept, and larger batches
-    are made of such pieces. It is found by exchanging halves of a batch, so layers of
-    one's own count too.
+    are made of such groups, each by itself or several at once. It is found by
+    exchanging halves of a batch, so layers of one's own count too.
 
     Fix: GroupNorm or LayerNorm where that is an option.
     """
@@ -359,7 +361,7 @@ def no_normalization(probe: Probe) -> Finding | None:
         what="the model normalises over the batch",
         seen=_exchanged(probe.coupling),
         why="the function itself depends on how many examples see each other: that "
-        "number is kept as it is today, and larger batches are made in such pieces",
+        "number is kept as it is today, and larger batches are made of such groups",
         fix="GroupNorm or LayerNorm where that is an option",
     )
 
