@@ -94,8 +94,10 @@ class Laws:
         The micro-batch is over all ranks, and alike on them where that can be.
         """
         largest = self.time.largest
-        if limit_bytes is None and self.coupled == "loss":
-            largest = max(largest, batch_size)  # made at once, timed or not
+        if self.coupled and limit_bytes is None:
+            largest = max(
+                largest, self.baseline
+            )  # today's is made at once, timed or not
         if self.memory is not None and limit_bytes is not None:
             largest = min(largest, self.memory.largest(limit_bytes))
         splits = [s for s in self._same_function(batch_size) if s[0] <= largest]
