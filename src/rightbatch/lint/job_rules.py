@@ -312,18 +312,18 @@ def every_size(probe: Probe) -> Finding | None:
     """The model runs on one example and on two, not only on today's batch.
 
     A batch of any size is made of pieces, and the last piece of an epoch may be small.
-    A model with a batch size written into ``view`` or ``reshape``, with BatchNorm on
-    one value for each channel, or a loss over pairs of one example, fails there: after
-    hours, where the epoch ends.
+    A model with a batch size written into ``view`` or ``reshape``, or with BatchNorm on
+    one value for each channel, fails there: after hours, where the epoch ends. A loss
+    that compares examples is not tried on one.
 
     Fix: ``x.view(len(x), -1)`` in place of a fixed size; ``drop_last=True`` or a norm
     that needs no other examples. Sizes that fail are left out of the plan.
     """
     failed: list[tuple[int, str]] = []
-    for size in (1, 2):
+    for size in (2,) if probe.coupling.kind == "loss" else (1, 2):
         try:
             probe.differentiate(size)
-        except RightbatchError as error:  # a loss of ours may refuse a single example
+        except RightbatchError as error:
             failed.append((size, (error.seen or error.what).splitlines()[0]))
     if not failed:
         return None
@@ -333,8 +333,8 @@ def every_size(probe: Probe) -> Finding | None:
         what=f"the model fails at batch size {' and '.join(str(s) for s, _ in failed)}",
         seen=failed[0][1],
         why="such batches are left out; other sizes may fail too",
-        fix="nothing, where BatchNorm or a loss over pairs needs two examples; else no "
-        "fixed batch size in view() or reshape()",
+        fix="no fixed batch size in view() or reshape(); BatchNorm and losses over "
+        "pairs need two examples",
     )
 
 
