@@ -243,7 +243,7 @@ def _shift(table: Table, shards: Shards) -> float:
 
     Raises:
         NotFiniteError: Features or scale are not finite.
-        SettingError: The scale is not positive.
+        SettingError: The scale is negative.
     """
     norms = [rows.detach().norm(dim=1).max() for rows in (table.queries, table.keys)]
     scale = table.scale.detach()
@@ -251,7 +251,7 @@ def _shift(table: Table, shards: Shards) -> float:
     seen = f"largest norms {query:.3g} and {key:.3g}, scale {largest:.3g}"
     if not math.isfinite(query * key * largest):
         raise not_finite(seen)
-    if lowest >= 0:
-        raise SettingError("the scale must be positive", seen=seen)
+    if lowest > 0:
+        raise SettingError("the scale must not be negative", seen=seen)
     most = math.log(torch.finfo(table.queries.dtype).max)
     return max(0.0, query * key * largest - HEADROOM * most)
