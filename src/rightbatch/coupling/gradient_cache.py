@@ -278,12 +278,12 @@ def _check_alone(encoder: Encoder, chunk: Chunk, whole: Tensor) -> None:
 def _check_loss(value: Any) -> None:
     if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
         return
-    tensor = isinstance(value, Tensor)
+    seen = type(value).__name__
+    if isinstance(value, Tensor):
+        seen = f"shape {tuple(value.shape)}, requires_grad={value.requires_grad}"
     raise JobError(
         "the loss must be one number with a gradient",
-        seen=f"shape {tuple(value.shape)}, requires_grad={value.requires_grad}"
-        if tensor
-        else type(value).__name__,
+        seen=seen,
         fix="loss.mean(); sum / count in the place of (sum, count)",
     )
 
