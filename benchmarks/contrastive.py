@@ -161,7 +161,7 @@ def ranks(count: int = 1024) -> dict[int, Any]:
         for gradient in mean:
             dist.all_reduce(gradient)
         exact = pairs(count, torch.float64)
-        rb.coupling.info_nce(*exact[:2], scale=exact[2], group=False).backward()
+        rb.coupling.info_nce(*exact[:2], scale=exact[2], process_group=False).backward()
         errors = [
             float((x - y.grad).norm() / y.grad.norm())
             for x, y in zip(mean, exact, strict=True)

@@ -48,7 +48,7 @@ def batch_of(start: int, stop: int, dtype: torch.dtype) -> list[dict[str, Tensor
 
 def losses(towers: Towers, group: Group) -> dict[str, Callable[..., Tensor]]:
     """All of ours, with what they learn."""
-    c, own = rb.coupling, {"group": group}
+    c, own = rb.coupling, {"process_group": group}
     return {
         "two-sided": lambda a, b: c.info_nce(
             a, b, scale=towers.logit_scale.exp() + 0 * towers.bias, **own
@@ -103,7 +103,9 @@ def whole(name: str, dtype: torch.dtype) -> tuple[float, Tensor]:
         extra = [features[0][i:j].flip(0)[1:] for i, j in bounds]
         keys = torch.cat([features[1], *extra])
         scale = towers.logit_scale.exp()
-        value = rb.coupling.info_nce(features[0], keys, scale=scale, group=False)
+        value = rb.coupling.info_nce(
+            features[0], keys, scale=scale, process_group=False
+        )
     else:
         value = losses(towers, False)[name](towers(a), towers(b, "texts"))
     value.backward()

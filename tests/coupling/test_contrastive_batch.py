@@ -64,6 +64,13 @@ def test_known_cases(
     assert value == pytest.approx(best, rel=0.03)
 
 
+def test_a_least_value_in_between_is_not_lost() -> None:
+    """The polynomial whose root it is has coefficients 28 powers of ten apart."""
+    cost = StepCost(fixed=0.0561559, linear=0.0, quadratic=1.4187e-14)
+    best = optimal_contrastive_batch(known(0.0, 9.152558e8), cost, most=888_071)
+    assert best.batch_size.value == pytest.approx(245_000, rel=0.01)
+
+
 def test_where_noise_is_nearly_all_the_rule_of_thumb_holds() -> None:
     cost = StepCost(fixed=100.0, linear=0.01, quadratic=0.001)
     value = optimal_contrastive_batch(known(1e7, 1e8), cost).batch_size.value
@@ -79,6 +86,7 @@ def test_no_batch_is_too_large_where_nothing_stops_it() -> None:
     assert held.limited
     assert held.relative(256) > 1
     assert "what memory holds" in str(optimal_contrastive_batch(known(9, 9), free))
+    assert optimal_contrastive_batch(known(100, 0), free).relative(50) == 3
     blind = known(math.inf, math.inf)
     assert optimal_contrastive_batch(blind, free, most=64).batch_size.value == 64
 

@@ -182,12 +182,17 @@ def parametrized() -> nn.Module:
         (lambda: Activated(4), "sync", "its own forward pass"),
         (parametrized, "sync", "holds more"),
         (lambda: nn.BatchNorm1d(4, track_running_stats=False), "frozen", "no running"),
+        (lambda: nn.BatchNorm1d(4), "frozen", "no statistics yet"),
+        (lambda: nn.BatchNorm1d(2), "group", "has 2 channels"),
+        (lambda: nn.BatchNorm1d(3), "layer", "has 3 channels"),
         (lambda: nn.LayerNorm(4), "group", "has no BatchNorm"),
     ],
 )
 def test_what_would_lose_something_is_refused(layer: Any, to: Any, text: str) -> None:
     """And nothing is replaced."""
     others = [] if "has no BatchNorm" in text else [nn.BatchNorm1d(4)]
+    for other in others:
+        other(torch.randn(8, 4))
     model = nn.Sequential(*others, layer())
     before = list(model)
     with pytest.raises(rb.JobError, match=text):

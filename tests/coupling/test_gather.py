@@ -47,7 +47,7 @@ def test_ranks_that_do_not_fit_are_refused_on_all() -> None:
             lambda: rb.coupling.info_nce(bad, bad, scale=1.0),
             lambda: rb.coupling.siglip(bad, bad, scale=1.0, bias=0.0),
         ):
-            with pytest.raises(rb.SettingError, match="not finite"):
+            with pytest.raises(rb.NotFiniteError, match="not finite"):
                 loss()
         everyone: list[Any] = [None] * 2
         torch.distributed.all_gather_object(everyone, found)

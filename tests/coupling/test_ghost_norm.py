@@ -147,6 +147,8 @@ def test_what_cannot_be_is_refused() -> None:
             GhostBatchNorm(3, group)  # pyrefly: ignore
     with pytest.raises(rb.JobError, match="examples and channels"):
         GhostBatchNorm(3, 2)(torch.randn(6))
+    with pytest.raises(rb.JobError, match="examples and channels"):
+        GhostBatchNorm(3, 2)(torch.randn(6, 4))
 
 
 class Net(nn.Module):

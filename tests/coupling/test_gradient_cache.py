@@ -206,6 +206,23 @@ class Remembering(nn.Module):
         return x * self.passes
 
 
+class Centred(nn.Module):
+    """Takes the mean of the batch away: no BatchNorm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+
+class Own(nn.Module):
+    """Drops values by a generator of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (torch.rand(x.shape, generator=OWN) > 0.5)
+
+
+OWN = torch.Generator()
+
+
 @pytest.mark.parametrize(
     ("layer", "match"),
     [
@@ -213,6 +230,8 @@ class Remembering(nn.Module):
         (lambda: nn.BatchNorm1d(20, track_running_stats=False), "touch each other"),
         (Counting, "changes a buffer"),
         (Remembering, "other features"),
+        (Own, "other features"),
+        (Centred, "examples of a chunk touch"),
     ],
 )
 def test_what_makes_the_gradient_wrong_is_refused(
@@ -227,6 +246,44 @@ def test_what_makes_the_gradient_wrong_is_refused(
     assert caught.value.fix
     for name, buffer in network.named_buffers():
         assert torch.equal(buffer, before[name])
+
+
+@pytest.mark.parametrize(("layer", "match"), [(Own, "other"), (Centred, "touch")])
+def test_every_part_is_tried(layer: Callable[[], nn.Module], match: str) -> None:
+    towers = encoder(), encoder(layer())
+    parts = list(zip(towers, inputs(), strict=True))
+    with pytest.raises(rb.JobError, match=match):
+        rb.coupling.cached_step(parts, loss, micro_batch=8)
+
+
+@pytest.mark.parametrize("function", [False, True])
+def test_a_frozen_tower_is_encoded_once(function: bool) -> None:
+    """A module, or a function that calls a frozen part of the model."""
+    towers = nn.ModuleList([encoder().requires_grad_(False), encoder()])
+    calls: list[int] = []
+    towers[0].register_forward_hook(lambda *call: calls.append(1))
+    first: Any = (lambda x: towers[0](x)) if function else towers[0]
+    parts = list(zip((first, towers[1]), inputs(), strict=True))
+    rb.coupling.cached_step(parts, loss, micro_batch=10, model=towers)
+    assert function or len(calls) == 3
+    found = gradient(*towers)
+    at_once(*towers)
+    assert error(found, gradient(*towers)) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("loss", "seen"),
+    [
+        (lambda a, b: ((a * b).sum(), 30), "tuple"),
+        (lambda a, b: (a * b).sum(1), "shape (30,)"),
+        (lambda a, b: (a * b).sum().detach(), "requires_grad=False"),
+    ],
+)
+def test_what_is_no_loss_is_refused(loss: Any, seen: str) -> None:
+    parts = [(encoder(), batch) for batch in inputs()]
+    with pytest.raises(rb.JobError, match="one number with a gradient") as caught:
+        rb.coupling.cached_step(parts, loss, micro_batch=8)
+    assert seen in caught.value.seen
 
 
 def test_frozen_batch_norm_is_right() -> None:
@@ -254,5 +311,7 @@ def test_arguments_that_make_no_sense_are_refused() -> None:
         step(parts, loss, tokens=8, lengths=[[WIDTH + 1] * COUNT] * 2)
     with pytest.raises(rb.SettingError, match="its model is not known"):
         step([(lambda x: network(x), one), (network, other)], loss, micro_batch=8)
+    with pytest.raises(rb.JobError, match="an encoder raised TypeError"):
+        step([(network, one.tolist()), (network, other)], loss, micro_batch=8)
     with pytest.raises(rb.JobError, match="a row for each example"):
         step([(nn.Flatten(0), one), (network, other)], loss, micro_batch=8)

@@ -39,6 +39,7 @@ def test_false_negatives_as_drawn() -> None:
 
 
 def test_what_cannot_be_counted_is_refused() -> None:
+    assert effective_negatives(torch.zeros(3, 3).numpy()) == 2.0  # pyrefly: ignore
     with pytest.raises(rb.SettingError, match="square"):
         effective_negatives(torch.zeros(3, 4))
     with pytest.raises(rb.SettingError, match="how many examples"):

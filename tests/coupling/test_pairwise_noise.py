@@ -162,6 +162,9 @@ def test_an_adam_metric_is_a_change_of_coordinates() -> None:
         (1024, (8,), "two or more"),
         (1024, (8, 60), "multiple"),
         (1024, (1, 8), "two or more"),
+        (1024, (), "two or more"),
+        (1024, (8, 0), "two or more"),
+        (1024, (0, 8), "two or more"),
         (128, (8, 64), "2 sub-batches of 64"),
     ],
 )

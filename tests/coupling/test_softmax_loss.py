@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -208,7 +209,7 @@ def test_two_examples_are_the_least() -> None:
         lambda q, k: rb.coupling.nt_xent(q, k, temperature=0.1),
         lambda q, k: rb.coupling.siglip(q, k, scale=1.0, bias=0.0),
     ):
-        with pytest.raises(rb.SettingError, match="fewer than two examples"):
+        with pytest.raises(rb.JobError, match="fewer than two examples"):
             loss(*single)
 
 
@@ -216,13 +217,13 @@ def test_two_examples_are_the_least() -> None:
 def test_what_is_not_finite_is_refused(value: float) -> None:
     one, other = features(8)
     one[3, 2] = value
-    with pytest.raises(rb.SettingError, match="not finite"):
+    with pytest.raises(rb.NotFiniteError, match="not finite"):
         rb.coupling.info_nce(one, other, scale=3.0)
-    with pytest.raises(rb.SettingError, match="not finite"):
+    with pytest.raises(rb.NotFiniteError, match="not finite"):
         rb.coupling.nt_xent(other, one, temperature=0.1)
-    with pytest.raises(rb.SettingError, match="not finite"):
+    with pytest.raises(rb.NotFiniteError, match="not finite"):
         rb.coupling.siglip(other, one, scale=1.0, bias=0.0)
-    with pytest.raises(rb.SettingError, match="not finite"):
+    with pytest.raises(rb.NotFiniteError, match="not finite"):
         rb.coupling.info_nce(other, other, scale=value)
 
 
@@ -240,10 +241,25 @@ def test_shapes_that_do_not_fit_are_refused(change: Loss, match: str) -> None:
         rb.coupling.info_nce(*change(*features(8)), scale=3.0)
 
 
+def test_a_scale_that_has_come_to_zero_tells_nothing_apart() -> None:
+    """A trained one does, by ``exp``, where a run diverges: chance, and a gradient."""
+    one, other = features(8)
+    scale = torch.zeros((), dtype=one.dtype, requires_grad=True)
+    value = rb.coupling.info_nce(one, other, scale=scale)
+    value.backward()
+    assert float(value.detach()) == pytest.approx(math.log(8))
+    table = one @ other.T
+    true = table.mean() - table.diagonal().mean()  # of a softmax of equal shares
+    assert scale.grad is not None
+    assert float(scale.grad) == pytest.approx(float(true))
+
+
 def test_scales_that_make_no_sense_are_refused() -> None:
     one, other = features(8)
-    with pytest.raises(rb.SettingError, match="must be positive"):
+    with pytest.raises(rb.SettingError, match="must not be negative"):
         rb.coupling.info_nce(one, other, scale=-3.0)
+    with pytest.raises(rb.NotFiniteError, match="temperature above zero"):
+        rb.coupling.nt_xent(one, other, temperature=0.0)
     with pytest.raises(rb.SettingError, match="must be one number"):
         rb.coupling.info_nce(one, other, scale=torch.ones(8))
 

@@ -138,6 +138,16 @@ FAULTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def test_a_loss_over_pairs_need_not_bear_a_single_example() -> None:
+    def pairs(model: nn.Module, batch: Any) -> Tensor:
+        one, other = model(batch[0]), batch[1]
+        return rb.coupling.info_nce(one, other, scale=0.1)
+
+    codes = [finding.code for finding in rb.check(regression_job(loss=pairs)).items]
+    assert "RB105" in codes
+    assert "RB108" not in codes
+
+
 def test_a_pair_of_a_single_example_is_no_fault() -> None:
     """Half a batch of one would be no batch: a data set cannot collate it."""
     examples = [(torch.ones(5) * i, torch.ones(1)) for i in range(8)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 import torch
 
 import rightbatch as rb
@@ -41,6 +42,17 @@ def test_the_batch_is_told_and_the_run_stays_where_it_is() -> None:
     again = measure_pairs(run, SIZES, seconds, budget_s=5.0)
     assert again is not None
     assert again.v1.value == pairs.v1.value
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_network_that_has_diverged_has_no_noise_of_pairs() -> None:
+    run = begun(0)
+    blunt: rb.Job = dataclasses.replace(run.job, loss=lambda m, b: m(*b, *b)[0].mean())
+    for job in (run.job, blunt):  # refused by the loss; a gradient that is NaN
+        run = RunState.start(job)
+        for parameter in run.parameters:
+            parameter.data.fill_(torch.nan)
+        assert measure_pairs(run, SIZES, seconds, budget_s=5.0) is None
 
 
 def test_what_does_not_fit_is_left_out() -> None:

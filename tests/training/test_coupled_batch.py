@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import rightbatch as rb
 from cases import made_up, regression_job
 from rightbatch.training.plan import Plan
+from rightbatch.training.requested import settings_of
 from rightbatch.training.settings import Settings
 from stepping import stepping
 
@@ -94,6 +95,27 @@ def test_groups_are_made_in_one_pass() -> None:
     assert run.model.sizes == [8] * 6
 
 
+def test_groups_can_be_left_out() -> None:
+    """By micro_batch of the coupled batch, and where ranks share a batch."""
+    job, plan = grouped_plan()
+    job = replace(job, model=Seen)
+    run: Any = rb.train(job, plan, examples=2 * plan.batch_size, micro_batch=8)
+    assert set(run.model.sizes) == {8}
+    with pytest.raises(rb.SettingError, match="8 of them as planned, micro_batch=4"):
+        rb.train(job, plan, examples=plan.batch_size, micro_batch=4)
+
+
+def test_on_ranks_a_plan_of_one_process_keeps_its_coupled_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job, plan = grouped_plan()
+    monkeypatch.setattr("rightbatch.training.requested.joined", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    nothing: Any = dict.fromkeys(("batch_size", "schedule", "begun"))
+    wanted = settings_of(job, plan, options={}, end=1024, **nothing)
+    assert (wanted.micro_batch, wanted.group, wanted.multiple) == (8, None, 16)
+
+
 def test_another_micro_batch_is_refused(tmp_path: Path) -> None:
     job, plan = job_and_plan()
     with pytest.raises(rb.SettingError, match="see each other"):
@@ -123,7 +145,7 @@ def test_memory_that_runs_out_makes_no_smaller_pieces() -> None:
     step = rb.Accumulator(
         network, loss, optimizer, 8, coupled=True, tell=lambda text: told.append(text)
     )
-    with pytest.raises(rb.JobError, match="the 8 examples that see each other"):
+    with pytest.raises(rb.JobError, match="the 8 examples that are kept together"):
         step((torch.randn(16, 5), torch.randn(16, 1)))
     assert calls == [8, 8]
     assert len(told) == 1

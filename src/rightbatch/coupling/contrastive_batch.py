@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import optimize
@@ -14,7 +15,7 @@ from rightbatch.core.estimate import Estimate
 from rightbatch.coupling.pairwise_noise import PairNoise
 
 LEAST = 2  # examples that can be compared
-NEGLIGIBLE = 1e-20  # of the largest coefficient of a polynomial [assumed]
+GRID = 200  # batches, at equal ratios, between which the least is searched [assumed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +98,9 @@ class ContrastiveBatch:
     def relative(self, batch_size: float) -> float:
         """Cost to the result with a batch, over that with the best one."""
         best = min(self.batch_size.value, self.most)
-        best = batch_size if math.isinf(best) else best
-        return self._total(batch_size) / self._total(best)
+        # No batch is too large only where a step of any costs the same.
+        least = self.cost.fixed if math.isinf(best) else self._total(best)
+        return self._total(batch_size) / least
 
     def _total(self, batch_size: float) -> float:
         return self.cost.of(batch_size) * (1 + self.noise.at(batch_size))
@@ -115,9 +117,9 @@ def optimal_contrastive_batch(
     r"""The batch of least cost to a result, its rate tuned.
 
     Steps go as $1 + V_1/b + V_2/(b(b-1))$ (McCandlish et al. 2018, arXiv:1812.06162,
-    with the noise of pairs), a step costs $c_0 + c_1 b + c_2 b^2$: the product has its
-    least value at a root of a quintic, which is solved for the value and for every draw
-    of $V_1$ and $V_2$. Where noise is nearly all and $c_1^2$ little, that is about
+    with the noise of pairs), a step costs $c_0 + c_1 b + c_2 b^2$: the least value of
+    the product is searched, for the values and for every draw of $V_1$ and $V_2$. Where
+    noise is nearly all and $c_1^2$ little, that is about
     $\sqrt{c_0/c_2 + (c_1/c_2)(V_2/V_1)}$.
 
     Args:
@@ -153,18 +155,20 @@ def _best(v1: float, v2: float, cost: StepCost, most: float) -> float:
     """From 2 to ``most`` the batch of least cost; ``most`` where none is too large."""
     if math.isinf(v1 + v2):  # no signal is seen
         return most
-    b = np.polynomial.Polynomial([0.0, 1.0])
-    pairs = b * (b - 1)
-    total = (cost.fixed + cost.linear * b + cost.quadratic * b**2) * (
-        pairs + v1 * (b - 1) + v2
+
+    def total(b: Any) -> Any:
+        return cost.of(b) * (1 + v1 / b + v2 / (b * (b - 1)))
+
+    if math.isinf(most):
+        if cost.linear == cost.quadratic == 0.0:
+            return most
+        most = LEAST
+        while cost.of(most) < total(LEAST):  # one step costs less than all with 2
+            most *= 2.0
+    grid = np.geomspace(LEAST, most, GRID)
+    place = int(total(grid).argmin())
+    ends = grid[max(place - 1, 0)], grid[min(place + 1, GRID - 1)]
+    inside = optimize.minimize_scalar(
+        lambda x: total(math.exp(x)), bounds=np.log(ends), method="bounded"
     )
-    # (total / pairs)' = 0; a line that never turns has its least value at the end.
-    slope = total.deriv() * pairs - total * pairs.deriv()
-    roots = slope.trim(NEGLIGIBLE * float(np.abs(slope.coef).max())).roots()
-    real = roots.real[np.abs(roots.imag) <= 1e-6 * np.abs(roots)]
-    inside = [float(r) for r in real if LEAST < r < most]
-    if math.isfinite(most):
-        inside.append(most)
-    elif cost.linear == cost.quadratic == 0.0:
-        return most
-    return min([LEAST, *inside], key=lambda x: float(total(x) / pairs(x)))
+    return min(float(grid[place]), math.exp(inside.x), key=total)

@@ -20,6 +20,9 @@ Target = Literal["group", "layer", "sync", "ghost", "frozen"]
 # their order is left. [cited: Wu, He 2018, arXiv:1803.08494, table 3: 32 groups, and 16
 # channels each, are about equally good]
 GROUPS, CHANNELS = 32, 16
+# Of one example without positions: by its own mean and deviation, one channel is zero
+# and two are plus and minus one. [derived]
+LEAST_CHANNELS = 4
 WEIGHTS = ("weight", "bias")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 # What may be replaced: whoever has another forward pass does something else too.
@@ -120,8 +123,9 @@ def convert_norms(
 
     Raises:
         JobError: The model has no BatchNorm, is one itself, or has one that cannot be
-            replaced: lazy, sharded, with its own forward pass or parametrization, or
-            without the running statistics that "frozen" needs.
+            replaced: lazy, sharded, with its own forward pass or parametrization,
+            without the running statistics that "frozen" needs, or a BatchNorm1d of
+            fewer than four channels to become a "group" or "layer".
         SettingError: An argument makes no sense; ``groups`` do not divide the channels.
 
     Example:
@@ -220,6 +224,7 @@ def _check_arguments(to: str, group: int | None, groups: int | None) -> None:
 def _check_layer(name: str, layer: Any, to: Target) -> None:
     """Refuse what would lose something by being replaced."""
     tensors = {*dict(layer.named_parameters()), *dict(layer.named_buffers())}
+    few = isinstance(layer, nn.BatchNorm1d) and layer.num_features < LEAST_CHANNELS
     reason, fix = "", ""
     if not layer.num_features:  # lazy
         reason, fix = "does not know its channels yet", "one forward pass before"
@@ -231,10 +236,22 @@ def _check_layer(name: str, layer: Any, to: Target) -> None:
         reason, fix = "is sharded", "convert before fully_shard"
     elif to == "frozen" and layer.running_mean is None:
         reason, fix = "keeps no running statistics", 'to="group"'
+    elif to == "frozen" and not _has_statistics(layer):
+        reason, fix = "has taken no statistics yet", "load or train its weights before"
+    elif to in ("group", "layer") and few:
+        reason = f"has {layer.num_features} channels: their values would say nothing"
+        fix = 'to="frozen", or another layer by hand'
     if reason:
         raise JobError(
             f"a {type(layer).__name__} {reason}", seen=f"layer {name}", fix=fix
         )
+
+
+def _has_statistics(layer: Any) -> bool:
+    """Whether it has been trained or loaded; on the meta device that is not known."""
+    if layer.running_mean.is_meta or layer.num_batches_tracked:
+        return True
+    return bool(layer.running_mean.any())
 
 
 def _settings(layer: Any) -> dict[str, Any]:

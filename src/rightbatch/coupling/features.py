@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rightbatch.core.errors import SettingError
+from rightbatch.core.errors import JobError, NotFiniteError, SettingError
 
 
 def checked_features(**features: Tensor) -> list[Tensor]:
@@ -20,7 +20,7 @@ def checked_features(**features: Tensor) -> list[Tensor]:
             raise SettingError(
                 f"{name} must be a matrix of examples by features",
                 seen=f"{name}: {seen}",
-                fix=f"{name}.flatten(1)",
+                fix=f"{name}.flatten(1); torch.as_tensor({name}) where it is an array",
             )
         if not rows.is_floating_point():
             raise SettingError(f"{name} must hold floats", seen=f"{rows.dtype}")
@@ -44,9 +44,9 @@ def checked_number(value: float | Tensor, name: str, like: Tensor) -> Tensor:
     return number.reshape(())
 
 
-def too_few(count: int) -> SettingError:
+def too_few(count: int) -> JobError:
     """The error of a batch in which nothing is negative."""
-    return SettingError(
+    return JobError(
         "a contrastive loss of fewer than two examples",
         seen=f"{count} example(s) over all ranks",
         why="an example's negatives are the others: without them the loss is zero",
@@ -54,13 +54,13 @@ def too_few(count: int) -> SettingError:
     )
 
 
-def not_finite(seen: str) -> SettingError:
+def not_finite(seen: str) -> NotFiniteError:
     """The error of features that are NaN or infinite, on this rank or another."""
-    return SettingError(
+    return NotFiniteError(
         "features or scale are not finite",
         seen=seen,
         why="every example meets every other, so one NaN is the whole gradient's",
-        fix="a smaller learning rate, or a clipped scale",
+        fix="a smaller learning rate, a clipped scale, or a temperature above zero",
     )
 
 

@@ -91,21 +91,21 @@ class _Gathered(torch.autograd.Function):
         return shards.total(gradients[0])[own], None
 
 
-def shards_of(group: Group, *rows: Tensor) -> list[Shards]:
+def shards_of(process_group: Group, *rows: Tensor) -> list[Shards]:
     """How the rows of several features lie over the ranks. Collective.
 
     Args:
-        group: Whose ranks make one batch together; None: all, where torch's processes
-            are joined; False: this rank's rows are the batch.
+        process_group: Whose ranks make one batch together; None: all, where torch's
+            processes are joined; False: this rank's rows are the batch.
         rows: Features of this rank, examples first.
 
     Raises:
         SettingError: The ranks' features are not of one width, or there are none.
     """
     joined = dist.is_available() and dist.is_initialized()
-    if group is False or not joined or dist.get_world_size(group) == 1:
+    if process_group is False or not joined or dist.get_world_size(process_group) == 1:
         return [Shards((len(feature),)) for feature in rows]
-    group = dist.group.WORLD if group is None else group
+    group = dist.group.WORLD if process_group is None else process_group
     sizes = [*map(len, rows), rows[0].shape[1]]
     own = torch.tensor(sizes, device=rows[0].device)
     received = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]

@@ -75,7 +75,7 @@ class GhostBatchNorm(BatchNorm):
         self.group = whole_number(group, "group", least=2)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        check_axes(input)
+        check_axes(input, self.num_features)
 
     def extra_repr(self) -> str:
         """Its arguments, as ``print(model)`` shows them."""
@@ -86,7 +86,7 @@ class GhostBatchNorm(BatchNorm):
         examples, group = len(input), self.group
         if not self.training or examples < 2 * group:
             return super().forward(input)
-        check_axes(input)
+        self._check_input_dim(input)
         if not _folds(input, group):
             last = group + examples % group
             sizes = [group] * ((examples - last) // group) + [last]

@@ -20,14 +20,16 @@ from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.guards import preserved_rng, set_buffers
 from rightbatch.core.random_state import random_state, set_random_state
 from rightbatch.core.torch_private import BatchNorm
+from rightbatch.core.trees import slice_batch
+from rightbatch.core.user_code import user_code
 from rightbatch.coupling.chunks import Chunk, chunks_of_examples, chunks_of_tokens
 from rightbatch.noise.rank_gradients import sharded_modules
 
 Encoder = Callable[[Any], Tensor]
 _Buffers = dict[str, Tensor]
-_WAY_OUT = (
-    "GroupNorm or LayerNorm in its place, or the layer in eval mode (frozen statistics)"
-)
+# Of their norm, how far features may be from those beside fewer examples: kernels round
+# by the size of the batch, up to 0.01 in bfloat16. [assumed]
+TOUCHED = 0.02
 
 
 def cached_step(
@@ -45,6 +47,9 @@ def cached_step(
     autocast context around the call holds for the encoders and the loss. Under DDP
     gradients are exchanged once, in the last pass of each wrapped model: all of its
     parameters, one that only the loss uses too.
+
+    A first chunk of which no number is drawn is tried: half of it alone must have the
+    same features. Under dropout that cannot be seen: try `leaks(encoder, batch)` first.
 
     Args:
         parts: Encoder and input batch, one for each argument of ``loss``: two towers,
@@ -65,9 +70,9 @@ def cached_step(
 
     Raises:
         SettingError: An argument is missing, or the model is sharded.
-        JobError: Examples of a chunk touch (BatchNorm), a pass changes a buffer, or the
-            second pass gives other features than the first: the gradient would be that
-            of another function.
+        JobError: Examples of a chunk touch, a pass changes a buffer, or the second pass
+            gives other features than the first: the gradient would be that of another
+            function. Or the loss is not one number with a gradient.
 
     Example:
         >>> import torch, rightbatch as rb
@@ -104,27 +109,35 @@ def cached_step(
         _check_buffers(modules, buffers)
         torch.clear_autocast_cache()  # of weights that were cast without a graph
         whole = [_whole(f, c) for f, c in zip(features, chunks, strict=True)]
-        value = loss(*whole)
+        with user_code("the loss"):
+            value = loss(*whole)
+        _check_loss(value)
         with torch.autocast(device.type, enabled=False):
             value.backward()
     gradients = [rows.grad for rows in whole]
 
     with preserved_rng():
         for turn, (number, chunk) in enumerate(passes):
-            gradient = gradients[number]
+            encoder, gradient = parts[number][0], gradients[number]
+            if not any(p.requires_grad for p in modules[number].parameters()):
+                continue  # frozen
             with exchange.in_pass(turn):
                 set_random_state(states[turn], device)
-                again = _encoded(parts[number][0], chunk)
-                if turn == 0:
+                again = _encoded(encoder, chunk)
+                if chunk is chunks[number][0]:
                     _check_same(again, features[number][0])
+                    several = len(chunks[number]) > 1
+                    if several and not _drawn(device, states[turn]):
+                        _check_alone(encoder, chunk, again)
                 rows = torch.zeros_like(again)
                 if gradient is not None:  # the loss does not use it
                     rows = gradient[chunk.indices].to(again.dtype)
                 others = exchange.others(turn)
                 with torch.autocast(device.type, enabled=False):
-                    torch.autograd.backward(
-                        [again, *others], [rows, *map(torch.zeros_like, others)]
-                    )
+                    roots = {again: rows} | {o: torch.zeros_like(o) for o in others}
+                    roots = {t: g for t, g in roots.items() if t.requires_grad}
+                    if roots:  # a function may call a frozen part of its model
+                        torch.autograd.backward([*roots], [*roots.values()])
     return value.detach()
 
 
@@ -161,7 +174,8 @@ def _check_layers(modules: Sequence[nn.Module]) -> None:
                     seen=f"{name or 'the encoder'}: {type(layer).__name__}",
                     why="it would normalize by each chunk, and not by the batch; the "
                     "gradient of a small network was 44 % off",
-                    fix=_WAY_OUT,
+                    fix="GroupNorm or LayerNorm in its place, or the layer in eval "
+                    "mode (frozen statistics)",
                 )
 
 
@@ -196,7 +210,8 @@ def _chunks(
 
 
 def _encoded(encoder: Encoder, chunk: Chunk) -> Tensor:
-    rows = encoder(chunk.batch)
+    with user_code("an encoder"):
+        rows = encoder(chunk.batch)
     count = len(chunk.indices)
     if not isinstance(rows, Tensor) or not rows.dim() or len(rows) != count:
         seen = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
@@ -229,6 +244,50 @@ def _check_same(again: Tensor, before: Tensor) -> None:
         )
 
 
+def _drawn(device: torch.device, before: dict[str, Any]) -> bool:
+    """Whether any generator has moved since."""
+    now = random_state(device)
+    if now["python"] != before["python"] or now["numpy"][2] != before["numpy"][2]:
+        return True
+    return any(
+        not torch.equal(now[name], before[name])
+        for name in {"torch", "device"} & {*now}
+    )
+
+
+def _check_alone(encoder: Encoder, chunk: Chunk, whole: Tensor) -> None:
+    """Refuse features that are others beside fewer examples."""
+    count = len(chunk.indices)
+    half = chunk.indices[: count // 2]
+    if not half:
+        return
+    with torch.no_grad():
+        batch = slice_batch(chunk.batch, 0, len(half), count)
+        alone, beside = _encoded(encoder, Chunk(batch, half)), whole[: len(half)]
+        difference = float((alone - beside).norm() / beside.norm())
+    if difference > TOUCHED:
+        raise JobError(
+            "examples of a chunk touch each other",
+            seen=f"half of a chunk alone has features {difference:.2g} away, of their "
+            "norm",
+            why="the loss and its gradient would be those of chunks, not of the batch",
+            fix="rb.coupling.leaks(encoder, batch) says where",
+        )
+
+
+def _check_loss(value: Any) -> None:
+    if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
+        return
+    seen = type(value).__name__
+    if isinstance(value, Tensor):
+        seen = f"shape {tuple(value.shape)}, requires_grad={value.requires_grad}"
+    raise JobError(
+        "the loss must be one number with a gradient",
+        seen=seen,
+        fix="loss.mean(); sum / count in the place of (sum, count)",
+    )
+
+
 def _check_buffers(modules: Sequence[nn.Module], before: Sequence[_Buffers]) -> None:
     """Refuse passes that have changed a buffer, and put it back."""
     for module, saved in zip(modules, before, strict=True):
@@ -243,7 +302,7 @@ def _check_buffers(modules: Sequence[nn.Module], before: Sequence[_Buffers]) -> 
                 "a forward pass changes a buffer of an encoder",
                 seen=", ".join(changed[:3]),
                 why="each chunk would meet another network, and in its second pass too",
-                fix=_WAY_OUT,
+                fix="the encoder, or the layer that has it, in eval mode",
             )
 
 

@@ -30,7 +30,7 @@ def on_local_ranks(
 ) -> dict[int, Any]:
     """What rank 0 of each number of ranks measures; all take part.
 
-    The processes are spawned where ``measure`` can be pickled, and forked otherwise.
+    The processes are forked where that can be, and spawned otherwise.
 
     Args:
         measure: Called on every rank of a gloo group of each size.
@@ -72,7 +72,9 @@ def on_local_ranks(
 
 
 def _start_method(measure: Measure) -> str:
-    """Fork, for what another process could not import."""
+    """Fork, since what is spawned runs the user's script again; not beside CUDA."""
+    if sys.platform.startswith("linux") and not torch.cuda.is_initialized():
+        return "fork"
     reason = ""
     try:
         # A script's own functions have another name in a process that is spawned.
@@ -80,22 +82,20 @@ def _start_method(measure: Measure) -> str:
             reason = "it is defined in the program that runs"
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         reason = first_line(error)
-    if not reason:
-        return "spawn"
-    if not sys.platform.startswith("linux") or torch.cuda.is_initialized():
+    if reason:
         raise SettingError(
             "the function cannot be sent to another process",
             seen=reason,
             why="a process can be forked only on Linux, before CUDA is used",
             fix="define it at the top of a module that can be imported",
         )
-    return "fork"
+    return "spawn"
 
 
 def _answers(receivers: list[Any], patience_s: float) -> list[Any]:
     """What every rank sent, in their order."""
     answers: dict[Any, Any] = {}
-    end = time.monotonic() + patience_s
+    end, fix = time.monotonic() + patience_s, ""
     while len(answers) < len(receivers):
         waiting = [receiver for receiver in receivers if receiver not in answers]
         ready: list[Any] = wait(waiting, max(0.0, end - time.monotonic()))
@@ -105,11 +105,12 @@ def _answers(receivers: list[Any], patience_s: float) -> list[Any]:
                 answers[receiver], failure, lost = receiver.recv()
             except EOFError:
                 failure, lost = "a process ended without an answer", True
+                fix = 'the call under if __name__ == "__main__": in a script'
             if failure:
                 failures[lost] = failure
         if failures:  # of one that ended by itself first, whom the others have lost
             seen = failures.get(False) or failures[True]
-            raise JobError("the function fails on local ranks", seen=seen)
+            raise JobError("the function fails on local ranks", seen=seen, fix=fix)
     return [answers[receiver] for receiver in receivers]
 
 

@@ -30,6 +30,7 @@ def effective_negatives(logits: Float[Tensor, "anchors candidates"]) -> float:
         >>> effective_negatives(torch.zeros(5, 5))
         4.0
     """
+    logits = torch.as_tensor(logits)
     if logits.ndim != 2 or logits.shape[0] != logits.shape[1] or len(logits) < 2:
         raise SettingError(
             "logits must be square, with the pairs on the diagonal",

@@ -113,9 +113,10 @@ def pair_noise(
         Hoeffding 1948, "A class of statistics with asymptotically normal distribution".
     """
     count, sizes = example_count(batch), tuple(sizes)
-    blocks = count // sizes[-1]
-    starts = range(0, blocks * sizes[-1], sizes[-1])
-    cut = (slice_batch(batch, a, a + sizes[-1], count) for a in starts)
+    largest = max((1, *sizes))
+    blocks = count // largest
+    starts = range(0, blocks * largest, largest)
+    cut = (slice_batch(batch, a, a + largest, count) for a in starts)
     return noise_of_blocks(model, loss, cut, blocks, sizes=sizes, optimizer=optimizer)
 
 
@@ -168,10 +169,11 @@ def noise_of_blocks(
                     gradient, block, size, sizes[-1]
                 )
                 sums[place].append(total)
-    moments = [
-        _moments(torch.stack(s), q, sizes[-1] // size)
-        for s, q, size in zip(sums, squares, sizes, strict=True)
-    ]
+    with np.errstate(all="ignore"):  # what is not finite is told below
+        moments = [
+            _moments(torch.stack(s), q, sizes[-1] // size)
+            for s, q, size in zip(sums, squares, sizes, strict=True)
+        ]
     values = np.array(moments).transpose(2, 1, 0)  # (1 + blocks, 2, sizes)
     if not np.isfinite(values).all():
         raise JobError(
@@ -189,8 +191,8 @@ def _check(sizes: tuple[int, ...], blocks: int) -> None:
     Raises:
         SettingError: So it is.
     """
-    nested = all(b % a == 0 and b > a for a, b in itertools.pairwise(sizes))
-    if len(sizes) < 2 or sizes[0] < 2 or not nested:
+    nested = all(b > a > 1 and b % a == 0 for a, b in itertools.pairwise(sizes))
+    if len(sizes) < 2 or not nested:
         raise SettingError(
             "sizes must be two or more, each a multiple of the one before",
             seen=f"sizes={sizes}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from rightbatch.core.errors import SettingError
+from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.whole_number import whole_number
 from rightbatch.coupling.local_ranks import on_local_ranks
 
@@ -30,13 +31,13 @@ class RankGradient:
 
     Attributes:
         world_size: Number of ranks.
-        group: ``"encoder"``, or the name of a parameter of the loss.
+        parameters: ``"encoder"``, or the name of a parameter of the loss.
         cosine: Of the angle between the two.
         factor: Norm over the norm of one process's.
     """
 
     world_size: int
-    group: str
+    parameters: str
     cosine: float
     factor: float
 
@@ -73,9 +74,9 @@ class RankAudit:
         return all(row.right for row in self.gradients)
 
     def __str__(self) -> str:
-        lines = ["ranks  group           cosine  times one process's"]
+        lines = ["ranks  parameters      cosine  times one process's"]
         lines += [
-            f"{r.world_size:5}  {r.group:14} {r.cosine:7.4f}  {r.factor:.4g}"
+            f"{r.world_size:5}  {r.parameters:14} {r.cosine:7.4f}  {r.factor:.4g}"
             for r in self.gradients
         ]
         return "\n".join([*lines, *(self.findings or ("as on one process",))])
@@ -102,8 +103,8 @@ def audit_ranks(
         loss: ``(features_a, features_b) ->`` the loss, of this rank's normalized
             features; with ``parameters`` it gets them as a third argument, a dict of
             tensors. It may ask ``torch.distributed`` for ranks, of which there may be
-            one. One that can be imported is sent to new processes; another is forked,
-            where that can be.
+            one. It is forked where that can be (Linux, before CUDA is used); elsewhere
+            sent to new processes, which import it.
         world_sizes: Numbers of ranks.
         parameters: The loss's own, such as ``{"logit_scale": 2.66}``: name to value.
         examples: Of the batch, over all ranks.
@@ -112,7 +113,8 @@ def audit_ranks(
     Raises:
         SettingError: The examples cannot be shared out evenly, or processes cannot be
             started from here.
-        JobError: The loss fails on a rank, or the ranks wait for each other.
+        JobError: The loss fails on a rank, or the ranks wait for each other; on one
+            process its gradient is zero, not finite, or another each time.
 
     Example:
         >>> import torch, rightbatch as rb
@@ -135,6 +137,7 @@ def audit_ranks(
     values = {name: float(value) for name, value in (parameters or {}).items()}
     measured = on_local_ranks(_Measure(loss, values, examples, seed), [1, *sizes])
     reference, rows = measured[1], []
+    _check_reference(reference)
     for size in sizes:
         for group, numbers in reference["gradients"].items():
             truth = torch.tensor(numbers, dtype=torch.float64)
@@ -142,10 +145,12 @@ def audit_ranks(
             norms = float(mean.norm()), float(truth.norm())
             cosine = float(mean @ truth) / max(norms[0] * norms[1], 1e-300)
             factor = norms[0] / max(norms[1], 1e-300)
-            rows.append(
-                RankGradient(world_size=size, group=group, cosine=cosine, factor=factor)
+            row = RankGradient(
+                world_size=size, parameters=group, cosine=cosine, factor=factor
             )
-    losses = {size: measured[size]["loss"] / reference["loss"] for size in sizes}
+            rows.append(row)
+    true = reference["loss"]
+    losses = {s: measured[s]["loss"] / true if true else 1.0 for s in sizes}
     findings = (*_findings(rows), *_of_losses(losses))
     return RankAudit(gradients=tuple(rows), loss_factors=losses, findings=findings)
 
@@ -160,6 +165,11 @@ class _Measure:
     seed: int
 
     def __call__(self) -> dict[str, Any]:
+        made = self._made()
+        # Once more on one rank, to see whether the loss is the same each time.
+        return made | {"again": self._made()} if dist.get_world_size() == 1 else made
+
+    def _made(self) -> dict[str, Any]:
         rank, ranks = dist.get_rank(), dist.get_world_size()
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.randn(2, self.examples, WIDTH, generator=generator)
@@ -183,9 +193,28 @@ class _Measure:
         return {"gradients": gradients, "loss": float(reported) / ranks}
 
 
+def _check_reference(reference: Mapping[str, Any]) -> None:
+    """Refuse a loss whose gradient on one process says nothing."""
+    encoder, reason = reference["gradients"]["encoder"], ""
+    if not math.isfinite(sum(map(abs, encoder)) + abs(reference["loss"])):
+        reason = "loss or gradient is NaN or infinite"
+    elif not any(encoder):
+        reason = "its gradient is zero"
+    elif reference["again"]["gradients"]["encoder"] != encoder:
+        reason = "it is another each time: it draws random numbers, or keeps a state"
+    if reason:
+        raise JobError(
+            "the loss cannot be compared between ranks",
+            seen=f"on one process {reason}",
+            why="the ranks are held against one process",
+            fix="the loss of normalized features alone, without dropout",
+        )
+
+
 def _findings(rows: Sequence[RankGradient]) -> list[str]:
     """What is wrong with the gradients, and what to do, in words."""
-    groups = {row.group: [r for r in rows if r.group == row.group] for row in rows}
+    names = dict.fromkeys(row.parameters for row in rows)
+    groups = {name: [r for r in rows if r.parameters == name] for name in names}
     kinds = {group: _kind(of_group) for group, of_group in groups.items()}
     alike = len({*kinds.values()}) == 1
     found = []

@@ -27,7 +27,7 @@ def siglip(
     *,
     scale: float | Tensor,
     bias: float | Tensor,
-    group: Group = None,
+    process_group: Group = None,
 ) -> Float[Tensor, ""]:
     r"""Tells pairs from non-pairs, each entry of the table by itself.
 
@@ -45,10 +45,11 @@ def siglip(
         scale: What similarities are multiplied by; a tensor gets a gradient.
         bias: What is added to them (-10 at the start of training); a tensor gets a
             gradient.
-        group: Whose ranks make one batch together; False: each rank's part is one.
+        process_group: Whose ranks make one batch together; False: each rank's part is
+            one.
 
     Raises:
-        SettingError: As `info_nce` does.
+        RightbatchError: As `info_nce` does.
 
     Example:
         >>> import torch, rightbatch as rb
@@ -64,7 +65,7 @@ def siglip(
         raise SettingError(
             "each image needs one text", seen=f"{len(images)} and {len(texts)}"
         )
-    shards, _ = shards_of(group, images, texts)
+    shards, _ = shards_of(process_group, images, texts)
     if sum(shards.counts) < 2:
         raise too_few(sum(shards.counts))
     numbers = [

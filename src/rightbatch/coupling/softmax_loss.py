@@ -18,7 +18,7 @@ def info_nce(
     *,
     scale: float | Tensor,
     two_sided: bool = True,
-    group: Group = None,
+    process_group: Group = None,
 ) -> Float[Tensor, ""]:
     r"""The cross entropy of finding each query's key among all keys, and back.
 
@@ -40,12 +40,13 @@ def info_nce(
         scale: What similarities are multiplied by, one over the temperature; a tensor
             gets a gradient.
         two_sided: Whether keys look for their queries too.
-        group: Whose ranks make one batch together: all, where torch's processes are
-            joined. False: each rank's part is a batch of its own.
+        process_group: Whose ranks make one batch together: all, where torch's processes
+            are joined. False: each rank's part is a batch of its own.
 
     Raises:
-        SettingError: Shapes do not fit, a value is not finite, there are fewer than two
-            examples; in the backward pass, a second derivative is asked for.
+        SettingError: Shapes do not fit; a second derivative is asked for.
+        JobError: There are fewer than two examples.
+        NotFiniteError: A value is not finite.
 
     Example:
         >>> import torch, rightbatch as rb
@@ -64,7 +65,7 @@ def info_nce(
             seen=f"{len(queries)} queries, {len(keys)} keys",
             fix="one key for each query, in the same order; further negatives behind",
         )
-    of_queries, of_keys = shards_of(group, queries, keys)
+    of_queries, of_keys = shards_of(process_group, queries, keys)
     examples = sum(of_queries.counts)
     if sum(of_keys.counts) < 2 or (two_sided and examples < 2):
         raise too_few(examples)
@@ -81,7 +82,7 @@ def nt_xent(
     *,
     temperature: float | Tensor,
     two_sided: bool = True,
-    group: Group = None,
+    process_group: Group = None,
 ) -> Float[Tensor, ""]:
     r"""SimCLR's loss: each view finds its twin among all other views of the batch.
 
@@ -98,10 +99,11 @@ def nt_xent(
         other: Another view of each, in the same order.
         temperature: What similarities are divided by; a tensor gets a gradient.
         two_sided: Whether both views look for their twins, or only ``one``.
-        group: Whose ranks make one batch together; False: each rank's part is one.
+        process_group: Whose ranks make one batch together; False: each rank's part is
+            one.
 
     Raises:
-        SettingError: As `info_nce` does.
+        RightbatchError: As `info_nce` does.
 
     Example:
         >>> import torch, rightbatch as rb
@@ -117,7 +119,7 @@ def nt_xent(
         raise SettingError(
             "each example needs two views", seen=f"{len(one)} and {len(other)}"
         )
-    shards, of_views = shards_of(group, one, torch.cat([one, other]))
+    shards, of_views = shards_of(process_group, one, torch.cat([one, other]))
     examples, count = sum(shards.counts), len(one)
     if examples < 2:
         raise too_few(examples)

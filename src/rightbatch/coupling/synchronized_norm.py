@@ -74,7 +74,7 @@ class SyncBatchNorm(BatchNorm):
         self.process_group = process_group
 
     def _check_input_dim(self, input: Tensor) -> None:
-        check_axes(input)
+        check_axes(input, self.num_features)
 
     def forward(self, input: Activations) -> Activations:
         """The input, each channel at mean 0 and variance 1 over all ranks."""
@@ -82,7 +82,7 @@ class SyncBatchNorm(BatchNorm):
         several = dist.is_available() and dist.is_initialized()
         if not (self.training and several and dist.get_world_size(group) > 1):
             return super().forward(input)
-        check_axes(input)
+        self._check_input_dim(input)
         wide = torch.promote_types(input.dtype, torch.float32)
         with torch.no_grad():
             moments = mean, var, count = _over_ranks(input, wide, group)
@@ -102,17 +102,17 @@ class SyncBatchNorm(BatchNorm):
             running.lerp_(now.to(running.dtype), share)
 
 
-def check_axes(input: Tensor) -> None:
-    """Refuse what has no channels.
+def check_axes(input: Tensor, channels: int) -> None:
+    """Refuse what has not so many channels.
 
     Raises:
-        JobError: It has fewer than two axes.
+        JobError: It has fewer than two axes, or its second one is of another size.
     """
-    if input.dim() < 2:
+    if input.dim() < 2 or input.shape[1] != channels:
         raise JobError(
             "batch normalisation needs examples and channels",
             seen=f"an input of shape {tuple(input.shape)}",
-            fix="an input of shape (examples, channels, ...)",
+            fix=f"an input of shape (examples, {channels}, ...)",
         )
 
 

@@ -83,7 +83,8 @@ def tiled_cross_entropy(
         shards: How the ranks talk.
 
     Raises:
-        SettingError: Features are not finite, or a second derivative is asked for.
+        NotFiniteError: Features are not finite.
+        SettingError: A second derivative is asked for.
     """
     return _TiledCrossEntropy.apply(queries, keys, scale, pairs, shards)
 
@@ -241,7 +242,8 @@ def _shift(table: Table, shards: Shards) -> float:
     By the Cauchy-Schwarz bound on all of them; nothing, up to 62 in float32.
 
     Raises:
-        SettingError: Features or scale are not finite, or the scale not positive.
+        NotFiniteError: Features or scale are not finite.
+        SettingError: The scale is negative.
     """
     norms = [rows.detach().norm(dim=1).max() for rows in (table.queries, table.keys)]
     scale = table.scale.detach()
@@ -249,7 +251,7 @@ def _shift(table: Table, shards: Shards) -> float:
     seen = f"largest norms {query:.3g} and {key:.3g}, scale {largest:.3g}"
     if not math.isfinite(query * key * largest):
         raise not_finite(seen)
-    if lowest >= 0:
-        raise SettingError("the scale must be positive", seen=seen)
+    if lowest > 0:
+        raise SettingError("the scale must not be negative", seen=seen)
     most = math.log(torch.finfo(table.queries.dtype).max)
     return max(0.0, query * key * largest - HEADROOM * most)

@@ -320,16 +320,17 @@ def every_size(probe: Probe) -> Finding | None:
 
     A batch of any size is made of pieces, and the last piece of an epoch may be small.
     A model with a batch size written into ``view`` or ``reshape``, or with BatchNorm on
-    one value for each channel, fails there: after hours, where the epoch ends.
+    one value for each channel, fails there: after hours, where the epoch ends. A loss
+    that compares examples is not tried on one.
 
     Fix: ``x.view(len(x), -1)`` in place of a fixed size; ``drop_last=True`` or a norm
     that needs no other examples. Sizes that fail are left out of the plan.
     """
     failed: list[tuple[int, str]] = []
-    for size in (1, 2):
+    for size in (2,) if probe.coupling.kind == "loss" else (1, 2):
         try:
             probe.differentiate(size)
-        except RightbatchError as error:  # a loss of ours may refuse a single example
+        except RightbatchError as error:
             failed.append((size, (error.seen or error.what).splitlines()[0]))
     if not failed:
         return None
@@ -339,7 +340,8 @@ def every_size(probe: Probe) -> Finding | None:
         what=f"the model fails at batch size {' and '.join(str(s) for s, _ in failed)}",
         seen=failed[0][1],
         why="such batches are left out; other sizes may fail too",
-        fix="no fixed batch size in view() or reshape(); BatchNorm needs two examples",
+        fix="no fixed batch size in view() or reshape(); BatchNorm and losses over "
+        "pairs need two examples",
     )
 
 
@@ -353,8 +355,8 @@ def no_normalization(probe: Probe) -> Finding | None:
     n = 4, .064 at 32].
 
     What follows here: the number that see each other today is kept, and larger batches
-    are made of such pieces. It is found by exchanging halves of a batch, so layers of
-    one's own count too.
+    are made of such groups, each by itself or several at once. It is found by
+    exchanging halves of a batch, so layers of one's own count too.
 
     Fix: GroupNorm or LayerNorm where that is an option.
     """
@@ -366,7 +368,7 @@ def no_normalization(probe: Probe) -> Finding | None:
         what="the model normalises over the batch",
         seen=_exchanged(probe.coupling),
         why="the function itself depends on how many examples see each other: that "
-        "number is kept as it is today, and larger batches are made in such pieces",
+        "number is kept as it is today, and larger batches are made of such groups",
         fix="GroupNorm or LayerNorm where that is an option",
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from rightbatch.core.errors import UnidentifiedError
+from rightbatch.core.errors import JobError, UnidentifiedError
 from rightbatch.coupling.contrastive_batch import StepCost, optimal_contrastive_batch
 from rightbatch.coupling.pairwise_noise import LEAST_BLOCKS, noise_of_blocks
 from rightbatch.job.loss import PRECISIONS
@@ -38,8 +38,8 @@ def measure_pairs(
         budget_s: Seconds it may take.
 
     Returns:
-        None where no sizes fit data, budget and memory, or the gradient's signal is
-        not seen.
+        None where no sizes fit data, budget and memory, the gradient's signal is not
+        seen, or the loss fails on sub-batches.
     """
     job = run.job
     gradient_bytes = sum(p.numel() * p.element_size() for p in run.parameters)
@@ -71,7 +71,7 @@ def measure_pairs(
             optimizer=run.optimizer,
             dtype=PRECISIONS[job.precision],
         )
-    except UnidentifiedError:
+    except (UnidentifiedError, JobError):
         return None
     cost = StepCost.fit(sizes, [seconds(b) for b in sizes])
     best = optimal_contrastive_batch(noise, cost, most=job.length)

@@ -90,15 +90,22 @@ def _optimum(laws: Laws) -> Reason:
 
 
 def _pairs(choice: Choice) -> Reason | None:
-    """The batch by the noise of pairs, where the loss compares examples."""
+    """The batch by the noise of pairs, where the loss compares examples.
+
+    Only where the part of pairs is seen, or is known to be little at that batch.
+    """
     pairs = choice.measurements.pairs
     if pairs is None:
         return None
-    told = "" if pairs.v2.low > 0 else ", not told from zero"
+    batch = pairs.batch_size
+    little = pairs.v2.high <= pairs.v1.low * (batch.value - 1)
+    if pairs.v2.low <= 0 and not little:
+        return None
     return Reason(
         topic="pairs",
-        text=f"V1 {pairs.v1}, V2 {pairs.v2}{told}: with these times of steps "
-        f"the least time at B = {pairs.batch_size}.",
+        text=f"By the noise of pairs alone, B near {show_number(batch.value)} would be "
+        f"soonest ({show_number(batch.low)} to {show_number(batch.high)}, by the doubt "
+        "of that noise only): the decision rests on all that was measured.",
         numbers={
             "v1": pairs.v1.value,
             "v2": pairs.v2.value,
@@ -150,7 +157,12 @@ def _coupled(choice: Choice) -> Reason | None:
     together = job.coupled_batch or job.batch_size
     if job.coupled == "normalization":
         text = f"{together} examples are normalised together, as today"
-        if chosen.batch_size > together:
+        # A micro-batch is over all ranks here, and each rank normalises its own.
+        at_once = chosen.micro_batch // choice.laws.world_size
+        if at_once > together:
+            text += f": {at_once} are made at once, in {at_once // together} groups"
+            text += f" of {together}"
+        elif chosen.batch_size > together:
             split = f"{together} x {chosen.batch_size // together}"
             text += f": the plan keeps that ({chosen.batch_size} = {split})"
     elif job.coupled == "loss":

@@ -32,9 +32,10 @@ def check_together(counts: Iterable[int], together: int, ranks: int) -> None:
 def no_room_together(together: int, text: str) -> JobError:
     """The error where memory ran out with as few examples as may be made at once."""
     return JobError(
-        f"the {together} examples that see each other do not fit in memory",
+        f"the {together} examples that are kept together do not fit in memory",
         seen=text,
         why="fewer of them are another function, with another best rate",
-        fix="precision='bfloat16', activation checkpointing, a smaller model; or tune "
-        "the job at a smaller batch_size",
+        fix="micro_batch at the plan's coupled_batch, where that is less; "
+        "precision='bfloat16', activation checkpointing, a smaller model; or tune the "
+        "job at a smaller batch_size",
     )

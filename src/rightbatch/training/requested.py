@@ -77,16 +77,18 @@ def settings_of(
             "lr_factor": plan.lr_factor,
             "coupled": plan.coupled_batch is not None,
         }
-        if plan.coupled_batch is not None and plan.coupled_batch < plan.micro_batch:
-            if schedule is not None or options.get("shard"):
-                # A schedule's batches are multiples of the group only; a sharded
-                # model cannot have its own layers back.
-                of_plan["micro_batch"] = plan.coupled_batch
+        together = plan.coupled_batch
+        if together is not None and together < plan.micro_batch:
+            # A schedule's batches, and the parts of ranks, are multiples of the group
+            # only; a sharded model cannot have its own layers back.
+            ungrouped = schedule is not None or options.get("shard") or joined()
+            if ungrouped or options.get("micro_batch") == together:
+                of_plan["micro_batch"] = together
             else:
-                of_plan["group"] = plan.coupled_batch
+                of_plan["group"] = together
         asked = of_plan | asked
         if asked["coupled"] and asked["micro_batch"] != of_plan["micro_batch"]:
-            raise _another_micro_batch(of_plan["micro_batch"], asked["micro_batch"])
+            raise _another_micro_batch(together, asked["micro_batch"])
     elif batch_size is not None or (schedule is None and begun is None):
         size = job.batch_size if batch_size is None else batch_size
         asked["schedule"] = Constant(whole_number(size, "batch_size"))
@@ -189,7 +191,8 @@ def _same_run(begun: Settings, wanted: Settings) -> None:
         SettingError: It names the first that differs.
     """
     if begun.coupled and begun.micro_batch != wanted.micro_batch:
-        raise _another_micro_batch(begun.micro_batch, wanted.micro_batch)
+        together = begun.group or begun.micro_batch
+        raise _another_micro_batch(together, wanted.micro_batch)
     for name in Settings.__dataclass_fields__:
         then, now = getattr(begun, name), getattr(wanted, name)
         if name not in _FREE and then != now:
@@ -206,7 +209,8 @@ def _another_micro_batch(together: int | None, asked: int | None) -> SettingErro
         "the examples of a micro-batch see each other in this job",
         seen=f"{together} of them as planned, micro_batch={asked} asked for",
         why="another number of them is another function, with another best rate",
-        fix="leave micro_batch out; or train by batch_size, without the plan",
+        fix=f"leave micro_batch out, or micro_batch={together}; or train by "
+        "batch_size, without the plan",
     )
 
 

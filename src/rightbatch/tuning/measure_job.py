@@ -329,7 +329,8 @@ def _measure_noise(
         ", at a standstill": found.stalled,
     }
     end = next((text for text, true in ends.items() if true), "")
-    if record.measurements.job.coupled == "loss" and run.ranks.size == 1:
+    compares = record.measurements.job.coupled == "loss" and run.ranks.size == 1
+    if compares and not found.diverged:
         law = fit_time(record.measurements.times, record.measurements.contention)
         share_s = PAIRS_SHARE * budget_s
         record.update(pairs=measure_pairs(run, sorted(times), law.seconds, share_s))

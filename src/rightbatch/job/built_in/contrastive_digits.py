@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import rightbatch as rb
 from rightbatch.job.built_in.digits import load_digits
 from rightbatch.job.job import Job
 
@@ -54,17 +55,14 @@ def view(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return turned.flatten(1) + NOISE * noise
 
 
-def info_nce(model: nn.Module, one: Tensor, other: Tensor) -> Tensor:
-    """Mean cross-entropy of telling each view's pair among all, both ways, in nats."""
-    one, other = model(one, other)
-    logits = one @ other.T / TEMPERATURE
-    pairs = torch.arange(len(logits))
-    return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
-
-
 def loss(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
     """InfoNCE between two views of the batch, drawn anew at every step."""
-    return info_nce(model, view(batch[0]), view(batch[0]))
+    return told_apart(model, view(batch[0]), view(batch[0]))
+
+
+def told_apart(model: nn.Module, one: Tensor, other: Tensor) -> Tensor:
+    """Mean cross entropy of telling each view's pair among all, both ways, in nats."""
+    return rb.coupling.info_nce(*model(one, other), scale=1 / TEMPERATURE)
 
 
 def make_job() -> Job:
@@ -78,7 +76,7 @@ def make_job() -> Job:
         data=(pixels,),
         optimizer=lambda params: torch.optim.Adam(params, lr=LEARNING_RATE),
         batch_size=BATCH_SIZE,
-        evaluate=lambda model: info_nce(model, one, other).item(),
+        evaluate=lambda model: told_apart(model, one, other).item(),
         target=TARGET,
         name="contrastive_digits",
         example="pair of 8 x 8 images",
