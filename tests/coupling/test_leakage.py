@@ -177,7 +177,8 @@ def state(model: Nuisance) -> list[Any]:
     modes = [m.training for m in model.modules()]
     drawn = [random.getstate(), str(np.random.get_state())]
     values = [t.detach().clone().tolist() for t in (*tensors, *gradients)]
-    return [values, modes, drawn, model.calls, len(model.seen)]
+    hooked = nn.modules.module._has_any_global_hook()  # then compiled models warn
+    return [values, modes, drawn, model.calls, len(model.seen), hooked]
 
 
 @pytest.mark.parametrize("raises_at", [-1, 1, 5, 25])

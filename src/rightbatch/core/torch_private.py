@@ -27,6 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import tree_iter as tree_iter
 from torch.utils._pytree import tree_map as tree_map
+from torch.utils.hooks import RemovableHandle
 
 from rightbatch.core.text import first_line, message
 
@@ -117,6 +118,15 @@ def as_written() -> Iterator[None]:
     with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using `torch.compile")  # beside our hooks
         yield
+
+
+def remove_global_hook(handle: RemovableHandle) -> None:
+    """Take a global module hook away; torch itself leaves its ``with_kwargs`` behind.
+
+    Its rest makes every compiled model warn from then on.
+    """
+    handle.remove()
+    nn.modules.module._global_forward_hooks_with_kwargs.pop(handle.id, None)
 
 
 def without_torch_function() -> AbstractContextManager[None]:

@@ -14,6 +14,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
+from rightbatch.core.torch_private import remove_global_hook
 from rightbatch.core.trees import tensors
 from rightbatch.coupling.movement import difference, touched
 from rightbatch.coupling.perturbation import Question
@@ -81,7 +82,7 @@ def traced(*, outermost: bool = False) -> Iterator[list[Call]]:
         yield calls
     finally:
         for hook in hooks:
-            hook.remove()
+            remove_global_hook(hook)
 
 
 def first_source(
