@@ -232,3 +232,9 @@ def test_state_of_a_converted_model_fits_the_user_model() -> None:
     train(model, optimizer)
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.eval()(X), model.eval()(X))
+
+
+def test_a_conversion_reads_as_one_line() -> None:
+    model, _ = make()
+    shown = repr(convert_norms(model, "ghost", group=4))
+    assert shown == "3 BatchNorm -> GhostBatchNorm: blocks.0, plain, last"

@@ -227,7 +227,7 @@ ORDERED = torch.arange(8.0).view(4, 2)
         (nn.Embedding(3, 2), torch.ones(4, 2).long(), {}, "as it is"),
         (Apply(fussy), ORDERED, {}, "not what was ordered"),
         (nn.Linear(2, 2), torch.randn(4, 2), {"time_axis": 0}, "time_axis=0"),
-        (nn.Linear(2, 2), torch.randn(4, 2), {"time_axis": 2}, r"lengths \[\]"),
+        (nn.Linear(2, 2), torch.randn(4, 2), {"time_axis": 2}, r"shapes "),
         (nn.Linear(2, 2), ORDERED, {"documents": torch.zeros(4, 2)}, "two documents"),
         (nn.Linear(2, 2), ORDERED, {"loss": fussy, "call": fussy}, "loss and call"),
         (nn.LazyLinear(2), ORDERED, {}, "lazy layer"),

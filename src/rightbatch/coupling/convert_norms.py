@@ -42,7 +42,7 @@ class FrozenBatchNorm(RunningNorm):
         return F.batch_norm(input, *moments, *affine, False, 0.0, self.eps)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class NormConversion:
     """Layers that have been replaced in a model.
 
@@ -60,6 +60,11 @@ class NormConversion:
     names: tuple[str, ...]
     before: dict[str, nn.Module]
     after: dict[str, nn.Module]
+
+    def __repr__(self) -> str:
+        kinds = {type(layer).__name__ for layer in self.after.values()}
+        names = ", ".join(self.names)
+        return f"{len(self.names)} BatchNorm -> {', '.join(sorted(kinds))}: {names}"
 
     def undo(self) -> None:
         """Give the earlier layers back, with weights and statistics as they are now.

@@ -184,7 +184,7 @@ def _steps(batch: Any, axis: int) -> int:
     if axis < 1 or len(sizes) != 1 or sizes[0] < 2:
         raise SettingError(
             f"time_axis={axis} has no steps to tell apart",
-            seen=f"lengths {sizes}",
+            seen=f"tensors of shapes {[tuple(t.shape) for t in tensors(batch)]}",
             why="later steps are changed and earlier ones watched",
             fix="name the axis of two steps or more, counted from 0, examples first",
         )
@@ -193,12 +193,15 @@ def _steps(batch: Any, axis: int) -> int:
 
 def _packed(documents: Tensor, batch: Any) -> list[Question]:
     """The questions between documents, of a batch that has their steps."""
-    questions = list(between_documents(documents)) if documents.dim() == 2 else []
+    rows = isinstance(documents, Tensor) and documents.dim() == 2
+    questions = list(between_documents(documents)) if rows else []
     if questions and any(questions[0].concerns(t) for t in tensors(batch)):
         return questions
     raise SettingError(
         "documents does not number the steps of the batch",
-        seen=f"documents of shape {tuple(documents.shape)}",
+        seen=f"shape {tuple(documents.shape)}, {len(documents.unique())} number(s)"
+        if isinstance(documents, Tensor)
+        else f"a {type(documents).__name__}, no tensor",
         why="one document of a row is changed and the others watched",
         fix="give a whole number for every (example, step), two documents in a row",
     )

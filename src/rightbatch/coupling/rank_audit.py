@@ -85,7 +85,7 @@ class RankAudit:
 def audit_ranks(
     loss: Callable[..., Tensor],
     *,
-    world_sizes: Sequence[int] = (2, 4),
+    world_sizes: int | Sequence[int] = (2, 4),
     parameters: Mapping[str, float] | None = None,
     examples: int = 32,
     seed: int = 0,
@@ -126,12 +126,13 @@ def audit_ranks(
         >>> audit.right, round(audit.gradients[0].cosine, 1)
         (False, 0.9)
     """
-    sizes = sorted({whole_number(size, "world_sizes", 2) for size in world_sizes})
+    asked = [world_sizes] if isinstance(world_sizes, int) else world_sizes
+    sizes = sorted({whole_number(size, "world_sizes", 2) for size in asked})
     whole_number(examples, "examples", 4)
     if not sizes or any(examples % size for size in sizes):
         raise SettingError(
             "the ranks must have equal parts",
-            seen=f"examples={examples}, world_sizes={tuple(world_sizes)}",
+            seen=f"examples={examples}, world_sizes={tuple(asked)}",
             fix=f"examples={8 * max(sizes, default=4)}",
         )
     values = {name: float(value) for name, value in (parameters or {}).items()}
