@@ -112,7 +112,10 @@ print(rb.coupling.audit_ranks(loss, world_sizes=[2]))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked there")
+@pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="elsewhere processes import the script anew, which needs the guard",
+)
 def test_a_script_without_a_guard_can_ask() -> None:
     done = subprocess.run(
         [sys.executable], input=SCRIPT, capture_output=True, text=True

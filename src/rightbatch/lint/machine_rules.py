@@ -295,7 +295,7 @@ def _length(data: Any) -> int | None:
     """How many examples a data set has; None: it does not say."""
     try:
         return len(data)
-    except (TypeError, NotImplementedError):
+    except (TypeError, NotImplementedError):  # a stream; an abstract ``__len__``
         return None
 
 
