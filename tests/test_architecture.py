@@ -28,6 +28,8 @@ ROOMS = [
     "report",
     "tuning",
     "cluster",
+    "landscape",
+    "lab",
     "cli",
 ]
 LOOSE = {"__init__.py", "__main__.py"}

@@ -1,0 +1,1 @@
+"""One claim about batch size a file, each with a number that it must give."""

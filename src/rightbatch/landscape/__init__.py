@@ -1,0 +1,1 @@
+"""Curvature, sharpness, temperature and pictures of the loss surface."""
