@@ -1,0 +1,60 @@
+"""All claims by chapter, in the order in which a reader meets them."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from rightbatch.core.errors import SettingError
+from rightbatch.lab.claim import Claim
+from rightbatch.lab.cost import COST
+from rightbatch.lab.generalisation import GENERALISATION
+from rightbatch.lab.physics import PHYSICS
+from rightbatch.lab.rates import RATES
+from rightbatch.lab.sampling import SAMPLING
+from rightbatch.lab.touching import TOUCHING
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """Claims that belong together.
+
+    Attributes:
+        name: In English.
+        name_zh: In Chinese.
+        claims: In order.
+    """
+
+    name: str
+    name_zh: str
+    claims: tuple[Claim, ...]
+
+
+CHAPTERS = (
+    Chapter("What a mini-batch measures", "小批量测到了什么", SAMPLING),
+    Chapter("What a step costs", "一步要花多少", COST),
+    Chapter("Batch and learning rate", "批量与学习率", RATES),
+    Chapter("Noise as temperature", "噪声就是温度", PHYSICS),
+    Chapter("What the batch does to the result", "批量怎样影响结果", GENERALISATION),
+    Chapter("When examples touch", "当样本相互接触", TOUCHING),
+)
+CLAIMS = {claim.id: claim for chapter in CHAPTERS for claim in chapter.claims}
+
+
+def claim_named(name: str) -> Claim:
+    """A claim by its id.
+
+    Raises:
+        SettingError: There is none; the nearest are named.
+
+    Example:
+        >>> claim_named("variance-over-b").verdict
+        'holds'
+    """
+    if name not in CLAIMS:
+        near = difflib.get_close_matches(name, CLAIMS, n=3, cutoff=0.4)
+        raise SettingError(
+            f"there is no claim {name!r}",
+            fix=f"{', '.join(near)}?" if near else "rightbatch lab lists them all",
+        )
+    return CLAIMS[name]
