@@ -95,7 +95,7 @@ def run(trial: Trial) -> Seen:
         checks,
         (
             Chart(
-                "Each point is a mean over many batches; the lines have no free number.",
+                "Each point is a mean over batches; the lines have no free number.",
                 "每个点是许多小批量的平均；两条线没有任何可调参数。",
                 chart,
             ),
