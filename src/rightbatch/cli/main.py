@@ -21,6 +21,7 @@ from rightbatch.cli.console import (
     report_bug,
 )
 from rightbatch.cli.doctor import doctor
+from rightbatch.cli.lab import lab
 from rightbatch.cli.measure import measure
 from rightbatch.cli.memory import memory
 from rightbatch.cli.options import Commands
@@ -44,7 +45,8 @@ def cli() -> None:
     """Find, explain and run the right batch size for a PyTorch training job."""
 
 
-for command in (tune, measure, memory, plan, train, report, check, cluster, doctor):
+COMMANDS = (tune, measure, memory, plan, train, report, check, cluster, lab, doctor)
+for command in COMMANDS:
     cli.add_command(command)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
+
+import torch
 
 from rightbatch.core.json_io import to_plain
 from rightbatch.core.progress import Phase, Progress
@@ -195,7 +198,8 @@ def run_claim(
         progress: Told what is going on.
     """
     began = time.monotonic()
-    with (progress or Progress()).phase(claim.id, claim.seconds) as phase:
+    phases = progress or Progress()
+    with phases.phase(claim.id, claim.seconds) as phase, _one_thread():
         seen = claim.run(Trial(seed, full, phase))
         outcome = Outcome(
             claim=claim,
@@ -207,3 +211,14 @@ def run_claim(
         )
         phase.summary = outcome.verdict
     return outcome
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The models here are so small that a second thread only waits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -30,6 +30,14 @@ class Chapter:
     claims: tuple[Claim, ...]
 
 
+# The texts whose sentences the claims are, by number.
+TEXTS = {
+    1: "Batch size: principles (批量大小：原理与机制)",
+    2: "Mini-batch noise and its uses (小批量 SGD：应用与跨学科联系)",
+    3: "Mini-batch gradient descent (小批量梯度下降)",
+    4: "Large batches (大批量：应用与跨学科联系)",
+    5: "Batch size, speed and convergence (批次大小对训练速度和收敛性的影响)",
+}
 CHAPTERS = (
     Chapter("What a mini-batch measures", "小批量测到了什么", SAMPLING),
     Chapter("What a step costs", "一步要花多少", COST),
@@ -58,3 +66,15 @@ def claim_named(name: str) -> Claim:
             fix=f"{', '.join(near)}?" if near else "rightbatch lab lists them all",
         )
     return CLAIMS[name]
+
+
+def by_text() -> dict[int, list[Claim]]:
+    """The claims of every text, in order; one may stand for sentences of several."""
+    return {
+        number: [c for c in CLAIMS.values() if number in _texts_of(c)]
+        for number in TEXTS
+    }
+
+
+def _texts_of(claim: Claim) -> set[int]:
+    return {int(text.split()[0]) for text in claim.texts}
