@@ -32,9 +32,9 @@ are of one such run. [中文](claims.zh.md)
 """,
     "zh": """# {title}
 
-{lead}`rightbatch lab ID` 在你的机器上运行其中一个，`rightbatch lab --all --language zh`
-运行全部（两个核心约 {minutes} 分钟），并写出一个带有全部图表的离线页面。以下数字来自一次
-这样的运行。[English](claims.md)
+{lead}`rightbatch lab ID` 在你的机器上运行其中一个，
+`rightbatch lab --all --language zh` 运行全部（两个核心约 {minutes} 分钟），
+并写出一个带有全部图表的离线页面。以下数字来自一次这样的运行。[English](claims.md)
 
 {counts}
 """,

@@ -24,7 +24,7 @@ import rightbatch as rb
 
 CONTEXT, WIDTH, LAYERS, HEADS = 256, 432, 6, 6
 HELD_OUT = 32  # sequences
-BATCH, RATE, TARGET = 16, 3e-4, 2.2
+BATCH, RATE, TARGET = 16, 3e-4, 2.48
 
 
 class Block(nn.Module):

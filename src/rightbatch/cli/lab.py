@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from rightbatch.lab.claim import Claim, Outcome
 
-LEDGER, GALLERY = "lab.json", "lab.html"
+GALLERY = "lab.html"
 
 
 @click.command()
@@ -69,7 +69,7 @@ def lab(
 
     if not everything and not ids:
         if as_json:
-            print_document([_listed(claim) for claim in CLAIMS.values()])
+            print_document({"claims": [_listed(claim) for claim in CLAIMS.values()]})
         else:
             click.echo(folded(_listing()))
         return DECIDED
@@ -131,9 +131,10 @@ def _ledger(outcomes: list[Outcome]) -> dict[str, object]:
 def _keep(outcomes: list[Outcome], folder: Path, language: str) -> None:
     """Write ledger and gallery."""
     from rightbatch.lab.gallery import save_gallery
+    from rightbatch.training.run_folder import LAB
 
     text = json.dumps(_ledger(outcomes), indent=1, ensure_ascii=False)
-    write_text(folder / LEDGER, text + "\n")
+    write_text(folder / LAB, text + "\n")
     save_gallery(outcomes, folder / GALLERY, "zh" if language == "zh" else "en")
 
 
@@ -143,6 +144,7 @@ def _say_end(
     """What was found, and where it lies."""
     from rightbatch.report.answer import files_lines
     from rightbatch.report.terminal import print_plain
+    from rightbatch.training.run_folder import LAB
 
     other = [o for o in outcomes if not o.as_recorded]
     told = f"{len(outcomes) - len(other)} of {len(outcomes)} as on record"
@@ -150,7 +152,7 @@ def _say_end(
     lines += [f"  {o.claim.id}: {o.verdict}, not {o.claim.verdict}" for o in other]
     lines += [f"  not run: {one}" for one in missing]
     print_plain(console, folded("\n".join(lines)))
-    files = [("gallery", str(folder / GALLERY)), ("ledger", str(folder / LEDGER))]
+    files = [("gallery", str(folder / GALLERY)), ("ledger", str(folder / LAB))]
     print_plain(console, files_lines(files))
 
 
