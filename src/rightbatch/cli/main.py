@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from rightbatch.cli.advise import advise
 from rightbatch.cli.check import check
 from rightbatch.cli.cluster import cluster
 from rightbatch.cli.console import (
@@ -44,7 +45,9 @@ def cli() -> None:
     """Find, explain and run the right batch size for a PyTorch training job."""
 
 
-for command in (tune, measure, memory, plan, train, report, check, cluster, doctor):
+for command in (
+    *(tune, measure, memory, plan, train, report, check, cluster, advise, doctor),
+):
     cli.add_command(command)
 
 
