@@ -31,7 +31,7 @@ MEASURING = (
 @click.option("--model", default="transformer", help="Or convolution, diffusion, ….")
 @JSON
 def advise(as_json: bool, **job: Any) -> int:
-    """Say a batch from published laws, when nothing can be measured yet.
+    """Say a batch by published laws, before anything is run.
 
     Example: rightbatch advise --parameters 300M --tokens 6B --sequence 2048
     """

@@ -25,13 +25,12 @@ POINTS = {
 RATIO = 20  # tokens a parameter [cited: Hoffmann et al. 2022, arXiv:2203.15556]
 HALF_LIFE = 1e7  # of beta2, in tokens [cited: Marek et al. 2025, arXiv:2507.07101]
 TUNING = (
-    "; noise decides, not the data's size: fine-tuning by reinforcement (GRPO, three "
-    "batches of the same source) had 1,106. Small batches train as well where beta2 "
-    "follows (Marek et al. 2025, arXiv:2507.07101)"
+    "; noise decides, not the data's size: by reinforcement (GRPO, three batches, same "
+    "source) it was 1,106; small batches do (Marek et al. 2025, arXiv:2507.07101)"
 )
 TOO_FAR = (
-    "no law was seen near this job, and none is carried so far: beyond its domain a "
-    "law's batch took 4 to 6 x the tokens (nanochat, issue 851)"
+    "no law was seen near this job: beyond its domain a law's batch took 4 to 6 x the "
+    "tokens (nanochat, issue 851)"
 )
 
 
@@ -103,20 +102,20 @@ def advise(
     name = names[optimizer.lower()]
     family = FAMILIES[name]
     if kind == LAWS:
-        tokens = tokens or (examples or 0) * (sequence or 0)
-        priors, assumed = _by_laws(parameters, tokens)
+        data = tokens or (examples or 0.0) * (sequence or 0.0)
+        priors = _by_laws(parameters or data / RATIO, data)
         low, high, rule = _range(priors)
-        rule += assumed if name == "AdamW" else f"{assumed}; laws are of AdamW"
-        if family == "sgd":
-            low = high = None
+        rule += "" if parameters and data else f"; {RATIO} tokens a parameter assumed"
+        rule += "" if name == "AdamW" else "; laws are of AdamW"
     else:
         priors = tuple(_point(workload) for workload in POINTS[kind])
         low, high, rule = _range(priors)
         rule += TUNING
         if task == "pre-training":
-            low, high, rule = None, None, "those are points of other jobs, not a law"
+            rule = "those are points of other jobs, not a law"
     unit = "tokens" if kind == LAWS else "examples"
-    if low is None or high is None:
+    undecided = family == "sgd" if kind == LAWS else task == "pre-training"
+    if undecided or low is None or high is None:
         return Advice(priors, None, None, unit, rule)
     if unit == "examples" and examples:
         low, high = (max(1, min(end, int(examples))) for end in (low, high))
@@ -133,19 +132,15 @@ def advise(
     return Advice(priors, low, high, unit, rule, scaling, beta2)
 
 
-def _by_laws(
-    parameters: float | None, tokens: float | None
-) -> tuple[tuple[Prior, ...], str]:
-    """What every law says of a language model, and what was assumed for it."""
-    size = parameters or (tokens or 0.0) / RATIO
-    data = tokens or size * RATIO
-    if not size:
+def _by_laws(parameters: float, tokens: float) -> tuple[Prior, ...]:
+    """What every law says of a language model."""
+    if not parameters:
         fix = "parameters (--parameters 300M), tokens (--tokens 6B), or both"
         raise SettingError("nothing says how large the job is", fix=fix)
-    sizes = {"parameters": size, "tokens": data, "FLOPs": 6 * size * data}
-    sizes["tokens a parameter"] = data / size
-    assumed = "" if parameters and tokens else f"; {RATIO} tokens a parameter assumed"
-    return tuple(law.prior(sizes) for law in BATCH_LAWS), assumed
+    data = tokens or parameters * RATIO
+    sizes = {"parameters": parameters, "tokens": data, "FLOPs": 6 * parameters * data}
+    sizes["tokens a parameter"] = data / parameters
+    return tuple(law.prior(sizes) for law in BATCH_LAWS)
 
 
 def _point(workload: str) -> Prior:
@@ -166,19 +161,16 @@ def _values(priors: tuple[Prior, ...], number: str) -> list[float]:
 def _range(priors: tuple[Prior, ...]) -> tuple[int | None, int | None, str]:
     """A range of batches, and how it came about."""
     best, critical = _values(priors, BEST), _values(priors, CRITICAL)
-    if best and critical:
-        low, high = sorted((min(best), min(critical)))
-        rule = "from the lowest best batch (time is lost below) to the lowest critical"
-    elif best:
-        low, high = min(best) / 2, max(best) * 2
-        rule = "half the lowest best batch to twice the highest: within about 5 % of "
-        rule += "compute (Schaipp 2026, arXiv:2607.01487)"
-    elif critical:  # data = least * (1 + B / B_crit)
+    if not (best or critical):
+        return None, None, TOO_FAR
+    if best:  # twice it costs about 5 % of compute (Schaipp 2026, arXiv:2607.01487)
+        low, high = min(best), min(critical, default=2 * max(best))
+        rule = "from the lowest best batch (time is lost below) to "
+        rule += "the lowest critical" if critical else "twice the highest best"
+    else:  # data = least * (1 + B / B_crit)
         low, high = min(critical) / 5, min(critical)
         rule = "a fifth of the lowest critical batch to all of it: 1.2 to 2 x the "
         rule += "least data, where critical means twice"
-    else:
-        return None, None, TOO_FAR
     if not any(p.standing == "inside" for p in priors):
         rule += "; carried over from other sizes or jobs"
     return max(1, round(low)), max(1, round(high)), rule
