@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
 import rightbatch as rb
+from rightbatch.cluster import batch_laws as laws
 from rightbatch.cluster.advice import LAWS, POINTS, Advice, advise
-from rightbatch.cluster.batch_laws import (
-    BATCH_LAWS,
-    BERGSMA,
-    BEST,
-    CRITICAL,
-    DEEPSEEK,
-    LI,
-    MERRILL,
-    RATE,
-)
 from rightbatch.cluster.published import BEYOND, ZHANG, language_model, published
 
 
@@ -30,16 +22,16 @@ def value(advice: Advice, number: str, source: str) -> float:
 
 def test_laws_say_what_their_papers_print() -> None:
     advice = advise(parameters=1e9, tokens=1e11)  # the largest run of Step Law
-    assert value(advice, BEST, LI) == pytest.approx(1.1e6, rel=0.02)
-    assert value(advice, RATE, LI) == pytest.approx(1.63e-3, rel=0.01)
+    assert value(advice, laws.BEST, laws.LI) == pytest.approx(1.1e6, rel=0.02)
+    assert value(advice, laws.RATE, laws.LI) == pytest.approx(1.63e-3, rel=0.01)
     # 1e20 FLOPs: 1.02 M tokens at a rate of 9.86e-4 are the check of DeepSeek's fit.
     advice = advise(parameters=1e9, tokens=1e20 / 6e9)
-    assert value(advice, BEST, DEEPSEEK) == pytest.approx(1.02e6, rel=0.01)
-    assert value(advice, RATE, DEEPSEEK) == pytest.approx(9.86e-4, rel=0.01)
-    zhang = value(advice, CRITICAL, ZHANG)
+    assert value(advice, laws.BEST, laws.DEEPSEEK) == pytest.approx(1.02e6, rel=0.01)
+    assert value(advice, laws.RATE, laws.DEEPSEEK) == pytest.approx(9.86e-4, rel=0.01)
+    zhang = value(advice, laws.CRITICAL, ZHANG)
     assert zhang == pytest.approx(512 * language_model(1e9).critical_batch)
     advice = advise(parameters=7e9, tokens=3e11)
-    (merrill,) = (p.estimate for p in advice.priors if p.source == MERRILL)
+    (merrill,) = (p.estimate for p in advice.priors if p.source == laws.MERRILL)
     assert str(merrill) == "1.19e+07 tokens (8.39e+06 to 1.68e+07)"
 
 
@@ -51,17 +43,21 @@ def test_critical_batches_of_different_people_agree() -> None:
     """
     for parameters in (1.2e8, 3e8, 1.2e9):
         advice = advise(parameters=parameters)
-        zhang, bergsma = (value(advice, CRITICAL, s) for s in (ZHANG, BERGSMA))
+        zhang, bergsma = (
+            value(advice, laws.CRITICAL, s) for s in (ZHANG, laws.BERGSMA)
+        )
         assert 1 / 1.6 < zhang / bergsma < 1.6
     held_out = published("llama31_8b").critical_batch * 8192
-    law = value(advise(parameters=8e9, tokens=1.321e5 * 8192), CRITICAL, BERGSMA)
+    law = value(
+        advise(parameters=8e9, tokens=1.321e5 * 8192), laws.CRITICAL, laws.BERGSMA
+    )
     assert 1 < law / held_out < 2.5
 
 
 def test_the_range_is_made_by_the_stated_rule() -> None:
     advice = advise(parameters=3e8, tokens=6e9, sequence=2048)
-    best = [value(advice, BEST, s) for s in (BERGSMA, LI, DEEPSEEK)]
-    critical = [value(advice, CRITICAL, s) for s in (BERGSMA, ZHANG)]
+    best = [value(advice, laws.BEST, s) for s in (laws.BERGSMA, laws.LI, laws.DEEPSEEK)]
+    critical = [value(advice, laws.CRITICAL, s) for s in (laws.BERGSMA, ZHANG)]
     assert (advice.low, advice.high) == (round(min(best)), round(min(critical)))
     assert advice.unit == "tokens"
     assert advise(parameters=3e8, examples=6e9 / 2048, sequence=2048) == advice
@@ -70,7 +66,7 @@ def test_the_range_is_made_by_the_stated_rule() -> None:
     assert half.rule == advice.rule + "; 20 tokens a parameter assumed"
     # Only critical batches speak: a fifth of the lowest takes 1.2 x the least data.
     late = advise(parameters=7e9, tokens=1e12)
-    assert late.low == round(value(late, CRITICAL, MERRILL) / 5)
+    assert late.low == round(value(late, laws.CRITICAL, laws.MERRILL) / 5)
     assert "carried over" in late.rule
     # Only best batches speak.
     short = advise(parameters=1e10, tokens=1.2e9)
@@ -81,15 +77,15 @@ def test_the_range_is_made_by_the_stated_rule() -> None:
 def test_a_law_inside_its_domain_goes_before_one_outside() -> None:
     advice = advise(parameters=1e9, tokens=2e11)
     standing = {(p.number, p.source): p.standing for p in advice.priors}
-    assert standing[BEST, LI] == "2 x outside"
-    assert standing[CRITICAL, MERRILL] == "inside"
-    assert advice.high == round(value(advice, CRITICAL, MERRILL))
-    assert advice.low == round(value(advice, BEST, LI))
+    assert standing[laws.BEST, laws.LI] == "2 x outside"
+    assert standing[laws.CRITICAL, laws.MERRILL] == "inside"
+    assert advice.high == round(value(advice, laws.CRITICAL, laws.MERRILL))
+    assert advice.low == round(value(advice, laws.BEST, laws.LI))
 
 
 def test_no_law_is_carried_far() -> None:
     """Each speaks up to `BEYOND` outside of its own ends and no further."""
-    for law in BATCH_LAWS:
+    for law in laws.BATCH_LAWS:
         middle = {name: math.sqrt(a * b) for name, (a, b) in law.domain.items()}
         sizes = {"parameters": 1e9, "tokens": 1e10, **middle}
         assert law.prior(sizes).standing == "inside"
@@ -119,7 +115,8 @@ def test_the_optimizers_numbers_follow_the_batch() -> None:
     muon = advise(parameters=3e8, tokens=6e9, optimizer="muon")
     assert muon.beta2 == ()
     assert "laws are of AdamW" in muon.rule
-    assert advise(parameters=3e8, optimizer="SGD").low is None
+    sgd = advise(parameters=3e8, optimizer="SGD")
+    assert sgd.low is sgd.scaling is None
 
 
 def test_fine_tuning_has_a_point_and_other_models_no_law() -> None:
@@ -139,12 +136,12 @@ def test_fine_tuning_has_a_point_and_other_models_no_law() -> None:
         ({}, "how large"),
         ({"parameters": -1}, "positive"),
         ({"tokens": math.nan}, "positive"),
-        ({"tokens": 1e9, "examples": 1e6}, "both given"),
-        ({"examples": 1e6}, "how large"),
+        ({"tokens": 1e9, "examples": 1e6}, "in the place of tokens"),
+        ({"parameters": 1e9, "examples": 1e6}, "go with sequence"),
         ({"parameters": 1e9, "optimizer": "adamm"}, "adamm"),
         ({"parameters": 1e9, "task": "fine-tuning", "model": "graph"}, "of graph"),
     ],
 )
-def test_what_makes_no_sense_is_refused(arguments: dict, message: str) -> None:
+def test_what_makes_no_sense_is_refused(arguments: Any, message: str) -> None:
     with pytest.raises(rb.SettingError, match=message):
         advise(**arguments)

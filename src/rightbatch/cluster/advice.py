@@ -97,8 +97,9 @@ def advise(
         if word not in known:
             what = f"nothing is published of {word!r}"
             raise SettingError(what, fix=f"one of: {', '.join(known)}")
-    if tokens and examples:
-        raise SettingError("tokens and examples are both given", fix="one of them")
+    if examples and (tokens or (kind == LAWS and not sequence)):
+        what = "examples go with sequence, in the place of tokens"
+        raise SettingError(what, fix="tokens alone, or examples and sequence")
     name = names[optimizer.lower()]
     family = FAMILIES[name]
     if kind == LAWS:
@@ -107,15 +108,16 @@ def advise(
         low, high, rule = _range(priors)
         rule += "" if parameters and data else f"; {RATIO} tokens a parameter assumed"
         rule += "" if name == "AdamW" else "; laws are of AdamW"
+        if family == "sgd":
+            low, rule = None, "the laws are of AdamW; none is published of SGD"
     else:
         priors = tuple(_point(workload) for workload in POINTS[kind])
         low, high, rule = _range(priors)
         rule += TUNING
         if task == "pre-training":
-            rule = "those are points of other jobs, not a law"
+            low, rule = None, "those are points of other jobs, not a law"
     unit = "tokens" if kind == LAWS else "examples"
-    undecided = family == "sgd" if kind == LAWS else task == "pre-training"
-    if undecided or low is None or high is None:
+    if low is None or high is None:
         return Advice(priors, None, None, unit, rule)
     if unit == "examples" and examples:
         low, high = (max(1, min(end, int(examples))) for end in (low, high))
