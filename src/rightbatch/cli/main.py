@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from rightbatch.cli.advise import advise
 from rightbatch.cli.check import check
 from rightbatch.cli.cluster import cluster
 from rightbatch.cli.console import (
@@ -45,7 +46,19 @@ def cli() -> None:
     """Find, explain and run the right batch size for a PyTorch training job."""
 
 
-COMMANDS = (tune, measure, memory, plan, train, report, check, cluster, lab, doctor)
+COMMANDS = (
+    tune,
+    measure,
+    memory,
+    plan,
+    train,
+    report,
+    check,
+    cluster,
+    lab,
+    advise,
+    doctor,
+)
 for command in COMMANDS:
     cli.add_command(command)
 

@@ -37,6 +37,7 @@ class _Parsed(click.ParamType[float]):
 
 
 DURATION = _Parsed("duration", units.DURATION)
+COUNT = _Parsed("count", units.COUNT)
 MEMORY = _Parsed("memory", units.MEMORY)
 BANDWIDTH = _Parsed("bandwidth", units.BANDWIDTH)
 LATENCY = _Parsed("latency", units.LATENCY)

@@ -85,6 +85,8 @@ PUBLISHED: tuple[Published, ...] = (
 # above, data growing along (about 20 tokens a parameter); they lie within 8 % of it
 # [derived].
 GROWTH, LEVEL, SCATTER = 0.6105, 0.03363, 1.08
+SIZES = (85e6, 1.2e9)  # their parameters
+BEYOND = 3.0  # how far outside of where it was seen a law is still shown [assumed]
 
 
 def language_model(parameters: float) -> Published:
@@ -100,16 +102,15 @@ def language_model(parameters: float) -> Published:
         >>> round(language_model(3e8).critical_batch, -2)
         5000.0
     """
-    sizes = (85e6, 1.2e9)
-    if not sizes[0] / 3 <= parameters <= sizes[1] * 3:
+    low, high = SIZES
+    if not low / BEYOND <= parameters <= high * BEYOND:
         raise SettingError(
             "no critical batch was measured for a language model of this size",
-            seen=f"{parameters:.3g} parameters; seen were {sizes[0]:.3g} to "
-            f"{sizes[1]:.3g}",
+            seen=f"{parameters:.3g} parameters; seen were {low:.3g} to {high:.3g}",
             fix="measure the job: rightbatch measure JOB",
         )
     critical = LEVEL * parameters**GROWTH
-    inside = sizes[0] <= parameters <= sizes[1]
+    inside = low <= parameters <= high
     factor = SCATTER**2 if inside else SCATTER**4
     source = f"{ZHANG}, between its sizes" if inside else f"{ZHANG}, extended"
     low, high = critical / factor, critical * factor

@@ -59,6 +59,7 @@ BYTES = {
     **{f"{prefix}b": 1e3**i for i, prefix in enumerate("kmgt", start=1)},
     **{f"{prefix}ib": 1024.0**i for i, prefix in enumerate("kmgt", start=1)},
 }
+COUNTS = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 # A small b is a bit, a large one a byte.
 BYTES_PER_SECOND = {
     f"{prefix}{letter}/s": 1e3**i / bits
@@ -67,6 +68,7 @@ BYTES_PER_SECOND = {
 }
 DURATION = Quantity("a duration", "90, 30s, 2h", {"": 1.0, **SECONDS})
 LATENCY = Quantity("a latency", "20us, 0.1ms", SECONDS)
+COUNT = Quantity("a count", "300M, 7B, 1e12", COUNTS)
 MEMORY = Quantity("an amount of memory", "16GiB, 500MB", BYTES)
 BANDWIDTH = Quantity(
     "a bandwidth", "400Gb/s (bits), 50GB/s (bytes)", BYTES_PER_SECOND, cased=True
@@ -102,6 +104,19 @@ def show_number(value: float) -> str:
         digits = len(str(int(abs(value)))) - 3
         return f"{round(value / 10**digits) * 10**digits:,}"
     return f"{value:.3g}"
+
+
+def show_count(value: float) -> str:
+    """A large count in three digits with M, B or T, as people say it.
+
+    Example:
+        >>> show_count(52_340), show_count(6.5e8), show_count(7e9), show_count(1.5e12)
+        ('52,300', '650 M', '7 B', '1.5 T')
+    """
+    for letter, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
+        if 0.9995 * size <= value < 1e15:
+            return f"{value / size:.3g} {letter}"
+    return show_number(value)
 
 
 def show_bytes(count: float) -> str:
