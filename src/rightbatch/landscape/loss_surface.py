@@ -137,24 +137,15 @@ def surface(
         )
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(most, generator=generator)[:count]
+    walked = () if isinstance(around, nn.Module) else tuple(around)
     with preserved_rng():
         if isinstance(around, nn.Module):
-            model, trajectories = copied_module(around), ()
-            middle = weights(model)
-            parameters = list(model.parameters())
-            directions = torch.stack(
-                [filter_normalised(parameters, generator) for _ in range(dimensions)]
-            )
-            explained, places = (), np.zeros((0, dimensions))
-            axes = (np.linspace(-reach, reach, points),) * dimensions
+            model = copied_module(around)
+            seen = weights(model)[None]
         else:
-            model, trajectories = job.make_model(), tuple(around)
-            _take_buffers(model, trajectories)
-            together = torch.cat([t.points for t in trajectories])
-            middle = together.mean(0)
-            directions, coordinates, explained = principal(together, dimensions)
-            places = coordinates.numpy()
-            axes = tuple(_wide(column, points) for column in places.T)
+            model = job.make_model()
+            seen = _together(model, walked)
+        middle = seen.mean(0)
         loss_at = _Probe(job, model, chosen, seed)
         centre = loss_at(middle)
         if not math.isfinite(centre):
@@ -163,10 +154,21 @@ def surface(
                 seen=f"{centre} over {count} examples",
                 fix="weights from before the run diverged",
             )
+        explained, places = (), np.zeros((0, dimensions))
+        axes = (np.linspace(-reach, reach, points),) * dimensions
+        if isinstance(around, nn.Module):
+            parameters = list(around.parameters())
+            directions = torch.stack(
+                [filter_normalised(parameters, generator) for _ in axes]
+            )
+        else:
+            directions, coordinates, explained = principal(seen, dimensions)
+            places = coordinates.numpy()
+            axes = tuple(_wide(column, points) for column in places.T)
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
         flat = torch.from_numpy(grid.reshape(-1, dimensions)).to(middle.dtype)
         losses = np.array([loss_at(middle + row @ directions) for row in flat])
-        ends = np.cumsum([len(t.examples) for t in trajectories])[:-1]
+        ends = np.cumsum([len(t.examples) for t in walked])[:-1]
         walks = tuple(
             Walk(
                 name=t.name,
@@ -174,7 +176,7 @@ def surface(
                 places=at,
                 losses=tuple(loss_at(row) for row in t.points),
             )
-            for t, at in zip(trajectories, np.split(places, ends), strict=False)
+            for t, at in zip(walked, np.split(places, ends), strict=False)
         )
     return Surface(
         job=job.name,
@@ -193,11 +195,20 @@ def _wide(column: Float64[np.ndarray, " n"], points: int) -> Float64[np.ndarray,
     return np.linspace(low - edge, high + edge, points)
 
 
-def _take_buffers(model: nn.Module, trajectories: Sequence[Trajectory]) -> None:
-    """Give a model the mean of what the runs' buffers hold at their ends."""
+def _together(model: nn.Module, walked: Sequence[Trajectory]) -> Float[Tensor, "n d"]:
+    """All points; the model gets the mean of what buffers held at the runs' ends."""
+    size = weights(model).numel()
+    if not walked or any(t.points.shape[1] != size for t in walked):
+        raise SettingError(
+            "these are no trajectories of the job's model",
+            seen=f"{[t.points.shape[1] for t in walked]} parameters, the model has "
+            f"{size}",
+            fix="rb.landscape.trajectories(job, (16, 64), examples=...)",
+        )
     for name, buffer in model.named_buffers():
-        held = torch.stack([t.buffers[name].to(buffer.device) for t in trajectories])
+        held = torch.stack([t.buffers[name].to(buffer.device) for t in walked])
         buffer.copy_(held.float().mean(0))
+    return torch.cat([t.points for t in walked])
 
 
 class _Probe:
