@@ -101,9 +101,8 @@ def test_the_page_is_offline_and_can_be_drawn(
     text = found.save(tmp_path / "page.html").read_text()
     assert "</script><b>" not in text
     assert (f"red: {lost}" in re.sub(r"\s+", " ", text)) == bool(lost)
-    assert not re.search(
-        r"""(src|href)=["']""", text.split('<script type="module">')[0]
-    )
+    markup = text.split('<script type="module">')[0]
+    assert not re.search(r"src=|href=|@import|url\(", markup)
     for name, spec in charts(found).items():
         assert f'id="{name}"' in text
         assert "<svg" in vl_convert.vegalite_to_svg(spec)

@@ -1,5 +1,7 @@
 """Trajectories: one start, the product's own steps."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -23,7 +25,8 @@ def test_a_path_is_that_of_a_plain_loop() -> None:
     for _ in range(2):
         for x, y in stream:
             optimizer.zero_grad()
-            job.loss(model, (x, y)).backward()
+            loss: Any = job.loss(model, (x, y))
+            loss.backward()
             optimizer.step()
     end = next(model.parameters()).detach().flatten()
     assert large.points[-1].numpy() == pytest.approx(end.numpy(), rel=1e-4)

@@ -30,7 +30,7 @@ def filter_normalised(
         raise SettingError(
             "no weight has filters to normalise a direction by",
             seen=f"{len(parameters)} parameters, all of one axis",
-            fix="a trajectory instead of a model: its plane needs no normalising",
+            fix="trajectories instead of a model",
         )
     parts = []
     for p in parameters:
@@ -63,8 +63,7 @@ def principal(
     whole = float(away.square().sum())
     if len(values) < dimensions or not float(values[-1]) > 1e-12 * whole:
         raise UnidentifiedError(
-            f"{len(points)} points of the paths do not span {dimensions} dimensions",
-            fix="more points of each path, or dimensions=1",
+            f"{len(points)} points of trajectories do not span {dimensions} dimensions"
         )
     directions = (vectors.T @ away) / values.sqrt()[:, None]
     shares = tuple(float(v) / whole for v in values)

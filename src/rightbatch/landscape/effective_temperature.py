@@ -24,7 +24,7 @@ COLD = 0.95  # of the variance with replacement: less of it is told [assumed]
 UNEVEN = 2.0  # times as much noise in one layer's coordinates as in another's [assumed]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Temperature:
     """T of plain SGD or SGD with heavy-ball momentum, and what it rests on.
 
@@ -120,30 +120,21 @@ def temperature(
     elif examples is not None:
         examples = whole_number(examples, "examples", least=batch)
     value = sigma.scale(lr / (2 * batch * (1 - momentum)))
-    heat = Temperature(
-        value=value,
-        exact=None,
-        noise=sigma,
-        lr=lr,
-        batch_size=batch,
-        momentum=momentum,
-        examples=examples,
-        caveats=(),
-    )
-    caveats = []
-    if curvature is None:
-        caveats.append(
-            "lr x curvature is not checked: curvature= the Hessian's largest eigenvalue"
-        )
-    else:
+    heat = Temperature(value, None, sigma, lr, batch, momentum, examples, ())
+    caveats = ["curvature= was not given: lr x curvature is not checked"]
+    if curvature is not None:
         hot = stationary_variance(lr, 1.0, curvature, batch, momentum) * curvature
         heat = replace(heat, exact=sigma.scale(hot))
-        if lr * curvature > SMALL * (1 + momentum):
-            factor = hot * 2 * batch * (1 - momentum) / lr
-            caveats.append(
+        small = lr * curvature <= SMALL * (1 + momentum)
+        factor = hot * 2 * batch * (1 - momentum) / lr
+        caveats[0] = (
+            ""
+            if small
+            else (
                 f"lr x curvature = {show_number(lr * curvature)} is not small: the "
                 f"variance is {show_number(factor)} times T / curvature"
             )
+        )
     if not replacement:
         caveats.append(_about_reshuffling(heat, curvature))
     if isinstance(noise, NoiseScale):
@@ -171,9 +162,7 @@ def _per_coordinate(
         sigma = Estimate.exact(real_number(noise, "noise", positive=True))
     if not 0 < sigma.value < math.inf:
         raise UnidentifiedError(
-            "the gradient's noise is not told from zero",
-            seen=f"sigma^2 = {sigma}",
-            fix="measure more steps: rb.noise_scale(job, budget_s=120)",
+            "the gradient's noise is not told from zero", seen=f"sigma^2 = {sigma}"
         )
     return sigma.map(lambda s: max(s, 0.0))
 

@@ -9,7 +9,7 @@ from rightbatch.core.real_number import real_number
 from rightbatch.schedules.scaling import scaling_for
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Exchange:
     """Factors on what SGD does, as batch and learning rate are multiplied.
 
@@ -47,18 +47,11 @@ def held_constant(batch_factor: float, lr_factor: float) -> Exchange:
         ('update_variance',)
 
     References:
-        Temperature: Smith & Le 2017, arXiv:1710.06451. Update variance: Hoffer et al.
-        2017, arXiv:1705.08741.
+        Smith & Le 2017, arXiv:1710.06451; Hoffer et al. 2017, arXiv:1705.08741.
     """
     r = real_number(batch_factor, "batch_factor", positive=True)
     f = real_number(lr_factor, "lr_factor", positive=True)
-    return Exchange(
-        temperature=f / r,
-        update_variance=f**2 / r,
-        drift_per_epoch=f / r,
-        noise_per_epoch=(f / r) ** 2,
-        stability=f,
-    )
+    return Exchange(f / r, f**2 / r, f / r, (f / r) ** 2, f)
 
 
 def equal_temperature(lr: float, batch: int, other: int) -> float:

@@ -16,15 +16,9 @@ def stationary_variance(
 ) -> float:
     """Of a weight under SGD on ``curvature w^2 / 2``, batches drawn with replacement.
 
-    lr noise (1 + mu) / (B k (1 - mu) (2 (1 + mu) - lr k)): exact for every stable
-    ``lr``, whatever the distribution of the noise [derived].
-
-    Args:
-        lr: Learning rate.
-        noise: Variance of one example's gradient.
-        curvature: k > 0.
-        batch: Examples per step.
-        momentum: Heavy-ball, mu.
+    lr noise (1 + mu) / (B k (1 - mu) (2 (1 + mu) - lr k)), with the variance ``noise``
+    of one example's gradient and heavy-ball momentum mu: exact for every stable
+    ``lr``, whatever the noise's distribution [derived].
 
     Raises:
         SettingError: lr curvature is 2 (1 + momentum) or more: nothing is stationary.
@@ -51,14 +45,6 @@ def reshuffled_variance(
     The gradients' errors of an epoch's N / B steps have variance
     noise / B (N - B) / (N - 1) and covariance -noise / (N - 1), so that they almost
     cancel where a direction remembers whole epochs, lr k N / B << 1 [derived].
-
-    Args:
-        lr: Learning rate.
-        noise: Variance of one example's gradient, over the data set.
-        curvature: k > 0.
-        batch: B, examples per step.
-        examples: N, in the data set.
-        momentum: Heavy-ball.
 
     Raises:
         SettingError: The direction is not stable, or a batch larger than the data set.

@@ -21,15 +21,9 @@ LOST = "#c0392b"
 def page(surface: Surface) -> str:
     """The whole file as text; it asks the network for nothing."""
     specs = charts(surface)
-    body = (
-        templates()
-        .get_template("surface.html.j2")
-        .render(
-            surface=surface,
-            lost=int((~np.isfinite(surface.losses)).sum()),
-            drawn=specs,
-        )
-    )
+    template = templates().get_template("surface.html.j2")
+    lost = int((~np.isfinite(surface.losses)).sum())
+    body = template.render(surface=surface, lost=lost)
     return framed(f"{surface.job}: loss surface", body, specs)
 
 
