@@ -347,3 +347,56 @@ def whole_gradient(
     return torch.cat(
         [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     )
+
+
+# SGD on one direction of a quadratic, chain by chain
+
+
+def scatter_of_sgd(
+    lr: float,
+    curvature: float,
+    batch: int,
+    momentum: float = 0.0,
+    *,
+    chains: int,
+    examples: int = 0,
+    seed: int = 0,
+) -> float:
+    """Variance of the weight over many chains, after 12 memories of the slowest mode.
+
+    The loss is ``curvature w^2 / 2`` and the noise of one example has variance 1:
+    normal and drawn anew, or with ``examples`` that of a data set whose epochs are
+    reshuffled, and then taken where an epoch ends.
+    """
+    rng = np.random.default_rng(seed)
+    memory = 2 * (1 - momentum) / (lr * curvature) + 2 / (1 - momentum)
+    steps = math.ceil(12 * memory)
+    weight, velocity = np.zeros(chains), np.zeros(chains)
+    data = rng.standard_normal(max(examples, 1))
+    if examples:
+        data = (data - data.mean()) / data.std()
+        steps = -(-steps // (examples // batch)) * (examples // batch)
+    for step in range(steps):
+        if examples:
+            at = step % (examples // batch)
+            if at == 0:
+                orders = rng.permuted(np.tile(data, (chains, 1)), axis=1)
+            noise = orders[:, at * batch : (at + 1) * batch].mean(1)
+        else:
+            noise = rng.standard_normal(chains) / math.sqrt(batch)
+        velocity = momentum * velocity + curvature * weight + noise
+        weight = weight - lr * velocity
+    return float(weight.var())
+
+
+def reshuffled_share(decay: float, batch: int, examples: int) -> float:
+    """Variance at epochs' ends over lr^2, without momentum, by the plain double sum."""
+    n = examples // batch
+    factors = [decay ** (n - 1 - j) for j in range(n)]
+    variance = (examples - batch) / (examples - 1) / batch
+    epoch = sum(
+        factors[i] * factors[j] * (variance if i == j else -1 / (examples - 1))
+        for i in range(n)
+        for j in range(n)
+    )
+    return epoch / (1 - decay ** (2 * n))

@@ -1,1 +1,65 @@
 """Curvature, sharpness, temperature and pictures of the loss surface."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rightbatch.core.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from rightbatch.landscape.effective_temperature import Temperature, temperature
+    from rightbatch.landscape.exchange import (
+        Exchange,
+        equal_jitter,
+        equal_temperature,
+        held_constant,
+    )
+    from rightbatch.landscape.loss_surface import Surface, surface
+    from rightbatch.landscape.stationary import (
+        reshuffled_variance,
+        stationary_variance,
+    )
+    from rightbatch.landscape.training_paths import Trajectory, trajectories
+
+__all__ = [
+    "Exchange",
+    "Surface",
+    "Temperature",
+    "Trajectory",
+    "equal_jitter",
+    "equal_temperature",
+    "held_constant",
+    "reshuffled_variance",
+    "stationary_variance",
+    "surface",
+    "temperature",
+    "trajectories",
+]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "landscape.effective_temperature": (
+            "Temperature",
+            "temperature",
+        ),
+        "landscape.exchange": (
+            "Exchange",
+            "equal_jitter",
+            "equal_temperature",
+            "held_constant",
+        ),
+        "landscape.loss_surface": (
+            "Surface",
+            "surface",
+        ),
+        "landscape.stationary": (
+            "reshuffled_variance",
+            "stationary_variance",
+        ),
+        "landscape.training_paths": (
+            "Trajectory",
+            "trajectories",
+        ),
+    },
+)

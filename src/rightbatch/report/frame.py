@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 import vl_convert
 
+from rightbatch.core.units import show_bytes, show_number, show_seconds
 from rightbatch.report.vega import Spec
 
 
@@ -42,10 +43,14 @@ def script_json(value: Any) -> str:
 
 def templates() -> jinja2.Environment:
     """The templates of pages; what they print is escaped, unknown names are errors."""
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("rightbatch.report", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters.update(
+        seconds=show_seconds, bytes=show_bytes, three=show_number
+    )
+    return environment

@@ -12,7 +12,7 @@ import jinja2
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import to_plain, write_text
-from rightbatch.core.units import show_bytes, show_number, show_seconds
+from rightbatch.core.units import show_number
 from rightbatch.measure.measurements import Measurements
 from rightbatch.plan.choice import BEYOND, Choice
 from rightbatch.plan.verdict import LEAST_TOLD, cost_unit
@@ -103,14 +103,7 @@ def _ends_only(measurements: Measurements) -> Measurements:
 
 def _templates() -> jinja2.Environment:
     environment = templates()
-    environment.filters.update(
-        seconds=show_seconds,
-        bytes=show_bytes,
-        estimate=_without_unit,
-        three=show_number,
-        two=_two_digits,
-        factor=_factor,
-    )
+    environment.filters.update(estimate=_without_unit, two=_two_digits, factor=_factor)
     return environment
 
 

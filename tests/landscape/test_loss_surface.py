@@ -1,0 +1,108 @@
+"""Surfaces: the loss itself at every place; nothing of the user's is touched."""
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import vl_convert
+from torch import Tensor, nn
+
+import rightbatch as rb
+from cases import regression_job
+from rightbatch.core.errors import NotFiniteError, SettingError
+from rightbatch.landscape.loss_surface import surface
+from rightbatch.landscape.surface_page import charts
+from rightbatch.landscape.training_paths import trajectories
+
+
+def job_and_paths() -> tuple[rb.Job, Any]:
+    job = regression_job(examples=64)
+    return job, trajectories(job, (8, 32), examples=256, points=6)
+
+
+def direct(job: rb.Job, weights: Tensor) -> float:
+    x, y = job.data
+    return float((x @ weights[:, None] - y).square().mean())
+
+
+def test_a_plane_has_the_loss_of_its_weights() -> None:
+    job, paths = job_and_paths()
+    found = surface(job, paths, points=5, examples=64)
+    together = torch.cat([path.points for path in paths]).double()
+    middle = together.mean(0)
+    # The plane, from the points and where they lie on it.
+    places = torch.from_numpy(np.concatenate([walk.places for walk in found.walks]))
+    directions = torch.linalg.lstsq(places, together - middle).solution
+    for i, a in enumerate(found.axes[0]):
+        for j, b in enumerate(found.axes[1]):
+            at = middle + a * directions[0] + b * directions[1]
+            assert found.losses[i, j] == pytest.approx(
+                direct(job, at.float()), rel=1e-3
+            )
+    for walk, path in zip(found.walks, paths, strict=True):
+        own = [direct(job, row) for row in path.points]
+        assert walk.losses == pytest.approx(own, rel=1e-4)
+    assert found.centre == pytest.approx(direct(job, middle.float()), rel=1e-4)
+    assert 0.5 < sum(found.explained) <= 1 + 1e-9
+
+
+def test_a_model_is_left_as_it_is() -> None:
+    job = regression_job(examples=64)
+    model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)).train()
+    model(job.data[0]).sum().backward()
+    kept = {name: value.clone() for name, value in model.state_dict().items()}
+    before = torch.get_rng_state()
+    found = surface(job, model, dimensions=1, points=7, examples=32, reach=0.5)
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(v, kept[n]) for n, v in model.state_dict().items())
+    assert model.training
+    assert next(model.parameters()).grad is not None
+    assert found.losses[3] == pytest.approx(found.centre)
+    again = surface(job, model, dimensions=1, points=7, examples=32, reach=0.5)
+    assert found.losses.tolist() == again.losses.tolist()
+
+
+def test_what_cannot_be_drawn_is_refused() -> None:
+    job, paths = job_and_paths()
+    with pytest.raises(SettingError, match=r"larger than the data set"):
+        surface(job, job.make_model(), examples=65)
+    with pytest.raises(SettingError, match=r"no trajectories of the job's model"):
+        surface(regression_job(width=4), paths)
+    with pytest.raises(SettingError, match=r"no trajectories"):
+        surface(job, [])
+    broken = job.make_model()
+    next(broken.parameters()).data[0, 0] = math.nan
+    with pytest.raises(NotFiniteError, match=r"not finite"):
+        surface(job, broken)
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+@pytest.mark.parametrize("kind", ["model", "paths"])
+def test_the_page_is_offline_and_can_be_drawn(
+    dimensions: Any, kind: str, tmp_path: Path
+) -> None:
+    job, paths = job_and_paths()
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        first = next(model.parameters())[0, 0]  # the square root is NaN on one side
+        return (model(batch[0]) - batch[1]).square().mean() + (first + 1).sqrt()
+
+    odd = replace(job, name="</script><b>", loss=loss)
+    model = job.make_model()
+    around = model if kind == "model" else paths
+    found = surface(odd, around, dimensions=dimensions, points=6, reach=20.0)
+    lost = int(np.isnan(found.losses).sum())
+    assert kind == "paths" or 0 < lost < found.losses.size
+    text = found.save(tmp_path / "page.html").read_text()
+    assert "</script><b>" not in text
+    assert (f"red: {lost}" in re.sub(r"\s+", " ", text)) == bool(lost)
+    markup = text.split('<script type="module">')[0]
+    assert not re.search(r"src=|href=|@import|url\(", markup)
+    for name, spec in charts(found).items():
+        assert f'id="{name}"' in text
+        assert "<svg" in vl_convert.vegalite_to_svg(spec)
