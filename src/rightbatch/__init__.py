@@ -1,8 +1,8 @@
 """rightbatch finds, explains and runs the right batch size for a PyTorch training job.
 
-The names below, and those of `coupling`, `schedules`, `data` and `objectives`, are the
-whole public surface. They are imported when first used, so that the command line can
-answer before torch is loaded.
+The names below, and those of `coupling`, `data`, `lab`, `landscape`, `objectives` and
+`schedules`, are the whole public surface. They are imported when first used, so that
+the command line can answer before torch is loaded.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from rightbatch.core.lazy import lazy_names
 if TYPE_CHECKING:
     from rightbatch import coupling as coupling
     from rightbatch import data as data
+    from rightbatch import lab as lab
+    from rightbatch import landscape as landscape
     from rightbatch import schedules as schedules
     from rightbatch.core.errors import (
         JobError,
@@ -74,6 +76,8 @@ __all__ = [
     "data",
     "decide",
     "fit_steps",
+    "lab",
+    "landscape",
     "largest_batch",
     "load_job",
     "noise_scale",
@@ -130,6 +134,8 @@ __getattr__, __dir__ = lazy_names(
         ),
         "coupling": ("coupling.",),
         "data": ("data.",),
+        "lab": ("lab.",),
+        "landscape": ("landscape.",),
         "plan.objectives": ("objectives.",),
         "schedules": ("schedules.",),
     },

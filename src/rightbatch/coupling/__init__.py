@@ -12,7 +12,6 @@ if TYPE_CHECKING:
         StepCost,
         optimal_contrastive_batch,
     )
-    from rightbatch.coupling.convert_norms import NormConversion, convert_norms
     from rightbatch.coupling.ghost_norm import GhostBatchNorm
     from rightbatch.coupling.gradient_cache import cached_step
     from rightbatch.coupling.leak import Leak, Leaks
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
         effective_negatives,
         false_negative_probability,
     )
+    from rightbatch.coupling.norm_conversion import NormConversion, convert_norms
     from rightbatch.coupling.pairwise_noise import PairNoise, pair_noise
     from rightbatch.coupling.rank_audit import RankAudit, RankGradient, audit_ranks
     from rightbatch.coupling.sigmoid_loss import siglip
@@ -59,7 +59,7 @@ __getattr__, __dir__ = lazy_names(
             "StepCost",
             "optimal_contrastive_batch",
         ),
-        "coupling.convert_norms": (
+        "coupling.norm_conversion": (
             "NormConversion",
             "convert_norms",
         ),

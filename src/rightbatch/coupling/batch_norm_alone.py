@@ -6,7 +6,7 @@ from torch import nn
 
 from rightbatch.core.errors import JobError
 from rightbatch.core.torch_private import BatchNorm
-from rightbatch.coupling.convert_norms import convert_norms
+from rightbatch.coupling.norm_conversion import convert_norms
 from rightbatch.coupling.probe import ALLOWANCE_S, find_coupling
 from rightbatch.job.job import Job
 

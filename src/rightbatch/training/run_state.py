@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rightbatch.core.errors import JobError
 from rightbatch.core.guards import preserved_rng, set_buffers
 from rightbatch.core.random_state import random_state, seed_all, set_random_state
-from rightbatch.coupling.convert_norms import NormConversion, convert_norms
+from rightbatch.coupling.norm_conversion import NormConversion, convert_norms
 from rightbatch.data.loading.step import Step
 from rightbatch.data.loading.stream import BatchStream
 from rightbatch.data.order.held_out import Without

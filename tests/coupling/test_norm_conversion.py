@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import rightbatch as rb
-from rightbatch.coupling.convert_norms import convert_norms, default_groups
 from rightbatch.coupling.ghost_norm import GhostBatchNorm
+from rightbatch.coupling.norm_conversion import convert_norms, default_groups
 from rightbatch.coupling.synchronized_norm import SyncBatchNorm
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
