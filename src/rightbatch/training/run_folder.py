@@ -11,7 +11,8 @@ from rightbatch.core.errors import RunFolderError
 MEASUREMENTS, PLAN, TRACE = "measurements.json", "plan.json", "trace.jsonl"
 REPORT, CHECKPOINTS, RUN = "report.html", "checkpoints", "run.json"
 LEDGER, MEMORY, JOB = "ledger", "memory.json", "job.json"
-KNOWN = (MEASUREMENTS, PLAN, TRACE, REPORT, CHECKPOINTS, RUN, MEMORY, JOB)
+COMPARISON = "comparison.json"
+KNOWN = (MEASUREMENTS, PLAN, TRACE, REPORT, CHECKPOINTS, RUN, MEMORY, JOB, COMPARISON)
 
 
 def make_run_folder(out: Path | None, stem: str) -> Path:
