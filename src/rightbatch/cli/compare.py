@@ -120,7 +120,9 @@ def _compare(
             plain = {"folder": str(folder), "answer": said}
             print_document(plain | {"comparison": to_plain(comparison)})
         else:
-            files = [("page", f"{page}   opens offline"), ("numbers", str(numbers))]
+            files = [("page", f"{page}   opens offline"), ("data", str(numbers))]
             lines = [*table(comparison), "", wrapped("answer", said), ""]
+            if comparison.interrupted:
+                lines.append(" Interrupted: only what had been trained by then.\n")
             print_plain(console, "\n".join([*lines, files_lines(files)]))
     return INTERRUPTED if comparison.interrupted else DECIDED

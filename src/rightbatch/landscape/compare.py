@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
-import time
+import timeit
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -34,9 +33,10 @@ from rightbatch.training.interrupt import Interrupt
 from rightbatch.training.run_state import RunState
 
 EPOCHS = 10  # of a run whose length neither job nor caller says [assumed]
-PROBE = 1024  # training examples on which the training loss is read [assumed]
+PROBE = 512  # training examples on which the training loss is read [assumed]
 # In updates between looks at the training loss; and at evaluate, for the charts.
-GROWTH, APART = 1.04, 1.25  # [assumed]
+GROWTH, APART = 1.05, 1.25  # [assumed]
+CLOSE = 1.1  # times the level to match, from where every update is looked at [assumed]
 # The level that is matched is set by the slowest run, of those that made all but this
 # share of the best one's way down: of the rest there is nothing to learn. [assumed]
 SHORT = 0.25
@@ -127,22 +127,19 @@ def compare_batches(
                     yield trainer
 
         with progress.phase("cost", float(len(sizes))) as phase:
-            numbered = trainers()
-            first = next(numbered)
-            schemes = _schemes(first.run, sizes, rules, end)
-            start = first.train_loss(), first.held_out()
-            times = {size: first.seconds(size) for size in sizes}
-            costs = {
-                b: seeds * sum(_cost(s, b, times) for s in schemes) for b in budgets
-            }
+            with contextlib.closing(trainers()) as first:
+                trainer = next(first)
+                schemes = _schemes(trainer.run, sizes, rules, end)
+                start = trainer.start_loss, trainer.held_out()
+                costs = [trainer.seconds(scheme) for scheme in schemes]
             total = seeds * len(schemes) * len(budgets)
-            cost_s = show_seconds(sum(costs.values()))
-            phase.summary = f"{total} runs, up to about {cost_s}"
-            numbered.close()
-        for budget in [budget for budget in TITLES if budget in budgets]:
+            cost_s = {b: seeds * sum(cost[b] for cost in costs) for b in budgets}
+            cost = show_seconds(sum(cost_s.values()))
+            phase.summary = f"{total} runs, up to about {cost}"
+        for budget in [b for b in TITLES if b in budgets and not interrupt.asked]:
             if budget == "loss" and level is None:
                 level = _level(runs, start[0])
-            with progress.phase(TITLES[budget], costs[budget]) as phase:
+            with progress.phase(TITLES[budget], cost_s[budget]) as phase:
                 for trainer, scheme in ((t, s) for t in trainers() for s in schemes):
                     phase.update(f"{len(runs)} of {total}, B = {scheme.batch_size}")
                     goal = level if budget == "loss" else None
@@ -202,27 +199,17 @@ def _schemes(
     if rules is None:
         rules = (KEPT, "sqrt", "linear") if kind.family == "sgd" else (KEPT, "auto")
     schemes: dict[tuple[float, ...], _Scheme] = {}
+    most = math.ceil(end / sizes[0])
     for size in sizes:
+        ends: dict[Budget, int] = {"updates": most, "loss": most}
+        ends["epochs"] = math.ceil(end / size)
         for rule in (KEPT,) if size == todays else rules:
             scaling = scaling_for(
                 kind.family, todays, size, rule=rule, decoupled_decay=kind.decoupled
             )
-            most = math.ceil(end / sizes[0])
-            ends: dict[Budget, int] = {"epochs": math.ceil(end / size)}
-            ends |= {"updates": most, "loss": most}
             numbers = (size, scaling.lr, scaling.beta1, scaling.beta2)
             schemes.setdefault(numbers, _Scheme(size, scaling, ends))
     return list(schemes.values())
-
-
-def _cost(
-    scheme: _Scheme, budget: Budget, times: dict[int, tuple[float, float]]
-) -> float:
-    """Seconds of a run, at the most."""
-    step_s, look_s = times[scheme.batch_size]
-    updates = scheme.updates[budget]
-    looks = min(updates, 1 / (GROWTH - 1) + math.log(updates, GROWTH))
-    return updates * step_s + looks * look_s
 
 
 def _level(runs: Sequence[ComparedRun], start: float) -> float:
@@ -255,33 +242,28 @@ class _Trainer:
 
     def held_out(self) -> float:
         """The job's ``evaluate``."""
-        value = self.run.evaluated()
-        assert value is not None, "refused before"
-        return value
+        return self.run.on_first(self.run.job.evaluated)
 
-    def begin(self, scheme: _Scheme, budget: Budget) -> None:
+    def begin(self, scheme: _Scheme, budget: Budget, scaled: bool = True) -> None:
         """Put the run at the start, at a scheme's batch and rate."""
         run, size = self.run, scheme.batch_size
         run.rewind(self.start)
-        apply_scaling(run.optimizer, scheme.scaling)
+        if scaled:
+            apply_scaling(run.optimizer, scheme.scaling)
         if run.rate is not None:  # over examples, or over updates
-            run.follow(
-                run.rate.stretched(scheme.updates[budget] / scheme.updates["epochs"])
-            )
+            stretch = scheme.updates[budget] / scheme.updates["epochs"]
+            run.follow(run.rate.stretched(stretch))
         run.split(size, min(size, self.most))
 
-    def seconds(self, batch_size: int) -> tuple[float, float]:
-        """What a step takes, and a look at the training loss: the sooner of two."""
-        self.run.rewind(self.start)
-        self.run.split(batch_size, min(batch_size, self.most))
-        times = []
-        for work in (self.run.step, self.train_loss):
-            clock = [time.perf_counter()]
-            for _ in range(2):
-                work()
-                clock.append(time.perf_counter())
-            times.append(min(b - a for a, b in itertools.pairwise(clock)))
-        return times[0], times[1]
+    def seconds(self, scheme: _Scheme) -> dict[Budget, float]:
+        """What its runs take, from two steps and two looks, at the most."""
+        self.begin(scheme, "epochs", scaled=False)
+        step_s = min(timeit.repeat(self.run.step, number=1, repeat=2))
+        look_s = min(timeit.repeat(self.train_loss, number=1, repeat=2))
+        return {
+            budget: n * step_s + min(n, 1 / (GROWTH - 1) + math.log(n, GROWTH)) * look_s
+            for budget, n in scheme.updates.items()
+        }
 
     def train(
         self,
@@ -305,9 +287,11 @@ class _Trainer:
                 train_loss = math.nan
                 break
             over = len(losses) == last
-            if len(losses) < due and not over:
+            close = level is not None and train_loss <= CLOSE * level
+            if len(losses) < due and not over and not close:
                 continue
-            due = max(due + 1, math.ceil(due * GROWTH))
+            if len(losses) >= due:
+                due = max(due + 1, math.ceil(due * GROWTH))
             train_loss = self.train_loss()
             matched |= level is not None and train_loss <= level
             over |= not math.isfinite(train_loss) or (matched and level is not None)

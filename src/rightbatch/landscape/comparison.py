@@ -20,7 +20,7 @@ TITLES: dict[Budget, str] = {
     "loss": "matched loss",
 }
 KEPT = "none"  # the rule of a learning rate that stays
-LATE, LEAST_LATE = 4, 8  # the last 1/4 of a run, and fewest losses in it [assumed]
+LATE, LEAST_LATE = 4, 5  # the last 1/4 of a run, and fewest losses in it [assumed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +153,7 @@ def fluctuation_of(losses: Sequence[float]) -> float | None:
     """How much the loss of single updates, each of its own batch, fluctuates late.
 
     The standard deviation about a straight line over the last quarter of a run; None
-    with fewer than 8 losses there.
+    with fewer than 5 losses there.
 
     Example:
         >>> fluctuation_of([9.0] * 90 + [float(9 - i) for i in range(30)]) < 1e-9

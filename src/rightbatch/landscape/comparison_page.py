@@ -7,7 +7,7 @@ from typing import Any, Literal
 import altair as alt
 import numpy as np
 
-from rightbatch.landscape.comparison import TITLES, Budget, Comparison
+from rightbatch.landscape.comparison import KEPT, TITLES, Budget, Comparison
 from rightbatch.landscape.comparison_text import (
     failures,
     judged,
@@ -51,7 +51,7 @@ def comparison_charts(comparison: Comparison) -> dict[str, Spec]:
     }
     for name, budget in (("fluctuation", "epochs"), ("sharpness", "loss")):
         rows = [
-            {"B": size, "value": mean.value, "rate": rate_words(rule)}
+            {"B": size, "value": mean.value, "rate": _short(rule)}
             for here, size, rule in comparison.settings
             if here == budget and (mean := comparison.mean((here, size, rule), name))
         ]
@@ -89,7 +89,7 @@ def _courses(comparison: Comparison, budget: Budget, axis: str, name: str) -> An
                 seen.setdefault(updates, []).append(losses[held])
         for updates, values in sorted(seen.items()):
             place = updates * (setting[1] if axis == "examples" else 1)
-            row = {"B": f"{setting[1]:,}", "rate": rate_words(setting[2])}
+            row = {"B": f"{setting[1]:,}", "rate": _short(setting[2])}
             rows.append({axis: place, "value": float(np.mean(values)), **row})
     start = comparison.start_held_out if held else comparison.start_train_loss
     scale = alt.Scale(zero=False)
@@ -99,6 +99,8 @@ def _courses(comparison: Comparison, budget: Budget, axis: str, name: str) -> An
     x = alt.X(f"{axis}:Q", scale=places, axis=alt.Axis(grid=False, format="~s"))
     sizes = [f"{size:,}" for size in sorted({s[1] for s in comparison.settings})]
     colours = alt.Scale(domain=sizes, range=PALETTE)
+    rates = list(dict.fromkeys(_short(s[2]) for s in comparison.settings))
+    dashes = alt.Scale(domain=rates, range=[[1, 0], [8, 3], [2, 3], [8, 3, 2, 3]])
     top: Literal["top"] = "top"
     return (
         chart(rows)
@@ -113,6 +115,10 @@ def _courses(comparison: Comparison, budget: Budget, axis: str, name: str) -> An
             tooltip=["B:N", "rate:N", *tooltip(**{axis: ",d", "value": ".3g"})],
         )
     )
+
+
+def _short(rule: str) -> str:
+    return "same" if rule == KEPT else rule
 
 
 def _forest(rows: list[dict[str, Any]], edge: float) -> Any:
@@ -146,7 +152,9 @@ def _against_batch(rows: list[dict[str, Any]], name: str) -> Any:
         .encode(
             x=batch_axis(row["B"] for row in rows),
             y=log_axis("value", name),
-            color=alt.Color("rate:N", title=None, sort=None).legend(orient="top"),
+            color=alt.Color("rate:N", sort=None, scale=alt.Scale(range=PALETTE)).legend(
+                orient="top"
+            ),
             tooltip=["rate:N", *tooltip(B="d", value=".3g")],
         )
     )

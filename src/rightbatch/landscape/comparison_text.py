@@ -1,4 +1,4 @@
-"""What a comparison of batches says: two sentences, and a table."""
+"""What a comparison of batches says: a few sentences, and a table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MATTERS = 0.01
 
 def rate_words(rule: str) -> str:
     """How a rate followed the batch."""
-    return "the rate kept" if rule == KEPT else f"the rate by {rule}"
+    return "the same rate" if rule == KEPT else f"the {rule} rate"
 
 
 def judged(comparison: Comparison, setting: Setting) -> str:
@@ -35,34 +35,36 @@ def judged(comparison: Comparison, setting: Setting) -> str:
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """How the largest batch ends at equal epochs, and whether it generalises worse."""
+    """Whether the largest batch generalises worse, by how much, and what it lacks."""
     texts, least = [], comparison.smallest
+    large = _largest(comparison, "loss")
+    if large:
+        rates = defaultdict(list)
+        for setting in large:
+            rates[judged(comparison, setting)].append(rate_words(setting[2]))
+        worse, fine = rates["worse"], rates["as good"] + rates["better"]
+        verdict = f"At matched training loss B = {large[0][1]:,} generalises "
+        verdict += f"{'' if worse else 'no '}worse than {least:,} with "
+        verdict += " and ".join(worse or fine)
+        if worse and fine:
+            verdict += f", not with {' and '.join(fine)}: it is the rate, not the batch"
+        elif not worse and not fine:
+            verdict = f"Undecided whether B = {large[0][1]:,} generalises worse than "
+            verdict += f"{least:,} at matched training loss; more seeds would tell"
+        difference = _joined(comparison, large)
+        texts.append(f"{verdict}.")
+        texts.append(
+            f"Both at training loss {comparison.level:.3g}, held out it is off from B "
+            f"= {least:,} by {difference}."
+        )
     large = _largest(comparison, "epochs")
     if large:
-        ends = _joined(comparison, large, "held_out")
         like = next(s for s in comparison.settings if s[:2] == ("epochs", least))
         texts.append(
-            f"At equal epochs B = {large[0][1]:,} ends held out at {ends}; B = "
-            f"{least:,} at {_shown(comparison, like, 'held_out')}, after "
+            f"At equal epochs B = {large[0][1]:,} ends held out at "
+            f"{_joined(comparison, large, 'held_out')}; B = {least:,} at "
+            f"{_shown(comparison, like, 'held_out')}, after "
             f"{large[0][1] / least:.3g} x as many updates."
-        )
-    large = _largest(comparison, "loss")
-    rates = defaultdict(list)
-    for setting in large:
-        rates[judged(comparison, setting)].append(rate_words(setting[2]))
-    if large:
-        fine = rates["as good"] + rates["better"]
-        verdict = "undecided, more seeds would tell"
-        if rates["worse"] and fine:
-            verdict = f"worse with {' and '.join(rates['worse'])}, not with "
-            verdict += f"{' and '.join(fine)}: it is the rate, not the batch"
-        elif rates["worse"]:
-            verdict = f"it generalises worse with {' and '.join(rates['worse'])}"
-        elif fine:
-            verdict = f"it generalises no worse with {' and '.join(fine)}"
-        texts.append(
-            f"At matched training loss ({comparison.level:.3g}) B = {large[0][1]:,} is "
-            f"off from B = {least:,} by {_joined(comparison, large)}: {verdict}."
         )
     return texts
 
@@ -104,7 +106,8 @@ def table(comparison: Comparison) -> list[str]:
         ]
         last = plus_minus(comparison.difference(setting))
         last = f"{last} {failures(comparison, setting)}".strip()
-        lines.append(f"{setting[1]:>7,} {setting[2]:<9.9} {' '.join(cells)}  {last}")
+        line = f"{setting[1]:>7,} {setting[2]:<9.9} {' '.join(cells)}  {last}"
+        lines.append(line.rstrip())
     return lines
 
 
@@ -118,14 +121,12 @@ def _joined(comparison: Comparison, settings: list[Setting], name: str = "") -> 
     """A number of each setting, or its difference from the smallest batch."""
     parts = []
     for setting in settings:
-        value = (
-            _shown(comparison, setting, name)
-            if name
-            else (f"{comparison.difference(setting) or '-'}")
-        )
-        text = failures(comparison, setting) if value == "-" else value
-        parts.append(f"{text} with {rate_words(setting[2])}")
-    return ", ".join(parts)
+        value = f"{comparison.difference(setting) or ''}".replace("-inf", "unbounded")
+        if name:
+            value = _shown(comparison, setting, name).strip("-")
+        said = ", ".join(filter(None, [value, failures(comparison, setting)]))
+        parts.append(f"{said} with {rate_words(setting[2])}")
+    return "; ".join(parts)
 
 
 def _shown(comparison: Comparison, setting: Setting, name: str) -> str:
