@@ -27,7 +27,8 @@ def held_out_job(**more: Any) -> rb.Job:
     def evaluate(model: nn.Module) -> float:
         return float((model(x) - y).square().mean())
 
-    return replace(job, **{"evaluate": evaluate, **more})
+    changes: dict[str, Any] = {"evaluate": evaluate, **more}
+    return replace(job, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_converged_runs_of_a_convex_job_agree_at_every_batch() -> None:
         epochs=8,
         optimizer=lambda params: torch.optim.SGD(params, lr=0.05),
     )
-    budgets = ["epochs", "updates"]
+    budgets: list[Any] = ["epochs", "updates"]
     found = compare_batches(job, [16, 64], seeds=2, rules=["linear"], budgets=budgets)
     x, y = job.data
     model = nn.Linear(5, 1, bias=False)
@@ -174,5 +175,6 @@ def test_ctrl_c_keeps_the_runs_that_had_ended() -> None:
 def test_what_cannot_be_compared_is_refused(
     change: dict[str, Any], given: dict[str, Any], reason: str
 ) -> None:
+    settings: dict[str, Any] = {"batch_sizes": [16, 32], **given}
     with pytest.raises(rb.SettingError, match=reason):
-        compare_batches(held_out_job(**change), **{"batch_sizes": [16, 32], **given})
+        compare_batches(held_out_job(**change), **settings)

@@ -110,7 +110,7 @@ def _courses(comparison: Comparison, budget: Budget, axis: str, name: str) -> An
             y=alt.Y("value:Q", title=name, scale=scale, axis=alt.Axis(tickCount=6)),
             color=alt.Color("B:N", scale=colours, legend=alt.Legend(orient=top)),
             strokeDash=alt.StrokeDash(
-                "rate:N", legend=alt.Legend(title=None, orient=top)
+                "rate:N", scale=dashes, legend=alt.Legend(orient=top)
             ),
             tooltip=["B:N", "rate:N", *tooltip(**{axis: ",d", "value": ".3g"})],
         )

@@ -79,8 +79,8 @@ def plus_minus(difference: Estimate | None) -> str:
     """A difference with half its interval, which is alike on both sides."""
     if difference is None:
         return ""
-    half = f"{difference.high - difference.value:.2g}" if difference.bounded else "?"
-    return f"{difference.value:+.2g} ± {half}"
+    half = f" ± {difference.high - difference.value:.2g}" if difference.bounded else ""
+    return f"{difference.value:+.2g}{half}"
 
 
 def table(comparison: Comparison) -> list[str]:
@@ -104,8 +104,10 @@ def table(comparison: Comparison) -> list[str]:
                 ("fluctuation", 7),
             )
         ]
-        last = plus_minus(comparison.difference(setting))
-        last = f"{last} {failures(comparison, setting)}".strip()
+        difference, runs = comparison.difference(setting), comparison.of(setting)
+        last = plus_minus(difference)
+        if any(run.end != "done" for run in runs):
+            last += f" n={difference.n}" if difference else "none came there"
         line = f"{setting[1]:>7,} {setting[2]:<9.9} {' '.join(cells)}  {last}"
         lines.append(line.rstrip())
     return lines
@@ -121,9 +123,12 @@ def _joined(comparison: Comparison, settings: list[Setting], name: str = "") -> 
     """A number of each setting, or its difference from the smallest batch."""
     parts = []
     for setting in settings:
-        value = f"{comparison.difference(setting) or ''}".replace("-inf", "unbounded")
+        difference = comparison.difference(setting)
+        value = f"{difference or ''}"
         if name:
             value = _shown(comparison, setting, name).strip("-")
+        elif difference and not difference.bounded:
+            value = plus_minus(difference)
         said = ", ".join(filter(None, [value, failures(comparison, setting)]))
         parts.append(f"{said} with {rate_words(setting[2])}")
     return "; ".join(parts)
