@@ -81,8 +81,7 @@ def compare_batches(
         batch_sizes: Two or more.
         epochs: Length of a run; default: the job's, else 10.
         examples: The same, in examples.
-        seeds: Runs of each setting: an interval from two is six times as wide as from
-            five.
+        seeds: Runs of each setting; two give intervals seven times as wide as five.
         rules: How the rate follows from the job's batch, see `schedules.scaling`;
             default: ``none``, ``sqrt`` and ``linear`` under SGD, else ``none`` and
             ``auto``.
@@ -116,11 +115,11 @@ def compare_batches(
     end = run_length(job.length, examples, epochs) or job.run_examples
     end, progress = end or float(EPOCHS * job.length), progress or Progress()
     most = min(micro_batch or sizes[-1], sizes[-1])
-    runs: list[ComparedRun] = []
+    runs, seeds = list[ComparedRun](), whole_number(seeds, "seeds")
     with Interrupt() as interrupt:
 
         def trainers() -> Generator[_Trainer]:
-            for number in range(whole_number(seeds, "seeds")):
+            for number in range(seeds):
                 seed = job.seed + SEEDS_APART * number
                 trainer = _Trainer(replace(job, seed=seed), most, sharpness)
                 with contextlib.closing(trainer.run):
