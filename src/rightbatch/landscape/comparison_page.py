@@ -36,7 +36,7 @@ def comparison_page(comparison: Comparison) -> str:
         failures=failures,
         judged=judged,
         plus_minus=plus_minus,
-        rate_words=rate_words,
+        short=_short,
     )
     return framed(f"{comparison.job}: batches compared", body, charts)
 
