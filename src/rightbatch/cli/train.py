@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rightbatch.cli.compare import comparing
 from rightbatch.cli.console import (
     DECIDED,
     INTERRUPTED,
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
 @THREADS
 @OUT
 @JSON
+@comparing
 def train(
     job: str,
     plan_path: Path | None,

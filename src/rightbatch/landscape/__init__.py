@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from rightbatch.core.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from rightbatch.landscape.compare import compare_batches
+    from rightbatch.landscape.comparison import Comparison
     from rightbatch.landscape.effective_temperature import Temperature, temperature
     from rightbatch.landscape.exchange import (
         Exchange,
@@ -15,17 +17,16 @@ if TYPE_CHECKING:
         held_constant,
     )
     from rightbatch.landscape.loss_surface import Surface, surface
-    from rightbatch.landscape.stationary import (
-        reshuffled_variance,
-        stationary_variance,
-    )
+    from rightbatch.landscape.stationary import reshuffled_variance, stationary_variance
     from rightbatch.landscape.training_paths import Trajectory, trajectories
 
 __all__ = [
+    "Comparison",
     "Exchange",
     "Surface",
     "Temperature",
     "Trajectory",
+    "compare_batches",
     "equal_jitter",
     "equal_temperature",
     "held_constant",
@@ -39,6 +40,8 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "landscape.compare": ("compare_batches",),
+        "landscape.comparison": ("Comparison",),
         "landscape.effective_temperature": (
             "Temperature",
             "temperature",

@@ -9,14 +9,20 @@ from rightbatch.core.guards import evaluating
 from rightbatch.training.run_state import RunState
 
 
-def held_out_loss(run: RunState, indices: torch.Tensor) -> float:
-    """The mean loss, in eval mode, over the examples at ``indices``; on all ranks."""
+def held_out_loss(
+    run: RunState, indices: torch.Tensor, at_once: int | None = None
+) -> float:
+    """The mean loss, in eval mode, over the examples at ``indices``; on all ranks.
+
+    So many ``at_once``; default: the job's batch.
+    """
     job = run.job
+    most = job.batch_size if at_once is None else at_once
 
     def mean_loss(model: nn.Module) -> float:
         total = 0.0
         with evaluating(model):
-            for part in indices.split(min(len(indices), job.batch_size)):
+            for part in indices.split(min(len(indices), most)):
                 loss, n = job.mean_loss(model, job.batch(part, run.device))
                 total += float(loss) / (float(n or 0) or 1.0) * len(part)
         return total / len(indices)

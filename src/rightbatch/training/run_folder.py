@@ -11,8 +11,11 @@ from rightbatch.core.errors import RunFolderError
 MEASUREMENTS, PLAN, TRACE = "measurements.json", "plan.json", "trace.jsonl"
 REPORT, CHECKPOINTS, RUN = "report.html", "checkpoints", "run.json"
 LEDGER, MEMORY, JOB = "ledger", "memory.json", "job.json"
-LAB = "lab.json"
-KNOWN = (MEASUREMENTS, PLAN, TRACE, REPORT, CHECKPOINTS, RUN, MEMORY, JOB, LAB)
+COMPARISON, LAB = "comparison.json", "lab.json"
+KNOWN = (
+    *(MEASUREMENTS, PLAN, TRACE, REPORT, CHECKPOINTS, RUN, MEMORY, JOB),
+    *(COMPARISON, LAB),
+)
 
 
 def make_run_folder(out: Path | None, stem: str) -> Path:
