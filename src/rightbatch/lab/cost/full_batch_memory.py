@@ -119,3 +119,38 @@ def run(trial: Trial) -> Seen:
             ),
         ),
     )
+
+
+CLAIM = Claim(
+    id="full-batch-memory",
+    texts=(
+        "3 实践的驱动力：内存与计算效率: BGD must keep all data and activations in memory",
+        "3 梯度下降家族: full batch is infeasible for large data sets",
+        "2 实用主义者的选择: a very large batch may not fit in memory",
+    ),
+    theory="sum over i of grad l_i = sum over pieces; peak(N) = peak of one piece",
+    verdict="fails as written",
+    seconds=3,
+    power="traced to the byte, gradients to float32; --full goes on to 16,384 examples",
+    en=Words(
+        title="Full batch needs all data and activations in memory",
+        claimed="Batch gradient descent cannot be run on data that do not fit in "
+        "memory, since one update needs all examples and all their activations there.",
+        assumed="The loss is a sum over examples, so its gradient is a sum too: what a "
+        "piece has added can be forgotten. It does not hold where examples touch.",
+        seen="A step's memory is traced operation by operation. Made at once, it grows "
+        "in proportion to N; made in pieces of 64, it stays the same to the byte, and "
+        "the two gradients differ by rounding only.",
+        answer="accumulation makes the exact full-batch gradient in the memory of one "
+        "piece; what a full batch costs is time, not memory",
+    ),
+    zh=Words(
+        title="全批量需要把全部数据和激活值放进内存",
+        claimed="数据放不进内存就无法做批量梯度下降，因为一次更新要同时保留所有样本及其激活值。",
+        assumed="损失是样本之和，梯度也是：一小份加进去之后就可以丢掉。样本相互接触时不成立。",
+        seen="逐个运算追踪一步所占的内存：一次算完时随 N 成比例增长；分成每份 64 个样本时，"
+        "峰值一个字节也不变，而两个梯度只差舍入误差。",
+        answer="梯度累积用一小份的内存就得到精确的全批量梯度；全批量耗费的是时间，不是内存",
+    ),
+    run=run,
+)
