@@ -146,16 +146,18 @@ CLAIM = Claim(
         "example's loss depends on another: BatchNorm breaks that.",
         seen="A batch of 100 digits is differentiated at once and in pieces of 8, the "
         "last one short: the two differ by rounding, and the pieces take longer. With "
-        "BatchNorm they differ by far more, until it normalises groups of 8 both times.",
+        "BatchNorm they differ by far more, until it normalises groups of 8 both "
+        "times.",
         answer="the examples of a batch do not touch each other",
     ),
     zh=Words(
         title="梯度累积等于大批量，但要花时间",
-        claimed="把几小份的梯度加起来再更新一次，数学上就是大批量的梯度；失去的是并行的速度。",
-        assumed="损失之和除以整个批量的样本数，而且任何样本的损失都不依赖其他样本：批量归一化"
-        "打破了这一点。",
-        seen="对 100 张数字图像一次求梯度，再按每份 8 张（最后一份不足）求梯度：两者只差舍入误差，"
-        "而分份更慢。用批量归一化时相差很大，直到两次都按 8 个一组归一化。",
+        claimed="把几小份的梯度加起来再更新一次，数学上就是大批量的梯度；失去的是并行的"
+        "速度。",
+        assumed="损失之和除以整个批量的样本数，而且任何样本的损失都不依赖其他样本：批量"
+        "归一化打破了这一点。",
+        seen="对 100 张数字图像一次求梯度，再按每份 8 张（最后一份不足）求梯度：两者只"
+        "差舍入误差，而分份更慢。用批量归一化时相差很大，直到两次都按 8 个一组归一化。",
         answer="批量中的样本互不接触",
     ),
     run=run,

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from rightbatch.core.estimate import Estimate
+from rightbatch.measure.measurements import TimePoint
 from rightbatch.training.run_state import RunState
 
 VISIT_S = 0.02  # a short piece is repeated for so long within a visit [assumed]
@@ -63,3 +64,17 @@ def step_of(run: RunState, batch: int, micro: int | None = None) -> Callable[[],
         run.step()
 
     return step
+
+
+def timed(batch: int, seconds: list[float]) -> TimePoint:
+    """The rounds of one batch size as the fit of step times takes them."""
+    step_s = Estimate.median(seconds, "s")
+    return TimePoint(
+        micro_batch=batch,
+        step_time_s=step_s,
+        process_time_s=step_s,
+        update_time_s=0.0,
+        fetch_time_s=0.0,
+        rounds=tuple(seconds),
+        process_rounds=tuple(seconds),
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,7 +26,10 @@ def made_job(seed: int) -> Job:
     x = torch.randn(RAGGED, 64, generator=random)
     return Job(
         model=lambda: nn.Sequential(
-            nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(),
+            nn.Linear(64, 128),
+            nn.ReLU(),
+            nn.Linear(128, 128),
+            nn.ReLU(),
             nn.Linear(128, 4),
         ),
         loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
@@ -99,9 +100,13 @@ def run(trial: Trial) -> Seen:
     chart = plot(
         [
             Series("all at once", sizes, [p / 2**20 for p in whole], "points"),
-            Series(f"in pieces of {MICRO}", sizes, [p / 2**20 for p in pieces], "points"),
             Series(
-                "law of steps up to 256", sizes, [law.peak(n) / 2**20 for n in sizes],
+                f"in pieces of {MICRO}", sizes, [p / 2**20 for p in pieces], "points"
+            ),
+            Series(
+                "law of steps up to 256",
+                sizes,
+                [law.peak(n) / 2**20 for n in sizes],
                 "dashed",
             ),
         ],
@@ -124,7 +129,8 @@ def run(trial: Trial) -> Seen:
 CLAIM = Claim(
     id="full-batch-memory",
     texts=(
-        "3 实践的驱动力：内存与计算效率: BGD must keep all data and activations in memory",
+        "3 实践的驱动力：内存与计算效率: BGD must keep all data and activations in "
+        "memory",
         "3 梯度下降家族: full batch is infeasible for large data sets",
         "2 实用主义者的选择: a very large batch may not fit in memory",
     ),
@@ -146,11 +152,14 @@ CLAIM = Claim(
     ),
     zh=Words(
         title="全批量需要把全部数据和激活值放进内存",
-        claimed="数据放不进内存就无法做批量梯度下降，因为一次更新要同时保留所有样本及其激活值。",
-        assumed="损失是样本之和，梯度也是：一小份加进去之后就可以丢掉。样本相互接触时不成立。",
-        seen="逐个运算追踪一步所占的内存：一次算完时随 N 成比例增长；分成每份 64 个样本时，"
-        "峰值一个字节也不变，而两个梯度只差舍入误差。",
-        answer="梯度累积用一小份的内存就得到精确的全批量梯度；全批量耗费的是时间，不是内存",
+        claimed="数据放不进内存就无法做批量梯度下降，因为一次更新要同时保留所有样本及其"
+        "激活值。",
+        assumed="损失是样本之和，梯度也是：一小份加进去之后就可以丢掉。样本相互接触时不"
+        "成立。",
+        seen="逐个运算追踪一步所占的内存：一次算完时随 N 成比例增长；分成每份 64 个样本"
+        "时，峰值一个字节也不变，而两个梯度只差舍入误差。",
+        answer="梯度累积用一小份的内存就得到精确的全批量梯度；全批量耗费的是时间，不是"
+        "内存",
     ),
     run=run,
 )

@@ -86,7 +86,8 @@ def run(trial: Trial) -> Seen:
             Chart(
                 "The work is flat; time falls with the number of updates until the "
                 "products themselves take longer than what goes with every step.",
-                "运算量不变；时间先随更新次数下降，直到矩阵乘法本身比每步的固定开销更费时。",
+                "运算量不变；时间先随更新次数下降，直到矩阵乘法本身比每步的固定开销更费"
+                "时。",
                 chart,
             ),
         ),
@@ -102,24 +103,26 @@ CLAIM = Claim(
     theory="FLOPs(epoch) = N (6 d - 2 d_1) for every b; time = N/b t(b)",
     verdict="holds",
     seconds=3,
-    power="operations are exact; CPU time by 5 rounds tells a factor of 4; 25 by --full",
+    power="operations are exact; CPU time by 5 rounds tells a factor of 4; 25 by "
+    "--full",
     en=Words(
         title="An epoch is the same work for every batch size, but not the same time",
         claimed="One pass over N examples with d weights costs Theta(N d) operations "
         "whether the batch is 1, 64 or N; what differs is how well hardware does them.",
-        assumed="Matrix products are counted. Each update adds some d operations: at "
-        "b = 1 that is another N d, of the same order.",
+        assumed="Matrix products are counted. Each update adds some d operations: at b "
+        "= 1 that is another N d, of the same order.",
         seen="Every product of an epoch on real digits is counted while it trains: the "
         "counts are equal to the last operation, and as the formula says. The CPU time "
         "of the same epochs is many times longer at b = 1.",
     ),
     zh=Words(
         title="无论批量多大，一个周期的运算量相同，时间却不同",
-        claimed="N 个样本、d 个参数，遍历一遍要 Theta(N d) 次运算，与批量大小无关；"
-        "差别在于硬件执行这些运算的效率。",
-        assumed="这里数的是矩阵乘法。每次更新还要约 d 次运算：b = 1 时合计又是 N d，量级不变。",
-        seen="在真实数字图像上训练，并数出一个周期里的每次乘法：各种批量的运算量完全相等，"
-        "也与公式一致；而 b = 1 的周期要多花许多倍的 CPU 时间。",
+        claimed="N 个样本、d 个参数，遍历一遍要 Theta(N d) 次运算，与批量大小无关；差别"
+        "在于硬件执行这些运算的效率。",
+        assumed="这里数的是矩阵乘法。每次更新还要约 d 次运算：b = 1 时合计又是 N d，量"
+        "级不变。",
+        seen="在真实数字图像上训练，并数出一个周期里的每次乘法：各种批量的运算量完全相"
+        "等，也与公式一致；而 b = 1 的周期要多花许多倍的 CPU 时间。",
     ),
     run=run,
 )

@@ -9,15 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rightbatch.core.estimate import Estimate
 from rightbatch.fit.step_time import TimeLaw, fit_time
 from rightbatch.job.job import Job
 from rightbatch.lab.check import at_least, at_most, equals
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
-from rightbatch.lab.cost.cpu_time import cpu_seconds, one_thread, ratio, step_of
+from rightbatch.lab.cost.cpu_time import cpu_seconds, one_thread, ratio, step_of, timed
 from rightbatch.lab.plots import Series, plot
 from rightbatch.lab.training_runs import started
-from rightbatch.measure.measurements import TimePoint
 from rightbatch.measure.time import measure_times
 
 LARGE = 400  # the text's own example, against 1
@@ -37,26 +35,11 @@ def epoch_factor(overhead: float, gamma: float = GAMMA) -> float:
 
 def made_law(overhead: float, gamma: float = GAMMA) -> TimeLaw:
     """The law as it is fitted to times that follow the formula without noise."""
-    return fit_time(
-        [
-            TimePoint(
-                micro_batch=b,
-                step_time_s=Estimate.exact(t, "s"),
-                process_time_s=Estimate.exact(t, "s"),
-                update_time_s=0.0,
-                fetch_time_s=0.0,
-                rounds=(t,) * 5,
-                process_rounds=(t,) * 5,
-            )
-            for b in SIZES
-            for t in [1e-4 * (overhead + b**gamma)]
-        ]
-    )
+    times = {b: 1e-4 * (overhead + b**gamma) for b in SIZES}
+    return fit_time([timed(b, [t] * 5) for b, t in times.items()])
 
 
-def made_job(
-    model: Callable[[], nn.Module], shape: tuple[int, ...], seed: int
-) -> Job:
+def made_job(model: Callable[[], nn.Module], shape: tuple[int, ...], seed: int) -> Job:
     """Noise of this shape in ten classes: only what a step takes is asked."""
     random = torch.Generator().manual_seed(seed)
     return Job(
@@ -179,9 +162,10 @@ def run(trial: Trial) -> Seen:
         checks,
         (
             Chart(
-                "The promised factor of 200 needs an overhead of 18 k at gamma 0.5, and "
-                "of about 400 k where a step grows in proportion.",
-                "要快 200 倍，gamma = 0.5 时开销须达 18 k；若每步时间与批量成正比，须约 400 k。",
+                "The promised factor of 200 needs an overhead of 18 k at gamma 0.5, "
+                "and of about 400 k where a step grows in proportion.",
+                "要快 200 倍，gamma = 0.5 时开销须达 18 k；若每步时间与批量成正比，须约"
+                " 400 k。",
                 condition,
             ),
             Chart(
@@ -203,8 +187,8 @@ CLAIM = Claim(
     theory="epoch(1)/epoch(B) = B (T0 + k) / (T0 + k B^gamma); > 200 at 400: T0 > 18 k",
     verdict="holds if",
     seconds=7,
-    power="the formula is exact; on this machine 5 rounds tell factors of 1.5; "
-    "--full times 3 to 5 times as long",
+    power="the formula is exact; on this machine 5 rounds tell factors of 1.5; --full "
+    "times 3 to 5 times as long",
     en=Words(
         title="A batch of 400 makes an epoch 200 times faster",
         claimed="A step takes T0 + k B^gamma with gamma below 1, about 0.5, so that "
@@ -219,13 +203,13 @@ CLAIM = Claim(
     ),
     zh=Words(
         title="批量 400 让一个周期快 200 倍",
-        claimed="每步耗时 T0 + k B^gamma，gamma 小于 1（约 0.5），因此一次处理 400 个样本"
-        "比逐个处理快 200 倍以上。",
-        assumed="gamma = 0.5 时倍数是 400 (T0 + k) / (T0 + 20 k)：没有开销时只有 20，"
-        "最多 400；只有 T0 > 18 k 才超过 200。",
-        seen="拟合能从人造时间中还原 gamma。再在本机上计时两个任务：只有一层的网络几乎全是"
-        "开销，加速超过 200 倍；卷积网络几乎全是计算，加速小得多，与由其他批量拟合出的"
-        "定律一致。",
+        claimed="每步耗时 T0 + k B^gamma，gamma 小于 1（约 0.5），因此一次处理 400 个样"
+        "本比逐个处理快 200 倍以上。",
+        assumed="gamma = 0.5 时倍数是 400 (T0 + k) / (T0 + 20 k)：没有开销时只有 20，最"
+        "多 400；只有 T0 > 18 k 才超过 200。",
+        seen="拟合能从人造时间中还原 gamma。再在本机上计时两个任务：只有一层的网络几乎"
+        "全是开销，加速超过 200 倍；卷积网络几乎全是计算，加速小得多，与由其他批量拟合"
+        "出的定律一致。",
         answer="每步的固定开销须超过单个样本计算量的 18 倍",
     ),
     run=run,
