@@ -1,10 +1,10 @@
-"""CPU seconds of several pieces of work, taken in turns on one thread."""
+"""CPU seconds of steps of several sizes, taken in turns on one thread."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,7 +13,8 @@ from rightbatch.core.estimate import Estimate
 from rightbatch.measure.measurements import TimePoint
 from rightbatch.training.run_state import RunState
 
-VISIT_S = 0.02  # a short piece is repeated for so long within a visit [assumed]
+VISIT_S = 0.02  # a short step is repeated for so long within a visit [assumed]
+Seconds = list[float]  # of one step, in every round
 
 
 @contextmanager
@@ -28,53 +29,45 @@ def one_thread() -> Iterator[None]:
 
 
 def cpu_seconds(
-    pieces: Mapping[str, Callable[[], object]], rounds: int
-) -> dict[str, list[float]]:
-    """CPU seconds of each piece in every round, by name.
+    steps: Sequence[tuple[RunState, int, int]], rounds: int
+) -> list[Seconds]:
+    """CPU seconds of a step of each (run, batch, micro-batch), in every round.
 
-    The pieces of a round are visited in random order, so that a clock that slows down
-    slows all of them; the first call of a visit fills the caches and is not timed.
+    Those of a round are visited in random order, so that a clock that slows down slows
+    all of them; the first step of a visit fills the caches and is not timed.
     """
-    shuffler, order = random.Random(0), list(pieces)
-    seconds: dict[str, list[float]] = {name: [] for name in pieces}
+    shuffler, order = random.Random(0), list(range(len(steps)))
+    seconds: list[Seconds] = [[] for _ in steps]
     with one_thread():
         for _ in range(rounds):
             shuffler.shuffle(order)
-            for name in order:
-                pieces[name]()
-                began, calls = time.process_time(), 0
-                while not calls or time.process_time() < began + VISIT_S:
-                    pieces[name]()
-                    calls += 1
-                seconds[name].append((time.process_time() - began) / calls)
+            for i in order:
+                run, batch, micro = steps[i]
+                run.split(batch, micro)
+                run.step()
+                began, made = time.process_time(), 0
+                while not made or time.process_time() < began + VISIT_S:
+                    run.step()
+                    made += 1
+                seconds[i].append((time.process_time() - began) / made)
     return seconds
 
 
-def ratio(over: list[float], under: list[float], factor: float = 1.0) -> Estimate:
+def ratio(over: Seconds, under: Seconds, factor: float = 1.0) -> Estimate:
     """The median of ratios, round by round, times a factor."""
     pairs = zip(over, under, strict=True)
     return Estimate.median([factor * a / b for a, b in pairs], "")
 
 
-def step_of(run: RunState, batch: int, micro: int | None = None) -> Callable[[], None]:
-    """A step of the run at a batch size, to be called many times."""
-
-    def step() -> None:
-        run.split(batch, micro)
-        run.step()
-
-    return step
-
-
-def timed(batch: int, seconds: list[float]) -> TimePoint:
+def timed(batch: int, seconds: Seconds) -> TimePoint:
     """The rounds of one batch size as the fit of step times takes them."""
-    step_s = Estimate.median(seconds, "s")
+    step_s, rounds = Estimate.median(seconds, "s"), tuple(seconds)
     return TimePoint(
         micro_batch=batch,
         step_time_s=step_s,
         process_time_s=step_s,
         update_time_s=0.0,
         fetch_time_s=0.0,
-        rounds=tuple(seconds),
-        process_rounds=tuple(seconds),
+        rounds=rounds,
+        process_rounds=rounds,
     )

@@ -7,16 +7,14 @@ from torch import nn
 from rightbatch.cluster.network import ASSUMED, Network
 from rightbatch.core.torch_private import BatchNorm
 from rightbatch.coupling.convert_norms import convert_norms
-from rightbatch.job.job import Job
 from rightbatch.lab.check import at_least, at_most, equals
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
 from rightbatch.lab.cost.accumulation import distance, gradient_of
-from rightbatch.lab.cost.cpu_time import cpu_seconds, ratio, step_of
+from rightbatch.lab.cost.cpu_time import cpu_seconds, ratio
+from rightbatch.lab.cost.full_batch_memory import peak_bytes
 from rightbatch.lab.cost.step_time_law import made_job
-from rightbatch.lab.plots import Series, bars, plot
+from rightbatch.lab.plots import Series, plot
 from rightbatch.lab.training_runs import started
-from rightbatch.memory.step import step_of as traced_step_of
-from rightbatch.memory.traced_step import trace_step
 
 MICRO, DEVICES = 8, 4  # BatchNorm is to see 32 examples, and a device holds 8
 WATTS = 300.0  # of a device, at work or waiting [assumed]; it cancels in the ratios
@@ -26,14 +24,10 @@ FREE = Network(bandwidth=1e30, latency_s=0.0)
 def with_batch_norm() -> nn.Module:
     """Three convolutions, each normalised over the batch."""
     layers: list[nn.Module] = []
-    for channels, width, stride in ((3, 32, 1), (32, 32, 1), (32, 64, 2)):
-        layers += [
-            nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-        ]
-    ends = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
-    return nn.Sequential(*layers, *ends)
+    for channels, width in ((3, 32), (32, 32), (32, 64)):
+        convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(), nn.AvgPool2d(2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(256, 10))
 
 
 def with_group_norm() -> nn.Module:
@@ -57,38 +51,28 @@ def joules_an_example(step_s: float, waiting_s: float, devices: int) -> float:
     return devices * WATTS * (step_s + waiting_s) / (devices * MICRO)
 
 
-def peak_bytes(job: Job, micro: int) -> int:
-    """Most bytes alive in a traced step."""
-    (trace,) = trace_step(traced_step_of(job), (micro,))
-    return max(trace.bytes)
-
-
 def run(trial: Trial) -> Seen:
     """Both networks at one micro-batch, then the model of several devices."""
-    jobs = {
-        name: made_job(model, (3, 16, 16), trial.seed)
-        for name, model in (("batch", with_batch_norm), ("group", with_group_norm))
-    }
-    trial.tell("tracing memory")
-    bytes_of = {name: peak_bytes(job, MICRO) for name, job in jobs.items()}
-    together = peak_bytes(jobs["batch"], MICRO * DEVICES)
-    apart = {
-        name: distance(gradient_of(job, 32, MICRO), gradient_of(job, 32, 32))
-        for name, job in jobs.items()
-    }
+    batch, group = (
+        made_job(model, 3, 16, 16, seed=trial.seed)
+        for model in (with_batch_norm, with_group_norm)
+    )
+    many = MICRO * DEVICES
+    trial.tell("memory and gradients")
+    bytes_b, bytes_g, together = (
+        peak_bytes(job, b) for job, b in ((batch, MICRO), (group, MICRO), (batch, many))
+    )
+    apart_b, apart_g = (
+        distance(gradient_of(job, many, MICRO), gradient_of(job, many, many))
+        for job in (batch, group)
+    )
     trial.tell("timing")
-    with started(jobs["batch"]) as batch, started(jobs["group"]) as group:
-        seconds = cpu_seconds(
-            {
-                "batch": step_of(batch, MICRO),
-                "group": step_of(group, MICRO),
-                "all": step_of(batch, MICRO * DEVICES),
-            },
-            trial.size(9, 30),
-        )
-        waiting, free = (exchange_s(batch.network, net) for net in (ASSUMED, FREE))
-    slower = ratio(seconds["group"], seconds["batch"])
-    one_step = min(seconds["batch"])
+    with started(batch) as run_b, started(group) as run_g:
+        steps = [(run_b, MICRO, MICRO), (run_g, MICRO, MICRO), (run_b, many, many)]
+        step_b, step_g, step_all = cpu_seconds(steps, trial.size(9, 30))
+        waiting_s = exchange_s(run_b.network, ASSUMED)
+        free_s = exchange_s(run_b.network, FREE)
+    here_s = min(step_b)
 
     def cost(step_s: float, waiting_s: float) -> float:
         """Energy of synchronised devices over that of one alone."""
@@ -99,75 +83,54 @@ def run(trial: Trial) -> Seen:
         at_most(
             "distance of GroupNorm's gradient in pieces of 8 from that of 32 at once",
             1e-4,
-            apart["group"],
-            wrong={"BatchNorm": apart["batch"]},
+            apart_g,
+            wrong={"BatchNorm": apart_b},
         ),
         equals(
             "peak memory at b = 8, GroupNorm over BatchNorm",
             1.0,
-            bytes_of["group"] / bytes_of["batch"],
+            bytes_g / bytes_b,
             within=0.05,
-            wrong={"32 at once for BatchNorm": bytes_of["group"] / together},
+            wrong={"32 at once for BatchNorm": bytes_g / together},
         ),
         at_most(
             "CPU time of a step of 8, GroupNorm over BatchNorm",
             1.6,
-            slower,
-            wrong={"a step of 32": ratio(seconds["all"], seconds["batch"]).value},
+            ratio(step_g, step_b),
+            wrong={"a step of 32": ratio(step_all, step_b).value},
         ),
         at_least(
-            "modelled energy of an example, BatchNorm on 4 devices over 1, as here",
+            "modelled energy of an example, BatchNorm on 4 devices over one",
             1.005,
-            cost(one_step, waiting),
-            wrong={"a network that costs nothing": cost(one_step, free)},
+            cost(here_s, waiting_s),
+            wrong={"a free network": cost(here_s, free_s)},
         ),
         equals(
-            "the same with a network that costs nothing",
+            "the same with a free network",
             1.0,
-            cost(one_step, free),
+            cost(here_s, free_s),
             within=1e-6,
             wrong={"every device's watts on top": float(DEVICES)},
             part="limit",
         ),
     )
-    steps = [1e-4 * 1.5**i for i in range(23)]
-    modelled = plot(
-        [
-            Series(
-                "BatchNorm over 4 devices", steps, [cost(s, waiting) for s in steps]
-            ),
-            Series("GroupNorm on one", steps, [1.0] * len(steps), "dashed"),
-            Series(
-                "this machine's step", [one_step], [cost(one_step, waiting)], "points"
-            ),
-        ],
-        "seconds of a step of 8",
-        "modelled energy of an example, relative",
-        log="xy",
-    )
-    measured = bars(
-        {
-            "memory, GroupNorm": bytes_of["group"] / bytes_of["batch"],
-            "memory, BatchNorm of 32": together / bytes_of["batch"],
-            "CPU time, GroupNorm": slower,
-            "CPU time, BatchNorm of 32": ratio(seconds["all"], seconds["batch"]),
-        },
-        "over a step of 8 with BatchNorm",
-    )
+    steps_s = [1e-4 * 1.5**i for i in range(23)]
+    synced = [cost(s, waiting_s) for s in steps_s]
+    series = [
+        Series("BatchNorm over 4 devices (modelled)", steps_s, synced),
+        Series("GroupNorm on one", steps_s, [1.0] * len(steps_s), "dashed"),
+        Series("this machine's step", [here_s], [cost(here_s, waiting_s)], "points"),
+    ]
+    chart = plot(series, "seconds of a step of 8", "energy of an example", log="xy")
+    caption = "Modelled, 100 Gb/s and 20 us assumed: waiting costs energy, sharing "
+    "none."
     return Seen(
         checks,
         (
             Chart(
-                "Measured: at one micro-batch the two cost about the same.",
-                "实测：微批量相同时，两者的代价相近。",
-                measured,
-            ),
-            Chart(
-                "Modelled (assumed link of 100 Gb/s and 20 us): devices that wait for "
-                "each other use energy; devices that only share work do not.",
-                "模型（假设链路 100 Gb/s、20 us）：互相等待的设备多耗能，只是分担工作的"
-                "则不会。",
-                modelled,
+                caption,
+                "模型（假设 100 Gb/s、20 us）：等待耗能，分担工作不耗能。",
+                chart,
             ),
         ),
     )
@@ -176,36 +139,34 @@ def run(trial: Trial) -> Seen:
 CLAIM = Claim(
     id="norms-cost",
     texts=(
-        "4 独立的自由: BN's need of large batches takes several GPUs, and energy",
-        "4 独立的自由: GN trains on one GPU with small batches and saves energy",
+        "4 独立的自由: BN takes several GPUs and energy; GN one, with small batches",
     ),
     papers=("Wu, He 2018, arXiv:1803.08494",),
     theory="J/example = W (t(b) + t_sync) / b on any number of devices; t_sync(1) = 0",
     verdict="holds if",
     seconds=4,
-    power="memory traced to the byte; 9 rounds tell 1.6 times in time, 30 with --full; "
-    "energy is modelled, not measured",
+    power="memory to the byte; 9 rounds tell 1.6 times in time, 30 with --full; energy "
+    "is modelled, not measured",
     en=Words(
         title="GroupNorm on one device saves what BatchNorm spends on several",
-        claimed="BatchNorm wants so large a batch that several devices are needed, "
-        "which costs energy for messages and for the devices; GroupNorm needs one.",
-        assumed="A device draws the same watts at work and waiting; sums of each layer "
-        "cross an assumed link, and nothing covers the wait. Energy is modelled.",
+        claimed="BatchNorm wants so large a batch that it takes several devices, which "
+        "costs energy for messages and devices; GroupNorm needs one.",
+        assumed="A device draws the same watts at work and waiting, each layer's sums "
+        "cross an assumed link, and nothing covers the wait.",
         seen="GroupNorm's gradient does not depend on how the batch is cut, at the "
-        "memory of a BatchNorm step and about its time. In the model the exchange "
-        "costs energy; the devices alone cost none, since each works a part of the "
-        "time.",
+        "memory and about the time of BatchNorm. In the model the exchange costs "
+        "energy; devices alone cost none, since each works a part of the time.",
         answer="waiting for the exchange is a good part of a step: more devices alone "
         "use no more energy for an example",
     ),
     zh=Words(
         title="单设备的组归一化省下批量归一化花在多设备上的能量",
-        claimed="批量归一化需要很大的批量，以致要用多个设备，为通信和设备本身耗能；组归"
-        "一化只需一个。",
-        assumed="设备工作与等待时功率相同；每层的统计量经过一条假设的链路，等待无法被计"
-        "算掩盖。能量是模型算出的。",
-        seen="组归一化的梯度与批量怎样切分无关，内存与批量归一化的一步相同，时间也相"
-        "近。模型中同步要耗能；而多设备本身不多耗，因为各自只工作一部分时间。",
+        claimed="批量归一化需要很大的批量，要用多个设备，为通信和设备耗能；组归一化只需"
+        "一个。",
+        assumed="设备工作与等待时功率相同；每层的统计量经过一条假设的链路，等待无法被掩"
+        "盖。",
+        seen="组归一化的梯度与批量怎样切分无关，内存与批量归一化相同，时间相近。模型中"
+        "同步要耗能；多设备本身不多耗，因为各自只工作一部分时间。",
         answer="等待同步占一步中可观的一部分：单是设备多，并不增加每个样本的能耗",
     ),
     run=run,
