@@ -94,9 +94,8 @@ def run(trial: Trial) -> Seen:
     distances = dict(zip(names, (exact, means, touching, ghost), strict=True))
     chart = bars(distances, "relative distance of the two gradients", log=True)
     caption = "Rounding where examples do not touch; another function where they do."
-    return Seen(
-        checks, (Chart(caption, "互不接触时只差舍入误差；接触时是另一个函数。", chart),)
-    )
+    zh = "互不接触时只差舍入误差；接触时是另一个函数。"
+    return Seen(checks, (Chart(caption, zh, chart),))
 
 
 CLAIM = Claim(

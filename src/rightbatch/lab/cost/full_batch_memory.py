@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import nn
-
 from rightbatch.job.job import Job
 from rightbatch.lab.check import at_least, at_most, equals
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
 from rightbatch.lab.cost.accumulation import distance, gradient_of, mean_of_means
 from rightbatch.lab.plots import Series, plot
+from rightbatch.lab.training_runs import digits_job
 from rightbatch.memory.envelope import fit_envelope
 from rightbatch.memory.step import step_of
 from rightbatch.memory.traced_step import trace_step
@@ -21,21 +18,6 @@ RAGGED = 1000  # examples whose last piece of 64 is short: a mean of means would
 MIB = 2**20
 
 
-def made_job(seed: int) -> Job:
-    """A small network on made data: 64 numbers an example, four classes."""
-    random = torch.Generator().manual_seed(seed)
-    x = torch.randn(RAGGED, 64, generator=random)
-    layers = [nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU()]
-    return Job(
-        model=nn.Sequential(*layers, nn.Linear(128, 4)),
-        loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
-        data=(x, x[:, :4].argmax(1)),
-        optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
-        batch_size=MICRO,
-        seed=seed,
-    )
-
-
 def peak_bytes(job: Job, micro: int, pieces: int = 1) -> int:
     """Most bytes alive in a traced step of so many micro-batches."""
     (trace,) = trace_step(step_of(job, pieces), (micro,))
@@ -44,7 +26,7 @@ def peak_bytes(job: Job, micro: int, pieces: int = 1) -> int:
 
 def run(trial: Trial) -> Seen:
     """Peak bytes of the step, traced; and its gradient, made both ways."""
-    job, sizes = made_job(trial.seed), trial.size(SIZES, (*SIZES, 16384))
+    job, sizes = digits_job(seed=trial.seed), trial.size(SIZES, (*SIZES, 16384))
     trial.tell("tracing steps")
     law = fit_envelope(trace_step(step_of(job), (64, 128, 256)))
     whole = [peak_bytes(job, n) for n in sizes]
@@ -90,10 +72,8 @@ def run(trial: Trial) -> Seen:
     ]
     chart = plot(series, "examples N", "peak memory of a step (MiB)", log="xy")
     caption = "The same gradient: all activations at once, or those of one piece."
-    return Seen(
-        checks,
-        (Chart(caption, "同一个梯度：保存全部激活值，或只保存一小份的。", chart),),
-    )
+    zh = "同一个梯度：保存全部激活值，或只保存一小份的。"
+    return Seen(checks, (Chart(caption, zh, chart),))
 
 
 CLAIM = Claim(

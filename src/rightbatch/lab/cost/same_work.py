@@ -73,11 +73,9 @@ def run(trial: Trial) -> Seen:
         "an epoch, over that at b = N",
         log="xy",
     )
-    caption = "The work is flat; time falls as long as what every step costs anyway "
-    "rules."
-    return Seen(
-        checks, (Chart(caption, "运算量不变；只要固定开销占主导，时间就下降。", chart),)
-    )
+    caption = "Work is flat; time falls while the fixed cost of a step rules."
+    zh = "运算量不变；只要固定开销占主导，时间就下降。"
+    return Seen(checks, (Chart(caption, zh, chart),))
 
 
 CLAIM = Claim(

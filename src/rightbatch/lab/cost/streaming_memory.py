@@ -92,10 +92,8 @@ def run(trial: Trial) -> Seen:
     ]
     chart = plot(series, "examples N", "peak memory (MiB)", log="xy")
     caption = "Streaming takes the memory of a batch; reading first, the file's."
-    return Seen(
-        checks,
-        (Chart(caption, "流式读取只占一个批量的内存；先读入则占整个文件。", chart),),
-    )
+    zh = "流式读取只占一个批量的内存；先读入则占整个文件。"
+    return Seen(checks, (Chart(caption, zh, chart),))
 
 
 CLAIM = Claim(
