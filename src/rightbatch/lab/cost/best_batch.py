@@ -79,25 +79,21 @@ def run(trial: Trial) -> Seen:
     fastest = min(total.value for total in digits.values())
     over = {b: total.value / fastest for b, total in digits.items()}
     nearest = min(over, key=lambda b: abs(math.log(b / best_here)))
+    low, ends = at_best / min(exact), (exact[0] / min(exact), exact[-1] / min(exact))
+    sum_only = min(exact) * least / (FIXED * n + EXAMPLE * c)
+    here, small, large = over[nearest], over[4], over[1024]
     checks = (
         at_most(
-            "time on the quadratic at the formula's batch over the least",
-            1.02,
-            at_best / min(exact),
-            wrong={"b = 2": exact[0] / min(exact), "b = 2048": exact[-1] / min(exact)},
+            "time at b* / least", 1.02, low, wrong={"b = 2": ends[0], "2048": ends[1]}
         ),
         equals(
-            "least time there over (sqrt(tau_f N) + sqrt(tau_d C))^2",
-            1.0,
-            min(exact),
-            within=0.1,
-            wrong={"tau_f N + tau_d C": min(exact) * least / (FIXED * n + EXAMPLE * c)},
+            "least time / T*", 1.0, min(exact), within=0.1, wrong={"no root": sum_only}
         ),
         at_most(
-            "time on digits at the size nearest to the formula over the least",
+            "digits: time at b* / least",
             1.5,
-            over[nearest],
-            wrong={"the smallest": over[4], "the largest": over[1024]},
+            here,
+            wrong={"b = 4": small, "b = 1024": large},
         ),
     )
     relative = [total.scale(1 / fastest) for total in digits.values()]

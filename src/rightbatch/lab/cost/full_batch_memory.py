@@ -34,35 +34,22 @@ def run(trial: Trial) -> Seen:
     at_once = gradient_of(job, RAGGED, RAGGED)
     apart = distance(gradient_of(job, RAGGED, MICRO), at_once)
     means = distance(mean_of_means(job, RAGGED, MICRO), at_once)
-    growth = pieces[2] / pieces[0]
+    growth, all_growth = pieces[2] / pieces[0], whole[2] / whole[0]
+    held, less = whole[2] / law.peak(sizes[2]), pieces[2] / law.peak(sizes[2])
+    part = "correction"
     checks = (
-        at_least(
-            "least peak of a full-batch step, 16 N examples over N",
-            4.0,
-            growth,
-            wrong={"a peak that is flat": 1.0},
-        ),
-        at_most(
-            "the same, in pieces of 64",
-            1.01,
-            growth,
-            wrong={"all at once": whole[2] / whole[0]},
-            part="correction",
-        ),
+        at_least("least peak, 16 N over N", 4.0, growth, wrong={"a flat peak": 1.0}),
+        at_most("in pieces", 1.01, growth, wrong={"at once": all_growth}, part=part),
         equals(
-            "peak all at once over the law of steps up to 256",
+            "peak at once / law",
             1.0,
-            whole[2] / law.peak(sizes[2]),
+            held,
             within=0.02,
-            wrong={"in pieces": pieces[2] / law.peak(sizes[2])},
-            part="correction",
+            wrong={"pieces": less},
+            part=part,
         ),
         at_most(
-            "distance of the gradient in pieces from that at once",
-            1e-5,
-            apart,
-            wrong={"a mean of means": means},
-            part="correction",
+            "gradients apart by", 1e-5, apart, wrong={"mean of means": means}, part=part
         ),
     )
     series = [

@@ -66,41 +66,31 @@ def run(trial: Trial) -> Seen:
         step_b, step_g, step_all = cpu_seconds(steps, trial.size(9, 30))
         waiting_s = exchange_s(run_b.network)
     here_s = min(step_b)
-    checks = (
+    memory, slower = bytes_g / bytes_b, ratio(step_g, step_b)
+    synced, free = energy(here_s, waiting_s), energy(here_s, 0.0)
+    all_memory, all_slower = bytes_g / together, ratio(step_all, step_b).value
+    checks = (  # GroupNorm over BatchNorm; modelled, BatchNorm on 4 devices over one
+        equals("memory", 1.0, memory, within=0.05, wrong={"of 32 at once": all_memory}),
+        at_most("CPU time", 1.6, slower, wrong={"of 32 at once": all_slower}),
+        at_least("energy (modelled)", 1.005, synced, wrong={"a free network": free}),
         equals(
-            "peak memory at b = 8, GroupNorm over BatchNorm",
+            "with a free network",
             1.0,
-            bytes_g / bytes_b,
-            within=0.05,
-            wrong={"32 at once for BatchNorm": bytes_g / together},
-        ),
-        at_most(
-            "CPU time of a step of 8, GroupNorm over BatchNorm",
-            1.6,
-            ratio(step_g, step_b),
-            wrong={"a step of 32": ratio(step_all, step_b).value},
-        ),
-        at_least(
-            "modelled energy of an example, BatchNorm on 4 devices over one",
-            1.005,
-            energy(here_s, waiting_s),
-            wrong={"a free network": energy(here_s, 0.0)},
-        ),
-        equals(
-            "the same with a free network",
-            1.0,
-            energy(here_s, 0.0),
-            within=1e-6,
+            free,
+            margin=1e-6,
             wrong={"every device's watts on top": float(DEVICES)},
             part="limit",
         ),
     )
     steps_s = [1e-4 * 1.5**i for i in range(23)]
-    synced = [energy(s, waiting_s) for s in steps_s]
     series = [
-        Series("BatchNorm over 4 devices (modelled)", steps_s, synced),
+        Series(
+            "BatchNorm over 4 devices (modelled)",
+            steps_s,
+            [energy(s, waiting_s) for s in steps_s],
+        ),
         Series("GroupNorm on one", steps_s, [1.0] * len(steps_s), "dashed"),
-        Series("this machine's step", [here_s], [energy(here_s, waiting_s)], "points"),
+        Series("this machine's step", [here_s], [synced], "points"),
     ]
     chart = plot(series, "seconds of a step of 8", "energy of an example", log="xy")
     caption = "Modelled with 100 Gb/s and 20 us: waiting costs energy, sharing none."
