@@ -88,22 +88,20 @@ CLAIM = Claim(
     en=Words(
         title="Accumulation equals the large batch, and costs time",
         claimed="Gradients of small pieces, added up before one update, are those of "
-        "the large batch; what is lost is the speed of many at once.",
+        "the large batch; the speed of many at once is lost.",
         assumed="The sum of losses is divided by the count of the whole batch, and no "
         "example's loss depends on another: BatchNorm breaks that.",
-        seen="A batch of digits is differentiated at once and in pieces: the two "
-        "differ by rounding, and the pieces take longer. With BatchNorm they differ "
-        "far more, until it normalises groups of 8 both times.",
+        seen="Digits are differentiated at once and in pieces: the two differ by "
+        "rounding, and pieces take longer. With BatchNorm they differ far more, until "
+        "it normalises groups of 8 both times.",
         answer="the examples of a batch do not touch each other",
     ),
     zh=Words(
         title="梯度累积等于大批量，但要花时间",
-        claimed="把几小份的梯度加起来再更新一次，就是大批量的梯度；失去的是并行的速"
-        "度。",
-        assumed="损失之和除以整批的样本数，且任何样本的损失不依赖其他样本：批量归一化打"
-        "破了这一点。",
-        seen="对一批数字图像一次求梯度，再分份求：两者只差舍入误差，而分份更慢。用批量"
-        "归一化时相差很大，直到两次都按 8 个一组归一化。",
+        claimed="几小份的梯度相加再更新一次，就是大批量的梯度；失去的是并行。",
+        assumed="除以整批的样本数，且样本的损失互不依赖：批量归一化打破了后者。",
+        seen="对数字图像一次或分份求梯度：只差舍入误差，而分份更慢。用批量归一化则相差"
+        "很大，直到两次都按 8 个一组归一化。",
         answer="批量中的样本互不接触",
     ),
     run=run,

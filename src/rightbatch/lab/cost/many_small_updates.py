@@ -78,17 +78,14 @@ CLAIM = Claim(
         assumed="Training is far from its end, the batch below the critical one, and "
         "each batch has its own best rate.",
         seen="On real digits an epoch at b = 32 is ahead of one update with all "
-        "examples, and of as much CPU time spent on whole batches or single examples: "
-        "the former are too few, the latter too slow for what they tell.",
+        "examples, and of equal CPU time spent on whole batches or on single examples.",
     ),
     zh=Words(
         title="同样的时间里，多次小更新胜过一次重更新",
-        claimed="在同样的时间里，用小而相当准确的梯度多次更新，比用精确梯度慢慢更新更接"
-        "近好的解。",
+        claimed="同样的时间里，小而相当准确的多次更新比一次精确的更新走得更远。",
         assumed="训练远未结束，批量小于临界批量，各用自己最好的学习率。",
         seen="在真实数字图像上，b = 32 的一个周期领先于用全部样本的一次更新，也领先于把"
-        "同样的 CPU 时间花在全批量或单个样本上：前者太少，后者得到的信息抵不上所花的时"
-        "间。",
+        "同样的 CPU 时间花在全批量或单个样本上。",
     ),
     run=run,
 )

@@ -77,17 +77,15 @@ CLAIM = Claim(
         "at any batch; what differs is how well hardware does them.",
         assumed="Matrix products are counted. Updates add some d operations each, at "
         "most another N d.",
-        seen="All products of an epoch on real digits are counted while it trains: as "
-        "many at every batch as the formula says. The CPU time at b = 1 is many times "
-        "longer.",
+        seen="All products of an epoch on real digits are counted: as many at every "
+        "batch as the formula says. The CPU time at b = 1 is many times longer.",
     ),
     zh=Words(
         title="无论批量多大，一个周期的运算量相同，时间却不同",
-        claimed="N 个样本、d 个参数，遍历一遍要 Theta(N d) 次运算，与批量无关；差别在硬"
-        "件效率。",
+        claimed="遍历 N 个样本要 Theta(N d) 次运算，与批量无关；差别在硬件效率。",
         assumed="只数矩阵乘法。每次更新另需约 d 次运算，合计至多再加 N d。",
-        seen="在真实数字图像上训练并数出每次乘法：各种批量都与公式完全相等；b = 1 的周"
-        "期却要多花许多倍 CPU 时间。",
+        seen="数出真实训练中的每次乘法：各种批量都与公式相等；b = 1 却要多花许多倍 CPU "
+        "时间。",
     ),
     run=run,
 )
