@@ -24,8 +24,9 @@ def made_model(norm: str) -> nn.Module:
     layers: list[nn.Module] = [nn.Unflatten(1, (1, 8, 8))]
     for channels, width in ((1, 32), (32, 32), (32, 64)):
         convolution = nn.Conv2d(channels, width, 3, padding=1, bias=False)
-        layers += [convolution, nn.BatchNorm2d(width), nn.ReLU(), nn.AvgPool2d(2)]
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 10))
+        layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
+    ends = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
+    model = nn.Sequential(*layers, *ends)
     if norm == "group":
         convert_norms(model, "group")
     return model
@@ -68,26 +69,19 @@ def run(trial: Trial) -> Seen:
     memory, slower = bytes_g / bytes_b, ratio(step_g, step_b)
     synced, free = energy(here_s, waiting_s), energy(here_s, 0.0)
     all_memory, all_slower = bytes_g / together, ratio(step_all, step_b).value
-    checks = (  # GroupNorm over BatchNorm; modelled, BatchNorm on 4 devices over one
-        equals("memory", 1.0, memory, within=0.05, wrong={"of 32 at once": all_memory}),
-        at_most("CPU time", 1.6, slower, wrong={"of 32 at once": all_slower}),
-        at_least("energy (modelled)", 1.005, synced, wrong={"a free network": free}),
+    checks = (
         equals(
-            "with a free network",
-            1.0,
-            free,
-            margin=1e-6,
-            wrong={"every device's watts on top": float(DEVICES)},
-            part="limit",
+            "memory, GN / BN", 1.0, memory, margin=0.05, wrong={"of 32": all_memory}
+        ),
+        at_most("CPU time, GN / BN", 1.5, slower, wrong={"of 32": all_slower}),
+        at_least("modelled energy, BN on 4 / 1", 1.005, synced, wrong={"free": free}),
+        at_most(
+            "on a free network", 1.001, free, wrong={"watts add": 4.0}, part="limit"
         ),
     )
     steps_s = [1e-4 * 1.5**i for i in range(23)]
     series = [
-        Series(
-            "BatchNorm over 4 devices (modelled)",
-            steps_s,
-            [energy(s, waiting_s) for s in steps_s],
-        ),
+        Series("BatchNorm over 4", steps_s, [energy(s, waiting_s) for s in steps_s]),
         Series("GroupNorm on one", steps_s, [1.0] * len(steps_s), "dashed"),
         Series("this machine's step", [here_s], [synced], "points"),
     ]
@@ -104,7 +98,7 @@ CLAIM = Claim(
     theory="J/example = W (t(b) + t_sync) / b on any number of devices; t_sync(1) = 0",
     verdict="holds if",
     seconds=4,
-    power="energy is modelled; 9 rounds tell a factor of 1.6 in time, 30 with --full",
+    power="energy is modelled; 9 rounds tell a factor of 1.5 in time, 30 with --full",
     en=Words(
         title="GroupNorm on one device saves what BatchNorm spends on several",
         claimed="BatchNorm wants so large a batch that it takes several devices, which "
