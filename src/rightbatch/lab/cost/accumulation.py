@@ -60,7 +60,8 @@ def run(trial: Trial) -> Seen:
     trial.tell("timing")
     with started(job) as state:
         steps = [(state, BATCH, MICRO), (state, BATCH, BATCH)]
-        price = ratio(*cpu_seconds(steps, trial.size(7, 25)))
+        pieces_s, at_once_s = cpu_seconds(steps, trial.size(7, 25))
+    price = ratio(pieces_s, at_once_s)
     checks = (
         at_most("gradients apart by", 1e-5, exact, wrong={"a mean of means": means}),
         at_least(

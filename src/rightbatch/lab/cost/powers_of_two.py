@@ -33,7 +33,7 @@ def gain_of(seconds: Sequence[float]) -> float:
 
     Example:
         >>> round(gain_of([math.ceil(b / 32) for b in SIZES]), 2)  # in tiles of 32
-        0.19
+        0.2
     """
     groups = [seconds[i : i + 3] for i in range(0, len(SIZES), 3)]
     logs = [math.log((below + above) / 2 / at) for below, at, above in groups]
