@@ -130,6 +130,8 @@ class Hessian:
         made = (self._flat(v, graph=True) for v, _ in self._sums() if v.requires_grad)
         try:
             for gradient in made if kept is None else [kept]:
+                if self.passes["products"] == 1:
+                    _check_functions(gradient)
                 total += self._flat(gradient, vector, again=kept is not None)
         except RuntimeError as error:
             if is_out_of_memory(error):
@@ -192,6 +194,8 @@ class Hessian:
         graph: bool = False,
         again: bool = False,
     ) -> Tensor:
+        if graph:  # as if it depended on more: see `_check_functions`
+            vector = torch.ones_like(of).requires_grad_()
         parts = torch.autograd.grad(
             of,
             self.parameters,
@@ -301,3 +305,19 @@ def _common_type(parameters: list[nn.Parameter]) -> torch.dtype:
         why="it takes real numbers in float32 at least",
         fix="a float32 model with trained parameters; autocast is left out by itself",
     )
+
+
+def _check_functions(gradient: Tensor) -> None:
+    """Refuse a graph with a function that is marked ``once_differentiable``.
+
+    torch raises for it only on the way to a leaf, and else leaves its curvature out.
+    """
+    waiting, seen = [gradient.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() == "torch::autograd::Error":
+            raise RuntimeError("a function in it is marked with @once_differentiable")
+        waiting += [before for before, _ in node.next_functions]
