@@ -105,7 +105,7 @@ def by_ours(job: rb.Job, model: nn.Module) -> tuple[float, float]:
 
 def by_pyhessian(job: rb.Job, model: nn.Module) -> tuple[float, float]:
     """Its power iteration and its trace, as they stop by themselves."""
-    from pyhessian import hessian
+    from pyhessian import hessian  # pyrefly: ignore
 
     made = hessian(model, nn.CrossEntropyLoss(), job.data, cuda=False)
     top = made.eigenvalues(top_n=1)[0][0]
@@ -114,7 +114,10 @@ def by_pyhessian(job: rb.Job, model: nn.Module) -> tuple[float, float]:
 
 def by_curvlinops(job: rb.Job, model: nn.Module) -> tuple[float, float]:
     """Scipy's eigsh on its operator, and Hutch++ with 99 products."""
-    from curvlinops import HessianLinearOperator, hutchpp_trace
+    from curvlinops import (  # pyrefly: ignore
+        HessianLinearOperator,
+        hutchpp_trace,
+    )
     from scipy.sparse.linalg import eigsh
 
     params = [p for p in model.parameters() if p.requires_grad]
@@ -128,10 +131,10 @@ def by_curvlinops(job: rb.Job, model: nn.Module) -> tuple[float, float]:
 TOOLS = {"rightbatch": by_ours, "PyHessian": by_pyhessian, "curvlinops": by_curvlinops}
 
 
-def cpu_s(work: Callable[[], Any]) -> tuple[float, Any]:
+def cpu_s(work: Callable[..., Any], *arguments: Any) -> tuple[float, Any]:
     """CPU seconds, and the result."""
     started = time.process_time()
-    made = work()
+    made = work(*arguments)
     return time.process_time() - started, made
 
 
@@ -166,7 +169,7 @@ def costs() -> None:
             truth = trace_of(hessian, top, precision=1e-3, most=400, seed=9)
         for name, tool in TOOLS.items():
             try:
-                seconds, (value, trace) = cpu_s(lambda: tool(job, model))
+                seconds, (value, trace) = cpu_s(tool, job, model)
             except ImportError:
                 continue
             row = {

@@ -153,13 +153,13 @@ class Once(torch.autograd.Function):
     """Squares; its backward pass is said to have no derivative."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # pyrefly: ignore
         ctx.save_for_backward(x)
         return x.square()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyrefly: ignore
         return 2 * ctx.saved_tensors[0] * grad
 
 
@@ -241,7 +241,6 @@ def test_model_and_random_numbers_are_untouched(mode: Any) -> None:
     assert all(p.grad is g for p, g in zip(model.parameters(), gradients, strict=True))
     assert [m.training for m in model.modules()] == [True, True, False, True, True]
     assert [p.requires_grad for p in model.parameters()] == [False] + [True] * 5
-    assert point.parameters == sum(p.numel() for p in model.parameters()) - 96
     assert any("96 frozen" in note for note in point.notes)
 
 

@@ -48,12 +48,6 @@ class Hessian:
     By double backward (Pearlmutter 1994); from the first kernel of torch on that has
     no second derivative, by central differences of gradients. Vectors are flat, of
     shape ``(size,)``: the trained parameters one after the other, frozen ones left out.
-
-    Attributes:
-        parameters: Those that are trained.
-        loss: The mean loss.
-        gradient: Its gradient.
-        passes: Over all examples: ``"gradients"``, ``"products"``, ``"losses"``.
     """
 
     def __init__(
@@ -95,12 +89,7 @@ class Hessian:
         return blake2b(text.encode(), digest_size=8).hexdigest()
 
     def product(self, vector: Tensor) -> Tensor:
-        """The Hessian times a vector.
-
-        Raises:
-            JobError: The loss has no second derivative.
-            NotFiniteError: The product is NaN or infinite.
-        """
+        """The Hessian times a vector."""
         self.passes["products"] += 1
         product = None if self._differences else self._twice(vector)
         if product is None:
@@ -132,7 +121,7 @@ class Hessian:
             for gradient in made if kept is None else [kept]:
                 if self.passes["products"] == 1:
                     _check_functions(gradient)
-                total += self._flat(gradient, vector, again=kept is not None)
+                total += self._flat(gradient, vector)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
@@ -187,12 +176,7 @@ class Hessian:
             yield value, float(count)
 
     def _flat(
-        self,
-        of: Tensor,
-        vector: Tensor | None = None,
-        *,
-        graph: bool = False,
-        again: bool = False,
+        self, of: Tensor, vector: Tensor | None = None, graph: bool = False
     ) -> Tensor:
         if graph:  # as if it depended on more: see `_check_functions`
             vector = torch.ones_like(of).requires_grad_()
@@ -201,7 +185,7 @@ class Hessian:
             self.parameters,
             vector,
             create_graph=graph,
-            retain_graph=graph or again,
+            retain_graph=graph or of is self._kept,
             materialize_grads=True,
         )
         return self._joined(parts)
@@ -236,14 +220,8 @@ def hessian_of(
     """The Hessian over the examples at ``indices``; the model is left untouched.
 
     With all examples in one micro-batch their graph is kept, which is cheaper.
-
-    Raises:
-        JobError: The loss has no derivative, or parameters are no float32 or float64.
-        NotFiniteError: Loss or gradient is NaN or infinite.
-        SettingError: There is no such mode or method.
     """
-    methods = (None, "double backward", "differences")
-    if mode not in ("eval", "train") or method not in methods:
+    if {mode, method} - {"eval", "train", None, "double backward", "differences"}:
         raise SettingError(
             "there is no such mode or method",
             seen=f"mode={mode!r}, method={method!r}",
@@ -279,11 +257,7 @@ def in_memory(
 
 
 def drawn(job: Job, examples: int, name: str, seed: int) -> Tensor:
-    """Indices of different examples; ``name`` is how errors call their number.
-
-    Raises:
-        SettingError: There are not so many.
-    """
+    """Indices of different examples; ``name`` is how errors call their number."""
     if whole_number(examples, name) > job.length:
         raise SettingError(
             f"{name} is larger than the data set",

@@ -121,7 +121,6 @@ def sharpness(
             population=job.length,
             probe=hessian.examples,
             mode=mode,
-            parameters=hessian.size,
             micro_batch=micro,
             method=hessian.method,
             passes=dict(hessian.passes),

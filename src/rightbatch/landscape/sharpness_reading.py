@@ -31,11 +31,10 @@ class Sharpness:
             normal: alone the same for one function in other units of its weights, such
             as a ReLU layer times 3 and the next over 3 (compare Kwon et al. 2021,
             arXiv:2102.11600).
-        examples: How many there are, of ``population`` in the data set.
-        population: Examples in the data set.
+        examples: How many.
+        population: How many the data set has.
         probe: A digest of the numbers in the examples.
         mode: Of the model, ``"eval"`` or ``"train"``.
-        parameters: Trained ones: rows of the Hessian.
         micro_batch: Most examples in memory at once.
         method: How products with the Hessian were made.
         passes: Over all examples: ``"gradients"``, ``"products"``, ``"losses"``.
@@ -53,7 +52,6 @@ class Sharpness:
     population: int
     probe: str
     mode: str
-    parameters: int
     micro_batch: int
     method: str
     passes: dict[str, int]

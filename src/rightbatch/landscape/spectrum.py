@@ -28,13 +28,10 @@ ORTHOGONAL = 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Top:
-    """The largest eigenvalues, and what was learned on the way.
+    """The largest eigenvalues, their unit ``vectors`` as rows, and the way there.
 
-    Attributes:
-        eigenvalues: Largest first.
-        vectors: Their unit vectors, shape (eigenvalues, parameters).
-        basis: Orthonormal vectors that Lanczos asked about, (vectors, parameters).
-        captured: Sum of ``v' H v`` over the basis: a part of the trace, exactly.
+    Rows of ``basis`` are orthonormal vectors that Lanczos asked about; ``captured`` is
+    the sum of ``v' H v`` over them: a part of the trace, exactly.
     """
 
     eigenvalues: tuple[Estimate, ...]
@@ -58,10 +55,6 @@ def top_eigenvalues(hessian: Hessian, count: int = 1, *, seed: int = 0) -> Top:
 
     A Ritz value lies below the eigenvalue it stands for (Cauchy's interlacing), and
     within $|Hv - \theta v|$ of one: that is its interval.
-
-    Raises:
-        SettingError: Not fewer than there are parameters.
-        UnidentifiedError: They did not converge.
     """
     size: Any = hessian.size
     if not count < size:
@@ -130,14 +123,8 @@ def trace_of(
     it is narrow by chance. Here a pilot says once how many vectors are needed, and the
     interval keeps the pilot's variance and degrees of freedom (Stein 1945, Ann. Math.
     Statist. 16:243). His width is fixed; ours, a share of the pilot's trace, differs
-    from it in second order.
-
-    Args:
-        hessian: The one that ``top`` is of.
-        top: Of `top_eigenvalues`.
-        precision: Standard error over trace that is asked for.
-        most: Random vectors at most.
-        seed: Of them.
+    from it in second order. ``precision`` is standard error over trace, ``most`` the
+    largest number of random vectors.
     """
     generator = torch.Generator().manual_seed(seed)
 
