@@ -37,6 +37,8 @@ from rightbatch.landscape.hessian import hessian_of
 from rightbatch.landscape.spectrum import top_eigenvalues, trace_of
 
 PRECISION = 0.05
+SEEDS, MATCHED = 4, 0.35  # and the training loss to stop at
+MEASURES = ("top", "trace", "sam", "adaptive")
 
 
 def mlp() -> nn.Module:
@@ -183,48 +185,52 @@ def costs() -> None:
     write_json("sharpness", {"precision": PRECISION, "costs": table})
 
 
+def noisy_digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """1,000 digits, one in five labels drawn at random; and those held out."""
+    pixels, classes, held, held_classes = load_digits()
+    random = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(pixels), generator=random)[:1000]
+    wrong = torch.rand(1000, generator=random) < 0.2
+    drawn = torch.randint(10, (1000,), generator=random)
+    return (
+        pixels[chosen],
+        torch.where(wrong, drawn, classes[chosen]),
+        held,
+        held_classes,
+    )
+
+
 def rank() -> None:
     """Print and write how sharpness at matched training loss ranks test loss."""
-    points, target = [], 0.35
-    for seed in range(4):
-        pixels, classes, held, held_classes = load_digits()
-        random = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(pixels), generator=random)[:1000]
-        x, y = pixels[order], classes[order].clone()
-        wrong = torch.rand(1000, generator=random) < 0.2
-        y[wrong] = torch.randint(10, (int(wrong.sum()),), generator=random)
+    points: list[dict[str, float]] = []
+    for seed in range(SEEDS):
+        x, y, *held = noisy_digits(seed)
         for batch in (8, 32, 128, 500):
-            job = job_of(mlp, (x, y), batch)
             torch.manual_seed(seed)
-            model = mlp()
+            model, update = mlp(), 0
             optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-            for update in range(12_000):
-                at = torch.randperm(1000, generator=random)[:batch]
+            while update % 50 or float(loss(model, (x, y)).detach()) > MATCHED:
+                at = torch.randperm(1000)[:batch]
                 optimizer.zero_grad()
-                F.cross_entropy(model(x[at]), y[at]).backward()
+                loss(model, (x[at], y[at])).backward()
                 optimizer.step()
-                if update % 50 == 0:
-                    with torch.no_grad():
-                        if F.cross_entropy(model(x), y) <= target:
-                            break
-            point = sharpness(job, model, examples=1000)
-            with torch.no_grad():
-                test = float(F.cross_entropy(model(held), held_classes))
+                update += 1
+            point = sharpness(job_of(mlp, (x, y), batch), model, examples=1000)
+            test = float(loss(model, (held[0], held[1])).detach())
             row = {"seed": seed, "batch": batch, "updates": update, "test_loss": test}
-            row |= {"loss": point.loss, "top": point.top.value}
-            row |= {"trace": point.trace.value, "sam": point.sam.value}
-            points.append(row | {"adaptive": point.adaptive.value})
-            print({k: round(v, 4) for k, v in points[-1].items()}, flush=True)
-    spearman = {}
-    for name in ("top", "trace", "sam", "adaptive"):
-        within = [
+            row |= {"loss": point.loss}
+            row |= {name: getattr(point, name).value for name in MEASURES}
+            points.append(row)
+            print({k: round(v, 4) for k, v in row.items()}, flush=True)
+    spearman = {
+        name: statistics.mean(
             stats.spearmanr(
-                [p[name] for p in points if p["seed"] == seed],
-                [p["test_loss"] for p in points if p["seed"] == seed],
+                [(p[name], p["test_loss"]) for p in points if p["seed"] == seed]
             ).statistic
-            for seed in range(4)
-        ]
-        spearman[name] = round(float(statistics.mean(within)), 3)
+            for seed in range(SEEDS)
+        )
+        for name in MEASURES
+    }
     print("Spearman with test loss, mean within seeds:", spearman)
     write_json("sharpness-rank", {"spearman": spearman, "points": points})
 
