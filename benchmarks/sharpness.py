@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor, nn
@@ -186,18 +187,29 @@ def costs() -> None:
 
 
 def noisy_digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """1,000 digits, one in five labels drawn at random; and those held out."""
+    """1,000 digits, one in five labels drawn at random; and the 797 others."""
     pixels, classes, held, held_classes = load_digits()
+    x, y = torch.cat([pixels, held]), torch.cat([classes, held_classes])
     random = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(pixels), generator=random)[:1000]
+    order = torch.randperm(len(x), generator=random)
+    chosen, others = order[:1000], order[1000:]
     wrong = torch.rand(1000, generator=random) < 0.2
-    drawn = torch.randint(10, (1000,), generator=random)
-    return (
-        pixels[chosen],
-        torch.where(wrong, drawn, classes[chosen]),
-        held,
-        held_classes,
-    )
+    labels = torch.where(wrong, torch.randint(10, (1000,), generator=random), y[chosen])
+    return x[chosen], labels, x[others], y[others]
+
+
+def spearman(
+    points: list[dict[str, float]],
+) -> tuple[dict[str, float], dict[str, float]]:
+    """With test loss, for every measure: mean within seeds; and of means over seeds."""
+    within, of_means = {}, {}
+    for name in MEASURES:
+        table = np.array([(p[name], p["test_loss"]) for p in points])
+        table = table.reshape(SEEDS, -1, 2)
+        each = [float(stats.spearmanr(of_seed).statistic) for of_seed in table]
+        within[name] = round(statistics.mean(each), 3)
+        of_means[name] = round(float(stats.spearmanr(table.mean(0)).statistic), 3)
+    return within, of_means
 
 
 def rank() -> None:
@@ -222,17 +234,11 @@ def rank() -> None:
             row |= {name: getattr(point, name).value for name in MEASURES}
             points.append(row)
             print({k: round(v, 4) for k, v in row.items()}, flush=True)
-    spearman = {
-        name: statistics.mean(
-            stats.spearmanr(
-                [(p[name], p["test_loss"]) for p in points if p["seed"] == seed]
-            ).statistic
-            for seed in range(SEEDS)
-        )
-        for name in MEASURES
-    }
-    print("Spearman with test loss, mean within seeds:", spearman)
-    write_json("sharpness-rank", {"spearman": spearman, "points": points})
+    within, of_means = spearman(points)
+    print("Spearman with test loss, mean of those within seeds:", within)
+    print("and of the means over seeds, one for each batch:", of_means)
+    payload = {"within_seeds": within, "of_means": of_means, "points": points}
+    write_json("sharpness-rank", payload)
 
 
 def main() -> None:
