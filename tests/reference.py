@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import itertools
@@ -400,3 +401,40 @@ def reshuffled_share(decay: float, batch: int, examples: int) -> float:
         for j in range(n)
     )
     return epoch / (1 - decay ** (2 * n))
+
+
+# Landscape: sharpness
+
+
+def dense_hessian(job: rb.Job, model: nn.Module, batch: Any) -> Tensor:
+    """Every second derivative of a batch's mean loss, one backward pass a row."""
+    result = job.loss(model, batch)
+    loss = result[0] / result[1] if isinstance(result, tuple) else result
+    parameters = list(model.parameters())
+    rows = []
+    for part in torch.autograd.grad(loss, parameters, create_graph=True):
+        for entry in part.flatten():
+            row = torch.autograd.grad(entry, parameters, retain_graph=True)
+            rows.append(torch.cat([r.flatten() for r in row]))
+    return torch.stack(rows)
+
+
+def mean_rise(
+    job: rb.Job, model: nn.Module, batch: Any, draws: int
+) -> tuple[float, float, float]:
+    """Loss, its rise 0.05 uphill, and its mean rise under weights (1 + 0.1 normal)."""
+    compute: Any = job.loss
+    moved, value = copy.deepcopy(model), compute(model, batch)
+    gradient = torch.autograd.grad(value, list(model.parameters()))
+    loss = float(value.detach())
+    length = math.sqrt(sum(float(g.square().sum()) for g in gradient))
+    rises = []
+    with torch.no_grad():
+        for p, g in zip(moved.parameters(), gradient, strict=True):
+            p += 0.05 * g / length
+        sam = float(compute(moved, batch)) - loss
+        for _ in range(draws):
+            for p, q in zip(moved.parameters(), model.parameters(), strict=True):
+                p.copy_(q * (1 + 0.1 * torch.randn_like(q)))
+            rises.append(float(compute(moved, batch)) - loss)
+    return loss, sam, float(np.mean(rises))
