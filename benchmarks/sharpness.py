@@ -186,6 +186,13 @@ def costs() -> None:
     write_json("sharpness", {"precision": PRECISION, "costs": table})
 
 
+# Batches with their rates: today's for all, and scaled by the root or linearly.
+RECIPES = (
+    *((8, 0.05), (32, 0.05), (128, 0.05), (500, 0.05)),
+    *((500, 0.4), (32, 0.2), (128, 0.8)),
+)
+
+
 def noisy_digits(seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """1,000 digits, one in five labels drawn at random; and the 797 others."""
     pixels, classes, held, held_classes = load_digits()
@@ -217,26 +224,30 @@ def rank() -> None:
     points: list[dict[str, float]] = []
     for seed in range(SEEDS):
         x, y, *held = noisy_digits(seed)
-        for batch in (8, 32, 128, 500):
+        for batch, rate in RECIPES:
             torch.manual_seed(seed)
             model, update = mlp(), 0
-            optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+            optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+            order = torch.randperm(1000)
             while update % 50 or float(loss(model, (x, y)).detach()) > MATCHED:
-                at = torch.randperm(1000)[:batch]
+                if len(order) < batch:
+                    order = torch.randperm(1000)
+                at, order = order[:batch], order[batch:]
                 optimizer.zero_grad()
                 loss(model, (x[at], y[at])).backward()
                 optimizer.step()
                 update += 1
             point = sharpness(job_of(mlp, (x, y), batch), model, examples=1000)
             test = float(loss(model, (held[0], held[1])).detach())
-            row = {"seed": seed, "batch": batch, "updates": update, "test_loss": test}
+            row = {"seed": seed, "batch": batch, "rate": rate}
+            row |= {"updates": update, "test_loss": test}
             row |= {"loss": point.loss}
             row |= {name: getattr(point, name).value for name in MEASURES}
             points.append(row)
             print({k: round(v, 4) for k, v in row.items()}, flush=True)
     within, of_means = spearman(points)
     print("Spearman with test loss, mean of those within seeds:", within)
-    print("and of the means over seeds, one for each batch:", of_means)
+    print("and of the means over seeds, one for each recipe:", of_means)
     payload = {"within_seeds": within, "of_means": of_means, "points": points}
     write_json("sharpness-rank", payload)
 

@@ -19,6 +19,7 @@ from rightbatch.cli.console import (
 from rightbatch.core.errors import SettingError
 from rightbatch.job.loading import load_job
 
+PROBES = 20  # random vectors for the trace of each run [assumed]
 BUDGETS = ("epochs", "updates", "loss")
 # Options of train that mean the same here.
 SHARED = ("job", "keep_threads", "out", "as_json")
@@ -88,6 +89,7 @@ def _compare(
         from rightbatch.landscape.compare import compare_batches
         from rightbatch.landscape.comparison_page import comparison_page
         from rightbatch.landscape.comparison_text import sentences, table
+        from rightbatch.landscape.point_sharpness import sharpness
         from rightbatch.measure.threads import pick_threads
         from rightbatch.report.answer import files_lines
         from rightbatch.report.terminal import TerminalProgress, print_plain, wrapped
@@ -107,6 +109,7 @@ def _compare(
             budgets=budgets,
             level=level,
             rules=None if given["rule"] is None else ("none", given["rule"]),
+            sharpness=functools.partial(sharpness, most_probes=PROBES),
             progress=TerminalProgress(console, phases=1 + len(budgets)),
             **{name: given[name] for name in LENGTH},
         )

@@ -12,7 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from rightbatch.core.errors import NotFiniteError, SettingError
+from rightbatch.core.errors import (
+    JobError,
+    NotFiniteError,
+    SettingError,
+    UnidentifiedError,
+)
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.progress import Progress
 from rightbatch.core.units import show_seconds
@@ -303,7 +308,8 @@ class _Trainer:
             end = "diverged"
         sharp = None
         if budget == "loss" and end == "done" and self.sharpness is not None:
-            with preserved_rng():
+            # A loss without a second derivative has none; its column is then empty.
+            with preserved_rng(), contextlib.suppress(JobError, UnidentifiedError):
                 sharp = self.sharpness(run.job, run.network)
         return ComparedRun(
             budget=budget,
