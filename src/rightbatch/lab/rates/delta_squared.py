@@ -101,13 +101,16 @@ def run(trial: Trial) -> Seen:
     chart = plot(
         [
             Series("as written: b ~ d^2k", stages, heat, "points"),
-            Series("1/d^k", stages, [heat[0].value / DECAY**k for k in stages], "dashed"),
+            Series(
+                "1/d^k", stages, [heat[0].value / DECAY**k for k in stages], "dashed"
+            ),
             Series(
                 "rate kept, b ~ 1/d^k",
                 stages,
                 [
                     instead.late(
-                        instead.variance, slice((k + 1) * UPDATES - SETTLED, (k + 1) * UPDATES)
+                        instead.variance,
+                        slice((k + 1) * UPDATES - SETTLED, (k + 1) * UPDATES),
                     ).scale(1 - LR / 2)
                     for k in stages
                 ],

@@ -68,7 +68,9 @@ def run(trial: Trial) -> Seen:
 
     gaps = {name: gap(name) for name in WAYS if name != "b = 8"}
     cold, hot = variance_ratio(0.01, 8, trial), variance_ratio(0.1, 16, trial)
-    hot_theory = stationary_variance(1.6, 16, NOISE) / stationary_variance(0.1, 1, NOISE)
+    hot_theory = stationary_variance(1.6, 16, NOISE) / stationary_variance(
+        0.1, 1, NOISE
+    )
     checks = (
         equals(
             "variance at rest at 8 times batch and rate, lr k at most 0.08",
@@ -104,18 +106,24 @@ def run(trial: Trial) -> Seen:
         ),
     )
     lines = [
-        Series(name, runs[0].examples, runs[0].values, "dashed" if "8" in name else "line")
+        Series(
+            name, runs[0].examples, runs[0].values, "dashed" if "8" in name else "line"
+        )
         for name, runs in curves.items()
     ]
     chart = plot(lines, "examples seen", "training loss", log="y")
     caption = "One seed: at four times batch and rate the path is the same per example."
-    caption_zh = "同一随机种子：批量和学习率同乘 4，按样本数计的路径相同；乘 32 则失效。"
+    caption_zh = (
+        "同一随机种子：批量和学习率同乘 4，按样本数计的路径相同；乘 32 则失效。"
+    )
     return Seen(checks, (Chart(caption, caption_zh, chart),))
 
 
 CLAIM = Claim(
     id="linear-rule",
-    texts=("2 现代前沿：微调引擎: batch times k, learning rate times k: T is constant",),
+    texts=(
+        "2 现代前沿：微调引擎: batch times k, learning rate times k: T is constant",
+    ),
     papers=(
         "Goyal et al. 2017, arXiv:1706.02677",
         "Smith et al. 2018, arXiv:1711.00489",

@@ -38,7 +38,9 @@ def moved_in_an_epoch(seed: int, batch_size: int, lr: float) -> float:
         before = nn.utils.parameters_to_vector(run.network.parameters()).detach()
 
     def distance(model: nn.Module) -> float:
-        return float((nn.utils.parameters_to_vector(model.parameters()) - before).norm())
+        return float(
+            (nn.utils.parameters_to_vector(model.parameters()) - before).norm()
+        )
 
     steps = EXAMPLES // batch_size
     curve = trained(
@@ -128,7 +130,9 @@ def run(trial: Trial) -> Seen:
 
 CLAIM = Claim(
     id="root-rule",
-    texts=("1 超参数的交织之舞: b / k goes with lr / sqrt(k): update variance constant",),
+    texts=(
+        "1 超参数的交织之舞: b / k goes with lr / sqrt(k): update variance constant",
+    ),
     papers=(
         "Krizhevsky 2014, arXiv:1404.5997",
         "Hoffer et al. 2017, arXiv:1705.08741",

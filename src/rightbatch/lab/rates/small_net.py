@@ -60,7 +60,9 @@ def loss_after(job: Job, *, batch_size: int, lr: float, examples: int) -> float:
     """Training loss after so many examples; that of chance where the run diverged."""
     steps = examples // batch_size
     look = training_loss(job)
-    curve = trained(job, batch_size=batch_size, lr=lr, steps=steps, every=steps, look=look)
+    curve = trained(
+        job, batch_size=batch_size, lr=lr, steps=steps, every=steps, look=look
+    )
     return curve.values[-1] if curve.values else math.log(10)
 
 

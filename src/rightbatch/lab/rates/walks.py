@@ -37,9 +37,7 @@ def timetable(
         rate: A decay beside the schedule.
     """
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=lr)
-    controller = Controller(
-        schedule, optimizer, schedule.start, rule="none", rate=rate
-    )
+    controller = Controller(schedule, optimizer, schedule.start, rule="none", rate=rate)
     batches, lrs, seen = [], [], 0
     while seen < examples:
         batches.append(float(controller.batch_size))

@@ -17,7 +17,9 @@ RULES: tuple[Rule, ...] = ("none", "sqrt", "linear")
 RATES = {"SGD": 0.05, "Adam": 0.01}  # near the best of b = 8 [measured]
 
 
-def scaled_losses(optimizer: str, rule: Rule, seeds: range, examples: int) -> list[float]:
+def scaled_losses(
+    optimizer: str, rule: Rule, seeds: range, examples: int
+) -> list[float]:
     """Log training loss of every seed at the large batch under a rule."""
     adam = optimizer == "Adam"
     scaling = scaling_for("adam" if adam else "sgd", FIRST, BATCH, rule=rule)
