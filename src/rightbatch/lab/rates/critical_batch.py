@@ -176,38 +176,42 @@ def published_chart() -> Chart:
 CLAIM = Claim(
     id="critical-batch",
     texts=(
-        "5 关于“快”的误区: doubling the batch does not save half of the steps; beyond a "
-        "critical point nothing",
+        "5 关于“快”的误区: doubling the batch does not save half of the steps; beyond "
+        "a critical point nothing",
         "1 颤抖的指南针：梯度噪声与稳定性: a larger batch needs fewer iterations",
     ),
     papers=(
         "McCandlish et al. 2018, arXiv:1812.06162",
         "Zhang et al. 2024, arXiv:2410.21676 (20 % more examples)",
     ),
-    theory="S(b) = S_min (1 + B_crit / b); examples 1.2 times their least at B_crit / 5",
+    theory="S(b) = S_min (1 + B_crit / b); examples 1.2 times their least at B_crit / "
+    "5",
     verdict="holds if",
     seconds=4,
-    power="three seeds a batch: steps to about 8 %, halving and not halving are a factor "
-    "1.7 apart; --full has eight",
+    power="three seeds a batch: steps to about 8 %, halving and not halving are a "
+    "factor 1.7 apart; --full has eight",
     en=Words(
         title="Doubling the batch stops halving the steps",
         claimed="Twice the batch usually does not get there in half of the steps, and "
         "beyond a critical size more examples a step are wasted.",
-        assumed="Each batch has near its best learning rate, and all runs go to one loss. "
-        "Where papers define the critical batch otherwise, its number is another.",
+        assumed="Each batch has near its best learning rate, and all runs go to one "
+        "loss. Where papers define the critical batch otherwise, its number is "
+        "another.",
         seen="On a quadratic whose steps are computed exactly, on real digits and on "
         "published runs the steps follow one law with two numbers. Well below the "
         "critical batch doubling does nearly halve them; well above it does nothing.",
-        answer="holds if the batch is not far below the critical one; there doubling it "
-        "does nearly halve the steps.",
+        answer="holds if the batch is not far below the critical one; there doubling "
+        "it does nearly halve the steps.",
     ),
     zh=Words(
         title="批量加倍不再使步数减半",
-        claimed="批量加倍通常不能让步数减半；超过某个临界大小后，每步更多的样本只是浪费。",
-        assumed="每个批量都用接近最佳的学习率，所有训练到同一损失为止。"
-        "若论文对临界批量的定义不同，数值也就不同。",
-        seen="在可精确计算步数的二次函数、真实数字图像和公开训练结果上，步数都遵循同一条"
-        "两参数规律。远低于临界批量时，加倍几乎使步数减半；远高于它时，加倍毫无作用。",
+        claimed="批量加倍通常不能让步数减半；超过某个临界大小后，每步更多的样本只是浪费"
+        "。",
+        assumed="每个批量都用接近最佳的学习率，所有训练到同一损失为止。若论文对临界批量"
+        "的定义不同，数值也就不同。",
+        seen="在可精确计算步数的二次函数、真实数字图像和公开训练结果上，步数都遵循同一"
+        "条两参数规律。远低于临界批量时，加倍几乎使步数减半；远高于它时，加倍毫无作用"
+        "。",
         answer="成立的条件是：批量不远低于临界批量；远低于时，加倍几乎能使步数减半。",
     ),
     run=run,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from rightbatch.core.estimate import Estimate
 from rightbatch.lab.check import Check, equals
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
@@ -16,14 +14,8 @@ from rightbatch.schedules.schedule import Schedule, Stages
 DECAY, STAGES, UPDATES = 0.8, 10, 200  # d; stages; updates of each
 FIRST, LR, NOISE = 1024, 0.1, 256.0  # lr sigma^2 / (2 b) begins at 0.0125
 SETTLED = 80  # updates at the end of a stage, when its variance has settled
-# Power of d in the batch, by name.
-POWERS = {
-    "b constant": 0,
-    "b ~ 1/d^k": -1,
-    "b ~ d^k": 1,
-    "b ~ d^2k": 2,
-    "b ~ 1/d^2k": -2,
-}
+LAST = STAGES - 1
+NAMES = {0: "b constant", -1: "1/d^k", 1: "d^k", 2: "d^2k", -2: "1/d^2k"}  # by power p
 
 
 def batch_at(power: int, stage: int) -> int:
@@ -45,75 +37,65 @@ def decayed(power: int) -> tuple[Schedule, Rate, int]:
     return Stages(stages), rate, begins[-1]
 
 
-def walk_under(power: int, trial: Trial) -> Walk:
+def walk_under(
+    schedule: Schedule, rate: Rate | None, examples: int, trial: Trial, seed: int
+) -> Walk:
     """The walk on a quadratic of curvature 1 under one schedule."""
-    schedule, rate, examples = decayed(power)
-    beside = None if isinstance(schedule, AlongRate) else rate
+    beside = None if hasattr(schedule, "rate") else rate
     table = timetable(schedule, lr=LR, examples=examples, rate=beside)
-    chains = trial.size(2000, 20_000)
-    seed = 10 * trial.seed + power + 2
+    chains, seed = trial.size(2000, 20_000), 10 * trial.seed + seed
     return walked(table, noise=NOISE, chains=chains, seed=seed)
 
 
-def by_stage(walk: Walk, *, update: bool) -> list[Estimate]:
-    """Temperature, or the variance of an update, at the end of every stage."""
-    seen = []
-    for stage in range(STAGES):
-        end = (stage + 1) * UPDATES
-        steps = slice(end - SETTLED, end)
-        if update:
-            seen.append(walk.late(walk.update_variance, steps))
-        else:  # T = Var w (1 - lr / 2), where the curvature is 1
-            settled = walk.late(walk.variance, steps)
-            seen.append(settled.scale(1 - LR * DECAY**stage / 2))
-    return seen
+def temperatures(walk: Walk, decay: float = DECAY) -> list[Estimate]:
+    """T = Var w (1 - lr / 2) at the end of every stage, curvature 1."""
+    ends = [(k + 1) * UPDATES for k in range(STAGES)]
+    settled = [walk.mean(walk.variance, slice(end - SETTLED, end)) for end in ends]
+    return [v.scale(1 - LR * decay**k / 2) for k, v in enumerate(settled)]
 
 
-def temperature_law(power: int, stages: int) -> float:
-    """T after so many stages over that at first: lr / b."""
-    return float(DECAY ** ((1 - power) * stages))
+def update_variances(walk: Walk) -> list[Estimate]:
+    """Of one update, at the end of every stage."""
+    ends = [(k + 1) * UPDATES for k in range(STAGES)]
+    return [walk.mean(walk.update_variance, slice(e - SETTLED, e)) for e in ends]
 
 
-def update_law(power: int, stages: int) -> float:
-    """Variance of an update after so many stages over that at first: lr^2 / b."""
-    return float(DECAY ** ((2 - power) * stages))
+def change(by_stage: list[Estimate]) -> Estimate:
+    """The last stage over the first."""
+    return by_stage[-1].scale(1 / by_stage[0].value)
+
+
+def law(power: int, rate_power: int) -> float:
+    """Last over first of lr^rate_power / b: of T with 1, of an update's with 2."""
+    return float(DECAY ** ((rate_power - power) * LAST))
 
 
 def run(trial: Trial) -> Seen:
     """Five schedules on one quadratic: temperature and update variance by stage."""
     checks: list[Check] = []
-    temperatures, updates = [], []
-    names = list(POWERS)
-    other = dict(pairwise([*names, names[0]]))
-    for name, power in POWERS.items():
+    drawn: dict[int, list[Series]] = {1: [], 2: []}
+    for power, name in NAMES.items():
         trial.tell(name)
-        walk, last = walk_under(power, trial), STAGES - 1
-        for what, law, update, drawn in (
-            ("T", temperature_law, False, temperatures),
-            ("variance of an update", update_law, True, updates),
+        walk = walk_under(*decayed(power), trial, power + 2)
+        for rate_power, what, seen in (
+            (1, "T", temperatures(walk)),
+            (2, "update variance", update_variances(walk)),
         ):
-            seen = by_stage(walk, update=update)
-            drawn.append(Series(name, range(STAGES), seen, "points"))
-            wrong = {f"that of {other[name]}": law(POWERS[other[name]], last)}
-            checks.append(
-                equals(
-                    f"{what} at the end over the beginning, {name}",
-                    law(power, last),
-                    seen[-1].scale(1 / seen[0].value),
-                    within=0.2,
-                    wrong=wrong,
-                )
-            )
+            drawn[rate_power].append(Series(name, range(STAGES), seen, "points"))
+            theory = law(power, rate_power)
+            wrong = {n: law(p, rate_power) for p, n in NAMES.items() if p != power}
+            label = f"{what}, last over first, {name}"
+            checks.append(equals(label, theory, change(seen), within=0.2, wrong=wrong))
     charts = (
         Chart(
             "Temperature while the rate decays as d^k: only b ~ d^k holds it.",
             "学习率按 d^k 衰减时的温度：只有 b ~ d^k 使它不变。",
-            plot(temperatures, "stage k", "temperature", log="y"),
+            plot(drawn[1], "stage k", "temperature", log="y"),
         ),
         Chart(
             "Variance of one update: only b ~ d^2k holds it.",
             "单次更新的方差：只有 b ~ d^2k 使它不变。",
-            plot(updates, "stage k", "variance of an update", log="y"),
+            plot(drawn[2], "stage k", "variance of an update", log="y"),
         ),
     )
     return Seen(tuple(checks), charts)
@@ -122,7 +104,8 @@ def run(trial: Trial) -> Seen:
 CLAIM = Claim(
     id="schedules-hold",
     texts=(
-        "1 高级策略师：动态批量大小调整: with a decaying rate, a batch can hold one number",
+        "1 高级策略师：动态批量大小调整: with a decaying rate, a batch can hold one "
+        "number",
         "2 从比特到原子：优化的物理学: a larger batch or a smaller rate cools",
     ),
     papers=("Smith et al. 2018, arXiv:1711.00489",),
@@ -134,19 +117,20 @@ CLAIM = Claim(
     en=Words(
         title="Five schedules, and what each holds constant",
         claimed="Batch and rate together set temperature and jitter; a schedule of one "
-        "beside the other can be made to hold one of them.",
+        "beside the other can hold one of them.",
         assumed="Stages long enough to settle, a noise that does not change with the "
         "weights, a rate far from the edge of stability.",
-        seen="Many walks on a quadratic follow five schedules while the rate decays by "
-        "the same factor stage by stage. Each temperature and each variance of an "
-        "update ends where its formula says.",
+        seen="Many walks on a quadratic follow five schedules while the rate decays "
+        "stage by stage. Every temperature and variance of an update ends where its "
+        "formula says.",
     ),
     zh=Words(
         title="五种批量方案各自保持什么不变",
-        claimed="批量与学习率共同决定温度和抖动；让一个随另一个变化，可以保持其中一个量不变。",
+        claimed="批量与学习率共同决定温度和抖动；让一个随另一个变化，可以保持其中之一"
+        "。",
         assumed="每个阶段足够长，噪声不随权重改变，学习率远离稳定边界。",
-        seen="许多条轨迹在二次函数上按五种方案行走，学习率逐阶段按同一因子衰减。"
-        "最终的温度和更新方差都与公式一致。",
+        seen="许多条轨迹在二次函数上按五种方案行走，学习率逐阶段衰减。最终的温度和更新"
+        "方差都与公式一致。",
     ),
     run=run,
 )

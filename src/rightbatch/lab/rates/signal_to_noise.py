@@ -157,7 +157,8 @@ def run(trial: Trial) -> Seen:
             wrong={"constant batch": 0.0},
         ),
         at_most(
-            "digits: signal over noise, squared, at the batch asked, end over beginning",
+            "digits: signal over noise, squared, at the batch asked, end over "
+            "beginning",
             0.65,
             digits_change,
             part="limit",
@@ -205,22 +206,24 @@ CLAIM = Claim(
     "batch loses about 7; --full has eight seeds",
     en=Words(
         title="Let the batch grow as 1/|g|^2",
-        claimed="Near a minimum the gradient weakens; to hold signal over noise in every "
-        "update the batch must grow as one over the squared gradient.",
-        assumed="The noise of an example's gradient stays while the gradient shrinks, as "
-        "near the minimum of a regression whose labels are noisy.",
+        claimed="Near a minimum the gradient weakens; to hold signal over noise in "
+        "every update the batch must grow as one over the squared gradient.",
+        assumed="The noise of an example's gradient stays while the gradient shrinks, "
+        "as near the minimum of a regression whose labels are noisy.",
         seen="The product's schedule follows the gradient that it measures in a run on "
         "such a regression, and the exact ratio stays level while a constant batch "
         "loses it. On digits the noise grows early on, and the rule falls short.",
-        answer="holds if the noise of an example stays; where it changes too, as early on "
-        "real digits, the batch must follow the noise scale tr Sigma / |G|^2.",
+        answer="holds if the noise of an example stays; where it changes too, as early "
+        "on real digits, the batch must follow the noise scale tr Sigma / |G|^2.",
     ),
     zh=Words(
         title="让批量按 1/|g|^2 增长",
-        claimed="接近最小值时梯度变弱；要让每次更新的信噪比不变，批量必须与梯度平方成反比。",
-        assumed="梯度变小时，单个样本梯度的噪声不变，例如标签带噪声的回归在最小值附近。",
-        seen="在这样的回归上，产品的方案跟随训练中测得的梯度，精确的信噪比保持平稳，"
-        "固定批量则不断下降。在真实数字图像的训练早期噪声本身在增大，这条规则就不够。",
+        claimed="接近最小值时梯度变弱；要让每次更新的信噪比不变，批量必须与梯度平方成反"
+        "比。",
+        assumed="梯度变小时，单个样本梯度的噪声不变，例如标签带噪声的回归在最小值附近"
+        "。",
+        seen="在这样的回归上，产品的方案跟随训练中测得的梯度，精确的信噪比保持平稳，固"
+        "定批量则不断下降。在真实数字图像的训练早期噪声本身在增大，这条规则就不够。",
         answer="成立的条件是：单个样本的噪声不变；若噪声也在变（如数字图像训练早期），"
         "批量应跟随噪声尺度 tr Sigma / |G|^2。",
     ),

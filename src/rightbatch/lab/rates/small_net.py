@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rightbatch.core.estimate import Estimate
 from rightbatch.job.job import Job
 from rightbatch.lab.claim import Trial
+from rightbatch.lab.samples import mean_of
 from rightbatch.lab.training_runs import digits_job, trained
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.rate import Rate
@@ -18,26 +20,17 @@ from rightbatch.schedules.schedule import Schedule
 from rightbatch.training.controller import Controller
 from rightbatch.training.run_state import RunState
 
-HIDDEN = 32  # so that a step takes about a millisecond [assumed]
+EPOCH = 1437  # training examples of the digits
 
 
 def small_job(
     seed: int, *, batch_size: int = 8, lr: float = 0.1, adam: bool = False
 ) -> Job:
-    """Digits, an MLP 64-32-10, plain SGD or Adam, no target.
-
-    Args:
-        seed: Of weights and order.
-        batch_size: The batch that ``lr`` belongs to.
-        lr: Learning rate.
-        adam: Adam instead of SGD.
-    """
+    """Digits, an MLP 64-32-10, plain SGD or Adam, no target."""
     kind = torch.optim.Adam if adam else torch.optim.SGD
     return digits_job(
         seed=seed,
-        model=lambda: nn.Sequential(
-            nn.Linear(64, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 10)
-        ),
+        model=lambda: nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)),
         optimizer=lambda parameters: kind(parameters, lr=lr),
         batch_size=batch_size,
         target=None,
@@ -46,28 +39,29 @@ def small_job(
 
 def seeds_of(trial: Trial, reduced: int, full: int) -> range:
     """So many seeds of jobs; other ones for every seed of the trial."""
-    first = 100 * trial.seed
-    return range(first, first + trial.size(reduced, full))
+    return range(100 * trial.seed, 100 * trial.seed + trial.size(reduced, full))
+
+
+def log_ratio(values: Sequence[float], over: Sequence[float]) -> Estimate:
+    """Mean log of values over others, pair by pair (of one seed each)."""
+    return mean_of([math.log(a / b) for a, b in zip(values, over, strict=False)])
 
 
 def training_loss(job: Job) -> Callable[[nn.Module], float]:
-    """Mean cross-entropy over all training examples, of a model."""
+    """Mean cross-entropy of a model over all training examples."""
     pixels, classes = job.data
     return lambda model: F.cross_entropy(model(pixels), classes).item()
 
 
 def loss_after(job: Job, *, batch_size: int, lr: float, examples: int) -> float:
     """Training loss after so many examples; that of chance where the run diverged."""
-    steps = examples // batch_size
-    look = training_loss(job)
-    curve = trained(
-        job, batch_size=batch_size, lr=lr, steps=steps, every=steps, look=look
-    )
+    n, look = examples // batch_size, training_loss(job)
+    curve = trained(job, batch_size=batch_size, lr=lr, steps=n, every=n, look=look)
     return curve.values[-1] if curve.values else math.log(10)
 
 
 def steps_to(job: Job, loss: float, *, batch_size: int, lr: float, most: int) -> float:
-    """Updates to a training loss, looked at after every one; infinite beyond ``most``."""
+    """Updates to a training loss; infinite where more than ``most``."""
     curve = trained(
         job,
         batch_size=batch_size,
@@ -86,11 +80,6 @@ def following(
     """Makes a run of `trained` follow a schedule: for its ``before``.
 
     A live schedule is given the noise of every step, so that no clock decides.
-
-    Args:
-        schedule: Of the batch.
-        rule: How the rate follows from the job's own batch and rate.
-        rate: A schedule of the rate beside it.
     """
 
     def before(run: RunState) -> None:
