@@ -59,7 +59,9 @@ def walked(table: Array, *, noise: float, chains: int, seed: int) -> Walk:
     The chains begin with the stationary variance of the first step.
     """
     random = np.random.default_rng(seed)
-    w = random.normal(0.0, math.sqrt(rest_variance(*table[0], noise)), chains)
+    w = random.normal(
+        0.0, math.sqrt(rest_variance(table[0][0], table[0][1], noise)), chains
+    )
     variance, update_variance = [], []
     for b, lr in table:
         expected = w - lr * w
