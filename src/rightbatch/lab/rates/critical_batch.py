@@ -116,32 +116,28 @@ def run(trial: Trial) -> Seen:
 
 CLAIM = Claim(
     id="critical-batch",
-    texts=(
-        "5 关于“快”的误区: doubling does not halve the steps; beyond a point nothing",
-    ),
+    texts=("5 关于“快”的误区: twice the batch is not half the steps",),
     papers=("McCandlish 2018, arXiv:1812.06162", "Zhang 2024, arXiv:2410.21676"),
     theory="S(b) = S_min (1 + B_crit/b); 20 % more examples than the least at B_crit/5",
     verdict="holds if",
     seconds=5,
-    power="three seeds a batch: steps to about 8 %, halving and not halving are a "
-    "factor 1.7 apart; --full has eight",
+    power="three seeds a batch: steps to 8 %, the laws are 1.7 x apart; --full: eight",
     en=Words(
         title="Doubling the batch stops halving the steps",
         claimed="Twice the batch usually does not get there in half of the steps, and "
         "beyond a critical size more examples a step are wasted.",
-        assumed="Each batch has near its best rate, and all runs go to one loss. "
-        "Papers that define the critical batch otherwise have another number.",
+        assumed="Each batch has near its best rate, to one loss. Other definitions, "
+        "other numbers.",
         seen="On a quadratic whose steps are exact, on real digits and on published "
         "runs steps follow one law with two numbers. Well below the critical batch "
         "doubling nearly halves them; well above it does nothing.",
-        answer="holds if the batch is not far below the critical one; there doubling "
-        "it does nearly halve the steps.",
+        answer="holds if the batch is not far below critical, where doubling nearly "
+        "halves the steps.",
     ),
     zh=Words(
         title="批量加倍不再使步数减半",
         claimed="批量加倍通常不能让步数减半；超过临界大小后，每步更多的样本只是浪费。",
-        assumed="每个批量用接近最佳的学习率，训练到同一损失。定义不同，临界数值也不同"
-        "。",
+        assumed="每个批量用接近最佳的学习率，训练到同一损失。定义不同，数值也不同。",
         seen="在可精确计算的二次函数、真实数字图像和公开训练结果上，步数都遵循同一条两"
         "参数规律。远低于临界批量时，加倍几乎使步数减半；远高于它时毫无作用。",
         answer="成立的条件是：批量不远低于临界批量；远低于时，加倍几乎能使步数减半。",

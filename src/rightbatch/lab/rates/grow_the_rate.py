@@ -66,12 +66,11 @@ CLAIM = Claim(
     "b/lr",
     verdict="holds",
     seconds=4,
-    power="two seeds: a factor of 1.1 is told apart, the effect is one of 8; --full "
-    "has six seeds and two more batches",
+    power="two seeds: a factor of 1.1, where the effect is one of 8; --full: six seeds",
     en=Words(
         title="A larger batch needs a larger rate, or training is slow",
-        claimed="With the batch the learning rate must grow too; otherwise convergence "
-        "becomes very slow.",
+        claimed="With the batch the rate must grow too; otherwise convergence is very "
+        "slow.",
         assumed="Slow is counted in examples, far from where noise alone stops "
         "training; counted in updates nothing is lost.",
         seen="A net on real digits is trained to one loss. With the rate kept, a large "

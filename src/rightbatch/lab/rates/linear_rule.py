@@ -87,19 +87,19 @@ CLAIM = Claim(
     theory="T = lr sigma^2 / (2 b); Var w = lr sigma^2 / (b k (2 - lr k))",
     verdict="holds if",
     seconds=4,
-    power="two seeds of three epochs: losses a quarter apart are told apart, wrong "
-    "rules are a factor 2 and more off; --full has six seeds",
+    power="two seeds: losses a quarter apart; wrong rules are 2 x off; --full: six "
+    "seeds",
     en=Words(
         title="Batch and rate times the same factor: the same path",
-        claimed="Multiply batch and learning rate by k, and the temperature of "
-        "training, with all its dynamics, stays.",
+        claimed="Multiply batch and rate by k, and temperature and dynamics of "
+        "training stay.",
         assumed="Plain SGD; lr times curvature well below 2; a batch well below "
         "critical.",
         seen="On a quadratic the weights rest equally wide; on real digits four times "
         "both draws the same loss curve, other rules lag. Far beyond, weights spread "
         "more and the loss stays high.",
-        answer="holds if lr times the largest curvature stays well below 2 at the "
-        "larger batch, and that is below the critical one.",
+        answer="holds if lr times curvature stays well below 2, and the batch below "
+        "critical.",
     ),
     zh=Words(
         title="批量与学习率同乘一个数：路径不变",

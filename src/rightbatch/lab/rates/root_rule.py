@@ -86,25 +86,23 @@ CLAIM = Claim(
     theory="Var(update) = lr^2 tr Sigma / b; drift per epoch ~ lr / b; T ~ lr / b",
     verdict="holds if",
     seconds=3,
-    power="200 batches of each size: the variance to about 5 %, wrong rules are off by "
-    "a factor 4 and more; --full draws 1000",
+    power="200 batches a size: variances to 5 %, wrong rules are 4 x off; --full: 1000",
     en=Words(
         title="The square-root rule keeps the jitter of one update",
-        claimed="To keep the shaking of the path, change the learning rate by the "
-        "square root of the factor on the batch.",
+        claimed="To keep the shaking of the path, change the rate by the root of the "
+        "batch's factor.",
         assumed="Shaking is the variance of one update; examples are independent.",
-        seen="Over batches of real digits the variance of the update stays. But an "
-        "epoch has fewer updates, each not as much longer: it moves less, and ends "
-        "colder.",
-        answer="holds if the jitter of a single update is meant; neither the progress "
-        "of an epoch nor the temperature stays.",
+        seen="Over batches of real digits the variance of the update stays; but on a "
+        "quadratic the weights come to rest colder at the larger batch.",
+        answer="holds if the jitter of one update is meant; temperature and progress "
+        "of an epoch fall.",
     ),
     zh=Words(
         title="平方根规则保持单次更新的抖动",
         claimed="要让行进的晃动程度不变，批量变为几倍，学习率就变为几倍的平方根。",
         assumed="“晃动”指单次更新的方差；样本相互独立。",
-        seen="在真实数字图像上，更新的方差确实不变。但每个 epoch 的更新变少，步长却没有"
-        "同比变大：走的路更短，静止时也更“冷”。",
+        seen="在真实数字图像上，更新的方差确实不变；但在二次函数上，批量越大，权重静止"
+        "时越“冷”。",
         answer="成立的条件是：所指的是单次更新的抖动；每个 epoch 的进展和温度都会变。",
     ),
     run=run,

@@ -6,7 +6,7 @@ from rightbatch.core.estimate import Estimate
 from rightbatch.lab.check import Check, equals
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
 from rightbatch.lab.plots import Series, plot
-from rightbatch.lab.rates.walks import Walk, timetable, walked
+from rightbatch.lab.rates.walks import Array, Walk, timetable, walked
 from rightbatch.schedules.lr_exchange import AlongRate
 from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Schedule, Stages
@@ -47,17 +47,16 @@ def walk_under(
     return walked(table, noise=NOISE, chains=chains, seed=seed)
 
 
+def by_stage(walk: Walk, moment: Array) -> list[Estimate]:
+    """A moment of the walk at the end of every stage."""
+    ends = [(k + 1) * UPDATES for k in range(STAGES)]
+    return [walk.mean(moment, slice(end - SETTLED, end)) for end in ends]
+
+
 def temperatures(walk: Walk, decay: float = DECAY) -> list[Estimate]:
     """T = Var w (1 - lr / 2) at the end of every stage, curvature 1."""
-    ends = [(k + 1) * UPDATES for k in range(STAGES)]
-    settled = [walk.mean(walk.variance, slice(end - SETTLED, end)) for end in ends]
+    settled = by_stage(walk, walk.variance)
     return [v.scale(1 - LR * decay**k / 2) for k, v in enumerate(settled)]
-
-
-def update_variances(walk: Walk) -> list[Estimate]:
-    """Of one update, at the end of every stage."""
-    ends = [(k + 1) * UPDATES for k in range(STAGES)]
-    return [walk.mean(walk.update_variance, slice(e - SETTLED, e)) for e in ends]
 
 
 def change(by_stage: list[Estimate]) -> Estimate:
@@ -79,23 +78,21 @@ def run(trial: Trial) -> Seen:
         walk = walk_under(*decayed(power), trial, power + 2)
         for rate_power, what, seen in (
             (1, "T", temperatures(walk)),
-            (2, "update variance", update_variances(walk)),
+            (2, "update variance", by_stage(walk, walk.update_variance)),
         ):
             drawn[rate_power].append(Series(name, range(STAGES), seen, "points"))
             theory = law(power, rate_power)
             wrong = {n: law(p, rate_power) for p, n in NAMES.items() if p != power}
             label = f"{what}, last over first, {name}"
             checks.append(equals(label, theory, change(seen), within=0.2, wrong=wrong))
+    heat = plot(drawn[1], "stage k", "temperature", log="y")
+    update = plot(drawn[2], "stage k", "variance of an update", log="y")
     charts = (
         Chart(
-            "Temperature while the rate decays as d^k: only b ~ d^k holds it.",
-            "学习率按 d^k 衰减时的温度：只有 b ~ d^k 使它不变。",
-            plot(drawn[1], "stage k", "temperature", log="y"),
+            "Temperature: only b ~ d^k holds it.", "温度：只有 b ~ d^k 使它不变。", heat
         ),
         Chart(
-            "Variance of one update: only b ~ d^2k holds it.",
-            "单次更新的方差：只有 b ~ d^2k 使它不变。",
-            plot(drawn[2], "stage k", "variance of an update", log="y"),
+            "One update: b ~ d^2k holds it.", "单次更新：b ~ d^2k 使它不变。", update
         ),
     )
     return Seen(tuple(checks), charts)
@@ -104,31 +101,28 @@ def run(trial: Trial) -> Seen:
 CLAIM = Claim(
     id="schedules-hold",
     texts=(
-        "1 高级策略师：动态批量大小调整: with a decaying rate, a batch can hold one "
-        "number",
+        "1 高级策略师：动态批量大小调整: a batch beside a decay",
         "2 从比特到原子：优化的物理学: a larger batch or a smaller rate cools",
     ),
     papers=("Smith et al. 2018, arXiv:1711.00489",),
     theory="T ~ lr / b; Var(update) ~ lr^2 / b; with lr = lr_0 d^k and b = b_0 d^(pk)",
     verdict="holds",
     seconds=3,
-    power="2000 chains: ratios to about 5 %, the nearest other schedule is a factor 7 "
-    "off; --full has 20,000",
+    power="2000 chains: ratios to 5 %, other schedules are 7 x off; --full: 20,000",
     en=Words(
         title="Five schedules, and what each holds constant",
-        claimed="Batch and rate together set temperature and jitter; a schedule of one "
-        "beside the other can hold one of them.",
-        assumed="Stages long enough to settle, a noise that does not change with the "
-        "weights, a rate far from the edge of stability.",
-        seen="Many walks on a quadratic follow five schedules while the rate decays "
-        "stage by stage. Every temperature and variance of an update ends where its "
-        "formula says.",
+        claimed="Batch and rate set temperature and jitter; together they can hold one "
+        "of them.",
+        assumed="Stages long enough to settle; a noise that is the same at all "
+        "weights.",
+        seen="Walks on a quadratic follow five schedules while the rate decays by "
+        "stages. Every temperature and update variance ends where its formula says.",
     ),
     zh=Words(
         title="五种批量方案各自保持什么不变",
         claimed="批量与学习率共同决定温度和抖动；让一个随另一个变化，可以保持其中之一"
         "。",
-        assumed="每个阶段足够长，噪声不随权重改变，学习率远离稳定边界。",
+        assumed="每个阶段足够长，噪声不随权重改变。",
         seen="许多条轨迹在二次函数上按五种方案行走，学习率逐阶段衰减。最终的温度和更新"
         "方差都与公式一致。",
     ),

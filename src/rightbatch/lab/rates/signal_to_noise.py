@@ -116,26 +116,23 @@ def run(trial: Trial) -> Seen:
 
 CLAIM = Claim(
     id="signal-to-noise",
-    texts=(
-        "4 信号与噪声之舞：驯服梯度: constant signal to noise: B ~ 1 / |gradient|^2",
-    ),
+    texts=("4 信号与噪声之舞：驯服梯度: B ~ 1 / |gradient|^2",),
     papers=("De et al. 2017, arXiv:1610.05792", "McCandlish 2018, arXiv:1812.06162"),
     theory="SNR^2 = |G|^2 B / tr Sigma, so B ~ 1 / |G|^2 holds it while tr Sigma stays",
     verdict="holds if",
     seconds=8,
-    power="three seeds: a factor of 2.2 in the squared ratio is told apart, a constant "
-    "batch loses about 7; --full has eight seeds",
+    power="three seeds: a factor of 2.2, where a constant batch loses 7; --full: eight",
     en=Words(
         title="Let the batch grow as 1/|g|^2",
-        claimed="Near a minimum the gradient weakens; to hold signal over noise in "
-        "every update the batch must grow as one over the squared gradient.",
-        assumed="The noise of an example's gradient stays while the gradient shrinks, "
-        "as near the minimum of a regression whose labels are noisy.",
+        claimed="Near a minimum the gradient weakens; to hold signal over noise the "
+        "batch must grow as one over its square.",
+        assumed="An example's noise stays while the gradient shrinks, as in a "
+        "regression of noisy labels near its minimum.",
         seen="On such a regression the product's schedule follows the gradient "
         "measured in the run, and the exact ratio stays level; a constant batch loses "
         "it. On digits the noise grows early on, and the rule falls short.",
-        answer="holds if the noise of an example stays; where it changes too, as early "
-        "on real digits, the batch must follow the noise scale tr Sigma / |G|^2.",
+        answer="holds if an example's noise stays; else follow the noise scale tr "
+        "Sigma / |G|^2.",
     ),
     zh=Words(
         title="让批量按 1/|g|^2 增长",
@@ -143,8 +140,8 @@ CLAIM = Claim(
         assumed="梯度变小时，单个样本梯度的噪声不变，如标签带噪声的回归在最小值附近。",
         seen="在这样的回归上，产品的方案跟随训练中测得的梯度，精确的信噪比保持平稳，固"
         "定批量则不断下降。在数字图像训练的早期，噪声本身在增大，这条规则就不够。",
-        answer="成立的条件是：单个样本的噪声不变；若噪声也在变（如数字图像训练早期），"
-        "批量应跟随噪声尺度 tr Sigma / |G|^2。",
+        answer="成立的条件是：单个样本的噪声不变；否则批量应跟随噪声尺度 tr Sigma / "
+        "|G|^2。",
     ),
     run=run,
 )

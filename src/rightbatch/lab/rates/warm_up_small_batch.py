@@ -85,29 +85,29 @@ CLAIM = Claim(
         "1 高级策略师：动态批量大小调整: begin with a smaller batch",
     ),
     papers=("Goyal et al. 2017, arXiv:1706.02677", "Merrill 2025, arXiv:2505.23971"),
-    theory="first updates vary as lr^2 / b; progress of an example ~ lr / b: a ramp "
-    "with lr ~ b keeps that, a warm-up of the rate alone halves it",
+    theory="Var(update) ~ lr^2 / b; progress of an example ~ lr / b, which the ramp "
+    "keeps",
     verdict="holds if",
     seconds=3,
     power="twelve seeds: a rise of 0.05 and 5 % of the loss are told apart; --full: 40",
     en=Words(
         title="Warm up by a small batch, with a small rate",
-        claimed="While gradients are unstable, in the beginning, feel the way with a "
-        "smaller batch or a smaller rate.",
-        assumed="The rate follows the batch in proportion: a smaller batch alone makes "
-        "each update noisier, not smaller.",
-        seen="A net on real digits begins at a high rate. A ramp of batch and rate is "
-        "as calm as a warm-up of the rate and ends lower, by its more updates; a ramp "
-        "of the batch alone first throws the loss above chance.",
-        answer="holds if the rate is small with the batch; a small batch at the full "
-        "rate is the least careful beginning of all.",
+        claimed="While gradients are unstable at first, feel the way with a smaller "
+        "batch or rate.",
+        assumed="The rate follows the batch: a small batch alone makes updates "
+        "noisier, not smaller.",
+        seen="On real digits a ramp of batch and rate is as calm as a warm-up of the "
+        "rate and ends lower, by more updates; a ramp of the batch alone first throws "
+        "the loss above chance.",
+        answer="holds if the rate is small with the batch; at the full rate it is the "
+        "least careful.",
     ),
     zh=Words(
         title="用小批量预热，学习率也要小",
         claimed="训练之初梯度不稳定，应以较小的批量（或较小的学习率）小心探路。",
         assumed="学习率与批量同比变化：单独减小批量只会让更新更嘈杂，而不是更小。",
-        seen="小网络在真实数字图像上从较高的学习率起步。批量与学习率一起爬升，与预热学"
-        "习率一样平稳，且更新更多、损失更低；只爬升批量，损失先升到随机猜测之上。",
+        seen="在真实数字图像上，批量与学习率一起爬升，与预热学习率一样平稳，且更新更多"
+        "、损失更低；只爬升批量，损失先升到随机猜测之上。",
         answer="成立的条件是：学习率随批量一起变小；全额学习率配小批量最不小心。",
     ),
     run=run,

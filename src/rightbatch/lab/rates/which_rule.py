@@ -18,17 +18,18 @@ from rightbatch.schedules.scaling import Rule, scaling_for
 
 FIRST, BATCH = 8, 128
 RULES: tuple[Rule, ...] = ("none", "sqrt", "linear")
-RATES = {"SGD": 0.05, "Adam": 0.01}  # near the best of b = 8 [measured]
+# So that SGD bears 16 times its rate; Adam near its best at b = 8 [measured].
+RATES = {"SGD": 0.03, "Adam": 0.012}
 
 
 def losses(optimizer: str, rule: Rule, batch_size: int, seeds: range) -> list[float]:
-    """Training losses after four epochs, at the rate that the rule gives a batch."""
+    """Training losses after three epochs, at the rate that the rule gives a batch."""
     adam = optimizer == "Adam"
     family = "adam" if adam else "sgd"
     lr = RATES[optimizer] * scaling_for(family, FIRST, batch_size, rule=rule).lr
     return [
         loss_after(
-            small_job(seed, adam=adam), batch_size=batch_size, lr=lr, examples=4 * EPOCH
+            small_job(seed, adam=adam), batch_size=batch_size, lr=lr, examples=3 * EPOCH
         )
         for seed in seeds
     ]
@@ -54,7 +55,7 @@ def run(trial: Trial) -> Seen:
     checks = (
         at_most(
             "SGD: log loss over b = 8, linear",
-            0.7,
+            0.4,
             over_small["SGD, linear"],
             wrong=others,
         ),
@@ -80,27 +81,25 @@ CLAIM = Claim(
     theory="effect of an example: lr / b under SGD, lr / sqrt(b) under Adam",
     verdict="holds if",
     seconds=6,
-    power="six seeds at the large batch, two at the small one: factors of 1.3 in the "
-    "loss are told apart; --full has twelve of both",
+    power="six seeds, two at b = 8: losses a factor 1.3 apart; --full: twelve of both",
     en=Words(
         title="Linear for SGD, the root for Adam",
-        claimed="Two rules compete for one job: let the rate follow the batch in "
-        "proportion, or by its square root.",
-        assumed="The rate was near its best at the small batch: had it been far too "
-        "low, the rule that raises it most would win.",
+        claimed="Two rules compete: let the rate follow the batch in proportion, or by "
+        "its root.",
+        assumed="The larger rate is still stable, and was not far too low before: then "
+        "the rule that raises it most would win.",
         seen="A net on real digits trains at 16 times the batch over equal examples. "
-        "Under SGD the linear rule keeps near the loss of the small batch, the root "
-        "lags far behind; under Adam the root is the better one. Scaling nothing lags "
-        "in both.",
-        answer="holds if the optimizer is SGD; under Adam, whose step does not grow "
-        "with the gradient, the root rule takes its place.",
+        "Under SGD the linear rule keeps near the loss of the small batch; under Adam "
+        "the root is better. Scaling nothing lags in both.",
+        answer="holds if the optimizer is SGD; under Adam the root rule takes its "
+        "place.",
     ),
     zh=Words(
         title="SGD 用线性规则，Adam 用平方根规则",
         claimed="两条规则争同一个位置：学习率随批量成正比，或随其平方根变化。",
-        assumed="小批量下的学习率已接近最佳；若它太低，抬得最高的规则就会赢。",
-        seen="用 16 倍批量、同样多的真实数字图像训练小网络。SGD 下线性规则接近小批量的"
-        "损失，平方根规则远远落后；Adam 下平方根规则更好。什么都不缩放则都落后。",
+        assumed="放大后的学习率仍然稳定；原来也不是太低，否则抬得最高的规则就会赢。",
+        seen="用 16 倍批量、同样多的真实数字图像训练。SGD 下线性规则接近小批量的损失；"
+        "Adam 下平方根规则更好。什么都不缩放则都落后。",
         answer="成立的条件是：优化器为 SGD；Adam 的步长不随梯度变化，应改用平方根规则"
         "。",
     ),
