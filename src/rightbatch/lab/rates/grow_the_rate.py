@@ -11,8 +11,8 @@ from rightbatch.lab.plots import Series, plot
 from rightbatch.lab.rates.small_net import log_ratio, seeds_of, small_job, steps_to
 from rightbatch.schedules.scaling import Rule, scaling_for
 
-FIRST, LR, TARGET = 8, 0.05, 0.5
-MOST = 1500  # updates, about three times what b = 8 takes [measured]
+FIRST, LR, TARGET = 8, 0.1, 0.5
+MOST = 800  # updates, about three times what b = 8 takes [measured]
 
 
 def examples_to_target(b: int, rule: Rule, seeds: range) -> list[float]:
