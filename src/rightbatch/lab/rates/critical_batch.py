@@ -120,7 +120,7 @@ CLAIM = Claim(
     papers=("McCandlish 2018, arXiv:1812.06162", "Zhang 2024, arXiv:2410.21676"),
     theory="S(b) = S_min (1 + B_crit/b); 20 % more examples than the least at B_crit/5",
     verdict="holds if",
-    seconds=5,
+    seconds=6,
     power="three seeds a batch: steps to 8 %, the laws are 1.7 x apart; --full: eight",
     en=Words(
         title="Doubling the batch stops halving the steps",

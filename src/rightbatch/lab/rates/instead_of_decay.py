@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from rightbatch.core.estimate import Estimate
 from rightbatch.lab.check import at_most, equals
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
 from rightbatch.lab.plots import Series, plot
-from rightbatch.lab.rates.small_net import EPOCH, log_ratio, seeds_of, small_job
+from rightbatch.lab.rates.small_net import EPOCH, seeds_of, small_job
 from rightbatch.schedules.lr_exchange import InsteadOfDecay
 from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Constant, Schedule
 from rightbatch.training.train import Run, train
 
-FIRST, LR = 4, 0.4  # a rate that leaves noise to be cooled away [measured]
+FIRST, LR = 4, 0.3  # a rate that leaves noise to be cooled away [measured]
+SCATTER = 0.06  # of a seed's log held-out loss: deviation of 12 decays [measured]
 FLOOR, GROWTH = 1 / 64, 8  # the rate's last factor; the largest batch over the first
 RATE = Rate.cosine(EPOCH, floor=FLOOR)
 WAYS: dict[str, tuple[Schedule, Rate | None]] = {
@@ -36,6 +36,11 @@ def trained_by(way: str, seed: int) -> Run:
     return train(job, schedule=schedule, rate=rate, rule="none", examples=EPOCH)
 
 
+def rms_log_ratio(values: list[float], over: list[float]) -> float:
+    """Root mean square of log values over others, pair by pair."""
+    return float(np.sqrt(np.mean(np.square(np.log(values) - np.log(over)))))
+
+
 def run(trial: Trial) -> Seen:
     """Held-out loss at the end: decay, exchange, and neither."""
     runs: dict[str, list[Run]] = {way: [] for way in WAYS}
@@ -45,18 +50,14 @@ def run(trial: Trial) -> Seen:
             runs[way].append(trained_by(way, seed))
     losses = {way: [r.last.metric or np.inf for r in rs] for way, rs in runs.items()}
     decay, grown, neither = losses.values()
-    spread = [np.var(np.log(values), ddof=1) for values in (decay, grown)]
-    scatter = float(np.sqrt(np.mean(spread)))  # of the log loss, of one seed
-    off = log_ratio(grown, decay).scale(1 / scatter)
-    reach = max(abs(off.low), abs(off.high))
-    off = Estimate(value=abs(off.value), low=0.0, high=reach, n=off.n, method="pairs")
-    control = {"neither": abs(log_ratio(neither, decay).value) / scatter}
+    off = rms_log_ratio(grown, decay) / SCATTER
+    control = {"neither": rms_log_ratio(neither, decay) / SCATTER}
     steps = {way: rs[0].last.steps for way, rs in runs.items()}
     saved = steps["batch grows instead"] / steps["rate decays"]
     none = {"nothing saved": 1.0, "largest batch at once": 1 / GROWTH}
     checks = (
         equals("share of updates", share_of_updates(), saved, within=0.03, wrong=none),
-        at_most("loss apart, in scatters of one seed", 1.0, off, wrong=control),
+        at_most("rms of pairs, in scatters of one seed", 1.0, off, wrong=control),
     )
     chart = plot(
         [
@@ -82,8 +83,7 @@ CLAIM = Claim(
     "b",
     verdict="holds",
     seconds=6,
-    power="four seeds: one scatter of theirs, doing neither is ten off; --full: ten "
-    "seeds",
+    power="four seeds: once their scatter, doing neither is ten off; --full: ten seeds",
     en=Words(
         title="Grow the batch instead of decaying the rate",
         claimed="Late in training the batch can grow in place of a decay: as precise, "

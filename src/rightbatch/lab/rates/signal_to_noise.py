@@ -22,8 +22,8 @@ from rightbatch.training.run_state import RunState
 from rightbatch.tuning.noise_scale import noise_scale
 
 EXAMPLES, INPUTS = 2048, 4  # of the regression
-BATCH, LR, STEPS = 32, 0.005, 400
-EVERY = 100  # steps between two exact looks; the controller's own is every 25
+BATCH, LR, STEPS = 64, 0.0067, 300
+EVERY = 75  # steps between two exact looks; the controller's own is every 25
 
 
 def regression(seed: int) -> Job:
@@ -53,7 +53,7 @@ def regression(seed: int) -> Job:
 def looks_along(
     job: Job, schedule: Schedule, *, lr: float, steps: int
 ) -> tuple[list[float], list[float], float]:
-    """A run under a schedule, and its exact noise every 100 steps.
+    """A run under a schedule, and its exact noise every 75 steps.
 
     Returns:
         |G|^2 B / tr Sigma, the square of a step's signal over noise; tr Sigma; and the
@@ -95,7 +95,7 @@ def run(trial: Trial) -> Seen:
     constant, _, _ = looks_along(regression(seeds[0]), fixed, lr=LR, steps=STEPS)
     net = small_job(trial.seed, batch_size=BATCH)
     net = dataclasses.replace(net, data=tuple(part[:256] for part in net.data))
-    _, traces, _ = looks_along(net, fixed, lr=0.1, steps=STEPS // 2)
+    _, traces, _ = looks_along(net, fixed, lr=0.1, steps=2 * EVERY)
     held = mean_of([kept(ratios) for ratios, _, _ in followed])
     growth = mean_of([math.log(last / BATCH) for _, _, last in followed])
     rise = traces[-1] / traces[0]

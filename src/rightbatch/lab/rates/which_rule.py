@@ -14,6 +14,7 @@ from rightbatch.lab.rates.small_net import (
     seeds_of,
     small_job,
 )
+from rightbatch.lab.samples import mean_of
 from rightbatch.schedules.scaling import Rule, scaling_for
 
 FIRST, BATCH = 8, 128
@@ -64,8 +65,12 @@ def run(trial: Trial) -> Seen:
             "Adam: root over none", -0.2, better, part="limit", wrong={"same": 0.0}
         ),
     )
-    ratios = {name: gap.map(math.exp) for name, gap in over_small.items()}
-    chart = bars(ratios, "training loss over that at b = 8, equal examples", log=True)
+    ends = {f"{o}, {r}": v for o, by_rule in large.items() for r, v in by_rule.items()}
+    logs = {
+        name: mean_of([math.log(v) for v in values]) for name, values in ends.items()
+    }
+    means = {name: log.map(math.exp) for name, log in logs.items()}
+    chart = bars(means, "training loss at b = 128, equal examples", log=True)
     caption = "At 16 times the batch: linear serves SGD, the root serves Adam."
     caption_zh = "批量变为 16 倍：线性规则适合 SGD，平方根规则适合 Adam。"
     return Seen(checks, (Chart(caption, caption_zh, chart),))
