@@ -82,7 +82,9 @@ def run(trial: Trial) -> Seen:
         equals("quadratic: 64 over 32", law_32, at_32, within=0.1, wrong=both),
         at_least("published: twice the largest batch", 0.6, gain, wrong=halves),
         equals("2x over 20 % definition", 5.0, twice / fifth, within=0.25, wrong=one),
-        equals("8 over 4", law_4, below, within=0.2, part="limit", wrong=nothing),
+        equals(
+            "digits: 8 over 4", law_4, below, within=0.2, part="limit", wrong=nothing
+        ),
     )
     first = steps[4].value * 4
     chart = plot(

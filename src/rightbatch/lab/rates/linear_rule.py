@@ -68,7 +68,9 @@ def run(trial: Trial) -> Seen:
     checks = (
         equals("variance at rest, lr k <= .08", 1.0, cold, within=0.15, wrong=root),
         equals("digits: log loss, 32 over 8", 0.0, linear, margin=0.25, wrong=wrong),
-        equals("at lr k = 1.6", hotter, hot, within=0.15, part="limit", wrong=still),
+        equals(
+            "the same, lr k = 1.6", hotter, hot, within=0.15, part="limit", wrong=still
+        ),
         at_least("digits: 256 over 8", 0.5, beyond, part="limit", wrong=seen),
     )
     lines = [
