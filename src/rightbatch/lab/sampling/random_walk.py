@@ -1,0 +1,106 @@
+"""Training is a random walk for as long as it has seen few examples."""
+
+from __future__ import annotations
+
+from itertools import chain, count, islice
+
+import torch
+from torch import Tensor
+
+from rightbatch.core.estimate import Estimate
+from rightbatch.data.loading.stream import BatchStream
+from rightbatch.job.job import Job
+from rightbatch.lab.check import at_most, equals
+from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
+from rightbatch.lab.plots import Series, plot
+from rightbatch.lab.samples import mean_of, slope_of
+from rightbatch.lab.sampling.partly_trained import partly_trained
+from rightbatch.lab.training_runs import batch_gradient, started
+from rightbatch.tuning.noise_scale import noise_scale
+
+EXAMPLES, BATCH = 256, 2
+RATE = 1e-4  # so small that the gradient stays what it was along the whole path
+SHORT, LONG = (1, 2, 4), (128, 256)  # steps between two looks
+
+
+def walk(job: Job, steps: int, order: str) -> Tensor:
+    """All weights after each step, (steps + 1, parameters), by a stream of that order."""
+    stream = BatchStream(job.data, BATCH, seed=job.seed, order=order)
+    with started(job) as run:
+        flat = torch.nn.utils.parameters_to_vector
+        places = [flat(run.parameters).detach().double()]
+        endless = chain.from_iterable(stream.steps() for _ in count())
+        for step in islice(endless, steps):
+            run.accumulator(step)
+            places.append(flat(run.parameters).detach().double())
+    return torch.stack(places)
+
+
+def mean_squared_displacement(places: Tensor, lag: int) -> Estimate:
+    """Over windows of so many steps, one behind the other."""
+    ends = places[::lag]
+    return mean_of((ends[1:] - ends[:-1]).square().sum(1).tolist())
+
+
+def displacement(lag: float, trace: float, signal: float) -> float:
+    """Expected squared distance after ``lag`` independent steps of one gradient."""
+    return RATE**2 * (lag * trace / BATCH + lag**2 * signal)
+
+
+def exponent(lags: tuple[int, ...], values: list[float]) -> Estimate:
+    """Slope of displacement over lag in double logarithms."""
+    x, y = torch.tensor(lags).log2().tolist(), torch.tensor(values).log2().tolist()
+    return slope_of(x, y)
+
+
+def run(trial: Trial) -> Seen:
+    """One path with replacement, in windows; and one shuffled epoch."""
+    job = partly_trained(trial.seed, EXAMPLES, steps=60, lr=RATE)
+    noise = noise_scale(job, exact=True)
+    trace, signal = noise.trace.value, noise.grad_norm_sq.value
+    trial.tell("with replacement")
+    places = walk(job, trial.size(1024, 8192), "replacement")
+    lags = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    seen = {lag: mean_squared_displacement(places, lag) for lag in lags}
+    law = {lag: displacement(lag, trace, signal) for lag in lags}
+    trial.tell("one epoch")
+    epoch = EXAMPLES // BATCH
+    shuffled = walk(job, epoch, "shuffled")
+    with started(job) as state:
+        whole = batch_gradient(state, torch.arange(EXAMPLES))
+    line = torch.arange(epoch + 1)[:, None] * RATE * whole
+    astray = (shuffled - shuffled[0] + line).square().sum(1)
+    noise_only = RATE**2 * trace / BATCH
+    checks = (
+        equals(
+            "exponent of displacement in steps, over 1, 2 and 4 steps",
+            1.0,
+            exponent(SHORT, [seen[lag].value for lag in SHORT]),
+            margin=0.25,
+            wrong={"a straight way": 2.0, "held in place": 0.0},
+        ),
+        equals(
+            "displacement in 4 steps over eta^2 (4 tr Sigma/b + 16 |G|^2)",
+            1.0,
+            seen[4].scale(1 / law[4]),
+            within=0.3,
+            wrong={"noise 1/sqrt(b)": BATCH**0.5, "noise 1/b^2": 1 / BATCH},
+        ),
+        equals(
+            "exponent over 128 and 256 steps",
+            exponent(LONG, [law[lag] for lag in LONG]).value,
+            exponent(LONG, [seen[lag].value for lag in LONG]),
+            margin=0.25,
+            part="limit",
+            wrong={"a random walk": 1.0},
+        ),
+        at_most(
+            "distance from the straight way after one shuffled epoch, over a walk's",
+            0.02,
+            float(astray[-1]) / (noise_only * epoch),
+            part="limit",
+            wrong={"independent steps": 1.0},
+        ),
+    )
+    print(noise.noise_scale, [round(seen[l].value/law[l],2) for l in lags])
+    return Seen(checks, ())

@@ -1,0 +1,191 @@
+"""The mean of all mini-batch gradients is the whole gradient, where losses are means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import combinations, product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rightbatch.job.job import Job
+from rightbatch.lab.check import at_least, at_most, equals
+from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
+from rightbatch.lab.plots import Series, plot
+from rightbatch.lab.sampling.partly_trained import partly_trained
+from rightbatch.lab.training_runs import batch_gradient, started
+from rightbatch.training.run_state import RunState
+
+EXAMPLES, EXACT = 8, 1e-5  # of |G|; gradients are made in float32
+
+
+def ragged_job(seed: int, lengths: Tensor) -> Job:
+    """Sequences whose targets sit on a slope: the longer, the higher.
+
+    Args:
+        seed: Of the numbers.
+        lengths: Tokens of each sequence, (examples,).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(EXAMPLES, EXAMPLES, 3, generator=generator)
+    targets = tokens.sum(2) + torch.arange(EXAMPLES)[:, None] / 2
+    mask = (torch.arange(EXAMPLES) < lengths[:, None]).float()
+
+    def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        inputs, wanted, real = batch
+        return ((model(inputs)[..., 0] - wanted).square() * real).sum(), real.sum()
+
+    return Job(
+        model=lambda: nn.Linear(3, 1),
+        loss=loss,
+        data=(tokens, targets, mask),
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
+        batch_size=2,
+        seed=seed,
+    )
+
+
+def mean_gradient(run: RunState, batches: Iterable[tuple[int, ...]]) -> Tensor:
+    """The plain mean of the gradients of some batches, (parameters,)."""
+    gradients = [batch_gradient(run, torch.tensor(batch)) for batch in batches]
+    return torch.stack(gradients).mean(0)
+
+
+def biases(job: Job) -> list[float]:
+    """|E g_b - G| / |G| over all batches of b distinct examples, b = 1 … N."""
+    with started(job) as run:
+        whole = batch_gradient(run, torch.arange(EXAMPLES))
+        return [
+            float(F.pairwise_distance(
+                mean_gradient(run, combinations(range(EXAMPLES), b)), whole, eps=0.0
+            ) / whole.norm())
+            for b in range(1, EXAMPLES + 1)
+        ]  # fmt: skip
+
+
+def first_order_bias(job: Job) -> list[float]:
+    """The same of a ratio of sums to first order in 1/b, at b = 1 … N.
+
+    With S_i the summed gradient of example i and n_i its count, E g_b - G is about
+    -(N - b)/((N - 1) b) cov(n, S - n G) / mean(n)^2.
+    """
+    counts = job.data[2].sum(1).double()
+    with started(job) as run:
+        each = [batch_gradient(run, torch.tensor([i])) for i in range(EXAMPLES)]
+        sums = torch.stack(each) * counts[:, None]
+    whole = sums.sum(0) / counts.sum()
+    covariance = (counts - counts.mean()) @ (sums - counts[:, None] * whole) / EXAMPLES
+    one = float(covariance.norm() / counts.mean() ** 2 / whole.norm())
+    return [one * (EXAMPLES - b) / (EXAMPLES - 1) / b for b in range(1, EXAMPLES + 1)]
+
+
+def run(trial: Trial) -> Seen:
+    """Every possible batch of eight examples, of plain and of ragged losses."""
+    digits = partly_trained(trial.seed, EXAMPLES, steps=0, lr=0.1)
+    plain = biases(digits)
+    trial.tell("with replacement")
+    with started(digits) as state:
+        whole = batch_gradient(state, torch.arange(EXAMPLES))
+        drawn = mean_gradient(state, product(range(EXAMPLES), repeat=2))
+        tailed = mean_gradient(state, [(0, 1, 2), (3, 4, 5), (6, 7)])
+    job = ragged_job(trial.seed, torch.arange(1, EXAMPLES + 1))
+    ragged, law = biases(job), first_order_bias(job)
+    even = biases(ragged_job(trial.seed, torch.full((EXAMPLES,), 4)))
+    checks = (
+        at_most(
+            "bias over all C(8, b) batches, largest of b = 1 ... 8, in |G|",
+            EXACT,
+            max(plain),
+            wrong={"a ratio of ragged sums": ragged[0]},
+        ),
+        at_most(
+            "bias over all 8^2 batches of 2 with replacement, in |G|",
+            EXACT,
+            float((drawn - whole).norm() / whole.norm()),
+            wrong={"a ratio of ragged sums": ragged[1]},
+        ),
+        at_least(
+            "one epoch by 3 + 3 + 2: its plain mean from G, in |G|",
+            0.01,
+            float((tailed - whole).norm() / whole.norm()),
+            part="limit",
+            wrong={"batches of one size": plain[3]},
+        ),
+        at_least(
+            "bias at b = 2 where sequences have 1 ... 8 targets, in |G|",
+            0.01,
+            ragged[1],
+            part="limit",
+            wrong={"as many targets each": even[1]},
+        ),
+        equals(
+            "the same at b = 6 over first order in 1/b",
+            1.0,
+            ragged[5] / law[5],
+            within=0.2,
+            part="limit",
+            wrong={"no finite-population factor": 7 / 2, "1/sqrt(b)": 6**0.5},
+        ),
+    )
+    sizes = list(range(1, EXAMPLES))  # at b = N all are zero
+    chart = plot(
+        [
+            Series("mean of digits", sizes, plain[:-1], "points"),
+            Series("ragged targets", sizes, ragged[:-1], "points"),
+            Series("equal targets", sizes, even[:-1], "points"),
+            Series("first order in 1/b", sizes, law[:-1], "dashed"),
+        ],
+        "batch size b, of 8 examples",
+        "bias of the gradient, in |G|",
+        log="y",
+    )
+    return Seen(
+        checks,
+        (
+            Chart(
+                "Over all batches there are, a mean is unbiased to rounding; a ratio of "
+                "ragged sums is not.",
+                "遍历所有可能的批次：平均损失无偏（仅有舍入误差）；"
+                "长短不一时的比值则有偏。",
+                chart,
+            ),
+        ),
+    )
+
+
+CLAIM = Claim(
+    id="unbiased",
+    texts=("3 梯度估计的无偏估计: E[g_B] = grad L, with and without replacement",),
+    papers=("Cochran 1977, Sampling Techniques, chapter 6 (ratio estimators)",),
+    theory="E[g_B] = G for a mean over examples drawn alike; of a ratio of sums "
+    "E[g_B] - G ~ -(N - b)/((N - 1) b) cov(n, S - n G)/mean(n)^2",
+    verdict="holds if",
+    seconds=2,
+    power="exact: every possible batch of 8 examples; the reduced size is the full one",
+    en=Words(
+        title="A mini-batch errs, but not to one side",
+        claimed="Averaged over all batches that might be drawn, the mini-batch gradient "
+        "is the gradient of the whole data set, with or without replacement.",
+        assumed="Every example is equally likely in a batch, and the loss is a mean "
+        "over examples, so that expectation may be taken term by term.",
+        seen="Of eight examples every possible batch is made and their gradients are "
+        "averaged: nothing is left but rounding. Where sequences differ in length and "
+        "the loss is a mean over tokens, the same average is off, as the theory of "
+        "ratios says. A short last batch counts too much in the mean of one epoch.",
+        answer="holds if the loss is a mean over examples drawn alike; a mean over "
+        "targets of ragged number has a bias that falls like 1/b",
+    ),
+    zh=Words(
+        title="小批量会出错，但不偏向一边",
+        claimed="对所有可能抽到的批次取平均，小批量梯度等于全体数据的梯度，"
+        "有放回与无放回皆然。",
+        assumed="每个样本被抽到的机会相同，且损失是对样本的平均，期望才能逐项计算。",
+        seen="对八个样本列出所有可能的批次并平均其梯度，只剩舍入误差。"
+        "若序列长短不一而损失按词元平均，同样的平均便有偏差，且符合比值估计的理论。"
+        "最后的小批次在一个轮次的平均中权重过大。",
+        answer="成立的条件：损失是对等概率样本的平均；若各样本的目标数不同，"
+        "偏差按 1/b 减小",
+    ),
+    run=run,
+)
