@@ -6,6 +6,10 @@ from rightbatch.lab.claim import Claim
 from rightbatch.lab.sampling import (
     disjoint_batches,
     epochs_and_iterations,
+    loss_wobble,
+    portfolio,
+    random_walk,
+    rare_class,
     three_regimes,
     unbiased,
     variance_over_b,
@@ -17,4 +21,8 @@ SAMPLING: tuple[Claim, ...] = (
     unbiased.CLAIM,
     variance_over_b.CLAIM,
     disjoint_batches.CLAIM,
+    loss_wobble.CLAIM,
+    random_walk.CLAIM,
+    rare_class.CLAIM,
+    portfolio.CLAIM,
 )

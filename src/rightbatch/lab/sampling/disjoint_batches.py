@@ -44,7 +44,7 @@ def run(trial: Trial) -> Seen:
     distances, cosines, laws, smallest = [], [], [], []
     for b in BATCHES:
         trial.tell(f"b = {b}")
-        pairs = pairs_of(job, b, trial.size(60, 400))
+        pairs = pairs_of(job, b, trial.size(120, 800))
         gaps = [float((one - two).square().sum()) for one, two in pairs]
         distances.append(mean_of(gaps))
         smallest.append(min(gaps) / signal)
@@ -129,8 +129,8 @@ CLAIM = Claim(
     "(|G|^2 - tr S^2/N) / (|G|^2 + tr S^2 (1/b - 1/N))",
     verdict="holds",
     seconds=3,
-    power="60 pairs of each size: the finite-population factor at b = N/4 is told apart; "
-    "400 pairs with --full",
+    power="120 pairs of each size: the finite-population factor at b = N/4 is told apart; "
+    "800 pairs with --full",
     en=Words(
         title="Two mini-batches at one place disagree",
         claimed="At the same weights two batches without a common example almost surely "

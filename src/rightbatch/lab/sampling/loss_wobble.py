@@ -3,45 +3,175 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rightbatch.core.estimate import Estimate
+from rightbatch.job.job import Job
 from rightbatch.lab.check import at_least, at_most, equals
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
 from rightbatch.lab.plots import Series, plot
 from rightbatch.lab.samples import mean_of, slope_of
-from rightbatch.lab.training_runs import digits_job, trained
+from rightbatch.lab.sampling.partly_trained import partly_trained
+from rightbatch.lab.training_runs import Curve, trained
 
+EXAMPLES = 1437  # all training digits
 BATCHES = (4, 16, 64, 256)
-RATE, MUCH = 0.1, 4.0  # of plain SGD: a small one, and one too large for b = N
+RATE, LARGE_RATE = 0.1, 8.0  # steady at b = N, and beyond 2 over the curvature
+
+
+def watched(job: Job, b: int, steps: int) -> tuple[Curve, list[float]]:
+    """A run whose whole loss is looked at after every step, and one example's variance."""
+    pixels, classes = job.data
+    variances: list[float] = []
+
+    def whole_loss(model: nn.Module) -> float:
+        losses = F.cross_entropy(model(pixels), classes, reduction="none")
+        variances.append(float(losses.var(correction=0)))
+        return float(losses.mean())
+
+    curve = trained(job, batch_size=b, lr=RATE, steps=steps, look=whole_loss)
+    return curve, variances
+
+
+def rising(losses: tuple[float, ...]) -> float:
+    """The share of steps at which a curve goes up."""
+    return float((np.diff(losses) > 0).mean())
 
 
 def run(trial: Trial) -> Seen:
-    """Training losses of every batch size, against those of the whole data set."""
-    steps = trial.size(80, 400)
-    job = digits_job(
-        seed=trial.seed, optimizer=lambda params: torch.optim.SGD(params, lr=RATE)
-    )
-    pixels, classes = job.data
-    n = job.length
-
-    def spread(model: nn.Module) -> float:
-        """Variance of one example's loss over the training data."""
-        losses = F.cross_entropy(model(pixels), classes, reduction="none")
-        return float(losses.var(correction=0))
-
-    trial.tell("b = N")
-    whole = trained(job, batch_size=n, lr=RATE, steps=steps, look=spread)
-    curves = {}
+    """Training losses of every batch size, beside the whole loss at the same weights."""
+    steps = trial.size(150, 1000)
+    job = partly_trained(trial.seed, EXAMPLES, steps=0, lr=RATE)
+    curves: dict[int, Curve] = {}
+    wobble: dict[int, Estimate] = {}
     for b in BATCHES:
         trial.tell(f"b = {b}")
-        curves[b] = trained(job, batch_size=b, lr=RATE, steps=steps, every=steps + 1)
-    much = trained(job, batch_size=n, lr=MUCH, steps=12, every=99)
-    off = {b: np.subtract(c.losses, whole.losses) for b, c in curves.items()}
-    sizes = {b: np.abs(np.diff(d)) for b, d in off.items()}
-    for b in BATCHES:
-        v=np.array(whole.values)[:-1]
-        print(b, off[b].std(), (off[b][1:]**2/v).mean()*b*(n-1)/(n-b), (np.diff(off[b])**2/2/np.array(whole.values)[:-1]).mean()*b*(n-1)/(n-b), (np.diff(curves[b].losses)>0).mean())
-    print(whole.losses[::10], (np.diff(whole.losses)>0).mean(), much.losses, {b: c.losses[-1] for b,c in curves.items()})
-    return Seen((), ())
+        curves[b], variances = watched(job, b, steps)
+        # The batch of a step meets the weights that the last look has seen.
+        off = np.subtract(curves[b].losses[1:], curves[b].values[:-1])
+        wobble[b] = mean_of((off**2 / np.array(variances[:-1])).tolist())
+    whole, _ = watched(job, EXAMPLES, steps)
+    large = trained(job, batch_size=EXAMPLES, lr=LARGE_RATE, steps=30, every=99)
+    sizes = [wobble[b].value ** 0.5 for b in BATCHES]
+    slope = slope_of(np.log(BATCHES).tolist(), np.log(sizes).tolist())
+    rises = {b: rising(curve.losses) for b, curve in curves.items()}
+    checks = (
+        equals(
+            "mean square of the wobble at b = 16, over Var(loss)/b",
+            1.0,
+            wobble[16].scale(16),
+            within=0.4,
+            wrong={"1/sqrt(b)": 4.0, "1/b^2": 1 / 16},
+        ),
+        equals(
+            "exponent of the wobble in b, in units of sd(loss)",
+            -0.5,
+            slope,
+            margin=0.08,
+            wrong={"1/b": -1.0, "as large at every b": 0.0},
+        ),
+        at_least(
+            "share of steps at which the curve rises, b = 4",
+            0.3,
+            rises[4],
+            wrong={"b = N": rising(whole.losses)},
+        ),
+        at_most(
+            "the same at b = N",
+            0.0,
+            rising(whole.losses),
+            wrong={"b = 256": rises[256]},
+        ),
+        at_least(
+            f"the same at b = N and a rate {LARGE_RATE / RATE:g} times as large",
+            0.1,
+            rising(large.losses),
+            part="limit",
+            wrong={"the small rate": rising(whole.losses)},
+        ),
+    )
+    law = [((EXAMPLES - b) / (EXAMPLES - 1) / b) ** 0.5 for b in BATCHES]
+    times = list(range(0, min(steps, 150), 3))
+    return Seen(
+        checks,
+        (
+            Chart(
+                "The loss of each step's own batch, of three sizes.",
+                "三种批量下，每一步自身批次的损失。",
+                plot(
+                    [
+                        Series(
+                            f"b = {b}" if b < EXAMPLES else "b = N = 1437",
+                            times,
+                            [curve.losses[t] for t in times],
+                        )
+                        for b, curve in (
+                            (4, curves[4]),
+                            (64, curves[64]),
+                            (EXAMPLES, whole),
+                        )
+                    ],
+                    "step",
+                    "loss of the batch",
+                ),
+            ),
+            Chart(
+                "How far a batch's loss is from the whole one at the same weights.",
+                "同一参数处，批次损失与整体损失相差多远。",
+                plot(
+                    [
+                        Series(
+                            "measured",
+                            BATCHES,
+                            [
+                                e.map(lambda v: max(v, 0.0) ** 0.5)
+                                for e in wobble.values()
+                            ],
+                            "points",
+                        ),
+                        Series("1/sqrt(b), finite data", BATCHES, law, "dashed"),
+                    ],
+                    "batch size b",
+                    "wobble, in sd of one loss",
+                    log="xy",
+                ),
+            ),
+        ),
+    )
+
+
+CLAIM = Claim(
+    id="loss-wobble",
+    texts=(
+        "3 波动的损失曲线: full batch falls smoothly, mini-batches wobble, more so the "
+        "smaller b is",
+    ),
+    theory="batch loss - whole loss at the same weights has sd = "
+    "sd(loss) sqrt((N - b)/((N - 1) b)); exact descent falls while eta < 2/curvature",
+    verdict="holds if",
+    seconds=3,
+    power="150 steps a batch size: an exponent off by 0.1 is told apart; 1,000 with --full",
+    en=Words(
+        title="Smaller batches make the loss curve wobble more",
+        claimed="The loss of full-batch training falls smoothly at every step; that of "
+        "mini-batches wobbles, and more so the smaller they are.",
+        assumed="The curve is that of each step's own batch. Full-batch descent is "
+        "smooth only below the rate at which the steepest direction becomes unstable.",
+        seen="After every step the loss of the next batch is set beside the loss of the "
+        "whole data at the same weights: the gap has the size of a mean of b losses. "
+        "At b = N the curve never rises, until the rate is made much larger.",
+        answer="holds if the rate is below 2 over the largest curvature; above it the "
+        "full batch's curve rises too",
+    ),
+    zh=Words(
+        title="批量越小，损失曲线波动越大",
+        claimed="全批量训练的损失每一步都平滑下降；小批量的损失会波动，批量越小波动越大。",
+        assumed="曲线画的是每一步自身批次的损失。只有学习率低于最陡方向的失稳界限时，"
+        "全批量曲线才平滑。",
+        seen="每一步之后，比较下一批次的损失与同一参数处的整体损失：差距正好是 b 个样本"
+        "平均的误差大小。b = N 时曲线从不上升，除非把学习率调得很大。",
+        answer="成立的条件：学习率低于 2 除以最大曲率；超过它，全批量的曲线也会上升",
+    ),
+    run=run,
+)

@@ -102,5 +102,88 @@ def run(trial: Trial) -> Seen:
             wrong={"independent steps": 1.0},
         ),
     )
-    print(noise.noise_scale, [round(seen[l].value/law[l],2) for l in lags])
-    return Seen(checks, ())
+    steps = list(range(0, epoch + 1, 4))
+    return Seen(
+        checks,
+        (
+            Chart(
+                "Noise leads at first, the slope from the crossing on; no free number.",
+                "先由噪声主导，交点之后由坡度主导；没有任何可调参数。",
+                plot(
+                    [
+                        Series("measured", lags, list(seen.values()), "points"),
+                        Series("law", lags, list(law.values()), "line"),
+                        Series(
+                            "noise alone",
+                            lags,
+                            [noise_only * t for t in lags],
+                            "dashed",
+                        ),
+                        Series(
+                            "slope alone",
+                            lags,
+                            [displacement(t, 0.0, signal) for t in lags],
+                            "dashed",
+                        ),
+                    ],
+                    "steps",
+                    "mean squared displacement",
+                    log="xy",
+                ),
+            ),
+            Chart(
+                "A shuffled epoch comes back to the straight way; independent draws do "
+                "not.",
+                "打乱的一个轮次最终回到直线上；独立抽样则不会。",
+                plot(
+                    [
+                        Series(
+                            "shuffled epoch", steps, [float(astray[t]) for t in steps]
+                        ),
+                        Series(
+                            "independent draws",
+                            steps,
+                            [noise_only * t for t in steps],
+                            "dashed",
+                        ),
+                    ],
+                    "step of the epoch",
+                    "squared distance from the straight way",
+                ),
+            ),
+        ),
+    )
+
+
+CLAIM = Claim(
+    id="random-walk",
+    texts=("2 一场有引导的随机漫步: the weights during training are a guided walk",),
+    papers=("McCandlish et al. 2018, arXiv:1812.06162 (the noise scale)",),
+    theory="E|w_t - w_0|^2 = eta^2 (t tr Sigma/b + t^2 |G|^2): noise leads until "
+    "t b = tr Sigma/|G|^2 examples",
+    verdict="holds if",
+    seconds=3,
+    power="1,024 steps of one path: exponents to 0.2, sizes to 0.2; 8,192 with --full",
+    en=Words(
+        title="Training is a guided random walk",
+        claimed="The weights during training move like a random walk with a guide.",
+        assumed="Batches are drawn independently, and the way is so short that the "
+        "gradient stays what it was. A flat place has no guide; a slope does.",
+        seen="A real network takes tiny steps from weights half trained. Over few "
+        "steps the squared distance grows in proportion to their number, as in a walk; "
+        "over many it grows with the square, as on a straight way. A whole shuffled "
+        "epoch is no walk at all: its noise cancels.",
+        answer="holds if fewer examples have been seen than the noise scale, drawn "
+        "independently; from then on the slope leads",
+    ),
+    zh=Words(
+        title="训练是有引导的随机漫步",
+        claimed="训练中的权重像一场有引导的随机漫步。",
+        assumed="批次独立抽取，且路程很短，梯度保持不变。平地没有引导，坡上才有。",
+        seen="真实网络从训练到一半的权重出发，迈极小的步子。步数少时，距离平方与步数"
+        "成正比，如同漫步；步数多时与步数平方成正比，如同直行。打乱的完整轮次则不是"
+        "漫步：噪声相互抵消。",
+        answer="成立的条件：独立抽样，且已见样本数少于噪声尺度；此后由坡度主导",
+    ),
+    run=run,
+)
