@@ -7,7 +7,7 @@ import torch
 
 from rightbatch.data.loading.batch_sampler import BatchSampler
 from rightbatch.data.loading.stream import BatchStream
-from rightbatch.lab.check import Check, equals
+from rightbatch.lab.check import equals
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
 from rightbatch.lab.plots import Series, plot
 
@@ -32,52 +32,34 @@ def run(trial: Trial) -> Seen:
     stream = BatchStream((torch.empty(1_250_000, 0),), 512, seed=trial.seed)
     stream.skip(ITERATIONS)
 
-    def count(what: str, theory: int, measured: int, wrong: dict[str, float]) -> Check:
-        return equals(what, theory, float(measured), wrong=wrong)
-
-    checks = (
-        count("iterations of 256 in 245,760", 960, len(even), {"one more": 961}),
-        count("batches of 128 in 50,000", 391, len(ragged), {"rounded down": 390}),
-        count("whole ones among them", 390, ragged.count(128), {"all whole": 391}),
-        count("examples in the last", 80, ragged[-1], {"filled up": 128}),
-        count("examples seen", 50_000, len(seen), {"short batch dropped": 49_920}),
-        count("batches of 512 in 1,250,000", 2442, len(large), {"rounded down": 2441}),
-        count(
-            "whole epochs in 100,000 iterations", 40, stream.epoch, {"rounded up": 41}
-        ),
-        count(
-            "examples of the next epoch after them",
-            (ITERATIONS - 40 * 2442) * 512,
-            stream.position,
-            {"epochs of N / 512, no short batch": ITERATIONS * 512 - 40 * 1_250_000},
-        ),
+    left = (ITERATIONS - 40 * 2442) * 512
+    exact = ITERATIONS * 512 - 40 * 1_250_000
+    counted: list[tuple[str, int, int, str, int]] = [
+        ("iterations of 256 in 245,760", 960, len(even), "one more", 961),
+        ("batches of 128 in 50,000", 391, len(ragged), "rounded down", 390),
+        ("whole ones among them", 390, ragged.count(128), "all whole", 391),
+        ("examples in the last", 80, ragged[-1], "filled up", 128),
+        ("different examples seen", 50_000, len(seen), "short one dropped", 49_920),
+        ("batches of 512 in 1,250,000", 2442, len(large), "rounded down", 2441),
+        ("whole epochs in 100,000", 40, stream.epoch, "rounded up", 41),
+        ("examples seen after them", left, stream.position, "N / 512 steps", exact),
+    ]
+    checks = tuple(
+        equals(what, theory, float(measured), wrong={name: float(wrong)})
+        for what, theory, measured, name, wrong in counted
     )
     batches = np.unique(np.geomspace(100, 25_000, 50).astype(int)).tolist()
-    lost = [
-        1 - sum(epoch_sizes(50_000, b, trial.seed, "drop")) / 50_000 for b in batches
+    kept = [sum(epoch_sizes(50_000, b, trial.seed, "drop")) for b in batches]
+    series = [
+        Series("counted", batches, [1 - k / 50_000 for k in kept], "points"),
+        Series("(N mod b) / N", batches, [50_000 % b / 50_000 for b in batches]),
     ]
-    chart = plot(
-        [
-            Series("counted", batches, lost, "points"),
-            Series(
-                "(N mod b) / N", batches, [50_000 % b / 50_000 for b in batches], "line"
-            ),
-        ],
-        "batch size b",
-        "share of an epoch in its short batch",
-        log="x",
+    chart = Chart(
+        "Of 50,000 examples: what an epoch loses if the short batch is left out.",
+        "50,000 个样本：若丢弃最后的小批次，每个轮次损失的比例。",
+        plot(series, "batch size b", "share of an epoch in its short batch", log="x"),
     )
-    return Seen(
-        checks,
-        (
-            Chart(
-                "Of 50,000 examples: what each epoch loses if the short batch is left "
-                "out.",
-                "50,000 个样本：若丢弃最后的小批次，每个轮次损失的比例。",
-                chart,
-            ),
-        ),
-    )
+    return Seen(checks, (chart,))
 
 
 CLAIM = Claim(
@@ -95,7 +77,7 @@ CLAIM = Claim(
         title="How many steps an epoch has",
         claimed="An epoch of N examples takes ceil(N / b) iterations, since what does "
         "not fill a batch makes a short one of its own.",
-        assumed="The short batch is kept, and no batch reaches over into the next epoch.",
+        assumed="The short batch is kept; no batch reaches over into the next epoch.",
         seen="Streams over data sets of the texts' sizes are gone through batch by "
         "batch. Every number of the texts comes out, and every example is seen once. "
         "A loader that drops the short batch may lose up to half of an epoch.",

@@ -24,7 +24,7 @@ SHORT, LONG = (1, 2, 4), (128, 256)  # steps between two looks
 
 
 def walk(job: Job, steps: int, order: str) -> Tensor:
-    """All weights after each step, (steps + 1, parameters), by a stream of that order."""
+    """All weights after each step, (steps + 1, parameters), in some order of data."""
     stream = BatchStream(job.data, BATCH, seed=job.seed, order=order)
     with started(job) as run:
         flat = torch.nn.utils.parameters_to_vector
@@ -71,88 +71,63 @@ def run(trial: Trial) -> Seen:
     line = torch.arange(epoch + 1)[:, None] * RATE * whole
     astray = (shuffled - shuffled[0] + line).square().sum(1)
     noise_only = RATE**2 * trace / BATCH
+    short = exponent(SHORT, [seen[lag].value for lag in SHORT])
+    long = exponent(LONG, [seen[lag].value for lag in LONG])
+    ahead = exponent(LONG, [law[lag] for lag in LONG]).value
+    left = float(astray[-1]) / (noise_only * epoch)
+    straight = {"a straight way": 2.0, "held in place": 0.0}
+    noises = {"noise 1/sqrt(b)": BATCH**0.5, "noise 1/b^2": 1 / BATCH}
+    walks, independent = {"a random walk": 1.0}, {"independent steps": 1.0}
     checks = (
+        equals("exponent over 1, 2, 4 steps", 1.0, short, margin=0.25, wrong=straight),
         equals(
-            "exponent of displacement in steps, over 1, 2 and 4 steps",
-            1.0,
-            exponent(SHORT, [seen[lag].value for lag in SHORT]),
-            margin=0.25,
-            wrong={"a straight way": 2.0, "held in place": 0.0},
-        ),
-        equals(
-            "displacement in 4 steps over eta^2 (4 tr Sigma/b + 16 |G|^2)",
+            "displacement in 4 steps over the law",
             1.0,
             seen[4].scale(1 / law[4]),
             within=0.3,
-            wrong={"noise 1/sqrt(b)": BATCH**0.5, "noise 1/b^2": 1 / BATCH},
+            wrong=noises,
         ),
         equals(
             "exponent over 128 and 256 steps",
-            exponent(LONG, [law[lag] for lag in LONG]).value,
-            exponent(LONG, [seen[lag].value for lag in LONG]),
-            margin=0.25,
+            ahead,
+            long,
+            margin=0.3,
             part="limit",
-            wrong={"a random walk": 1.0},
+            wrong=walks,
         ),
         at_most(
-            "distance from the straight way after one shuffled epoch, over a walk's",
+            "noise left after a shuffled epoch",
             0.02,
-            float(astray[-1]) / (noise_only * epoch),
+            left,
             part="limit",
-            wrong={"independent steps": 1.0},
+            wrong=independent,
         ),
     )
+    slope = [displacement(lag, 0.0, signal) for lag in lags]
+    displaced = [
+        Series("measured", lags, list(seen.values()), "points"),
+        Series("law", lags, list(law.values())),
+        Series("noise alone", lags, [noise_only * lag for lag in lags], "dashed"),
+        Series("slope alone", lags, slope, "dashed"),
+    ]
     steps = list(range(0, epoch + 1, 4))
-    return Seen(
-        checks,
-        (
-            Chart(
-                "Noise leads at first, the slope from the crossing on; no free number.",
-                "先由噪声主导，交点之后由坡度主导；没有任何可调参数。",
-                plot(
-                    [
-                        Series("measured", lags, list(seen.values()), "points"),
-                        Series("law", lags, list(law.values()), "line"),
-                        Series(
-                            "noise alone",
-                            lags,
-                            [noise_only * t for t in lags],
-                            "dashed",
-                        ),
-                        Series(
-                            "slope alone",
-                            lags,
-                            [displacement(t, 0.0, signal) for t in lags],
-                            "dashed",
-                        ),
-                    ],
-                    "steps",
-                    "mean squared displacement",
-                    log="xy",
-                ),
-            ),
-            Chart(
-                "A shuffled epoch comes back to the straight way; independent draws do "
-                "not.",
-                "打乱的一个轮次最终回到直线上；独立抽样则不会。",
-                plot(
-                    [
-                        Series(
-                            "shuffled epoch", steps, [float(astray[t]) for t in steps]
-                        ),
-                        Series(
-                            "independent draws",
-                            steps,
-                            [noise_only * t for t in steps],
-                            "dashed",
-                        ),
-                    ],
-                    "step of the epoch",
-                    "squared distance from the straight way",
-                ),
-            ),
+    strayed = [
+        Series("shuffled epoch", steps, [float(astray[t]) for t in steps]),
+        Series("independent draws", steps, [noise_only * t for t in steps], "dashed"),
+    ]
+    charts = (
+        Chart(
+            "Noise leads at first, the slope from the crossing on; no free number.",
+            "先由噪声主导，交点之后由坡度主导；没有任何可调参数。",
+            plot(displaced, "steps", "mean squared displacement", log="xy"),
+        ),
+        Chart(
+            "A shuffled epoch comes back to the straight way.",
+            "打乱的一个轮次最终回到直线上。",
+            plot(strayed, "step of the epoch", "squared distance from the way"),
         ),
     )
+    return Seen(checks, charts)
 
 
 CLAIM = Claim(

@@ -1,4 +1,4 @@
-"""The mean of all mini-batch gradients is the whole gradient, where losses are means."""
+"""The mean of all mini-batch gradients is the whole one, where losses are means."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from itertools import combinations, product
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rightbatch.job.job import Job
@@ -52,16 +51,19 @@ def mean_gradient(run: RunState, batches: Iterable[tuple[int, ...]]) -> Tensor:
     return torch.stack(gradients).mean(0)
 
 
+def off_by(gradient: Tensor, whole: Tensor) -> float:
+    """Its distance, in lengths of the whole gradient."""
+    return float((gradient - whole).norm() / whole.norm())
+
+
 def biases(job: Job) -> list[float]:
     """|E g_b - G| / |G| over all batches of b distinct examples, b = 1 … N."""
     with started(job) as run:
         whole = batch_gradient(run, torch.arange(EXAMPLES))
         return [
-            float(F.pairwise_distance(
-                mean_gradient(run, combinations(range(EXAMPLES), b)), whole, eps=0.0
-            ) / whole.norm())
+            off_by(mean_gradient(run, combinations(range(EXAMPLES), b)), whole)
             for b in range(1, EXAMPLES + 1)
-        ]  # fmt: skip
+        ]
 
 
 def first_order_bias(job: Job) -> list[float]:
@@ -92,66 +94,49 @@ def run(trial: Trial) -> Seen:
     job = ragged_job(trial.seed, torch.arange(1, EXAMPLES + 1))
     ragged, law = biases(job), first_order_bias(job)
     even = biases(ragged_job(trial.seed, torch.full((EXAMPLES,), 4)))
+    ratio = {"a ratio of ragged sums": ragged[0]}
+    rounded = {"no finite-population factor": 7 / 2, "1/sqrt(b)": 6**0.5}
+    pairs, epoch = off_by(drawn, whole), off_by(tailed, whole)
+    last = ragged[5] / law[5]
     checks = (
-        at_most(
-            "bias over all C(8, b) batches, largest of b = 1 ... 8, in |G|",
-            EXACT,
-            max(plain),
-            wrong={"a ratio of ragged sums": ragged[0]},
-        ),
-        at_most(
-            "bias over all 8^2 batches of 2 with replacement, in |G|",
-            EXACT,
-            float((drawn - whole).norm() / whole.norm()),
-            wrong={"a ratio of ragged sums": ragged[1]},
-        ),
+        at_most("largest bias over all C(8, b)", EXACT, max(plain), wrong=ratio),
+        at_most("bias over all 8^2, with replacement", EXACT, pairs, wrong=ratio),
         at_least(
-            "one epoch by 3 + 3 + 2: its plain mean from G, in |G|",
+            "an epoch's plain mean of 3 + 3 + 2, off by",
             0.01,
-            float((tailed - whole).norm() / whole.norm()),
+            epoch,
             part="limit",
             wrong={"batches of one size": plain[3]},
         ),
         at_least(
-            "bias at b = 2 where sequences have 1 ... 8 targets, in |G|",
+            "bias at b = 2 with 1 ... 8 targets",
             0.01,
             ragged[1],
             part="limit",
             wrong={"as many targets each": even[1]},
         ),
         equals(
-            "the same at b = 6 over first order in 1/b",
+            "bias at b = 6 over first order in 1/b",
             1.0,
-            ragged[5] / law[5],
+            last,
             within=0.2,
             part="limit",
-            wrong={"no finite-population factor": 7 / 2, "1/sqrt(b)": 6**0.5},
+            wrong=rounded,
         ),
     )
     sizes = list(range(1, EXAMPLES))  # at b = N all are zero
-    chart = plot(
-        [
-            Series("mean of digits", sizes, plain[:-1], "points"),
-            Series("ragged targets", sizes, ragged[:-1], "points"),
-            Series("equal targets", sizes, even[:-1], "points"),
-            Series("first order in 1/b", sizes, law[:-1], "dashed"),
-        ],
-        "batch size b, of 8 examples",
-        "bias of the gradient, in |G|",
-        log="y",
+    series = [
+        Series("mean of digits", sizes, plain[:-1], "points"),
+        Series("ragged targets", sizes, ragged[:-1], "points"),
+        Series("equal targets", sizes, even[:-1], "points"),
+        Series("first order in 1/b", sizes, law[:-1], "dashed"),
+    ]
+    chart = Chart(
+        "Over all batches a mean is unbiased to rounding; a ratio of sums is not.",
+        "遍历所有可能的批次：平均损失无偏（仅有舍入误差）；长短不一时的比值则有偏。",
+        plot(series, "batch size b, of 8 examples", "bias, in |G|", log="y"),
     )
-    return Seen(
-        checks,
-        (
-            Chart(
-                "Over all batches there are, a mean is unbiased to rounding; a ratio of "
-                "ragged sums is not.",
-                "遍历所有可能的批次：平均损失无偏（仅有舍入误差）；"
-                "长短不一时的比值则有偏。",
-                chart,
-            ),
-        ),
-    )
+    return Seen(checks, (chart,))
 
 
 CLAIM = Claim(
@@ -165,8 +150,8 @@ CLAIM = Claim(
     power="exact: every possible batch of 8 examples; the reduced size is the full one",
     en=Words(
         title="A mini-batch errs, but not to one side",
-        claimed="Averaged over all batches that might be drawn, the mini-batch gradient "
-        "is the gradient of the whole data set, with or without replacement.",
+        claimed="Averaged over all batches that might be drawn, the gradient is that of "
+        "the whole data set, with or without replacement.",
         assumed="Every example is equally likely in a batch, and the loss is a mean "
         "over examples, so that expectation may be taken term by term.",
         seen="Of eight examples every possible batch is made and their gradients are "
