@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -25,8 +26,8 @@ DAYS = (128, 256, 512, 1024, 2048, 4096)
 Array = Float64[np.ndarray, "..."]
 
 
-def daily_returns() -> Float64[np.ndarray, "days assets"]:
-    """Returns of 20 stocks of the S&P 500 on 8,312 days, 1990 to 2022.
+def daily_returns() -> Array:
+    """Of 20 stocks of the S&P 500, 1990 to 2022, (8312 days, 20).
 
     Raises:
         MissingExtraError: skfolio, which carries the prices, is not installed.
@@ -69,18 +70,13 @@ def best_weights(mean: Array, covariance: Array, steps: int = 400) -> Array:
 def portfolio_job(returns: Array, seed: int) -> Job:
     """Weights as a softmax, trained on the utility of a batch of days, a year's."""
 
-    class Portfolio(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.logits = nn.Parameter(torch.zeros(returns.shape[1]))
-
     def loss(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
-        gains = batch[0] @ model.get_parameter("logits").softmax(0)
+        gains = batch[0] @ model.get_parameter("0").softmax(0)
         # Over b - 1: else the gradient of a small batch is biased.
         return -YEAR * (gains.mean() - AVERSION / 2 * gains.var(correction=1))
 
     return Job(
-        model=Portfolio,
+        model=lambda: nn.ParameterList([torch.zeros(returns.shape[1])]),
         loss=loss,
         data=(torch.tensor(returns, dtype=torch.float32),),
         optimizer=lambda params: torch.optim.SGD(params, lr=1.0),
@@ -103,17 +99,16 @@ def run(trial: Trial) -> Seen:
     rng = np.random.default_rng(trial.seed)
     errors, regrets = [], []
     for days in DAYS:
-        trial.tell(f"{days} days")
         rows = rng.integers(len(returns), size=(trial.size(200, 2000), days))
         means = np.array([returns[r].mean(0) for r in rows])
         covs = np.array([np.cov(returns[r].T) for r in rows])
-        errors.append(mean_of(((means - mean) ** 2).sum(1)))
-        regrets.append(mean_of(best - utility(best_weights(means, covs))))
+        errors.append(mean_of(np.square(means - mean).sum(1).tolist()))
+        regrets.append(mean_of((best - utility(best_weights(means, covs))).tolist()))
     trial.tell("training")
     job = portfolio_job(returns, trial.seed)
 
     def regret_of(model: nn.Module) -> float:
-        shares = model.get_parameter("logits").softmax(0).double().numpy()
+        shares = model.get_parameter("0").softmax(0).double().numpy()
         return best - float(utility(shares))
 
     curves = {
@@ -129,26 +124,14 @@ def run(trial: Trial) -> Seen:
     worse = {"4,096 days": regrets[-1].value / equal}
     laws, none = {"1/sqrt(b)": -0.5, "1/b^2": -2.0}, {"1/b": -1.0, "none": 0.0}
     calmer, same = late[512] / late[8], {"the same": 1.0}
+    limit, twice = partial(equals, part="limit"), {"2/b": 2.0}
     checks = (
         equals("exponent of squared error", -1.0, error_slope, margin=0.08, wrong=laws),
-        equals(
-            "squared error of 512 days over tr Sigma/b",
-            1.0,
-            at_512,
-            within=0.25,
-            wrong={"2/b": 2.0},
-        ),
+        equals("the same over tr Sigma/b", 1.0, at_512, within=0.25, wrong=twice),
         at_most("late regret, b = 512 over b = 8", 0.5, calmer, wrong=same),
-        equals(
-            "exponent of the regret",
-            -0.5,
-            regret_slope,
-            margin=0.1,
-            part="limit",
-            wrong=none,
-        ),
+        limit("exponent of the regret", -0.5, regret_slope, margin=0.1, wrong=none),
         at_least(
-            "regret by 128 days over 1/N's", 1.5, above, part="limit", wrong=worse
+            "regret by 128 days over 1/N's", 1.5, above, wrong=worse, part="limit"
         ),
     )
     root = [regrets[2].value * (512 / d) ** 0.5 for d in DAYS]
@@ -175,14 +158,8 @@ def run(trial: Trial) -> Seen:
 
 CLAIM = Claim(
     id="portfolio",
-    texts=(
-        "2 实用主义者的选择：效率、速度与权衡的艺术: a portfolio by mini-batches of "
-        "returns; b controls the risk of estimation",
-    ),
-    papers=(
-        "DeMiguel, Garlappi and Uppal 2009 (1/N)",
-        "Duchi et al. 2008 (projection onto the simplex)",
-    ),
+    texts=("2 实用主义者的选择：效率、速度与权衡的艺术: b controls estimation errors",),
+    papers=("DeMiguel et al. 2009 (1/N)", "Duchi et al. 2008 (simplex)"),
     theory="E|mean - mu|^2 = tr Sigma/b; the regret of the shares chosen by it falls "
     "about like b^(-1/2) on the simplex",
     verdict="holds if",
@@ -193,24 +170,21 @@ CLAIM = Claim(
         title="A portfolio from mini-batches of days",
         claimed="Shares can be trained on mini-batches of past returns, and a larger "
         "batch controls the risk of errors of estimation.",
-        assumed="Days are drawn independently from one history, which counts as the "
-        "truth; shares are not negative and sum to one; mean less variance is the aim.",
-        seen="On real daily returns the squared error of the means falls like 1/b, and "
-        "training by few days a step jumps between poor portfolios. But the regret of "
-        "the decision falls only like the root, and by half a year of days it is worse "
-        "than equal shares.",
+        assumed="Days are drawn independently from one history, which counts as true; "
+        "shares are not negative and sum to one; mean less variance is the aim.",
+        seen="On real daily returns the means' squared error falls like 1/b, and training "
+        "by few days a step jumps about. But the decision's regret falls only like the "
+        "root; by half a year it is worse than equal shares.",
         answer="holds if said of the estimates: their squared error falls like 1/b, the "
         "decision's regret only like 1/sqrt(b)",
     ),
     zh=Words(
         title="用若干交易日的小批量配置投资组合",
         claimed="可以用历史收益的小批量训练持仓比例；批量越大，估计误差的风险越小。",
-        assumed="交易日独立地从同一段历史中抽取，并把这段历史当作真相；比例非负且和为一；"
-        "目标是均值减方差。",
-        seen="在真实日收益上，均值的平方误差按 1/b 下降；每步只用几天数据的训练在差的"
-        "组合之间跳动。但决策的遗憾只按平方根下降，凭半年的数据还不如均分。",
-        answer="成立的条件：指的是估计本身。平方误差按 1/b 下降，而决策的遗憾只按 "
-        "1/sqrt(b) 下降",
+        assumed="交易日独立地取自同一段被当作真相的历史；比例非负且和为一。",
+        seen="在真实日收益上，均值的平方误差按 1/b 下降；每步只用几天数据的训练来回"
+        "跳动。但决策的遗憾只按平方根下降，凭半年的数据还不如均分。",
+        answer="成立的条件：指估计的平方误差（1/b）；决策的遗憾只按 1/sqrt(b) 下降",
     ),
     run=run,
 )

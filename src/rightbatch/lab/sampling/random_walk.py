@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain, count, islice
 
 import torch
@@ -68,40 +69,23 @@ def run(trial: Trial) -> Seen:
     shuffled = walk(job, epoch, "shuffled")
     with started(job) as state:
         whole = batch_gradient(state, torch.arange(EXAMPLES))
-    line = torch.arange(epoch + 1)[:, None] * RATE * whole
-    astray = (shuffled - shuffled[0] + line).square().sum(1)
+    astray = shuffled[-1] - shuffled[0] + epoch * RATE * whole
     noise_only = RATE**2 * trace / BATCH
     short = exponent(SHORT, [seen[lag].value for lag in SHORT])
     long = exponent(LONG, [seen[lag].value for lag in LONG])
     ahead = exponent(LONG, [law[lag] for lag in LONG]).value
-    left = float(astray[-1]) / (noise_only * epoch)
+    left = float(astray.square().sum()) / (noise_only * epoch)
     straight = {"a straight way": 2.0, "held in place": 0.0}
     noises = {"noise 1/sqrt(b)": BATCH**0.5, "noise 1/b^2": 1 / BATCH}
-    walks, independent = {"a random walk": 1.0}, {"independent steps": 1.0}
+    walks, drawn = {"a random walk": 1.0}, {"independent steps": 1.0}
+    limit, of_law = partial(equals, part="limit"), seen[4].scale(1 / law[4])
     checks = (
         equals("exponent over 1, 2, 4 steps", 1.0, short, margin=0.25, wrong=straight),
         equals(
-            "displacement in 4 steps over the law",
-            1.0,
-            seen[4].scale(1 / law[4]),
-            within=0.3,
-            wrong=noises,
+            "displacement in 4 steps over law", 1.0, of_law, within=0.3, wrong=noises
         ),
-        equals(
-            "exponent over 128 and 256 steps",
-            ahead,
-            long,
-            margin=0.3,
-            part="limit",
-            wrong=walks,
-        ),
-        at_most(
-            "noise left after a shuffled epoch",
-            0.02,
-            left,
-            part="limit",
-            wrong=independent,
-        ),
+        limit("exponent over 128, 256 steps", ahead, long, margin=0.3, wrong=walks),
+        at_most("noise left after an epoch", 0.02, left, wrong=drawn, part="limit"),
     )
     slope = [displacement(lag, 0.0, signal) for lag in lags]
     displaced = [
@@ -110,24 +94,12 @@ def run(trial: Trial) -> Seen:
         Series("noise alone", lags, [noise_only * lag for lag in lags], "dashed"),
         Series("slope alone", lags, slope, "dashed"),
     ]
-    steps = list(range(0, epoch + 1, 4))
-    strayed = [
-        Series("shuffled epoch", steps, [float(astray[t]) for t in steps]),
-        Series("independent draws", steps, [noise_only * t for t in steps], "dashed"),
-    ]
-    charts = (
-        Chart(
-            "Noise leads at first, the slope from the crossing on; no free number.",
-            "先由噪声主导，交点之后由坡度主导；没有任何可调参数。",
-            plot(displaced, "steps", "mean squared displacement", log="xy"),
-        ),
-        Chart(
-            "A shuffled epoch comes back to the straight way.",
-            "打乱的一个轮次最终回到直线上。",
-            plot(strayed, "step of the epoch", "squared distance from the way"),
-        ),
+    chart = Chart(
+        "Noise leads at first, the slope from the crossing on; no free number.",
+        "先由噪声主导，交点之后由坡度主导；没有任何可调参数。",
+        plot(displaced, "steps", "mean squared displacement", log="xy"),
     )
-    return Seen(checks, charts)
+    return Seen(checks, (chart,))
 
 
 CLAIM = Claim(
@@ -142,22 +114,20 @@ CLAIM = Claim(
     en=Words(
         title="Training is a guided random walk",
         claimed="The weights during training move like a random walk with a guide.",
-        assumed="Batches are drawn independently, and the way is so short that the "
-        "gradient stays what it was. A flat place has no guide; a slope does.",
-        seen="A real network takes tiny steps from weights half trained. Over few "
-        "steps the squared distance grows in proportion to their number, as in a walk; "
-        "over many it grows with the square, as on a straight way. A whole shuffled "
-        "epoch is no walk at all: its noise cancels.",
+        assumed="Batches are drawn independently; the steps are so small that the "
+        "gradient stays what it was.",
+        seen="A real network takes tiny steps. Over few of them the squared distance "
+        "grows with their number, as in a walk; over many with the square, as on a "
+        "straight way. A whole shuffled epoch is no walk: its noise cancels.",
         answer="holds if fewer examples have been seen than the noise scale, drawn "
         "independently; from then on the slope leads",
     ),
     zh=Words(
         title="训练是有引导的随机漫步",
         claimed="训练中的权重像一场有引导的随机漫步。",
-        assumed="批次独立抽取，且路程很短，梯度保持不变。平地没有引导，坡上才有。",
-        seen="真实网络从训练到一半的权重出发，迈极小的步子。步数少时，距离平方与步数"
-        "成正比，如同漫步；步数多时与步数平方成正比，如同直行。打乱的完整轮次则不是"
-        "漫步：噪声相互抵消。",
+        assumed="批次独立抽取；步子极小，梯度保持不变。",
+        seen="真实网络迈极小的步子。步数少时，距离平方与步数成正比，如同漫步；步数多时"
+        "与步数平方成正比，如同直行。打乱的完整轮次不是漫步：噪声相互抵消。",
         answer="成立的条件：独立抽样，且已见样本数少于噪声尺度；此后由坡度主导",
     ),
     run=run,
