@@ -172,11 +172,11 @@ CLAIM = Claim(
         "batch controls the risk of errors of estimation.",
         assumed="Days are drawn independently from one history, which counts as true; "
         "shares are not negative and sum to one; mean less variance is the aim.",
-        seen="On real daily returns the means' squared error falls like 1/b, and training "
+        seen="On real daily returns the means' squared error falls like 1/b; training "
         "by few days a step jumps about. But the decision's regret falls only like the "
         "root; by half a year it is worse than equal shares.",
-        answer="holds if said of the estimates: their squared error falls like 1/b, the "
-        "decision's regret only like 1/sqrt(b)",
+        answer="holds if said of the estimates: their squared error falls like 1/b, "
+        "the decision's regret only like 1/sqrt(b)",
     ),
     zh=Words(
         title="用若干交易日的小批量配置投资组合",

@@ -137,8 +137,8 @@ CLAIM = Claim(
     power="300 batches of each kind: ratios of variances to 35 %; 3,000 with --full",
     en=Words(
         title="Batches that always hold some of the rare class",
-        claimed="With one positive in a thousand, a random batch of as many often holds "
-        "none. Weights make rare, huge steps; strata have far less variance.",
+        claimed="With one positive in a thousand, a random batch of as many often "
+        "holds none. Weights make rare, huge steps; strata have far less variance.",
         assumed="All have one expectation: both classes count half. Not shown is the "
         "price: rare examples come around often, and may be learnt by heart.",
         seen="Even a single rare example in every batch about halves the variance of "

@@ -119,7 +119,7 @@ CLAIM = Claim(
         "smaller it is, the wilder the path.",
         assumed="The same rate and number of steps, in a quadratic bowl.",
         seen="One training loop runs with b = 1, 16 and N, on hundreds of data sets at "
-        "once. At b = N it is exact descent; below, the places scatter as the law says.",
+        "once. At b = N it is exact descent; below, places scatter as the law says.",
     ),
     zh=Words(
         title="全批量、小批量、单样本是同一种方法",

@@ -123,8 +123,8 @@ CLAIM = Claim(
     power="exact: every possible batch of 8 examples; the reduced size is the full one",
     en=Words(
         title="A mini-batch errs, but not to one side",
-        claimed="Averaged over all batches that might be drawn, the gradient is that of "
-        "the whole data set, with or without replacement.",
+        claimed="Averaged over all batches that might be drawn, the gradient is that "
+        "of the whole data set, with or without replacement.",
         assumed="The loss is a mean over examples, each equally likely in a batch.",
         seen="Over every possible batch of eight examples only rounding is left. Where "
         "sequences differ in length and the loss is a mean over tokens, the average is "
