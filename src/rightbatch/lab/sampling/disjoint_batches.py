@@ -32,25 +32,28 @@ def pairs_of(job: Job, b: int, count: int) -> list[tuple[Tensor, Tensor]]:
     return pairs
 
 
+def cosine(b: float, trace: float, signal: float) -> float:
+    """Of two disjoint batches, by tr S^2 and |G|^2: mean product over mean square."""
+    return (signal - trace / EXAMPLES) / (signal + trace * (1 / b - 1 / EXAMPLES))
+
+
 def run(trial: Trial) -> Seen:
     """Pairs of consecutive batches of one epoch, at fixed weights."""
     job = partly_trained(trial.seed, EXAMPLES, steps=60, lr=0.1)
     noise = noise_scale(job, exact=True)
     trace = noise.trace.value * EXAMPLES / (EXAMPLES - 1)  # tr S^2
     signal = noise.grad_norm_sq.value
-    distances, cosines, laws, closest = [], [], [], math.inf
+    distances, cosines, closest = [], [], math.inf
     for b in BATCHES:
         trial.tell(f"b = {b}")
         pairs = pairs_of(job, b, trial.size(120, 800))
         gaps = [float((one - two).square().sum()) for one, two in pairs]
         distances.append(mean_of(gaps))
         closest = min(closest, min(gaps) / signal) if b == BATCHES[0] else closest
-        length = trace * (1 / b - 1 / EXAMPLES) + signal
-        laws.append((signal - trace / EXAMPLES) / length)
         inner = [float(one @ two) for one, two in pairs]
         squares = [float(one @ one + two @ two) / 2 for one, two in pairs]
         cosines.append(mean_of(inner).scale(len(pairs) / sum(squares)))
-    gap, near = distances[2].scale(64 / trace), laws[1]
+    gap, near = distances[2].scale(64 / trace), cosine(16, trace, signal)
     factors = {"finite-population factor": 2 * (1 - 64 / EXAMPLES), "one batch": 1.0}
     others = {"to the whole gradient": near**0.5, "nothing in common": 0.0}
     checks = (
@@ -62,9 +65,11 @@ def run(trial: Trial) -> Seen:
         ),
         equals("cosine at b = 16", near, cosines[1], margin=0.09, wrong=others),
     )
+    fine = [4 * 2 ** (i / 3) for i in range(16)]  # from 4 to 128
+    laws = [cosine(b, trace, signal) for b in fine]
     angles = [
         Series("measured", BATCHES, cosines, "points"),
-        Series("from the noise scale", BATCHES, laws, "dashed"),
+        Series("from the noise scale", fine, laws, "dashed"),
     ]
     chart = Chart(
         "The cosine of two batches reaches one half near the noise scale.",
