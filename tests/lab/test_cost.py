@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from rightbatch.lab.claims import claim_named
 from torch import nn
 
 from rightbatch.cluster.network import ASSUMED
+from rightbatch.lab.chapters import claim_named
 from rightbatch.lab.claim import run_claim
 from rightbatch.lab.cost import best_batch, norms_cost, powers_of_two
 from rightbatch.lab.cost.accumulation import distance, gradient_of, mean_of_means

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import rightbatch as rb
+from rightbatch.lab.chapters import claim_named
 from rightbatch.lab.claim import run_claim
-from rightbatch.lab.claims import claim_named
 from rightbatch.lab.rates.critical_batch import (
     CURVATURES,
     GOAL,

@@ -9,8 +9,8 @@ import torch
 from scipy import optimize
 
 from rightbatch.core.errors import MissingExtraError
+from rightbatch.lab.chapters import claim_named
 from rightbatch.lab.claim import run_claim
-from rightbatch.lab.claims import claim_named
 from rightbatch.lab.sampling import portfolio, rare_class, three_regimes
 from rightbatch.lab.sampling.epochs_and_iterations import epoch_sizes
 from rightbatch.lab.sampling.partly_trained import partly_trained

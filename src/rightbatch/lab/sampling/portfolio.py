@@ -32,12 +32,12 @@ def daily_returns() -> Array:
     Raises:
         MissingExtraError: skfolio, which carries the prices, is not installed.
     """
-    # Only its file is read: importing skfolio takes seconds, for solvers unused here.
+    # Only its file is read: its code takes seconds to import, and its solvers 150 MB.
     spec = find_spec("skfolio")
     if spec is None or spec.origin is None:
         raise MissingExtraError(
             "the claim 'portfolio' needs skfolio, which carries its data",
-            fix="pip install 'rightbatch[examples]'",
+            fix="pip install --no-deps skfolio",
         )
     path = Path(spec.origin).parent / "datasets" / "data" / "sp500_dataset.csv.gz"
     with gzip.open(path, "rt") as file:
