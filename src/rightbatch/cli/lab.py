@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rightbatch.lab.claim import Claim, Outcome
 
 GALLERY = "lab.html"
+MARKS = {"holds": "+", "holds if": "~", "fails as written": "-"}
 
 
 @click.command()
@@ -166,13 +167,14 @@ def _listing() -> str:
     for number, claims in by_text().items():
         lines += ["", f"{number}  {TEXTS[number]}"]
         for claim in claims:
-            line = f"   {claim.id:<{width}}  {claim.en.title}"
+            line = f" {MARKS[claim.verdict]} {claim.id:<{width}}  {claim.en.title}"
             lines.append(line if len(line) <= columns else line[: columns - 1] + "…")
     seconds = sum(claim.seconds for claim in CLAIMS.values())
     lines += [
         "",
-        f"{len(CLAIMS)} claims. rightbatch lab {next(iter(CLAIMS))} runs one, "
-        f"--all runs them in about {max(seconds / 60, 1):.0f} minutes.",
+        "+ holds   ~ holds under a condition   - fails as written",
+        f"{len(CLAIMS)} claims: rightbatch lab {next(iter(CLAIMS))} runs one, --all "
+        f"all, {max(seconds / 60, 1):.0f} minutes.",
     ]
     return "\n".join(lines)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rightbatch.coupling.convert_norms import convert_norms
+from rightbatch.coupling.norm_conversion import convert_norms
 from rightbatch.job.job import Job
 from rightbatch.lab.check import at_least, at_most
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words

@@ -8,7 +8,7 @@ from torch import nn
 
 from rightbatch.cluster.network import ASSUMED
 from rightbatch.core.torch_private import BatchNorm
-from rightbatch.coupling.convert_norms import convert_norms
+from rightbatch.coupling.norm_conversion import convert_norms
 from rightbatch.lab.check import at_least, at_most, equals
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
 from rightbatch.lab.cost.cpu_time import cpu_seconds, ratio
