@@ -7,10 +7,14 @@ from rightbatch.lab.touching import (
     batchnorm_devices,
     batchnorm_future,
     batchnorm_statistics,
+    contrastive_optimum,
     layer_norm_alone,
+    negatives,
 )
 
 TOUCHING: tuple[Claim, ...] = (
+    contrastive_optimum.CLAIM,
+    negatives.CLAIM,
     batchnorm_devices.CLAIM,
     batchnorm_future.CLAIM,
     layer_norm_alone.CLAIM,

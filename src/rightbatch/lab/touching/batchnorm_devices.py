@@ -59,7 +59,7 @@ def losses(statistics: str, *, seed: int, steps: int) -> np.ndarray:
 
 def run(trial: Trial) -> Seen:
     """Train to match images by nothing, with statistics of a device and of all."""
-    steps = trial.size(600, 1500)
+    steps = trial.size(500, 1500)
     curves = {}
     for statistics in ("a device", "all devices"):
         trial.tell(f"statistics of {statistics}")
@@ -120,7 +120,7 @@ CLAIM = Claim(
     theory="loss >= log b without a leak; >= log(b/W) where the device is known",
     verdict="holds",
     seconds=5,
-    power="One training of 600 steps each: 0.05 nats of 2.1 are told from none; 1,500 "
+    power="One training of 500 steps each: 0.05 nats of 2.1 are told from none; 1,500 "
     "with --full show how far cheating goes",
     en=Words(
         title="Local BatchNorm statistics give the device away",
