@@ -79,12 +79,6 @@ def run(trial: Trial) -> Seen:
             shared,
             wrong={"statistics of a device": local.value},
         ),
-        at_most(
-            "nats below chance, against log W of who knows the device",
-            chance - known,
-            local,
-            wrong={"who knows the very pair: log b": chance},
-        ),
     )
     ends = [0.0, float(steps)]
     middle = np.arange(10, steps, 20)
@@ -96,18 +90,13 @@ def run(trial: Trial) -> Seen:
         Series("chance: log b", ends, [chance, chance], "dashed"),
         Series("device known: log(b/W)", ends, [known, known], "dashed"),
     ]
-    chart = plot(series, "step", "loss, nats")
-    return Seen(
-        checks,
-        (
-            Chart(
-                "There is nothing to learn in these pairs; only local statistics let "
-                "the loss fall below chance.",
-                "这些图像对里没有任何可学的东西；只有本地统计量能让损失低于随机水平。",
-                chart,
-            ),
-        ),
+    chart = Chart(
+        "There is nothing to learn in these pairs; only local statistics let the loss "
+        "fall below chance.",
+        "这些图像对里没有任何可学的东西；只有本地统计量能让损失低于随机水平。",
+        plot(series, "step", "loss, nats"),
     )
+    return Seen(checks, (chart,))
 
 
 CLAIM = Claim(

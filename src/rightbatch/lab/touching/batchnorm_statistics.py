@@ -19,15 +19,11 @@ PROBES, CHANNELS, GROUPS = 32, 16, 4
 
 
 def wobble_of_one(values: Tensor, probes: Tensor) -> Tensor:
-    """b times the variance of a normalised value, (probes, channels), large b.
+    """Variance of a normalised value, times b, (probes, channels), for large b.
 
     With y the value by the population's mean and deviation, gamma its skewness and
     kappa its kurtosis, (y - mean) / deviation of b examples has the variance
     (1 + y gamma + y^2 (kappa - 1) / 4) / b, to first order. [derived: delta method]
-
-    Args:
-        values: The population, shape (examples, channels).
-        probes: Which of them are looked at, shape (probes,).
     """
     y = (values - values.mean(0)) / values.std(0, correction=0)
     skew, kurtosis = y.pow(3).mean(0), y.pow(4).mean(0)
@@ -87,36 +83,23 @@ def run(trial: Trial) -> Seen:
             wrong={"BatchNorm at b = 256": batch[-1].value},
         ),
     )
-    return Seen(
-        checks,
-        (
-            Chart(
-                "The line has no free number: it comes from the skewness and kurtosis "
-                "of what is normalised.",
-                "这条线没有可调参数：它由被归一化的数据的偏度和峰度算出。",
-                plot(
-                    [
-                        Series("BatchNorm", BATCHES, batch, "points"),
-                        Series(
-                            "first order, ~ 1/b",
-                            BATCHES,
-                            [law / b for b in BATCHES],
-                            "dashed",
-                        ),
-                    ],
-                    "batch size b",
-                    "variance of a normalised value",
-                    log="xy",
-                ),
-            ),
-        ),
+    series = [
+        Series("BatchNorm", BATCHES, batch, "points"),
+        Series("first order", BATCHES, [law / b for b in BATCHES], "dashed"),
+    ]
+    chart = Chart(
+        "The line has no free number: it comes from the skewness and kurtosis of what "
+        "is normalised.",
+        "这条线没有可调参数：它由被归一化的数据的偏度和峰度算出。",
+        plot(series, "batch size b", "variance of a normalised value", log="xy"),
     )
+    return Seen(checks, (chart,))
 
 
 CLAIM = Claim(
     id="batchnorm-statistics",
     texts=(
-        "4 独立的自由：为后批量时代而设计: BN needs a large batch for stable statistics",
+        "4 独立的自由：为后批量时代而设计: BN wants large b for stable statistics",
         "4 独立的自由：为后批量时代而设计: with GN small batches do",
     ),
     papers=(
@@ -140,8 +123,8 @@ CLAIM = Claim(
     ),
     zh=Words(
         title="BatchNorm 需要大批量才有安静的统计量",
-        claimed="BatchNorm 的均值和标准差是由 b 个样本估计的，因此同一样本的输出会抖动；"
-        "GroupNorm 只用样本自己的统计量。",
+        claimed="BatchNorm 的均值和标准差是由 b 个样本估计的，"
+        "因此同一样本的输出会抖动；GroupNorm 只用样本自己的统计量。",
         assumed="批量随机抽取；取 1/b 的一阶近似，大约 16 个样本以上就够用。",
         seen="让同样的数字图像反复与不同的随机样本一起归一化，共六种批量。"
         "输出的方差按 1/b 下降，系数由数据的形状给出；GroupNorm 的方差为零。",

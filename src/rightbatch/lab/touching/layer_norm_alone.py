@@ -2,69 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 import rightbatch as rb
-from rightbatch.lab.check import at_least, at_most, equals
+from rightbatch.lab.check import at_least, at_most
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
 from rightbatch.lab.plots import bars
 from rightbatch.lab.touching.sequence_model import NORMS, StepByStep
 
 FEATURES, LENGTH = 8, 12
+CHANGES = ("neighbours", "padding", "later steps")
+SIZES = (1, 4, 11)  # neighbours, steps of padding, or later steps
 ROUNDING = 1e-5  # of float32, relative, over the few layers here
 FLOOR = 1e-9  # drawn where nothing moved at all: a logarithm has no zero
 
 
 def moved(model: nn.Module, x: Tensor, other: Tensor, steps: int) -> float:
-    """How far the first example's first steps move, over their root mean square.
-
-    Args:
-        model: In the mode it is in.
-        x: The example alone, shape (1, steps, features).
-        other: A batch that begins with it, neighbours, padding or later steps changed.
-        steps: Watched.
-    """
+    """How far the first example's first steps move, over their root mean square."""
     before, after = model(x)[0, :steps], model(other)[0, :steps]
     return float((after - before).abs().max() / before.square().mean().sqrt())
 
 
-def neighbours(x: Tensor, size: int) -> Tensor:
-    """The example among others, in a batch of this size."""
-    return torch.cat([x, torch.randn(size - 1, LENGTH, FEATURES)])
-
-
-def padded(x: Tensor, length: int) -> Tensor:
-    """The example with zeros behind it."""
-    return nn.functional.pad(x, (0, 0, 0, length - LENGTH))
-
-
-def other_end(x: Tensor, steps: int) -> Tensor:
-    """The example with other numbers from a step on."""
-    return torch.cat([x[:, :steps], torch.randn(1, LENGTH - steps, FEATURES)], 1)
-
-
-Change = tuple[Callable[[Tensor, int], Tensor], tuple[int, ...]]
-CHANGES: dict[str, Change] = {
-    "neighbours": (neighbours, (2, 3, 8, 64)),
-    "padding": (padded, (13, 24, 48)),
-    "later steps": (other_end, (3, 6, 11)),
-}
+def changed(x: Tensor, change: str, size: int) -> Tensor:
+    """A batch that begins with the example x, (1, steps, features)."""
+    if change == "neighbours":  # so many
+        return torch.cat([x, torch.randn(size, LENGTH, FEATURES)])
+    if change == "padding":  # so many steps
+        return nn.functional.pad(x, (0, 0, 0, size))
+    kept = LENGTH - size
+    return torch.cat([x[:, :kept], torch.randn(1, size, FEATURES)], 1)
 
 
 @torch.no_grad()
 def largest(norm: str, change: str, *, draws: int) -> float:
     """The largest movement by a kind of change, over sizes and models."""
-    make, sizes = CHANGES[change]
     most = 0.0
     for _ in range(draws):
         model, x = StepByStep(norm, FEATURES), torch.randn(1, LENGTH, FEATURES)
-        for size in sizes:
-            watched = size if change == "later steps" else LENGTH
-            most = max(most, moved(model, x, make(x, size), watched))
+        for size in SIZES:
+            watched = LENGTH - size if change == "later steps" else LENGTH
+            most = max(most, moved(model, x, changed(x, change, size), watched))
     return most
+
+
+def leaking_across(norm: str) -> list[str]:
+    """What the leak search finds: "examples", "time"."""
+    batch = torch.randn(8, LENGTH, FEATURES)
+    leaks = rb.coupling.leaks(StepByStep(norm, FEATURES), batch, time_axis=1)
+    return [leak.across for leak in leaks]
 
 
 def run(trial: Trial) -> Seen:
@@ -72,16 +58,7 @@ def run(trial: Trial) -> Seen:
     torch.manual_seed(trial.seed)
     draws = trial.size(20, 200)
     seen = {(n, c): largest(n, c, draws=draws) for n in NORMS for c in CHANGES}
-    batch = torch.randn(8, LENGTH, FEATURES)
-    leaking = {
-        norm: [
-            leak.across
-            for leak in rb.coupling.leaks(
-                StepByStep(norm, FEATURES), batch, time_axis=1
-            )
-        ]
-        for norm in NORMS
-    }
+    leaking = {norm: leaking_across(norm) for norm in NORMS}
     apart = [
         at_most(
             f"output moved by {change}, {norm}",
@@ -111,7 +88,7 @@ def run(trial: Trial) -> Seen:
             part="limit",
             wrong={"LayerNorm": seen["LayerNorm", "padding"]},
         ),
-        equals(
+        at_least(
             "leaks from later steps, GroupNorm over time",
             1,
             leaking["GroupNorm"].count("time"),
@@ -120,17 +97,13 @@ def run(trial: Trial) -> Seen:
         ),
     )
     shown = {f"{n}: {c}": max(v, FLOOR) for (n, c), v in seen.items()}
-    return Seen(
-        checks,
-        (
-            Chart(
-                "How far an example's output moves when only what is around it "
-                "changes; 1e-9 stands for not at all.",
-                "只改变周围的东西时，一个样本的输出移动多少；1e-9 表示完全没有移动。",
-                bars(shown, "largest relative change of the output", log=True),
-            ),
-        ),
+    chart = Chart(
+        "How far an output moves when only what is around it changes; 1e-9 stands for "
+        "not at all.",
+        "只改变周围的东西时，输出移动多少；1e-9 表示完全没有移动。",
+        bars(shown, "largest relative change of the output", log=True),
     )
+    return Seen(checks, (chart,))
 
 
 CLAIM = Claim(
@@ -139,7 +112,6 @@ CLAIM = Claim(
         "4 独立的自由：为后批量时代而设计: LN is self-contained, independent of the "
         "batch and of the rest of the sequence",
         "4 独立的自由：为后批量时代而设计: GN is per example, hence batch-independent",
-        "4 独立的自由：为后批量时代而设计: with other lengths BN statistics change",
     ),
     papers=(
         "Ba, Kiros, Hinton 2016, arXiv:1607.06450",
@@ -148,14 +120,14 @@ CLAIM = Claim(
     theory="d output_i / d input_j = 0 for every other example j",
     verdict="holds if",
     seconds=1,
-    power="20 models, each changed in ten ways: exact but for rounding; 200 with --full",
+    power="20 models, nine changes of each: exact but for rounding; 200 with --full",
     en=Words(
         title="LayerNorm and GroupNorm leave an example alone",
         claimed="Both normalise inside one example, so its output does not depend on "
         "the batch; LayerNorm inside one step, so not on the sequence either.",
         assumed="LayerNorm over the channels of a step; GroupNorm over some channels "
         "of all positions of an example, as it is defined.",
-        seen="One example is put into batches of many sizes, padded to many lengths, "
+        seen="One example is put among others, padded to other lengths, "
         "and given another end. BatchNorm moves every time, LayerNorm never. GroupNorm "
         "does not feel its neighbours, but it does feel padding and later steps.",
         answer="sequences are kept to LayerNorm: over time GroupNorm depends "
