@@ -19,17 +19,12 @@ from rightbatch.lab.touching.sequence_model import StepByStep
 from rightbatch.lab.training_runs import trained
 
 EXAMPLES, STEPS, RATE = 2, 4, 0.01
-LATE = 200  # steps at the end, of which the mean loss is taken
+LATE = 200  # last steps, whose mean is taken
 CHANCE = math.log(2)  # nats: no one can foresee a coin
 
 
 def seen_so_far(flips: Tensor) -> Tensor:
-    """Coins (n, T) to what each step may know (n, T, T + 2): it, their sum, its place.
-
-    Example:
-        >>> seen_so_far(torch.tensor([[1.0, 0.0]]))[0].tolist()
-        [[0.5, 0.25, 1.0, 0.0], [-0.5, 0.0, 0.0, 1.0]]
-    """
+    """What each step may know of coins (n, T): (n, T, T + 2)."""
     place = torch.eye(flips.shape[1]).expand(len(flips), -1, -1)
     coin = flips[..., None] - 0.5
     return torch.cat([coin, coin.cumsum(1) / 2, place], -1)
@@ -72,7 +67,6 @@ def run(trial: Trial) -> Seen:
     leaking = {norm: future_leaks(norm) for norm in ("BatchNorm", "LayerNorm")}
     runs = {}
     for norm in ("BatchNorm", "LayerNorm"):
-        trial.tell(norm)
         runs[norm] = training(norm, seed=trial.seed, steps=steps)
     batch, layer = (mean_of(losses[-LATE:].tolist()) for losses, _ in runs.values())
     checks = (
@@ -101,7 +95,7 @@ def run(trial: Trial) -> Seen:
             wrong={"LayerNorm": leaking["LayerNorm"]},
         ),
     )
-    middle = np.arange(20, steps, 40)
+    middle = range(20, steps, 40)
     series = [
         Series(name, middle, losses.reshape(-1, 40).mean(1).tolist())
         for name, (losses, _) in runs.items()
@@ -117,10 +111,7 @@ def run(trial: Trial) -> Seen:
 
 CLAIM = Claim(
     id="batchnorm-future",
-    texts=(
-        "4 独立的自由：为后批量时代而设计: BN in an autoregressive model leaks the "
-        "future and lets it cheat",
-    ),
+    texts=("4 独立的自由：为后批量时代而设计: BN leaks the future; the model cheats",),
     papers=("Ioffe, Szegedy 2015, arXiv:1502.03167",),
     theory="loss on fair coins >= log 2 for who sees the past only",
     verdict="holds",
@@ -128,23 +119,20 @@ CLAIM = Claim(
     power="0.03 nats of 0.69 are told apart; longer training with --full",
     en=Words(
         title="BatchNorm over time looks into the future",
-        claimed="BatchNorm's statistics over a batch of sequences hold all their "
-        "steps, so a model that predicts the next one can cheat.",
-        assumed="Statistics go over examples and steps, and few enough values stand "
-        "behind a mean that one of them can be told.",
-        seen="A small model has to predict fair coins. With BatchNorm its training "
-        "loss falls below what is possible and in eval mode it is worse than guessing; "
-        "with LayerNorm it learns nothing, as it should. The leak search names the "
-        "layer before any training.",
+        claimed="BatchNorm's statistics hold all steps of the sequences, so a model "
+        "that predicts the next one can cheat.",
+        assumed="Statistics over examples and steps, of so few values that one of them "
+        "can be told.",
+        seen="A model predicts fair coins. With BatchNorm its training loss falls "
+        "below what is possible, and in eval mode it is worse than guessing; with "
+        "LayerNorm it learns nothing. The leak search tells before any training.",
     ),
     zh=Words(
         title="沿时间的 BatchNorm 会看到未来",
-        claimed="对一批序列做 BatchNorm，统计量包含所有时间步，"
-        "预测下一步的模型因此可以作弊。",
+        claimed="BatchNorm 的统计量包含所有时间步，预测下一步的模型因此可以作弊。",
         assumed="统计量同时跨样本和时间步，而且参与平均的值少到能从中读出单个值。",
         seen="让一个小模型预测公平的硬币。用 BatchNorm 时训练损失低于可能的下限，"
-        "而在 eval 模式下比乱猜还差；用 LayerNorm 时什么也学不到，这才是对的。"
-        "泄漏搜索在训练之前就指出了这一层。",
+        "而在 eval 模式下比乱猜还差；用 LayerNorm 什么也学不到。泄漏搜索训练前就发现。",
     ),
     run=run,
 )

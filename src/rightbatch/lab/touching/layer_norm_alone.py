@@ -109,39 +109,32 @@ def run(trial: Trial) -> Seen:
 CLAIM = Claim(
     id="layer-norm-alone",
     texts=(
-        "4 独立的自由：为后批量时代而设计: LN is self-contained, independent of the "
-        "batch and of the rest of the sequence",
+        "4 独立的自由：为后批量时代而设计: LN depends on nothing but its own token",
         "4 独立的自由：为后批量时代而设计: GN is per example, hence batch-independent",
     ),
-    papers=(
-        "Ba, Kiros, Hinton 2016, arXiv:1607.06450",
-        "Wu, He 2018, arXiv:1803.08494",
-    ),
+    papers=("Ba et al. 2016, arXiv:1607.06450", "Wu, He 2018, arXiv:1803.08494"),
     theory="d output_i / d input_j = 0 for every other example j",
     verdict="holds if",
     seconds=1,
     power="20 models, nine changes of each: exact but for rounding; 200 with --full",
     en=Words(
         title="LayerNorm and GroupNorm leave an example alone",
-        claimed="Both normalise inside one example, so its output does not depend on "
-        "the batch; LayerNorm inside one step, so not on the sequence either.",
-        assumed="LayerNorm over the channels of a step; GroupNorm over some channels "
-        "of all positions of an example, as it is defined.",
-        seen="One example is put among others, padded to other lengths, "
-        "and given another end. BatchNorm moves every time, LayerNorm never. GroupNorm "
-        "does not feel its neighbours, but it does feel padding and later steps.",
-        answer="sequences are kept to LayerNorm: over time GroupNorm depends "
-        "on the length and sees the future.",
+        claimed="Both normalise inside one example, LayerNorm even inside one step: "
+        "neighbours and lengths do not count.",
+        assumed="LayerNorm over channels of a step, GroupNorm over some of all "
+        "positions.",
+        seen="One example gets neighbours, padding or another end. BatchNorm moves "
+        "each time, LayerNorm never; GroupNorm does not feel neighbours, but it does "
+        "feel padding and later steps.",
+        answer="sequences are kept to LayerNorm: over time GroupNorm depends on the "
+        "length and sees the future.",
     ),
     zh=Words(
         title="LayerNorm 与 GroupNorm 不打扰单个样本",
-        claimed="两者都只在一个样本内部归一化，输出与批量无关；LayerNorm 只在一个时间步"
-        "内部归一化，因此也与序列其余部分无关。",
-        assumed="LayerNorm 跨一个时间步的通道；GroupNorm 按定义跨一个样本所有位置的"
-        "若干通道。",
-        seen="把同一个样本放进各种大小的批量、补齐到各种长度、换掉后半段。"
-        "BatchNorm 每次都变，LayerNorm 从不变；GroupNorm 不受邻居影响，"
-        "但受补齐和后续时间步影响。",
+        claimed="两者都在样本内部归一化，LayerNorm 更只在一步之内：与邻居、长度无关。",
+        assumed="LayerNorm 跨一步的通道；GroupNorm 跨所有位置的若干通道。",
+        seen="给样本换邻居、补齐或换掉后半段。BatchNorm 每次都变，LayerNorm 不变；"
+        "GroupNorm 不受邻居影响，但受补齐和后续时间步影响。",
         answer="序列用 LayerNorm；沿时间的 GroupNorm 依赖长度，也会看到未来。",
     ),
     run=run,
