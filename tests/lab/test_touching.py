@@ -28,7 +28,9 @@ def gradient(z: torch.Tensor, single: float) -> float:
 def test_the_made_loss_is_its_mean_over_pairs(single: float) -> None:
     model = nn.Linear(1, 1, bias=False)
     z = torch.randn(6, generator=torch.Generator().manual_seed(0))
-    contrastive_optimum.pair_loss(single)(model, (z,)).backward()
+    value = contrastive_optimum.pair_loss(single)(model, (z,))
+    assert isinstance(value, torch.Tensor)
+    value.backward()
     assert model.weight.grad is not None
     assert model.weight.grad.item() == pytest.approx(gradient(z, single), rel=1e-4)
 

@@ -79,15 +79,14 @@ def run(trial: Trial) -> Seen:
             wrong={"statistics of a device": local.value},
         ),
     )
-    ends = [0.0, float(steps)]
     middle = range(10, steps, 20)
     series = [
         Series(f"statistics of {name}", middle, c.reshape(-1, 20).mean(1).tolist())
         for name, c in curves.items()
     ]
     series += [
-        Series("chance: log b", ends, [chance, chance], "dashed"),
-        Series("device known: log(b/W)", ends, [known, known], "dashed"),
+        Series("chance: log b", [0, steps], [chance, chance], "dashed"),
+        Series("device known: log(b/W)", [0, steps], [known, known], "dashed"),
     ]
     chart = Chart(
         "There is nothing to learn in these pairs; only local statistics let the loss "

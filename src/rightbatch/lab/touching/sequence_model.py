@@ -16,11 +16,7 @@ NORMS: dict[str, Callable[[], nn.Module]] = {
 
 
 class StepByStep(nn.Module):
-    """Inputs (examples, steps, features) to one number a step (examples, steps).
-
-    BatchNorm's statistics go over examples and steps, GroupNorm's over the steps of an
-    example, LayerNorm's over the channels of one step.
-    """
+    """Inputs (examples, steps, features) to one number a step (examples, steps)."""
 
     def __init__(self, norm: str, features: int) -> None:
         super().__init__()
