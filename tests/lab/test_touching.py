@@ -70,7 +70,7 @@ def test_only_the_norm_sees_more_than_a_step(norm: str) -> None:
     assert not rb.coupling.leaks(model, x, time_axis=1)
 
 
-@pytest.mark.parametrize("name", ["layer-norm-alone"])
+@pytest.mark.parametrize("name", ["layer-norm-alone", "batchnorm-statistics"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_quick_claims_come_to_what_is_on_record(name: str, seed: int) -> None:
     outcome = run_claim(claim_named(name), seed=seed)

@@ -6,6 +6,7 @@ from rightbatch.lab.claim import Claim
 from rightbatch.lab.touching import (
     batchnorm_devices,
     batchnorm_future,
+    batchnorm_statistics,
     contrastive_optimum,
     layer_norm_alone,
     negatives,
@@ -17,4 +18,5 @@ TOUCHING: tuple[Claim, ...] = (
     batchnorm_devices.CLAIM,
     batchnorm_future.CLAIM,
     layer_norm_alone.CLAIM,
+    batchnorm_statistics.CLAIM,
 )
