@@ -101,7 +101,7 @@ def run(trial: Trial) -> Seen:
         "How far an output moves when only what is around it changes; 1e-9 stands for "
         "not at all.",
         "只改变周围的东西时，输出移动多少；1e-9 表示完全没有移动。",
-        bars(shown, "largest relative change of the output", log=True),
+        bars(shown, "relative change", log=True),
     )
     return Seen(checks, (chart,))
 
