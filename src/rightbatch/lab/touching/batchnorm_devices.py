@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rightbatch as rb
-from rightbatch.coupling.convert_norms import convert_norms
+from rightbatch.coupling.norm_conversion import convert_norms
 from rightbatch.job.job import Job
 from rightbatch.lab.check import at_least, at_most
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
