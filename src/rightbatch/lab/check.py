@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rightbatch.core.estimate import Estimate
@@ -89,12 +89,12 @@ def equals(
     """
     return Check(
         what=what,
-        theory=theory,
+        theory=float(theory),
         measured=_estimate(measured),
         relation="equals",
-        margin=within * abs(theory) + margin,
+        margin=float(within * abs(theory) + margin),
         part=part,
-        wrong=wrong,
+        wrong={name: float(value) for name, value in wrong.items()},
     )
 
 
@@ -132,16 +132,20 @@ def _bounded(
 ) -> Check:
     return Check(
         what=what,
-        theory=bound,
+        theory=float(bound),
         measured=_estimate(measured),
         relation=relation,
         part=part,
-        wrong=wrong,
+        wrong={name: float(value) for name, value in wrong.items()},
     )
 
 
 def _estimate(measured: Estimate | float) -> Estimate:
-    return measured if isinstance(measured, Estimate) else Estimate.exact(measured)
+    """Plain numbers all through: JSON knows none of numpy's."""
+    if not isinstance(measured, Estimate):
+        return Estimate.exact(float(measured))
+    value, low, high = map(float, (measured.value, measured.low, measured.high))
+    return replace(measured, value=value, low=low, high=high)
 
 
 def verdict(checks: tuple[Check, ...]) -> Verdict:
