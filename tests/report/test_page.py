@@ -11,6 +11,7 @@ import vl_convert
 from cases import Truth, made_up, raced
 from rightbatch.measure.measurements import Measurements
 from rightbatch.plan.decide import decide
+from rightbatch.report.frame import framed
 from rightbatch.report.page import MOST_BYTES, Page
 
 SETTINGS = [(64, 0.1), (64, 0.2), (32, 0.1), (32, 0.1), (16, 1.6)]
@@ -81,3 +82,13 @@ def test_a_long_race_makes_no_large_page() -> None:
     assert len(kept) == 1500
     assert all(len(lane["steps"]) == 1 for lane in kept)
     assert held(page_of(found), "data")["measurements"]["race"]["lanes"][0]["steps"][1:]
+
+
+def test_a_frame_holds_any_body_and_its_charts() -> None:
+    odd = "</script><b>&x"
+    specs = {"loss": {"title": odd, "data": {"values": []}}}
+    text = framed(odd, "<h2>a body</h2>", specs)
+    assert "<h2>a body</h2>" in text
+    assert odd not in text
+    assert held(text, "charts") == specs
+    assert "http" not in text.split('<script type="module">')[0]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jinja2
-import vl_convert
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import to_plain, write_text
@@ -20,9 +17,12 @@ from rightbatch.measure.measurements import Measurements
 from rightbatch.plan.choice import BEYOND, Choice
 from rightbatch.plan.verdict import LEAST_TOLD, cost_unit
 from rightbatch.report.charts import all_charts
+from rightbatch.report.frame import bundle, script_json, templates
 from rightbatch.report.race_rows import last_level, race_rows
 from rightbatch.training.plan import Plan
-from rightbatch.training.trace import TraceRow
+
+if TYPE_CHECKING:
+    from rightbatch.training.trace import TraceRow
 
 MOST_BYTES = 2_000_000
 MOST_DATA = 700_000  # of these for measurements and plan
@@ -66,10 +66,10 @@ class Page:
             today=None if raced is None else raced.standings[0],
             at_most=max(choice.gain.high, LEAST_TOLD),
             level=show_number(last_level(choice)) if raced else "",
-            charts=_script_json(all_charts(choice)),
+            charts=script_json(all_charts(choice)),
             data=data,
             ends_only=ends_only,
-            bundle=_bundle(),
+            bundle=bundle(),
             last=self.rows[-1] if self.rows else None,
         )
         assert len(text.encode()) < MOST_BYTES, "the page outgrew its limit"
@@ -86,9 +86,7 @@ class Page:
 
 
 def _data(measurements: Measurements, plan: Plan) -> str:
-    return _script_json(
-        {"measurements": to_plain(measurements), "plan": to_plain(plan)}
-    )
+    return script_json({"measurements": to_plain(measurements), "plan": to_plain(plan)})
 
 
 def _ends_only(measurements: Measurements) -> Measurements:
@@ -103,26 +101,8 @@ def _ends_only(measurements: Measurements) -> Measurements:
     return replace(measurements, race=replace(race, lanes=lanes))
 
 
-@functools.cache
-def _bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script, from the installed package."""
-    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    return script.replace("</script", "<\\/script")
-
-
-def _script_json(value: Any) -> str:
-    """JSON that may stand inside a script element."""
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
-
-
 def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("rightbatch.report", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters.update(
         seconds=show_seconds,
         bytes=show_bytes,

@@ -147,7 +147,7 @@ def _estimated(run: RunState, groups: Comparison, size: int) -> NoiseScale:
             dominated_by={},
         )
     return replace(
-        by_parts(part, _names(run)),
+        by_parts(part, _names(run), [p.numel() for p in run.parameters]),
         metrics=metrics,
         source=f"groups of {size}, drawn with replacement",
         why="at fixed weights any number of independent groups can be drawn",
@@ -199,7 +199,7 @@ def _exact(
         )
 
     return replace(
-        by_parts(part, _names(run)),
+        by_parts(part, _names(run), [p.numel() for p in run.parameters]),
         source=f"every example by itself ({counter.method})",
         why="exact over the full data set was asked for",
         batch_size=job.length,

@@ -85,15 +85,22 @@ class Part(NamedTuple):
         )
 
 
-def by_parts(part: Callable[[list[int]], Part], names: Sequence[str]) -> NoiseScale:
+def by_parts(
+    part: Callable[[list[int]], Part],
+    names: Sequence[str],
+    sizes: Sequence[int] | None = None,
+) -> NoiseScale:
     """The noise scale of a model and of its layers.
 
     Args:
         part: Tells of the parameters at these places.
         names: Of all parameters.
+        sizes: Numbers in each of them, where they are to be counted.
     """
     whole = part(list(range(len(names))))
-    layers = {name: part(places) for name, places in by_layer(names).items()}
+    sizes = [0] * len(names) if sizes is None else sizes
+    places = by_layer(names)
+    layers = {name: part(where) for name, where in places.items()}
     trace = whole.trace.value
     return NoiseScale(
         **whole._asdict(),
@@ -101,6 +108,7 @@ def by_parts(part: Callable[[list[int]], Part], names: Sequence[str]) -> NoiseSc
             name: LayerNoise(
                 **layer._asdict(),
                 share=layer.trace.value / trace if trace > 0 else 0.0,
+                parameters=sum(sizes[i] for i in places[name]),
             )
             for name, layer in layers.items()
         },

@@ -20,12 +20,14 @@ class LayerNoise:
         trace: Its part of tr Sigma.
         grad_norm_sq: Its part of |G|^2.
         share: Its share of the whole noise.
+        parameters: Trainable numbers in it; 0: not counted.
     """
 
     noise_scale: Estimate
     trace: Estimate
     grad_norm_sq: Estimate
     share: float
+    parameters: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
