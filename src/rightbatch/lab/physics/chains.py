@@ -1,0 +1,97 @@
+"""Many chains of stochastic gradient descent at once, on a landscape of one weight."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rightbatch.schedules.schedule import Schedule
+
+Array = NDArray[np.float64]
+Noise = Callable[[Array], Array]
+Fixed = int | np.ndarray
+
+LOOK_UP = 50  # steps between two questions to a schedule, whose batch moves in 10 %
+
+
+def walk(
+    start: Array, slope: Noise, lr: float | Array, noise: Noise, momentum: float = 0.0
+) -> Iterator[Array]:
+    """Where the chains are after every step, for ever; the same array every time.
+
+    Who writes into the array moves the chains.
+
+    Args:
+        start: Of each chain, any shape.
+        slope: The gradient of the loss.
+        lr: Learning rate, one or of each chain.
+        noise: What a mini-batch adds to the gradient there.
+        momentum: Heavy-ball, as torch's SGD has it.
+    """
+    at = np.array(start, dtype=float)
+    velocity = np.zeros_like(at)
+    while True:
+        velocity *= momentum
+        velocity += slope(at)
+        velocity += noise(at)
+        at -= lr * velocity
+        yield at
+
+
+def batch_noise(
+    rng: np.random.Generator,
+    variance: float | Array | Callable[[Array], Array],
+    batches: int | Array | Iterable[int | Array],
+) -> Noise:
+    """The error of mean gradients over batches drawn with replacement.
+
+    Args:
+        rng: Of all draws.
+        variance: Of one example's gradient; or of the place, where it depends on it.
+        batches: Examples a step: always the same, or one value a step; an array
+            broadcasts against the chains.
+    """
+    sizes = itertools.repeat(batches) if isinstance(batches, Fixed) else iter(batches)
+
+    def noise(at: Array) -> Array:
+        here = variance(at) if callable(variance) else variance
+        error = rng.standard_normal(at.shape)
+        error *= np.sqrt(here / next(sizes))
+        return error
+
+    return noise
+
+
+def batches_of(schedule: Schedule, steps: int) -> list[int]:
+    """The batch of each of so many steps, as the schedule counts examples."""
+    batches: list[int] = []
+    examples = 0
+    while len(batches) < steps:
+        batch = schedule.batch_size(examples)
+        batches += [batch] * LOOK_UP
+        examples += LOOK_UP * batch
+    return batches[:steps]
+
+
+def after(chains: Iterator[Array], steps: int) -> Array:
+    """Where they are so many steps later."""
+    return next(itertools.islice(chains, steps - 1, None)).copy()
+
+
+def passages(chains: Iterator[Array], start: float, goal: float, steps: int) -> Array:
+    """How often each chain comes to or left of a goal, put back to the start each time.
+
+    Steps over passages is the mean passage time, without waiting for the last chain.
+    """
+    counts: Array | None = None
+    for at in itertools.islice(chains, steps):
+        counts = np.zeros(at.shape) if counts is None else counts
+        there = np.flatnonzero(at <= goal)
+        if len(there):
+            at[there] = start
+            counts[there] += 1
+    assert counts is not None
+    return counts
