@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +74,13 @@ def batches_of(schedule: Schedule, steps: int) -> list[int]:
         batches += [batch] * LOOK_UP
         examples += LOOK_UP * batch
     return batches[:steps]
+
+
+def looked_at(chains: Iterator[Array], looks: Sequence[int]) -> Array:
+    """Where they are after so many steps each, in order: (looks, ...)."""
+    wanted = set(looks)
+    walked = enumerate(itertools.islice(chains, max(looks)), 1)
+    return np.array([at.copy() for step, at in walked if step in wanted])
 
 
 def after(chains: Iterator[Array], steps: int) -> Array:

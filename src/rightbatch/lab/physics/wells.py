@@ -87,8 +87,9 @@ class DoubleWell:
             start, end = left, right
         inner = cumulative_trapezoid(np.exp(-value / temperature), w, initial=0)
         between = (w >= start) & (w <= end)
-        outer = np.exp(value / temperature) * inner
-        return float(trapezoid(outer[between], w[between]) / temperature)
+        # A wait of e^400 is for ever; larger ones overflow.
+        outer = np.exp(np.minimum(value / temperature, 400))[between] * inner[between]
+        return float(trapezoid(outer, w[between]) / temperature)
 
     def kramers_time(self, temperature: float) -> float:
         """The same for high barriers (Kramers 1940), leftwards."""
