@@ -12,6 +12,7 @@ from rightbatch.lab.physics.chains import (
     Array,
     batch_noise,
     batches_of,
+    geometric,
     looked_at,
     walk,
 )
@@ -37,12 +38,6 @@ def logarithmic(c: float, steps: int) -> Anneal:
     return Anneal(FIRST, round(last), examples, form="logarithmic")
 
 
-def geometric(last: int, steps: int) -> Anneal:
-    """From the first batch to the last one within so many steps."""
-    ratio = last / FIRST
-    return Anneal(FIRST, last, round(steps * FIRST * math.log(ratio) / (1 - 1 / ratio)))
-
-
 def for_ever(schedule: Schedule, steps: Array) -> Array:
     """The left well's share at steps far beyond what can be run, by two rates."""
     spans = np.diff(steps, prepend=0)
@@ -63,7 +58,7 @@ def run(trial: Trial) -> Seen:
     schedules = {
         "logarithmic, c = 2 d*": logarithmic(2 * barrier, steps),
         "logarithmic, c = d* / 2": logarithmic(barrier / 2, steps),
-        "geometric": geometric(300, steps),
+        "geometric": geometric(FIRST, 300, steps),
     }
     batches = np.array([batches_of(s, steps) for s in schedules.values()])
     chains = walk(
@@ -128,11 +123,6 @@ def run(trial: Trial) -> Seen:
         "share in the global minimum's well",
         log="x",
     )
-    shown = np.unique(np.geomspace(1, steps, 50).astype(int)) - 1
-    lines = [
-        Series(name, shown + 1, row[shown], "line")
-        for name, row in zip(schedules, batches, strict=True)
-    ]
     return Seen(
         checks,
         (
@@ -140,11 +130,6 @@ def run(trial: Trial) -> Seen:
                 "Slow logarithmic growth goes on improving for ever; the others freeze.",
                 "足够慢的对数增长永远在改善；另外两种会冻结。",
                 chart,
-            ),
-            Chart(
-                "The schedules: at the end the geometric batch is far larger.",
-                "三种方案的批量：结束时几何增长的批量大得多。",
-                plot(lines, "steps", "batch size", log="xy"),
             ),
         ),
     )

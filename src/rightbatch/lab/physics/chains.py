@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rightbatch.schedules.schedule import Schedule
+from rightbatch.schedules.schedule import Anneal, Schedule
 
 Array = NDArray[np.float64]
 Noise = Callable[[Array], Array]
 Fixed = int | np.ndarray
 
-LOOK_UP = 50  # steps between two questions to a schedule, whose batch moves in 10 %
+LOOK_UP = 50  # steps: chains, and schedules, move little within so many
 
 
 def walk(
@@ -71,8 +72,9 @@ def batches_of(schedule: Schedule, steps: int) -> list[int]:
     examples = 0
     while len(batches) < steps:
         batch = schedule.batch_size(examples)
-        batches += [batch] * LOOK_UP
-        examples += LOOK_UP * batch
+        held = 1 + min(len(batches) // 20, LOOK_UP)
+        batches += [batch] * held
+        examples += held * batch
     return batches[:steps]
 
 
@@ -86,6 +88,12 @@ def looked_at(chains: Iterator[Array], looks: Sequence[int]) -> Array:
 def after(chains: Iterator[Array], steps: int) -> Array:
     """Where they are so many steps later."""
     return next(itertools.islice(chains, steps - 1, None)).copy()
+
+
+def geometric(first: int, last: int, steps: int) -> Anneal:
+    """From one batch to another within so many steps, not examples."""
+    ratio = last / first
+    return Anneal(first, last, round(steps * first * math.log(ratio) / (1 - 1 / ratio)))
 
 
 def passages(chains: Iterator[Array], start: float, goal: float, steps: int) -> Array:
