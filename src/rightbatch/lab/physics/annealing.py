@@ -8,21 +8,13 @@ import numpy as np
 
 from rightbatch.lab.check import at_least, at_most, equals
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
-from rightbatch.lab.physics.chains import (
-    Array,
-    batch_noise,
-    batches_of,
-    geometric,
-    looked_at,
-    walk,
-)
-from rightbatch.lab.physics.wells import DoubleWell, shares_along
+from rightbatch.lab.physics.chains import Array, batches_of, geometric
+from rightbatch.lab.physics.wells import DoubleWell
 from rightbatch.lab.plots import Series, plot
 from rightbatch.schedules.schedule import Anneal, Schedule
 
-WELL = DoubleWell(0.3)
-LR, NOISE = 0.02, 1000.0  # eta sigma^2 = 20: whole batches of tens
-FIRST = 30  # T = 1/3 in the beginning
+WELL = DoubleWell(0.3, noise=1000.0)  # eta sigma^2 = 20: whole batches of tens
+FIRST, LAST = 30, 300  # T = 1/3, and 1/30 at the end of the geometric run
 
 
 def logarithmic(c: float, steps: int) -> Anneal:
@@ -30,7 +22,7 @@ def logarithmic(c: float, steps: int) -> Anneal:
 
     The schedule counts k in examples over the first batch.
     """
-    scale = LR * NOISE / (2 * c)
+    scale = float(WELL.heat(1)) / c
     offset, examples = math.exp(FIRST / scale), steps * FIRST
     for _ in range(20):  # a run of so many steps is as long as its batches are large
         last = scale * math.log(offset + examples / FIRST)
@@ -41,55 +33,45 @@ def logarithmic(c: float, steps: int) -> Anneal:
 def for_ever(schedule: Schedule, steps: Array) -> Array:
     """The left well's share at steps far beyond what can be run, by two rates."""
     spans = np.diff(steps, prepend=0)
-    examples, heats = 0.0, []
+    examples, batches = 0, []
     for span in spans:
-        batch = schedule.batch_size(int(examples))
-        examples += span * batch
-        heats.append(LR * NOISE / (2 * batch))
-    return shares_along(WELL, heats, LR * spans)
+        batches.append(schedule.batch_size(examples))
+        examples += int(span) * batches[-1]
+    return WELL.shares_along(np.array(batches), spans)
 
 
 def run(trial: Trial) -> Seen:
     """Chains from the worse well under three schedules, and two rates beyond."""
     rng = np.random.default_rng(trial.seed)
-    steps = trial.size(20_000, 60_000)
-    left, saddle, right = WELL.places
-    barrier = WELL.barrier
+    left, saddle, _ = WELL.places
+    steps, end, most = trial.size(20_000, 60_000), 10**9, 2 * WELL.barrier
     schedules = {
-        "logarithmic, c = 2 d*": logarithmic(2 * barrier, steps),
-        "logarithmic, c = d* / 2": logarithmic(barrier / 2, steps),
-        "geometric": geometric(FIRST, 300, steps),
+        "logarithmic, c = 2 d*": (logarithmic(most, n) for n in (steps, end)),
+        "logarithmic, c = d* / 2": (logarithmic(most / 4, n) for n in (steps, end)),
+        "geometric": (geometric(FIRST, LAST, steps) for _ in range(2)),
     }
-    batches = np.array([batches_of(s, steps) for s in schedules.values()])
-    chains = walk(
-        np.full((len(schedules), trial.size(800, 2000)), right),
-        WELL.slope,
-        LR,
-        batch_noise(rng, NOISE, iter(batches.T[:, :, None])),
-    )
+    short, long = zip(*schedules.values(), strict=True)
     looks = sorted({round(x) for x in np.geomspace(200, steps, 10)})
-    at = looked_at(chains, looks)
+    at = WELL.under(rng, short, trial.size(800, 2000), looks)
     seen = (at <= saddle).mean(2).T
     slow_loss, _, quick_loss = (WELL.value(at[-1]) - WELL.value(left)).mean(1)
     slow, froze, _ = map(float, seen[:, -1])
-    times = np.unique(np.geomspace(1, 1e9, 90).astype(int))
-    longer = (logarithmic(2 * barrier, 10**9), logarithmic(barrier / 2, 10**9))
-    laws = [for_ever(s, times) for s in (*longer, schedules["geometric"])]
-    forever = [float(law[-1]) for law in laws]
-    by_law = shares_along(WELL, LR * NOISE / 2 / batches[0], LR)[-1]
+    times = np.unique(np.geomspace(1, end, 90).astype(int))
+    laws = [for_ever(schedule, times) for schedule in long]
+    slow_end, froze_end, quick_end = (float(law[-1]) for law in laws)
     checks = (
         equals(
             "share in the global well, c = 2 d*, against two rates",
-            float(by_law),
+            float(WELL.shares_along(np.array(batches_of(short[0], steps)))[-1]),
             slow,
             margin=0.06,
-            wrong={"c = d* / 2": forever[1]},
+            wrong={"c = d* / 2": froze_end},
         ),
         at_least(
             "the same after 1e9 steps, by the two rates",
             0.99,
-            forever[0],
-            wrong={"c = d* / 2": forever[1], "geometric": forever[2]},
+            slow_end,
+            wrong={"c = d* / 2": froze_end, "geometric": quick_end},
         ),
         at_most(
             "share in the global well, c = d* / 2",
@@ -101,9 +83,9 @@ def run(trial: Trial) -> Seen:
         at_most(
             "share in the global well after a geometric run and 1e9 steps more",
             0.98,
-            forever[2],
+            quick_end,
             part="limit",
-            wrong={"logarithmic, c = 2 d*": forever[0]},
+            wrong={"logarithmic, c = 2 d*": slow_end},
         ),
         at_least(
             "excess loss at the end of the run: logarithmic over geometric",
@@ -113,26 +95,22 @@ def run(trial: Trial) -> Seen:
             wrong={"the guarantee is the faster": 1.0},
         ),
     )
-    both = list(zip(schedules, seen, laws, strict=True))
-    chart = plot(
-        [
-            *(Series(f"{name}: SGD", looks, row, "points") for name, row, _ in both),
-            *(Series(f"{name}: rates", times, law, "dashed") for name, _, law in both),
-        ],
-        "steps",
-        "share in the global minimum's well",
-        log="x",
-    )
-    return Seen(
-        checks,
-        (
-            Chart(
-                "Slow logarithmic growth goes on improving for ever; the others freeze.",
-                "足够慢的对数增长永远在改善；另外两种会冻结。",
-                chart,
-            ),
+    points = zip(schedules, seen, strict=True)
+    lines = zip(schedules, laws, strict=True)
+    picture = Chart(
+        "Slow logarithmic growth goes on improving for ever; the others freeze.",
+        "足够慢的对数增长永远在改善；另外两种会冻结。",
+        plot(
+            [
+                *(Series(f"{n}: SGD", looks, row, "points") for n, row in points),
+                *(Series(f"{n}: rates", times, law, "dashed") for n, law in lines),
+            ],
+            "steps",
+            "share in the global minimum's well",
+            log="x",
         ),
     )
+    return Seen(checks, (picture,))
 
 
 CLAIM = Claim(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal
 
 import numpy as np
 
@@ -12,11 +11,11 @@ from rightbatch.data.order.order import Cursor
 from rightbatch.lab.check import at_least, at_most, equals
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
 from rightbatch.lab.physics.chains import Array, walk
-from rightbatch.lab.physics.wells import DoubleWell, shares_along
+from rightbatch.lab.physics.wells import DoubleWell
 from rightbatch.lab.plots import Series, plot
 
-WELL = DoubleWell(0.3)
-LR, PULL = 0.05, 3.0  # L1 and L2 are the loss plus and minus PULL w
+PULL = 3.0  # L1 and L2 are the loss plus and minus PULL w
+WELL = DoubleWell(0.3, noise=PULL**2, lr=0.05)
 STEPS = 3000
 
 
@@ -32,13 +31,9 @@ def drawn(order: Shuffled, chains: int, seed: int) -> Array:
 
 def paths(signs: Array) -> Array:
     """Where the chains are after each step, from the worse minimum of the sum."""
-    pulls = iter(signs)
-    chains = walk(
-        np.full(signs.shape[1], WELL.places[2]),
-        WELL.slope,
-        LR,
-        lambda at: PULL * next(pulls),
-    )
+    pulls = iter(PULL * signs)
+    start = np.full(signs.shape[1], WELL.places[2])
+    chains = walk(start, WELL.slope, WELL.lr, lambda at: next(pulls))
     return np.array([at.copy() for at in itertools.islice(chains, STEPS)])
 
 
@@ -51,60 +46,51 @@ def run(trial: Trial) -> Seen:
     trial.tell("by epochs")
     epochs = paths(drawn(Shuffled(2), trial.size(4, 30), trial.seed))
     whole = paths(np.zeros((STEPS, 1)))
-    over = [(p < saddle).mean(1) for p in (anew, epochs, whole)]
-    heat = LR * PULL**2 / 2
-    law = shares_along(WELL, np.full(STEPS, heat), LR)
-    second = signs[0] < 0
+    ever = [float((path < saddle).any(0).mean()) for path in (anew, epochs, whole)]
     checks = (
         equals(
             "first step of chains that draw L2",
-            LR * PULL,
-            float(anew[0][second].mean() - right),
+            WELL.lr * PULL,
+            float(anew[0][signs[0] < 0].mean() - right),
             margin=1e-9,
             wrong={"the gradient of the sum": 0.0},
         ),
         at_least(
             "share of chains beyond the saddle in the end, drawn anew",
             0.8,
-            float(over[0][-1]),
-            wrong={"full batch": float(over[2].max())},
+            float((anew[-1] < saddle).mean()),
+            wrong={"full batch": ever[2]},
         ),
         at_most(
             "share ever beyond the saddle, each loss once an epoch",
             0.05,
-            float((epochs < saddle).any(0).mean()),
+            ever[1],
             part="limit",
-            wrong={"drawn anew": float((anew < saddle).any(0).mean())},
+            wrong={"drawn anew": ever[0]},
         ),
     )
     looks = np.unique(np.geomspace(1, STEPS, 40).astype(int)) - 1
-    steps = list(looks + 1.0)
 
-    def line(values: Array, name: str, kind: Literal["line", "dashed"]) -> Series:
-        return Series(name, steps, list(values[looks]), kind)
+    def beyond(name: str, path: Array) -> Series:
+        return Series(name, looks + 1, (path[looks] < saddle).mean(1))
 
-    chart = plot(
-        [
-            line(over[0], "one of two losses, drawn anew", "line"),
-            line(over[1], "each once an epoch", "line"),
-            line(over[2], "both: full batch", "dashed"),
-            line(law, "rates at T = eta sigma^2 / 2", "dashed"),
-        ],
-        "steps",
-        "share of chains beyond the saddle",
-        log="x",
-    )
-    return Seen(
-        checks,
-        (
-            Chart(
-                "Independent draws climb out of the minimum of the sum; pairs that "
-                "cancel never do, nor does the full batch.",
-                "独立抽样能爬出总损失的极小值；成对抵消的轮次不能，全批量也不能。",
-                chart,
-            ),
+    law = WELL.shares_along(np.ones(STEPS))
+    picture = Chart(
+        "Independent draws climb out; pairs that cancel never do, nor do full batches.",
+        "独立抽样能爬出总损失的极小值；成对抵消的轮次不能，全批量也不能。",
+        plot(
+            [
+                beyond("one of two losses, drawn anew", anew),
+                beyond("each once an epoch", epochs),
+                beyond("both: full batch", whole),
+                Series("T = eta sigma^2 / 2", looks + 1, law[looks], "dashed"),
+            ],
+            "steps",
+            "share of chains beyond the saddle",
+            log="x",
         ),
     )
+    return Seen(checks, (picture,))
 
 
 CLAIM = Claim(

@@ -6,42 +6,33 @@ import numpy as np
 
 from rightbatch.lab.check import equals
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
-from rightbatch.lab.physics.chains import batch_noise, passages, walk
+from rightbatch.lab.physics.chains import passages
 from rightbatch.lab.physics.wells import DoubleWell
 from rightbatch.lab.plots import Series, plot
 from rightbatch.lab.samples import mean_of, slope_of
 
-WELL = DoubleWell(0.1)
-LR, NOISE = 0.02, 200.0  # variance of one example's gradient
+WELL = DoubleWell(0.1, noise=200.0)
 BATCHES = (4, 6, 8, 10, 12)
 CHAINS = 2000
-
-
-def heat(batch: float) -> float:
-    """The temperature lr sigma^2 / (2 B)."""
-    return LR * NOISE / (2 * batch)
 
 
 def run(trial: Trial) -> Seen:
     """Mean steps from the worse bottom to the better one, for five batches."""
     rng = np.random.default_rng(trial.seed)
     left, _, right = WELL.places
-    burn = round(3 * WELL.passage_time(heat(BATCHES[0])) / LR)
-    exact = [WELL.passage_time(heat(b)) / LR for b in BATCHES]
+    exact = [WELL.passage_steps(b) for b in BATCHES]
     times = []
     for batch, mean in zip(BATCHES, exact, strict=True):
         trial.tell(f"batch {batch}")
-        chains = walk(
-            np.full(CHAINS, right), WELL.slope, LR, batch_noise(rng, NOISE, batch)
-        )
-        passages(chains, right, left, burn)  # else the first would all be at one time
+        chains = WELL.trapped(rng, batch, CHAINS)
+        # Without it the first passages would all be at one time.
+        passages(chains, right, left, round(3 * exact[0]))
         steps = round(trial.size(2.5, 15) * mean)
         often = mean_of(passages(chains, right, left, steps))
         times.append(often.map(lambda n, steps=steps: steps / n, "steps"))
-    ratios = [t.value / e for t, e in zip(times, exact, strict=True)]
-    theory = 2 * WELL.barrier / (LR * NOISE)
-    twice = [WELL.passage_time(2 * heat(b)) / LR for b in BATCHES]
-    hotter = float(np.mean(np.divide(twice, exact)))
+    per_depth = 2 / (WELL.lr * WELL.noise)
+    theory = WELL.barrier * per_depth
+    hotter = np.mean([WELL.passage_steps(b / 2) for b in BATCHES] / np.array(exact))
     slope = slope_of(BATCHES, [np.log(t.value) for t in times])
     checks = (
         equals(
@@ -50,8 +41,8 @@ def run(trial: Trial) -> Seen:
             slope,
             margin=0.03,
             wrong={
-                "the 2 forgotten": theory / 2,
-                "the other well's barrier": theory + 2 * WELL.gap / (LR * NOISE),
+                "2 forgotten": theory / 2,
+                "other well": theory + WELL.gap * per_depth,
             },
         ),
         equals(
@@ -64,35 +55,29 @@ def run(trial: Trial) -> Seen:
         equals(
             "mean steps over the first-passage integral, over all batches",
             1.0,
-            mean_of(ratios),
+            mean_of([t.value / e for t, e in zip(times, exact, strict=True)]),
             margin=0.1,
-            wrong={"temperature lr sigma^2 / B": hotter, "2 pi forgotten": 0.5 / np.pi},
+            wrong={"T = lr sigma^2 / B": float(hotter), "2 pi forgotten": 0.5 / np.pi},
         ),
     )
     line = np.linspace(BATCHES[0], BATCHES[-1], 20)
-    kramers = [WELL.kramers_time(heat(b)) / LR for b in line]
-    integral = [WELL.passage_time(heat(b)) / LR for b in line]
-    chart = plot(
-        [
-            Series("measured", BATCHES, times, "points"),
-            Series("first-passage integral", line, integral, "dashed"),
-            Series("Kramers, for high barriers", line, kramers, "line"),
-        ],
-        "batch size",
-        "mean steps to escape",
-        log="y",
-    )
-    return Seen(
-        checks,
-        (
-            Chart(
-                "Mean steps from the worse well to the better one; lines have no free "
-                "number.",
-                "从较差势阱到较好势阱的平均步数；两条线没有任何可调参数。",
-                chart,
-            ),
+    kramers = [WELL.kramers_time(WELL.heat(b)) / WELL.lr for b in line]
+    integral = [WELL.passage_steps(b) for b in line]
+    picture = Chart(
+        "Mean steps from the worse well to the better; lines have no free number.",
+        "从较差势阱到较好势阱的平均步数；两条线没有任何可调参数。",
+        plot(
+            [
+                Series("measured", BATCHES, times, "points"),
+                Series("first-passage integral", line, integral, "dashed"),
+                Series("Kramers, for high barriers", line, kramers, "line"),
+            ],
+            "batch size",
+            "mean steps to escape",
+            log="y",
         ),
     )
+    return Seen(checks, (picture,))
 
 
 CLAIM = Claim(

@@ -96,30 +96,25 @@ def run(trial: Trial) -> Seen:
             wrong={"noise alike everywhere": small[0].value},
         ),
     )
-    chart = plot(
-        [
-            Series("small rate", BATCHES, small, "points"),
-            Series("eta k_s = 1.5", BATCHES, large, "points"),
-            Series("noise follows curvature", BATCHES, aligned, "points"),
-            Series("sqrt(k_s / k_f)", BATCHES, [sharper] * len(BATCHES), "dashed"),
-            Series("exact, eta k_s = 1.5", BATCHES, by_edge, "dashed"),
-            Series("exact, follows curvature", BATCHES, by_noise, "dashed"),
-        ],
-        "batch size",
-        "odds of the flat well to the sharp one",
-        log="y",
-    )
-    return Seen(
-        checks,
-        (
-            Chart(
-                "At a small rate the odds do not know the batch; near the edge of "
-                "stability, or with noise that follows curvature, the flat well wins.",
-                "学习率小时，占比之比与批量无关；接近稳定边界，或噪声随曲率变化时，平坦阱胜出。",
-                chart,
-            ),
+    picture = Chart(
+        "Odds know no batch at a small rate; near the edge, or where noise follows "
+        "curvature, the flat well wins.",
+        "学习率小时，占比与批量无关；接近稳定边界，或噪声随曲率变化时，平坦阱胜出。",
+        plot(
+            [
+                Series("small rate", BATCHES, small, "points"),
+                Series("eta k_s = 1.5", BATCHES, large, "points"),
+                Series("noise follows curvature", BATCHES, aligned, "points"),
+                Series("sqrt(k_s / k_f)", (8, 20), (sharper, sharper), "dashed"),
+                Series("exact, eta k_s = 1.5", BATCHES, by_edge, "dashed"),
+                Series("exact, follows curvature", BATCHES, by_noise, "dashed"),
+            ],
+            "batch size",
+            "odds of the flat well to the sharp one",
+            log="y",
         ),
     )
+    return Seen(checks, (picture,))
 
 
 CLAIM = Claim(

@@ -15,7 +15,7 @@ from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
 from rightbatch.lab.physics.chains import Array
 from rightbatch.lab.plots import Series, plot
 from rightbatch.lab.samples import mean_of
-from rightbatch.landscape.effective_temperature import Temperature, temperature
+from rightbatch.landscape.effective_temperature import temperature
 from rightbatch.landscape.stationary import reshuffled_variance
 from rightbatch.training.accumulator import Accumulator
 from rightbatch.tuning.noise_scale import noise_scale
@@ -73,14 +73,14 @@ def scatter(job: Job, order: str, steps: int, burn: int, every: int) -> Array:
     return np.mean(squares, axis=0)
 
 
-def heats(squares: Array, products: tuple[float, ...], heat: Temperature) -> Array:
-    """k Var(w) / T of every weight, a row for every eta k."""
-    rows = squares.reshape(len(products), -1)
-    return rows * np.divide(products, LR)[:, None] / heat.value.value
-
-
 def run(trial: Trial) -> Seen:
     """Train in bowls, drawing with replacement and by epochs."""
+
+    def heats(squares: Array, products: tuple[float, ...]) -> Array:
+        """Of every weight, k w^2 over T: a row for every eta k."""
+        rows = squares.reshape(len(products), -1)
+        return rows * np.divide(products, LR)[:, None] / heat.value.value
+
     each = trial.size(1000, 3000)
     job = bowls_job(PRODUCTS, each, MANY, trial.seed)
     small = bowls_job(EPOCHED, each // 2, FEW, trial.seed)
@@ -89,18 +89,19 @@ def run(trial: Trial) -> Seen:
     trial.tell("with replacement")
     looks = trial.size(80, 300)
     squares = scatter(job, "replacement", 200 + 25 * looks, 200, 25)
-    rows = heats(squares, PRODUCTS, heat)
+    rows = heats(squares, PRODUCTS)
     gentle = rows[np.array(PRODUCTS) < SMALL].mean(0)
     drawn = [mean_of(row) for row in rows]
     trial.tell("by epochs")
     epoch, looks = FEW // BATCH, trial.size(15, 60)
     squares = scatter(small, "shuffled", epoch * (10 + looks), 10 * epoch, epoch)
-    epoched = [mean_of(row) for row in heats(squares, EPOCHED, heat)]
+    epoched = [mean_of(row) for row in heats(squares, EPOCHED)]
 
     def shuffled(product: float) -> float:
         k = product / LR
         return k * reshuffled_variance(LR, 1.0, k, BATCH, FEW) / (LR / 2 / BATCH)
 
+    cold = shuffled(0.01)
     checks = (
         equals(
             "k Var(w) / T, eta k = 0.02 and 0.05",
@@ -119,40 +120,30 @@ def run(trial: Trial) -> Seen:
         ),
         equals(
             "k Var(w) / T at eta k = 0.01, epochs reshuffled",
-            shuffled(0.01),
+            cold,
             epoched[0],
             within=0.3,
             part="limit",
-            wrong={
-                "as with replacement": 1.0,
-                "the factor (N - m) / (N - 1)": (FEW - BATCH) / (FEW - 1),
-                "twice": 2 * shuffled(0.01),
-            },
+            wrong={"1 - m / N": 1 - BATCH / FEW, "twice": 2 * cold, "none": 1.0},
         ),
     )
     line = np.geomspace(0.01, 1.5, 40)
-    chart = plot(
-        [
-            Series("drawn with replacement", PRODUCTS, drawn, "points"),
-            Series("epochs reshuffled", EPOCHED, epoched, "points"),
-            Series("1 / (1 - eta k / 2)", line, list(1 / (1 - line / 2)), "dashed"),
-            Series("exact, reshuffled", line, [shuffled(p) for p in line], "line"),
-        ],
-        "learning rate x curvature",
-        "k Var(w) / T",
-        log="xy",
-    )
-    return Seen(
-        checks,
-        (
-            Chart(
-                "T describes small learning rates and independent draws; epochs leave "
-                "flat directions far colder.",
-                "T 适用于小学习率和独立抽样；逐轮洗牌时，平坦方向要冷得多。",
-                chart,
-            ),
+    picture = Chart(
+        "T holds for small rates and independent draws; epochs leave flat ways cold.",
+        "T 适用于小学习率和独立抽样；逐轮洗牌时，平坦方向要冷得多。",
+        plot(
+            [
+                Series("drawn with replacement", PRODUCTS, drawn, "points"),
+                Series("epochs reshuffled", EPOCHED, epoched, "points"),
+                Series("1 / (1 - eta k / 2)", line, 1 / (1 - line / 2), "dashed"),
+                Series("exact, reshuffled", line, [*map(shuffled, line)], "line"),
+            ],
+            "learning rate x curvature",
+            "k Var(w) / T",
+            log="xy",
         ),
     )
+    return Seen(checks, (picture,))
 
 
 CLAIM = Claim(

@@ -1,34 +1,49 @@
-"""A double well, and what exact theory of diffusion says of it."""
+"""A double well with SGD in it, and what the exact theory of diffusion says of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from scipy.integrate import cumulative_trapezoid, trapezoid
 
-from rightbatch.lab.physics.chains import Array
+from rightbatch.lab.physics.chains import (
+    Array,
+    batch_noise,
+    batches_of,
+    looked_at,
+    walk,
+)
+from rightbatch.schedules.schedule import Schedule
 
 GRID = np.linspace(-3.0, 3.0, 6001)  # beyond it no chain of these claims comes
 
 
 @dataclass(frozen=True)
 class DoubleWell:
-    """The loss (w^2 - 1)^2 + tilt w: its left well is the deeper one.
+    """The loss (w^2 - 1)^2 + tilt w, whose left well is the deeper, and SGD's numbers.
 
     Attributes:
         tilt: Half the difference in depth, about.
+        noise: Variance of one example's gradient.
+        lr: Learning rate.
 
     Example:
-        >>> well = DoubleWell(0.1)
-        >>> round(well.barrier, 3), round(well.gap, 3)
-        (0.902, 0.2)
+        >>> well = DoubleWell(0.1, 200.0)
+        >>> round(well.barrier, 3), round(well.gap, 3), well.heat(8)
+        (0.902, 0.2, 0.25)
     """
 
     tilt: float
+    noise: float
+    lr: float = 0.02
+
+    def heat(self, batch: float | Array) -> float | Array:
+        """The temperature lr sigma^2 / (2 m)."""
+        return self.lr * self.noise / (2 * batch)
 
     def value(self, w: Array | float) -> Array:
         """The loss."""
@@ -60,23 +75,18 @@ class DoubleWell:
         left, _, right = self.places
         return float(self.value(right) - self.value(left))
 
-    def density(self, temperature: float) -> Array:
-        """Boltzmann's, exp(-U / T) / Z, on ``GRID``."""
-        weight = np.exp(-(self.value(GRID) - self.value(self.places[0])) / temperature)
-        return weight / trapezoid(weight, GRID)
-
     def left_share(self, temperature: float) -> float:
         """Boltzmann's share of the left well."""
+        left, saddle, _ = self.places
         w = GRID
-        left = w <= self.places[1]
-        return float(trapezoid(self.density(temperature)[left], w[left]))
+        weight = np.exp(-(self.value(w) - self.value(left)) / temperature)
+        return float(weight[w < saddle].sum() / weight.sum())
 
     def passage_time(self, temperature: float, *, leftwards: bool = True) -> float:
         """Mean time from one bottom to the other under dw = -U' dt + sqrt(2 T) dB.
 
-        The first-passage integral (1 / T) int e^(U/T) int e^(-U/T), exact for any
-        barrier (Gardiner 1985, "Handbook of Stochastic Methods", 5.2.7). In steps of
-        gradient descent: over the learning rate.
+        (1 / T) int e^(U/T) int e^(-U/T), exact for any barrier (Gardiner 1985,
+        "Handbook of Stochastic Methods", 5.2.7). Over the learning rate: in steps.
         """
         left, _, right = self.places
         w = GRID
@@ -97,31 +107,54 @@ class DoubleWell:
         bends = self.curvature(right) * abs(self.curvature(saddle))
         return 2 * math.pi / math.sqrt(bends) * math.exp(self.barrier / temperature)
 
+    def passage_steps(self, batch: float) -> float:
+        """Mean steps of SGD from the right bottom to the left one."""
+        return self.passage_time(float(self.heat(batch))) / self.lr
 
-def shares_along(
-    well: DoubleWell, temperatures: Sequence[float] | Array, lr: float | Array
-) -> Array:
-    """The left well's share after each step, from the right bottom, by two rates.
+    def trapped(
+        self,
+        rng: np.random.Generator,
+        batches: int | Array | Iterable[Array],
+        shape: int | tuple[int, ...],
+    ) -> Iterator[Array]:
+        """Chains of SGD that begin at the right bottom."""
+        noise = batch_noise(rng, self.noise, batches)
+        return walk(np.full(shape, self.places[2]), self.slope, self.lr, noise)
 
-    Each well is left at one over its mean passage time: good while temperatures change
-    slowly against the time to settle within a well.
+    def under(
+        self,
+        rng: np.random.Generator,
+        schedules: Sequence[Schedule],
+        chains: int,
+        looks: Sequence[int],
+    ) -> Array:
+        """Where such chains are under schedules: (looks, schedules, chains)."""
+        batches = np.array([batches_of(s, max(looks)) for s in schedules])
+        shape = (len(schedules), chains)
+        return looked_at(self.trapped(rng, iter(batches.T[:, :, None]), shape), looks)
 
-    Args:
-        well: The landscape.
-        temperatures: Of every step.
-        lr: Learning rate; or the time of every step, where one stands for many.
-    """
-    heats = np.geomspace(np.min(temperatures) * 0.99, np.max(temperatures) * 1.01, 40)
+    def shares_along(self, batches: Array, spans: float | Array = 1.0) -> Array:
+        """The left well's share of such chains after each step, by two rates.
 
-    def rates(*, leftwards: bool) -> Array:
-        times = [well.passage_time(float(t), leftwards=leftwards) for t in heats]
-        return np.exp(-np.interp(np.log(temperatures), np.log(heats), np.log(times)))
+        Each well is left at one over its mean passage time: good while the batch moves
+        slowly against the time to settle within a well.
 
-    to_left, to_right = rates(leftwards=True), rates(leftwards=False)
-    total = to_left + to_right
-    keep = np.exp(-total * lr)
-    share, shares = 0.0, []
-    for stays, settled in zip(keep, to_left / total, strict=True):
-        share = settled + (share - settled) * stays
-        shares.append(share)
-    return np.array(shares)
+        Args:
+            batches: Of every step.
+            spans: How many steps each stands for.
+        """
+        here = np.asarray(self.heat(batches))
+        heats = np.geomspace(here.min() * 0.99, here.max() * 1.01, 40)
+
+        def rates(*, leftwards: bool) -> Array:
+            times = [self.passage_time(float(t), leftwards=leftwards) for t in heats]
+            return np.exp(-np.interp(np.log(here), np.log(heats), np.log(times)))
+
+        to_left, to_right = rates(leftwards=True), rates(leftwards=False)
+        total = to_left + to_right
+        share, shares = 0.0, []
+        stays = np.exp(-total * self.lr * spans)
+        for stay, settled in zip(stays, to_left / total, strict=True):
+            share = settled + (share - settled) * stay
+            shares.append(share)
+        return np.array(shares)
