@@ -19,16 +19,14 @@ LOOK_UP = 50  # steps: chains, and schedules, move little within so many
 
 
 def walk(
-    start: Array, slope: Noise, lr: float | Array, noise: Noise, momentum: float = 0.0
+    start: Array, slope: Noise, lr: float, noise: Noise, momentum: float = 0.0
 ) -> Iterator[Array]:
     """Where the chains are after every step, for ever; the same array every time.
-
-    Who writes into the array moves the chains.
 
     Args:
         start: Of each chain, any shape.
         slope: The gradient of the loss.
-        lr: Learning rate, one or of each chain.
+        lr: Learning rate.
         noise: What a mini-batch adds to the gradient there.
         momentum: Heavy-ball, as torch's SGD has it.
     """
@@ -51,9 +49,8 @@ def batch_noise(
 
     Args:
         rng: Of all draws.
-        variance: Of one example's gradient; or of the place, where it depends on it.
-        batches: Examples a step: always the same, or one value a step; an array
-            broadcasts against the chains.
+        variance: Of one example's gradient; a function of the place, if it changes.
+        batches: Of all steps, or of each; an array broadcasts against the chains.
     """
     sizes = itertools.repeat(batches) if isinstance(batches, Fixed) else iter(batches)
 
@@ -96,17 +93,16 @@ def geometric(first: int, last: int, steps: int) -> Anneal:
     return Anneal(first, last, round(steps * first * math.log(ratio) / (1 - 1 / ratio)))
 
 
-def passages(chains: Iterator[Array], start: float, goal: float, steps: int) -> Array:
+def passages(
+    chains: Iterator[Array], start: float, goal: float, steps: int
+) -> list[float]:
     """How often each chain comes to or left of a goal, put back to the start each time.
 
     Steps over passages is the mean passage time, without waiting for the last chain.
     """
-    counts: Array | None = None
+    counts = np.zeros(1)
     for at in itertools.islice(chains, steps):
-        counts = np.zeros(at.shape) if counts is None else counts
-        there = np.flatnonzero(at <= goal)
-        if len(there):
-            at[there] = start
-            counts[there] += 1
-    assert counts is not None
-    return counts
+        there = at <= goal
+        at[there] = start
+        counts = counts + there
+    return counts.tolist()

@@ -59,68 +59,45 @@ def run(trial: Trial) -> Seen:
         shares = [mean_of(row) for row in np.mean(looks, axis=0)]
         return [s.map(lambda x: x / max(1 - x, 1e-4)) for s in shares]
 
-    gentle, edge = 0.05 / SHARP, 1.5 / SHARP
-    small, large = odds(gentle), odds(edge)
-    aligned = odds(0.5 / SHARP, aligned=True)
-    by_noise = [exact_odds(0.5 / SHARP, b, aligned=True) for b in BATCHES]
-    sharper = (SHARP / FLAT) ** 0.5
+    gentle, edge, middle = 0.05 / SHARP, 1.5 / SHARP, 0.5 / SHARP
+    small, large, aligned = odds(gentle), odds(edge), odds(middle, aligned=True)
     by_edge = [exact_odds(edge, b) for b in BATCHES]
-    checks = (
-        at_least(
-            "odds flat to sharp, batch 8 over batch 20, small rate",
-            1.5,
-            small[0].value / small[-1].value,
-            wrong={"the same for every batch": 1.0},
-        ),
-        equals(
-            "odds flat to sharp at a small rate, mean over batches",
-            sharper,
-            mean_of([s.value for s in small]),
-            margin=0.7,
-            part="correction",
-            wrong={"k_s / k_f": SHARP / FLAT, "no preference": 1.0},
-        ),
-        equals(
-            "the same at eta k_s = 1.5, batch 16",
-            by_edge[2],
-            large[2],
-            within=0.15,
-            part="correction",
-            wrong={"from T alone": sharper, "batch 8": by_edge[0]},
-        ),
-        at_least(
-            "the same with noise in proportion to curvature, batch 8",
-            25.0,
-            aligned[0],
-            part="correction",
-            wrong={"noise alike everywhere": small[0].value},
-        ),
+    curved = [exact_odds(middle, b, aligned=True) for b in BATCHES]
+    wider = (SHARP / FLAT) ** 0.5
+    what = "odds flat to sharp, batch 8 over batch 20, small rate"
+    ratio, wrong = small[0].value / small[-1].value, {"the same for every batch": 1.0}
+    by_batch = at_least(what, 1.5, ratio, wrong=wrong)
+    what = "odds flat to sharp at a small rate, mean over batches"
+    mean, wrong = mean_of([s.value for s in small]), {"k_s / k_f": 25.0, "alike": 1.0}
+    by_width = equals(what, wider, mean, margin=0.7, part="correction", wrong=wrong)
+    what = "the same at eta k_s = 1.5, batch 16"
+    exact, wrong = by_edge[2], {"from T alone": wider, "batch 8": by_edge[0]}
+    by_rate = equals(what, exact, large[2], within=0.15, part="correction", wrong=wrong)
+    what = "the same with noise in proportion to curvature, batch 8"
+    seen, wrong = aligned[0], {"noise alike everywhere": small[0].value}
+    by_noise = at_least(what, 25.0, seen, part="correction", wrong=wrong)
+    series = [
+        Series("small rate", BATCHES, small, "points"),
+        Series("eta k_s = 1.5", BATCHES, large, "points"),
+        Series("noise follows curvature", BATCHES, aligned, "points"),
+        Series("sqrt(k_s / k_f)", (8, 20), (wider, wider), "dashed"),
+        Series("exact, eta k_s = 1.5", BATCHES, by_edge, "dashed"),
+        Series("exact, follows curvature", BATCHES, curved, "dashed"),
+    ]
+    chart = plot(
+        series, "batch size", "odds of the flat well to the sharp one", log="y"
     )
-    picture = Chart(
-        "Odds know no batch at a small rate; near the edge, or where noise follows "
-        "curvature, the flat well wins.",
-        "学习率小时，占比与批量无关；接近稳定边界，或噪声随曲率变化时，平坦阱胜出。",
-        plot(
-            [
-                Series("small rate", BATCHES, small, "points"),
-                Series("eta k_s = 1.5", BATCHES, large, "points"),
-                Series("noise follows curvature", BATCHES, aligned, "points"),
-                Series("sqrt(k_s / k_f)", (8, 20), (sharper, sharper), "dashed"),
-                Series("exact, eta k_s = 1.5", BATCHES, by_edge, "dashed"),
-                Series("exact, follows curvature", BATCHES, by_noise, "dashed"),
-            ],
-            "batch size",
-            "odds of the flat well to the sharp one",
-            log="y",
-        ),
+    caption = (
+        "Only a rate near the edge, or noise that follows curvature, prefers flat."
     )
-    return Seen(checks, (picture,))
+    zh = "只有学习率接近稳定边界，或噪声随曲率变化时，才偏好平坦。"
+    return Seen((by_batch, by_width, by_rate, by_noise), (Chart(caption, zh, chart),))
 
 
 CLAIM = Claim(
     id="flat-over-sharp",
     texts=(
-        "2 隐藏的天才：噪声是特性，而非缺陷: 小批量更喜欢停留在平坦最小值",
+        "2 隐藏的天才：噪声是特性，而非缺陷: 小批量更喜欢平坦最小值",
         "3 隐式正则化与泛化: 在平坦区域停留的时间更长",
         "5 关于“好”的辩证：平坦 vs 尖锐",
     ),
@@ -128,38 +105,35 @@ CLAIM = Claim(
         "Wu et al. 2018, How SGD selects the global minima",
         "Xie et al. 2020, arXiv:2002.03495",
     ),
-    theory="equal depth, noise alike everywhere, eta -> 0: flat : sharp = "
-    "sqrt(k_s / k_f) for every T; else by the step's exact transition probabilities",
+    theory="equal depth, noise alike everywhere, eta -> 0: flat : sharp = sqrt(k_s / "
+    "k_f) at any T; else by the step's exact transition probabilities",
     verdict="fails as written",
-    seconds=6,
-    power="500 chains a batch: odds at a small rate to 6 %, at the edge to 3 %; "
-    "3,000 with --full",
+    seconds=5,
+    power="500 chains a batch: odds at a small rate to 6 %, at the edge to 3 %; 3,000 "
+    "with --full",
     en=Words(
         title="Does a small batch prefer flat minima?",
-        claimed="Noise kicks the weight out of sharp minima and leaves it in flat ones; "
-        "the smaller the batch, the stronger the preference.",
-        assumed="For the plain picture of a temperature: two minima of equal depth, "
-        "small steps, noise alike everywhere.",
-        seen="Two wells of equal depth, one with twenty-five times the curvature. At a "
-        "small rate SGD spends five parts in six in the flat one, because it is five "
-        "times as wide, and no batch changes that. Close to the sharp well's limit of "
-        "stability, or with noise that grows with curvature, as near the minima of a "
-        "cross-entropy, nearly all chains are in the flat one; there the larger batch "
-        "prefers it more, if it has the time to get there.",
-        answer="there is a preference, but temperature and batch do not set it: it "
-        "comes from width, from a rate near 2 / k_s, and from noise that follows "
-        "curvature; a small batch only gets there sooner",
+        claimed="Noise kicks the weight out of sharp minima and leaves it in flat "
+        "ones; the smaller the batch, the more so.",
+        assumed="In the picture of a temperature: equal depth, small steps, noise "
+        "alike everywhere.",
+        seen="One of two wells of equal depth has 25 times the curvature. At a small "
+        "rate SGD spends five parts in six in the flat one, as it is five times as "
+        "wide, at every batch. Near the sharp one's limit of stability, or with noise "
+        "that grows with curvature, nearly all chains are in the flat one, and more so "
+        "at a large batch that has had the time.",
+        answer="width, a rate near 2 / k_s and noise that follows curvature make the "
+        "preference, not the batch; a small one only gets there sooner",
     ),
     zh=Words(
         title="小批量更喜欢平坦极小值吗？",
-        claimed="噪声把参数踢出尖锐极小值，留在平坦极小值；批量越小，这种偏好越强。",
-        assumed="按单纯的“温度”图景：两个极小值一样深，步子小，噪声处处相同。",
-        seen="两个一样深的势阱，一个的曲率是另一个的二十五倍。学习率小时，SGD 有六分之五的"
-        "时间在平坦阱，因为它宽五倍，任何批量都改变不了。学习率接近尖锐阱的稳定极限，或噪声"
-        "随曲率增大（交叉熵的极小值附近就是如此）时，几乎所有链都在平坦阱；这时只要时间够，"
-        "批量越大反而偏好越强。",
-        answer="偏好是有的，但不由温度和批量决定：它来自宽度、接近 2 / k_s 的学习率，"
-        "以及随曲率变化的噪声；小批量只是更快到达",
+        claimed="噪声把参数踢出尖锐极小值，留在平坦极小值；批量越小越是如此。",
+        assumed="按“温度”图景：一样深，步子小，噪声处处相同。",
+        seen="两个一样深的势阱，一个的曲率是另一个的 25 倍。学习率小时，无论批量，SGD "
+        "有六分之五的时间在平坦阱，因为它宽五倍。接近尖锐阱的稳定极限，或噪声随曲率增大"
+        "时，几乎所有链都在平坦阱；只要时间够，批量越大反而越是如此。",
+        answer="偏好来自宽度、接近 2 / k_s 的学习率和随曲率变化的噪声，而不是批量；小批"
+        "量只是更快到达",
     ),
     run=run,
 )

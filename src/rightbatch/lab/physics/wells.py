@@ -41,7 +41,7 @@ class DoubleWell:
     noise: float
     lr: float = 0.02
 
-    def heat(self, batch: float | Array) -> float | Array:
+    def heat(self, batch: float) -> float:
         """The temperature lr sigma^2 / (2 m)."""
         return self.lr * self.noise / (2 * batch)
 
@@ -109,7 +109,7 @@ class DoubleWell:
 
     def passage_steps(self, batch: float) -> float:
         """Mean steps of SGD from the right bottom to the left one."""
-        return self.passage_time(float(self.heat(batch))) / self.lr
+        return self.passage_time(self.heat(batch)) / self.lr
 
     def trapped(
         self,
@@ -137,13 +137,10 @@ class DoubleWell:
         """The left well's share of such chains after each step, by two rates.
 
         Each well is left at one over its mean passage time: good while the batch moves
-        slowly against the time to settle within a well.
-
-        Args:
-            batches: Of every step.
-            spans: How many steps each stands for.
+        slowly against the time to settle within a well. A batch may stand for many
+        steps: ``spans``.
         """
-        here = np.asarray(self.heat(batches))
+        here = self.heat(1) / batches
         heats = np.geomspace(here.min() * 0.99, here.max() * 1.01, 40)
 
         def rates(*, leftwards: bool) -> Array:
@@ -152,9 +149,8 @@ class DoubleWell:
 
         to_left, to_right = rates(leftwards=True), rates(leftwards=False)
         total = to_left + to_right
-        share, shares = 0.0, []
-        stays = np.exp(-total * self.lr * spans)
-        for stay, settled in zip(stays, to_left / total, strict=True):
-            share = settled + (share - settled) * stay
-            shares.append(share)
-        return np.array(shares)
+        stays = zip(np.exp(-total * self.lr * spans), to_left / total, strict=True)
+        shares = [0.0]
+        for stay, settled in stays:
+            shares.append(settled + (shares[-1] - settled) * stay)
+        return np.array(shares[1:])
