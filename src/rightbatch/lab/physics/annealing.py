@@ -72,10 +72,8 @@ def run(trial: Trial) -> Seen:
     dearer = at_least(what, 1.5, ratio, part="limit", wrong=wrong)
     both = list(zip(schedules, seen, laws, strict=True))
     series = [Series(f"{n}: SGD", looks, row, "points") for n, row, _ in both]
-    series += [
-        Series(f"{n}: rates", times.tolist(), law.tolist(), "dashed")
-        for n, _, law in both
-    ]
+    spots = times.tolist()
+    series += [Series(f"{n}: rates", spots, list(y), "dashed") for n, _, y in both]
     chart = plot(series, "steps", "share in the global minimum's well", log="x")
     caption = "Slow logarithmic growth improves for ever; the others freeze."
     zh = "足够慢的对数增长永远在改善；另外两种会冻结。"

@@ -13,7 +13,9 @@ from rightbatch.schedules.schedule import Anneal, Schedule
 
 Array = NDArray[np.float64]
 Noise = Callable[[Array], Array]
+Rng = np.random.Generator
 Fixed = int | np.ndarray
+Batches = int | Array | Iterable[int | Array]
 
 LOOK_UP = 50  # steps: chains, and schedules, move little within so many
 
@@ -41,9 +43,7 @@ def walk(
 
 
 def batch_noise(
-    rng: np.random.Generator,
-    variance: float | Array | Callable[[Array], Array],
-    batches: int | Array | Iterable[int | Array],
+    rng: Rng, variance: float | Callable[[Array], Array], batches: Batches
 ) -> Noise:
     """The error of mean gradients over batches drawn with replacement.
 

@@ -84,13 +84,11 @@ def run(trial: Trial) -> Seen:
         Series("exact, eta k_s = 1.5", BATCHES, by_edge, "dashed"),
         Series("exact, follows curvature", BATCHES, curved, "dashed"),
     ]
-    chart = plot(
-        series, "batch size", "odds of the flat well to the sharp one", log="y"
-    )
+    chart = plot(series, "batch size", "odds, flat well to sharp well", log="y")
     caption = (
-        "Only a rate near the edge, or noise that follows curvature, prefers flat."
+        "Beyond its width, only a rate near the edge or curved noise favours flat."
     )
-    zh = "只有学习率接近稳定边界，或噪声随曲率变化时，才偏好平坦。"
+    zh = "除宽度之外，只有学习率接近稳定边界，或噪声随曲率变化时，才偏好平坦。"
     return Seen((by_batch, by_width, by_rate, by_noise), (Chart(caption, zh, chart),))
 
 

@@ -48,10 +48,12 @@ def run(trial: Trial) -> Seen:
     tailed = variances(student_noise(rng))
     heavy = variances(batch_noise(rng, NOISE, BATCH), MOMENTUM)
 
-    def check(what: str, seen: Estimate, law: float, wrong: dict[str, float]) -> Check:
+    def check(
+        what: str, seen: Estimate, exact: float, wrong: dict[str, float]
+    ) -> Check:
         """Of the ratio to the formula."""
-        ratios = {name: value / law for name, value in wrong.items()}
-        what, seen = f"variance over the formula, {what}", seen.scale(1 / law)
+        ratios = {name: value / exact for name, value in wrong.items()}
+        what, seen = f"variance over the formula, {what}", seen.scale(1 / exact)
         return equals(what, 1.0, seen, margin=0.08, wrong=ratios)
 
     flat, sharp, edge, mu = PRODUCTS[0], 1.0, PRODUCTS[-1], MOMENTUM
@@ -85,9 +87,7 @@ def run(trial: Trial) -> Seen:
         Series("T / k", line, [heat * LR / p for p in line]),
     ]
     chart = plot(series, "learning rate x curvature", "variance of the weight", log="y")
-    caption = (
-        "The variance grows again towards the edge of stability; T / k misses that."
-    )
+    caption = "Towards the edge of stability the variance grows; T / k misses that."
     zh = "接近稳定边界时方差又增大；T / k 看不到这一点。"
     return Seen(checks, (Chart(caption, zh, chart),))
 

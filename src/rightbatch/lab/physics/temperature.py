@@ -111,9 +111,7 @@ def run(trial: Trial) -> Seen:
         Series("exact, reshuffled", line, [shuffled(p) for p in line]),
     ]
     chart = plot(series, "learning rate x curvature", "k Var(w) / T", log="xy")
-    caption = (
-        "T holds at small rates for independent draws; epochs leave flat ways cold."
-    )
+    caption = "T holds at small rates for independent draws; epochs are colder."
     zh = "T 适用于小学习率和独立抽样；逐轮洗牌时，平坦方向要冷得多。"
     return Seen((warm, hot, cold), (Chart(caption, zh, chart),))
 
@@ -130,8 +128,7 @@ CLAIM = Claim(
     "0.1 is 1.053; ten times as much with --full",
     en=Words(
         title="Learning rate over batch is a temperature",
-        claimed="SGD's noise acts like heat: a larger rate heats, a larger batch "
-        "cools.",
+        claimed="SGD's noise is like heat: a larger rate heats, a larger batch cools.",
         assumed="Small eta k, noise alike everywhere, every batch drawn from the whole "
         "data set.",
         seen="sigma^2 is measured from per-example gradients, then weights in bowls of "
@@ -139,7 +136,8 @@ CLAIM = Claim(
         "T; near the edge of stability several times as much. Reshuffled by epochs, as "
         "loaders do, errors cancel and flat directions are about a hundred times "
         "colder.",
-        answer="eta k is at most 0.1 and batches are drawn with replacement",
+        answer="eta k is at most 0.1 and batches are drawn with replacement; else "
+        "T / (1 - eta k / 2), and under reshuffling far less in flat directions",
     ),
     zh=Words(
         title="学习率除以批量就是温度",
@@ -148,7 +146,8 @@ CLAIM = Claim(
         seen="先由逐样本梯度测出 sigma^2，再训练处在已知曲率碗中的参数。独立抽样且学习"
         "率小时，热量都是 T；接近稳定边界时高出几倍。像加载器那样逐轮洗牌时误差相互抵"
         "消，平坦方向大约冷一百倍。",
-        answer="eta k 不超过 0.1 且有放回地抽样",
+        answer="eta k 不超过 0.1 且有放回地抽样；否则是 T / (1 - eta k / 2)，逐轮洗牌时"
+        "平坦方向要冷得多",
     ),
     run=run,
 )

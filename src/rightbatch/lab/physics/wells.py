@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,8 @@ from scipy.integrate import cumulative_trapezoid, trapezoid
 
 from rightbatch.lab.physics.chains import (
     Array,
+    Batches,
+    Rng,
     batch_noise,
     batches_of,
     looked_at,
@@ -112,21 +114,14 @@ class DoubleWell:
         return self.passage_time(self.heat(batch)) / self.lr
 
     def trapped(
-        self,
-        rng: np.random.Generator,
-        batches: int | Array | Iterable[Array],
-        shape: int | tuple[int, ...],
+        self, rng: Rng, batches: Batches, shape: int | tuple[int, ...]
     ) -> Iterator[Array]:
         """Chains of SGD that begin at the right bottom."""
         noise = batch_noise(rng, self.noise, batches)
         return walk(np.full(shape, self.places[2]), self.slope, self.lr, noise)
 
     def under(
-        self,
-        rng: np.random.Generator,
-        schedules: Sequence[Schedule],
-        chains: int,
-        looks: Sequence[int],
+        self, rng: Rng, schedules: Sequence[Schedule], chains: int, looks: Sequence[int]
     ) -> Array:
         """Where such chains are under schedules: (looks, schedules, chains)."""
         batches = np.array([batches_of(s, max(looks)) for s in schedules])
