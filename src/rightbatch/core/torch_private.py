@@ -273,6 +273,16 @@ def looks_into_tensors(text: str) -> bool:
     return "DataDependent" in text or "_local_scalar_dense" in text
 
 
+def kernel_without_second_derivative(text: str) -> bool:
+    """Whether one of torch's own kernels cannot be differentiated twice.
+
+    As attention on the CPU, and recurrent layers of cuDNN and oneDNN.
+    """
+    missing = r"derivative for aten::\w+ is not implemented"
+    refused = r"double backwards? is not supported"
+    return re.search(f"{missing}|{refused}", text, re.IGNORECASE) is not None
+
+
 def no_room_for_threads(text: str) -> bool:
     """Whether there was no memory left for the stack of a thread."""
     return "Resource temporarily unavailable" in text
