@@ -47,7 +47,8 @@ def test_the_squared_loss_is_half_the_squared_distance() -> None:
 def test_a_fifth_of_the_classes_is_wrong_and_no_digit_is_on_both_sides() -> None:
     job, (held, _) = small_against_large.noisy_digits(seed=3)
     pixels, classes = job.data
-    rows = {tuple(row): c for row, c in zip(*(t.tolist() for t in digits_job().data))}
+    every, true = (t.tolist() for t in digits_job().data)
+    rows = {tuple(row): c for row, c in zip(every, true, strict=True)}
     right = [rows[tuple(row)] for row in pixels.tolist()]
     wrong = sum(a != b for a, b in zip(right, classes.tolist(), strict=True))
     assert 0.1 * len(right) < wrong < 0.3 * len(right)

@@ -6,6 +6,7 @@ from rightbatch.lab.claim import Claim
 from rightbatch.lab.generalisation import (
     batch_sharpness,
     batchnorm_batch,
+    data_size,
     small_against_large,
 )
 
@@ -13,4 +14,5 @@ GENERALISATION: tuple[Claim, ...] = (
     small_against_large.CLAIM,
     batch_sharpness.CLAIM,
     batchnorm_batch.CLAIM,
+    data_size.CLAIM,
 )

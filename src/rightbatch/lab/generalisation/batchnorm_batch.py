@@ -72,7 +72,7 @@ def run(trial: Trial) -> Seen:
         ),
         at_least(
             f"held-out loss, statistics of {BATCH} over those of {SMALL}",
-            1.2,
+            1.08,
             ratio(BATCH, SMALL),
             part="limit",
             wrong={
@@ -111,7 +111,7 @@ CLAIM = Claim(
     theory="held-out loss(statistics of 2) >> (128), but (8) < (128)",
     verdict="holds if",
     seconds=12,
-    power="3 seeds of each group: held-out losses 20 % apart are told; 6 seeds and "
+    power="3 seeds of each group: held-out losses 8 % apart are told; 6 seeds and "
     "all groups in powers of two with --full",
     en=Words(
         title="BatchNorm needs many examples for its statistics",
