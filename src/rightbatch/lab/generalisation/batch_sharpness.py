@@ -130,7 +130,7 @@ CLAIM = Claim(
     ),
     theory="2 (1 - beta) / eta for small batches, 2 (1 + beta) / eta for large ones",
     verdict="holds",
-    seconds=8,
+    seconds=15,
     power="one run of each batch on 128 digits with squared loss: plateaus are known "
     "within 25 % (a batch of 4 lies somewhat above the limit of small ones), those "
     "compared are 19 times apart; --full trains five times longer",

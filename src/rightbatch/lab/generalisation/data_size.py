@@ -102,7 +102,7 @@ CLAIM = Claim(
     papers=("McCandlish et al. 2018, arXiv:1812.06162",),
     theory="B_noise = tr Sigma / |G|^2: means over examples, without N",
     verdict="fails as written",
-    seconds=8,
+    seconds=15,
     power="6 splits of the digits: a noise scale in proportion to sqrt(N) or N is told "
     "from a constant one; 12 splits and four sizes with --full",
     en=Words(

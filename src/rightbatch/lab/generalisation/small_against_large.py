@@ -217,7 +217,7 @@ CLAIM = Claim(
     theory="at equal training loss and equal eta: lambda_max and held-out loss grow "
     "with b; with eta times sqrt(b) they do not",
     verdict="holds if",
-    seconds=45,
+    seconds=60,
     power="6 splits of the digits, each trained by all batches: top eigenvalues a "
     "factor of 2 apart and held-out losses 15 % apart are told; 16 splits with --full",
     en=Words(
