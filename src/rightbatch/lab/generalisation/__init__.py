@@ -3,5 +3,16 @@
 from __future__ import annotations
 
 from rightbatch.lab.claim import Claim
+from rightbatch.lab.generalisation import (
+    batch_sharpness,
+    batchnorm_batch,
+    data_size,
+    small_against_large,
+)
 
-GENERALISATION: tuple[Claim, ...] = ()
+GENERALISATION: tuple[Claim, ...] = (
+    small_against_large.CLAIM,
+    batch_sharpness.CLAIM,
+    batchnorm_batch.CLAIM,
+    data_size.CLAIM,
+)
