@@ -14,7 +14,7 @@ from typing import Any
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import from_plain
 from rightbatch.lab.chapters import CHAPTERS
-from rightbatch.lab.check import Check
+from rightbatch.lab.check import Check, shown
 from rightbatch.lab.claim import Claim, Language
 from rightbatch.lab.gallery import LABELS, expected, turned_down
 
@@ -82,7 +82,7 @@ def _claim(claim: Claim, row: dict[str, Any], language: Language) -> str:
         cells = (
             f"{check.what} ({say[check.part]})",
             expected(check),
-            f"{'✓' if check.passes else '✗'} {check.measured}",
+            f"{'✓' if check.passes else '✗'} {shown(check.measured)}",
             turned_down(check),
         )
         lines.append("| " + " | ".join(_plain(cell) for cell in cells) + " |")

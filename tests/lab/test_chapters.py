@@ -28,6 +28,8 @@ def test_a_claim_is_told_in_both_languages(claim: Claim) -> None:
         assert CHINESE.search(text)
     wants_answer = claim.verdict in ("holds if", "fails as written")
     assert bool(claim.en.answer) == bool(claim.zh.answer) == wants_answer
+    # The page puts "holds if" or "fails as written:" before it.
+    assert not re.match(r"(holds|fails|成立|照原文)", claim.en.answer + claim.zh.answer)
 
 
 @claims

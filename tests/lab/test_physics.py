@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy.linalg import solve_banded
 
-from rightbatch.lab.claim import run_claim
 from rightbatch.lab.chapters import claim_named
+from rightbatch.lab.claim import run_claim
 from rightbatch.lab.physics import annealing, flat_over_sharp, temperature
 from rightbatch.lab.physics.chains import (
     LOOK_UP,

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from rightbatch.core.estimate import Estimate
+from rightbatch.core.units import show_number
 
 Part = Literal["claim", "limit", "correction"]
 Verdict = Literal["holds", "holds if", "fails as written", "not reproduced"]
+COUNTS = 1e9  # whole numbers below are shown digit by digit
 RELATIONS = {"equals": "=", "at least": ">=", "at most": "<="}
 
 
@@ -146,6 +148,19 @@ def _estimate(measured: Estimate | float) -> Estimate:
         return Estimate.exact(float(measured))
     value, low, high = map(float, (measured.value, measured.low, measured.high))
     return replace(measured, value=value, low=low, high=high)
+
+
+def shown(value: float | Estimate) -> str:
+    """A number, or an estimate, as people read it; counts in full.
+
+    Example:
+        >>> shown(2442.0), shown(0.123456)
+        ('2,442', '0.123')
+    """
+    if isinstance(value, Estimate):
+        return shown(value.value) if value.low == value.high else str(value)
+    whole = value.is_integer() and abs(value) < COUNTS
+    return f"{value:,.0f}" if whole else show_number(value)
 
 
 def verdict(checks: tuple[Check, ...]) -> Verdict:

@@ -12,8 +12,7 @@ import torch
 
 from rightbatch.core.json_io import to_plain
 from rightbatch.core.progress import Phase, Progress
-from rightbatch.core.units import show_number
-from rightbatch.lab.check import RELATIONS, Check, Verdict, verdict
+from rightbatch.lab.check import RELATIONS, Check, Verdict, shown, verdict
 from rightbatch.report.vega import Spec
 
 T = TypeVar("T")
@@ -169,13 +168,13 @@ class Outcome:
         answer = f" {words.answer}" if words.answer else ""
         lines = [f"{self.claim.id}: {self.verdict}{answer}"]
         for check in self.checks:
-            margin = f" +- {show_number(check.margin)}" if check.margin else ""
+            margin = f" +- {shown(check.margin)}" if check.margin else ""
             relation = RELATIONS[check.relation]
             state = "seen" if check.passes else "not seen"
             lines += [
                 f"  {check.what} ({check.part})",
-                f"    {check.measured}, {state}: "
-                f"{relation} {show_number(check.theory)}{margin}",
+                f"    {shown(check.measured)}, {state}: "
+                f"{relation} {shown(check.theory)}{margin}",
             ]
         return "\n".join(lines)
 

@@ -11,9 +11,9 @@ from typing import Any
 import vl_convert
 
 from rightbatch.core.json_io import write_text
-from rightbatch.core.units import show_number, show_seconds
+from rightbatch.core.units import show_seconds
 from rightbatch.lab.chapters import CHAPTERS
-from rightbatch.lab.check import RELATIONS, Check
+from rightbatch.lab.check import RELATIONS, Check, shown
 from rightbatch.lab.claim import Claim, Language, Outcome
 from rightbatch.report.frame import framed, templates
 from rightbatch.report.vega import Spec
@@ -80,15 +80,15 @@ def expected(check: Check) -> str:
         >>> expected(equals("slope", 0.5, 0.52, margin=0.05, wrong={"1/b": 1.0}))
         '0.5 ± 0.05'
     """
-    bound = show_number(check.theory)
+    bound = shown(check.theory)
     if check.relation != "equals":
         return f"{'≥' if RELATIONS[check.relation] == '>=' else '≤'} {bound}"
-    return f"{bound} ± {show_number(check.margin)}" if check.margin else bound
+    return f"{bound} ± {shown(check.margin)}" if check.margin else bound
 
 
 def turned_down(check: Check) -> str:
     """The planted errors of a check with their numbers, as text."""
-    return "; ".join(f"{what}: {show_number(v)}" for what, v in check.wrong.items())
+    return "; ".join(f"{what}: {shown(v)}" for what, v in check.wrong.items())
 
 
 def gallery(outcomes: Sequence[Outcome], language: Language = "en") -> str:
@@ -112,6 +112,7 @@ def gallery(outcomes: Sequence[Outcome], language: Language = "en") -> str:
             say=labels,
             language=language,
             expected=expected,
+            shown=shown,
             turned_down=turned_down,
             key=chart_key,
             caption=attrgetter("caption" if language == "en" else "caption_zh"),
@@ -157,6 +158,7 @@ def notebook_html(outcome: Outcome) -> str:
             pictures=pictures,
             say=LABELS["en"],
             expected=expected,
+            shown=shown,
             turned_down=turned_down,
         )
     )
@@ -170,4 +172,5 @@ def svg(spec: Spec) -> str:
 
 def _colour(outcome: Outcome) -> str:
     """The class of a verdict's badge."""
-    return {"holds": "sure", "not reproduced": "lost"}.get(outcome.verdict, "unsure")
+    classes = {"holds": "sure", "holds if": "partly", "fails as written": "unsure"}
+    return classes.get(outcome.verdict, "lost")

@@ -133,7 +133,7 @@ CLAIM = Claim(
         seen="On a quadratic whose steps are exact, on real digits and on published "
         "runs steps follow one law with two numbers. Well below the critical batch "
         "doubling nearly halves them; well above it does nothing.",
-        answer="holds if the batch is not far below critical, where doubling nearly "
+        answer="the batch is not far below critical, where doubling nearly "
         "halves the steps.",
     ),
     zh=Words(
@@ -142,7 +142,7 @@ CLAIM = Claim(
         assumed="每个批量用接近最佳的学习率，训练到同一损失。定义不同，数值也不同。",
         seen="在可精确计算的二次函数、真实数字图像和公开训练结果上，步数都遵循同一条两"
         "参数规律。远低于临界批量时，加倍几乎使步数减半；远高于它时毫无作用。",
-        answer="成立的条件是：批量不远低于临界批量；远低于时，加倍几乎能使步数减半。",
+        answer="批量不远低于临界批量；远低于时，加倍几乎能使步数减半。",
     ),
     run=run,
 )

@@ -101,7 +101,7 @@ CLAIM = Claim(
         "falls.",
         seen="On a quadratic this schedule holds the variance of an update; but its "
         "batch shrinks and the weights spread ever wider, when they should settle.",
-        answer="fails as written: the batch falls, training heats as 1/d^k. To settle, "
+        answer="the batch falls, training heats as 1/d^k. To settle, "
         "keep the rate and let b = b_0 / d^k; d^2k grows only beside a rising rate.",
     ),
     zh=Words(
@@ -110,7 +110,7 @@ CLAIM = Claim(
         assumed="学习率衰减，即 d 小于 1；这时 d^2k 变小，批量实际上在减小。",
         seen="在二次函数上，这条规则确实保持了更新方差。但批量缩小到只有几个样本，权重"
         "散布越来越宽，而此时本应稳定下来。",
-        answer="照原文不成立：批量下降，温度按 1/d^k 上升。应保持学习率不变，令 b = "
+        answer="批量下降，温度按 1/d^k 上升。应保持学习率不变，令 b = "
         "b_0 / d^k；只有学习率上升时 d^2k 才是增大。",
     ),
     run=run,

@@ -94,7 +94,7 @@ CLAIM = Claim(
         assumed="Shaking is the variance of one update; examples are independent.",
         seen="Over batches of real digits the variance of the update stays; but on a "
         "quadratic the weights come to rest colder at the larger batch.",
-        answer="holds if the jitter of one update is meant; temperature and progress "
+        answer="the jitter of one update is meant; temperature and progress "
         "of an epoch fall.",
     ),
     zh=Words(
@@ -103,7 +103,7 @@ CLAIM = Claim(
         assumed="“晃动”指单次更新的方差；样本相互独立。",
         seen="在真实数字图像上，更新的方差确实不变；但在二次函数上，批量越大，权重静止"
         "时越“冷”。",
-        answer="成立的条件是：所指的是单次更新的抖动；每个 epoch 的进展和温度都会变。",
+        answer="所指的是单次更新的抖动；每个 epoch 的进展和温度都会变。",
     ),
     run=run,
 )

@@ -99,7 +99,7 @@ CLAIM = Claim(
         seen="On real digits a ramp of batch and rate is as calm as a warm-up of the "
         "rate and ends lower, by more updates; a ramp of the batch alone first throws "
         "the loss above chance.",
-        answer="holds if the rate is small with the batch; at the full rate it is the "
+        answer="the rate is small with the batch; at the full rate it is the "
         "least careful.",
     ),
     zh=Words(
@@ -108,7 +108,7 @@ CLAIM = Claim(
         assumed="学习率与批量同比变化：单独减小批量只会让更新更嘈杂，而不是更小。",
         seen="在真实数字图像上，批量与学习率一起爬升，与预热学习率一样平稳，且更新更多"
         "、损失更低；只爬升批量，损失先升到随机猜测之上。",
-        answer="成立的条件是：学习率随批量一起变小；全额学习率配小批量最不小心。",
+        answer="学习率随批量一起变小；全额学习率配小批量最不小心。",
     ),
     run=run,
 )

@@ -97,7 +97,7 @@ CLAIM = Claim(
         seen="After every step the loss of the next batch is set beside that of the "
         "whole data at the same weights: the gap has the size of a mean of b losses. "
         "At b = N the curve never rises, until the rate is made much larger.",
-        answer="holds if the rate is below 2 over the largest curvature; above it the "
+        answer="the rate is below 2 over the largest curvature; above it the "
         "full batch's curve rises too",
     ),
     zh=Words(
@@ -107,7 +107,7 @@ CLAIM = Claim(
         "全批量曲线才平滑。",
         seen="每一步之后，比较下一批次的损失与同一参数处的整体损失：差距正好是 b 个样本"
         "平均的误差大小。b = N 时曲线从不上升，除非把学习率调得很大。",
-        answer="成立的条件：学习率低于 2 除以最大曲率；超过它，全批量的曲线也会上升",
+        answer="学习率低于 2 除以最大曲率；超过它，全批量的曲线也会上升",
     ),
     run=run,
 )

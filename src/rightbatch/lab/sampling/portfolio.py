@@ -175,7 +175,7 @@ CLAIM = Claim(
         seen="On real daily returns the means' squared error falls like 1/b; training "
         "by few days a step jumps about. But the decision's regret falls only like the "
         "root; by half a year it is worse than equal shares.",
-        answer="holds if said of the estimates: their squared error falls like 1/b, "
+        answer="said of the estimates: their squared error falls like 1/b, "
         "the decision's regret only like 1/sqrt(b)",
     ),
     zh=Words(
@@ -184,7 +184,7 @@ CLAIM = Claim(
         assumed="交易日独立地取自同一段被当作真相的历史；比例非负且和为一。",
         seen="在真实日收益上，均值的平方误差按 1/b 下降；每步只用几天数据的训练来回"
         "跳动。但决策的遗憾只按平方根下降，凭半年的数据还不如均分。",
-        answer="成立的条件：指估计的平方误差（1/b）；决策的遗憾只按 1/sqrt(b) 下降",
+        answer="指估计的平方误差（1/b）；决策的遗憾只按 1/sqrt(b) 下降",
     ),
     run=run,
 )

@@ -119,7 +119,7 @@ CLAIM = Claim(
         seen="A real network takes tiny steps. Over few of them the squared distance "
         "grows with their number, as in a walk; over many with the square, as on a "
         "straight way. A whole shuffled epoch is no walk: its noise cancels.",
-        answer="holds if fewer examples have been seen than the noise scale, drawn "
+        answer="fewer examples have been seen than the noise scale, drawn "
         "independently; from then on the slope leads",
     ),
     zh=Words(
@@ -128,7 +128,7 @@ CLAIM = Claim(
         assumed="批次独立抽取；步子极小，梯度保持不变。",
         seen="真实网络迈极小的步子。步数少时，距离平方与步数成正比，如同漫步；步数多时"
         "与步数平方成正比，如同直行。打乱的完整轮次不是漫步：噪声相互抵消。",
-        answer="成立的条件：独立抽样，且已见样本数少于噪声尺度；此后由坡度主导",
+        answer="独立抽样，且已见样本数少于噪声尺度；此后由坡度主导",
     ),
     run=run,
 )

@@ -129,7 +129,7 @@ CLAIM = Claim(
         seen="Over every possible batch of eight examples only rounding is left. Where "
         "sequences differ in length and the loss is a mean over tokens, the average is "
         "off. A short last batch counts too much in the mean of one epoch.",
-        answer="holds if the loss is a mean over examples drawn alike; a mean over "
+        answer="the loss is a mean over examples drawn alike; a mean over "
         "ragged numbers of targets has a bias that falls like 1/b",
     ),
     zh=Words(
@@ -139,7 +139,7 @@ CLAIM = Claim(
         assumed="每个样本被抽到的机会相同，且损失是对样本的平均。",
         seen="对八个样本的所有批次取平均，只剩舍入误差。若序列长短不一而损失按词元"
         "平均，则有偏差。最后的小批次在一个轮次的平均中权重过大。",
-        answer="成立的条件：损失是对等概率样本的平均；目标数不同时，偏差按 1/b 减小",
+        answer="损失是对等概率样本的平均；目标数不同时，偏差按 1/b 减小",
     ),
     run=run,
 )
