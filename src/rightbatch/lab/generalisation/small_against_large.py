@@ -230,8 +230,8 @@ CLAIM = Claim(
         "loss is the same. At the same rate the large batch is then sharper and worse. "
         "After equal epochs it is the flatter one, as it has hardly been trained; with "
         "a rate scaled by sqrt(b) both differences are gone.",
-        answer="holds if both have the same learning rate and are compared at the same "
-        "training loss. The rate for its batch decides, not the batch alone.",
+        answer="both have the same learning rate and are compared at the same "
+        "training loss. The rate for its batch decides, not the batch alone",
     ),
     zh=Words(
         title="小批量找到更平坦、更好的最小值",
@@ -241,8 +241,8 @@ CLAIM = Claim(
         seen="300 张数字图像，五分之一标错类别，训练到同样的训练损失。学习率相同时，"
         "大批量更尖锐、也更差。若只训练同样的轮数，大批量反而更平坦，"
         "因为它几乎还没训练；学习率乘以 sqrt(b) 后，两种差别都消失。",
-        answer="成立的条件：学习率相同，并在训练损失相同时比较。"
-        "起作用的是学习率与批量的搭配，而不只是批量。",
+        answer="学习率相同，并在训练损失相同时比较。"
+        "起作用的是学习率与批量的搭配，而不只是批量",
     ),
     run=run,
 )
