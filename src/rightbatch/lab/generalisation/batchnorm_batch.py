@@ -123,7 +123,7 @@ CLAIM = Claim(
         "else equal. Pairs ruin the result. Yet groups of eight do better on new "
         "digits than all 128 together: the noise of their statistics regularises.",
         answer="groups are very small, such as pairs. From some examples on "
-        "more of them are no gain, and can be a loss on new data.",
+        "more of them are no gain, and can be a loss on new data",
     ),
     zh=Words(
         title="BatchNorm 的统计量需要很多样本",
@@ -132,7 +132,7 @@ CLAIM = Claim(
         seen="每次更新用 128 张数字图像，只改变一起归一化的分组大小。两个一组会毁掉"
         "结果；但八个一组在新数据上比 128 个一起更好：统计量的噪声起了正则化作用。",
         answer="分组极小，例如两个一组。超过若干样本后，"
-        "再多并无好处，在新数据上甚至更差。",
+        "再多并无好处，在新数据上甚至更差",
     ),
     run=run,
 )

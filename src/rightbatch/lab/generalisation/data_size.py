@@ -117,7 +117,7 @@ CLAIM = Claim(
         "it changes with the weights, and hardly with the number of examples.",
         answer="the noise scale at the weights decides, which must be measured; the "
         "number of examples is only a ceiling. Whether noise prevents overfitting is "
-        "another question, not asked here.",
+        "another question, not asked here",
     ),
     zh=Words(
         title="数据多用大批量，数据少用小批量",
@@ -127,7 +127,7 @@ CLAIM = Claim(
         seen="先在一部分数字图像上训练一会儿，再在新的图像集上，于这组权重和初始权重"
         "处算出精确的噪声尺度：它随权重改变，几乎不随样本数改变。",
         answer="起决定作用的是当前权重下的噪声尺度，需要测量；样本数只是上限。"
-        "噪声能否防止过拟合是另一个问题，这里没有检验。",
+        "噪声能否防止过拟合是另一个问题，这里没有检验",
     ),
     run=run,
 )

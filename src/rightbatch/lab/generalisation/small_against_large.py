@@ -231,7 +231,7 @@ CLAIM = Claim(
         "After equal epochs it is the flatter one, as it has hardly been trained; with "
         "a rate scaled by sqrt(b) both differences are gone.",
         answer="both have the same learning rate and are compared at the same "
-        "training loss. The rate for its batch decides, not the batch alone.",
+        "training loss. The rate for its batch decides, not the batch alone",
     ),
     zh=Words(
         title="小批量找到更平坦、更好的最小值",
@@ -242,7 +242,7 @@ CLAIM = Claim(
         "大批量更尖锐、也更差。若只训练同样的轮数，大批量反而更平坦，"
         "因为它几乎还没训练；学习率乘以 sqrt(b) 后，两种差别都消失。",
         answer="学习率相同，并在训练损失相同时比较。"
-        "起作用的是学习率与批量的搭配，而不只是批量。",
+        "起作用的是学习率与批量的搭配，而不只是批量",
     ),
     run=run,
 )
