@@ -64,7 +64,9 @@ def _claim(claim: Claim, row: dict[str, Any], language: Language) -> str:
     words, say = claim.words(language), LABELS[language]
     answer = f" {words.answer}" if words.answer else ""
     lines = [
-        f"### {words.title} {{ #{claim.id} }}",
+        f'<a id="{claim.id}"></a>',
+        "",
+        f"### {words.title}",
         "",
         f"**{say[row['verdict']]}{answer}** (`{claim.id}`)",
         "",
