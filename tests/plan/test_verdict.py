@@ -237,6 +237,14 @@ def test_a_run_that_is_known_is_asked_for() -> None:
     assert " or more" not in text
 
 
+def test_a_slow_evaluate_asks_for_the_budget_that_races_by_it() -> None:
+    """Ten passes over the data are no length of a run that has a target."""
+    found = raced(FOUND, TRUTH, [(64, 0.1), *TRIED], seconds=5, target=False)
+    job = replace(found.job, target=0.1)
+    verdict = decide(replace(found, job=job, evaluate_s=2.4)).plan.verdict
+    assert "a race by evaluate, towards the target, --budget 20m or more" in verdict
+
+
 def test_no_signal_at_all_is_undecided() -> None:
     found = made_up()
     silent = replace(found.noise[0].plain, grad_norm_sq=-0.05)

@@ -8,7 +8,7 @@ from rightbatch.core.estimate import Estimate
 from rightbatch.core.units import show_number
 from rightbatch.measure.measurements import THIS_RUN
 from rightbatch.plan.choice import TOLERATED, Choice
-from rightbatch.plan.evidence import LEAST_ADVICE, LEAST_SHARE
+from rightbatch.plan.evidence import LEAST_ADVICE, LEAST_SHARE, LONGEST_EVALUATION
 from rightbatch.plan.objectives import Energy, Examples
 
 # A race takes about so many times what its leader trains: a field that shrinks while
@@ -157,6 +157,13 @@ def _more(choice: Choice) -> str:
     if to_target:
         share, aim = 1.0, "to the target"
     needed = max(RACE_COST * share * evidence.run_s, 2 * _spent(choice))
+    by_evaluate_s = _budget_for_evaluate(choice)
+    if by_evaluate_s is not None:  # how long a run is will be known then
+        needed = max(by_evaluate_s, 2 * _spent(choice))
+        return (
+            f"a race by evaluate, towards the target, --budget {_minutes(needed)} or "
+            "more; or a faster evaluate"
+        )
     longer = f"a race {aim}, --budget {_minutes(needed)}" + (
         "" if evidence.known else " or more"
     )
@@ -194,6 +201,16 @@ def _more(choice: Choice) -> str:
         f"{longer}; or, of a real run, its checkpoint (--from FILE) or its noise "
         "(--noise FILE)"
     )
+
+
+def _budget_for_evaluate(choice: Choice) -> float | None:
+    """From which on a race goes by ``evaluate``; None where this one did."""
+    race, evaluate_s = choice.measurements.race, choice.measurements.evaluate_s
+    if race is None or race.target is not None or evaluate_s is None:
+        return None
+    if choice.measurements.job.target is None:
+        return None
+    return evaluate_s / LONGEST_EVALUATION
 
 
 def _spent(choice: Choice) -> float:
