@@ -48,6 +48,8 @@ def test_a_plane_has_the_loss_of_its_weights() -> None:
         own = [direct(job, row) for row in path.points]
         assert walk.losses == pytest.approx(own, rel=1e-4)
     assert found.centre == pytest.approx(direct(job, middle.float()), rel=1e-4)
+    alone = surface(job, paths[0], points=3)
+    assert [walk.name for walk in alone.walks] == [paths[0].name]
     assert 0.5 < sum(found.explained) <= 1 + 1e-9
 
 
@@ -65,6 +67,23 @@ def test_a_model_is_left_as_it_is() -> None:
     assert found.losses[3] == pytest.approx(found.centre)
     again = surface(job, model, dimensions=1, points=7, examples=32, reach=0.5)
     assert found.losses.tolist() == again.losses.tolist()
+
+
+def test_a_data_set_that_draws_gives_one_surface() -> None:
+    job = regression_job(examples=64)
+    x, y = job.data
+
+    class Noisy(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 64
+
+        def __getitem__(self, i: int) -> Any:
+            return x[i] + torch.randn(5), y[i]
+
+    model = job.make_model()
+    job = replace(job, data=Noisy())
+    lines = [surface(job, model, dimensions=1, points=3).losses for _ in range(2)]
+    assert lines[0].tolist() == lines[1].tolist()
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:

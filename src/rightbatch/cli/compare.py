@@ -109,7 +109,9 @@ def _compare(
             budgets=budgets,
             level=level,
             rules=None if given["rule"] is None else ("none", given["rule"]),
-            sharpness=functools.partial(sharpness, most_probes=PROBES),
+            sharpness=functools.partial(
+                sharpness, most_probes=PROBES, micro_batch=given["micro_batch"]
+            ),
             progress=TerminalProgress(console, phases=1 + len(budgets)),
             **{name: given[name] for name in LENGTH},
         )

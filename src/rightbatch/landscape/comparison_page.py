@@ -59,7 +59,8 @@ def comparison_charts(comparison: Comparison) -> dict[str, Spec]:
             specs[name] = finished(_against_batch(rows, name))
     pairs = [
         (setting, difference)
-        for setting in comparison.settings
+        for budget in TITLES
+        for setting in comparison.compared(budget)
         if (difference := comparison.difference(setting))
     ]
     rows = [

@@ -64,8 +64,9 @@ def batch_sharpness(
     def measured(micro: int) -> Estimate:
         squares, curvatures = np.zeros(count), np.zeros(count)
         for i, indices in enumerate(draws):
+            draw = seed * count + i  # also of dropout's mask
             with hessian_of(
-                job, model, indices, micro, mode=mode, seed=seed
+                job, model, indices, micro, mode=mode, seed=draw
             ) as hessian:
                 gradient = hessian.gradient.double()
                 product = hessian.product(hessian.gradient).double()

@@ -39,6 +39,9 @@ Method = Literal["double backward", "differences"]
 STEP = {torch.float32: 1e-4, torch.float64: 6e-6}
 CHECKED = 2  # first products, which are made with half the step too
 TINY = 1e-30
+# The top eigenvalue over 8, 32, 128, 512 of 1,000 examples was 2.3, 1.34, 1.14, 1.03
+# times that over all, of one small network [measured].
+PROBE = 512  # examples to look at a loss on
 Result = TypeVar("Result")
 
 
@@ -111,7 +114,15 @@ class Hessian:
         """The mean loss at the weights plus a shift."""
         self.passes["losses"] += 1
         with self._shifted(shift), torch.no_grad():
-            return sum(float(value) for value, _ in self._sums()) / self._count
+            loss = sum(float(value) for value, _ in self._sums()) / self._count
+        if not math.isfinite(loss):
+            raise NotFiniteError(
+                "the loss is not finite a small step away from these weights",
+                seen=f"{loss:.3g} at a distance of {float(norm(shift)):.3g}",
+                why="such as that of a weight in a logarithm, which becomes negative",
+                fix="a function of the weight that stays positive: softplus(w)",
+            )
+        return loss
 
     def _twice(self, vector: Tensor) -> Tensor | None:
         """By double backward; None where a kernel has none."""

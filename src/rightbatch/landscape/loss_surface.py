@@ -16,16 +16,18 @@ from torch import Tensor, nn
 from rightbatch.core.errors import NotFiniteError, SettingError
 from rightbatch.core.guards import evaluating, preserved_rng
 from rightbatch.core.json_io import write_text
+from rightbatch.core.random_state import seed_all
+from rightbatch.core.real_number import real_number
 from rightbatch.core.whole_number import whole_number
 from rightbatch.job.job import Job, copied_module
 from rightbatch.landscape.directions import filter_normalised, principal
+from rightbatch.landscape.hessian import PROBE, drawn
 from rightbatch.landscape.training_paths import Trajectory, weights
 
-PROBE = 512  # examples, where the data set has as many [assumed]
 MARGIN = 0.15  # of a path's width, on either side of it [assumed]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Walk:
     """A trajectory as it lies on a surface.
 
@@ -42,7 +44,7 @@ class Walk:
     losses: tuple[float, ...]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Surface:
     """Losses on a grid through weight space; `save` writes its page.
 
@@ -81,7 +83,7 @@ class Surface:
 
 def surface(
     job: Job,
-    around: nn.Module | Sequence[Trajectory],
+    around: nn.Module | Trajectory | Sequence[Trajectory],
     *,
     dimensions: Literal[1, 2] = 2,
     reach: float = 1.0,
@@ -107,8 +109,7 @@ def surface(
         seed: Of the directions and of the choice of examples.
 
     Raises:
-        SettingError: More examples than the data set has, or another setting that
-            makes no sense.
+        SettingError: More examples than the data set has, or no sense in a setting.
         UnidentifiedError: The trajectories span fewer dimensions.
         NotFiniteError: The loss in the middle is NaN or infinite.
 
@@ -125,19 +126,12 @@ def surface(
     if dimensions not in (1, 2):
         raise SettingError(f"dimensions={dimensions} cannot be drawn", fix="1 or 2")
     points = whole_number(points, "points", least=3)
-    if not 0 < reach < math.inf:
-        raise SettingError(f"reach={reach} is not positive and finite", fix="reach=1")
-    most = job.length
-    count = min(PROBE, most) if examples is None else whole_number(examples, "examples")
-    if count > most:
-        raise SettingError(
-            "the probe set is larger than the data set",
-            seen=f"examples={count}, the data set has {most}",
-            fix=f"examples={most}, or fewer",
-        )
+    reach = real_number(reach, "reach", positive=True)
+    count = min(PROBE, job.length) if examples is None else examples
+    chosen = drawn(job, count, "examples", seed)
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(most, generator=generator)[:count]
-    walked = () if isinstance(around, nn.Module) else tuple(around)
+    walked = [around] if isinstance(around, Trajectory) else around
+    walked = () if isinstance(walked, nn.Module) else tuple(walked)
     with preserved_rng():
         if isinstance(around, nn.Module):
             model = copied_module(around)
@@ -154,39 +148,28 @@ def surface(
                 seen=f"{centre} over {count} examples",
                 fix="weights from before the run diverged",
             )
-        explained, places = (), np.zeros((0, dimensions))
-        axes = (np.linspace(-reach, reach, points),) * dimensions
-        if isinstance(around, nn.Module):
-            parameters = list(around.parameters())
-            directions = torch.stack(
-                [filter_normalised(parameters, generator) for _ in axes]
-            )
-        else:
+        if walked:
             directions, coordinates, explained = principal(seen, dimensions)
             places = coordinates.numpy()
             axes = tuple(_wide(column, points) for column in places.T)
+        else:
+            parameters = list(model.parameters())
+            axes = (np.linspace(-reach, reach, points),) * dimensions
+            directions = torch.stack(
+                [filter_normalised(parameters, generator) for _ in axes]
+            )
+            explained, places = (), np.zeros((0, dimensions))
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
         flat = torch.from_numpy(grid.reshape(-1, dimensions)).to(middle.dtype)
         losses = np.array([loss_at(middle + row @ directions) for row in flat])
         ends = np.cumsum([len(t.examples) for t in walked])[:-1]
         walks = tuple(
-            Walk(
-                name=t.name,
-                examples=t.examples,
-                places=at,
-                losses=tuple(loss_at(row) for row in t.points),
-            )
+            Walk(t.name, t.examples, at, tuple(loss_at(row) for row in t.points))
             for t, at in zip(walked, np.split(places, ends), strict=False)
         )
-    return Surface(
-        job=job.name,
-        axes=axes,
-        losses=losses.reshape(grid.shape[:-1]),
-        probe=count,
-        walks=walks,
-        explained=explained,
-        centre=centre,
-    )
+    shape = grid.shape[:-1]
+    losses = losses.reshape(shape)
+    return Surface(job.name, axes, losses, count, walks, explained, centre)
 
 
 def _wide(column: Float64[np.ndarray, " n"], points: int) -> Float64[np.ndarray, " m"]:
@@ -201,8 +184,7 @@ def _together(model: nn.Module, walked: Sequence[Trajectory]) -> Float[Tensor, "
     if not walked or any(t.points.shape[1] != size for t in walked):
         raise SettingError(
             "these are no trajectories of the job's model",
-            seen=f"{[t.points.shape[1] for t in walked]} parameters, the model has "
-            f"{size}",
+            seen=f"{[t.points.shape[1] for t in walked]} parameters, not {size}",
             fix="rb.landscape.trajectories(job, (16, 64), examples=...)",
         )
     for name, buffer in model.named_buffers():
@@ -218,6 +200,7 @@ class _Probe:
         self.job, self.model, self.seed = job, model, seed
         self.parameters = list(model.parameters())
         self.device = self.parameters[0].device
+        seed_all(seed)  # of a data set that draws
         # A job's loss may compare the examples of a batch: so many as in its own.
         parts = chosen.split(job.batch_size)
         self.batches = [(len(part), job.batch(part, self.device)) for part in parts]
@@ -226,7 +209,7 @@ class _Probe:
         sizes = [p.numel() for p in self.parameters]
         total = counted = 0.0
         with evaluating(self.model):
-            torch.manual_seed(self.seed)  # the same numbers for a loss that draws some
+            seed_all(self.seed)  # the same numbers for a loss that draws some
             for p, part in zip(self.parameters, row.split(sizes), strict=True):
                 p.copy_(part.view_as(p))
             for size, batch in self.batches:

@@ -131,7 +131,7 @@ def compare_sharpness(
 
 def _ratio(a: Estimate, b: Estimate) -> Estimate:
     """Unbounded where the second may be zero."""
-    value, ends = a.value / b.value if b.value else math.nan, [-math.inf, math.inf]
+    value, ends = a.value / b.value if b.value else math.inf, [-math.inf, math.inf]
     if b.low > 0:
         ends = [x / y for x in (a.low, a.high) for y in (b.low, b.high)]
     return Estimate(value=value, low=min(ends), high=max(ends), method="both intervals")
