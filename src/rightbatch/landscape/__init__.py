@@ -44,38 +44,19 @@ __all__ = [
     "trajectories",
 ]
 
+_EXCHANGE = ("Exchange", "equal_jitter", "equal_temperature", "held_constant")
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "landscape.compare": ("compare_batches",),
         "landscape.comparison": ("Comparison",),
         "landscape.edge_of_stability": ("batch_sharpness",),
-        "landscape.effective_temperature": (
-            "Temperature",
-            "temperature",
-        ),
-        "landscape.exchange": (
-            "Exchange",
-            "equal_jitter",
-            "equal_temperature",
-            "held_constant",
-        ),
-        "landscape.loss_surface": (
-            "Surface",
-            "surface",
-        ),
+        "landscape.effective_temperature": ("Temperature", "temperature"),
+        "landscape.exchange": _EXCHANGE,
+        "landscape.loss_surface": ("Surface", "surface"),
         "landscape.point_sharpness": ("sharpness",),
-        "landscape.sharpness_reading": (
-            "Sharpness",
-            "compare_sharpness",
-        ),
-        "landscape.stationary": (
-            "reshuffled_variance",
-            "stationary_variance",
-        ),
-        "landscape.training_paths": (
-            "Trajectory",
-            "trajectories",
-        ),
+        "landscape.sharpness_reading": ("Sharpness", "compare_sharpness"),
+        "landscape.stationary": ("reshuffled_variance", "stationary_variance"),
+        "landscape.training_paths": ("Trajectory", "trajectories"),
     },
 )
