@@ -95,6 +95,8 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         surface(job, job.make_model(), examples=65)
     with pytest.raises(SettingError, match=r"no trajectories of the job's model"):
         surface(regression_job(width=4), paths)
+    with pytest.raises(SettingError, match=r"dimensions=1"):
+        surface(job, paths, dimensions=1)
     with pytest.raises(SettingError, match=r"no trajectories"):
         surface(job, [])
     broken = job.make_model()
@@ -103,10 +105,11 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         surface(job, broken)
 
 
-@pytest.mark.parametrize("dimensions", [1, 2])
-@pytest.mark.parametrize("kind", ["model", "paths"])
+@pytest.mark.parametrize(
+    ("kind", "dimensions"), [("model", 1), ("model", 2), ("paths", 2)]
+)
 def test_the_page_is_offline_and_can_be_drawn(
-    dimensions: Any, kind: str, tmp_path: Path
+    kind: str, dimensions: Any, tmp_path: Path
 ) -> None:
     job, paths = job_and_paths()
 

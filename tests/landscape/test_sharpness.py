@@ -340,7 +340,6 @@ def test_unmatched_losses_and_other_examples_are_not_compared() -> None:
     losses = f"{points[0].loss:.4g} and {points[1].loss:.4g}"
     with pytest.raises(rb.SettingError, match=losses):
         compare_sharpness(*points)
-    assert compare_sharpness(*points, tolerance=100.0)["top"].value > 0
     with pytest.raises(rb.SettingError, match=r"90 examples .* and 60 examples"):
         compare_sharpness(points[0], sharpness(job, early, examples=60))
     with pytest.raises(rb.SettingError, match=r"eval mode and .* train mode"):

@@ -35,7 +35,7 @@ class Exchange:
 
 
 def held_constant(batch_factor: float, lr_factor: float) -> Exchange:
-    """What follows from ``batch_factor`` times the batch at ``lr_factor`` times the lr.
+    """What follows from a batch and a learning rate multiplied by these factors.
 
     Raises:
         SettingError: A factor is not positive.

@@ -102,7 +102,7 @@ def surface(
         job: Gives loss and data.
         around: A model, looked at along random filter-normalised directions; or
             trajectories, looked at on the plane of their principal components.
-        dimensions: 1 for a line, 2 for a plane.
+        dimensions: 1 for a line, around a model only; 2 for a plane.
         reach: How far to go from a model: 1 moves every filter by its own length.
         points: Places along each axis.
         examples: To take the loss on; default 512, or all.
@@ -123,8 +123,10 @@ def surface(
     References:
         Li et al. 2018, arXiv:1712.09913.
     """
-    if dimensions not in (1, 2):
-        raise SettingError(f"dimensions={dimensions} cannot be drawn", fix="1 or 2")
+    of_model = isinstance(around, nn.Module)
+    if dimensions not in ((1, 2) if of_model else (2,)):
+        fix = "dimensions=2, or 1 around a model"
+        raise SettingError(f"dimensions={dimensions} cannot be drawn", fix=fix)
     points = whole_number(points, "points", least=3)
     reach = real_number(reach, "reach", positive=True)
     count = min(PROBE, job.length) if examples is None else examples

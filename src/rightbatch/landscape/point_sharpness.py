@@ -61,12 +61,11 @@ def sharpness(
         mode: ``"eval"``, where BatchNorm and dropout stay out of it, or ``"train"``.
         method: ``"double backward"`` or ``"differences"``; default: the first, or the
             second where a kernel of torch has no second derivative (attention on the
-            CPU, unless the loss runs under ``sdpa_kernel(SDPBackend.MATH)``). With
-            kinks (ReLU) differences see the jumps of the gradient as curvature too.
-        micro_batch: Most examples in memory at once; default all, halved while memory
-            runs out. On a CPU the system may end the process instead: say it there.
-            Examples that touch each other (BatchNorm in train mode, contrastive
-            losses) do so within one.
+            CPU, unless the loss runs under ``sdpa_kernel(SDPBackend.MATH)``). At kinks
+            (ReLU) differences see the jumps of the gradient as curvature too.
+        micro_batch: Most examples in memory, and in touch (BatchNorm in train mode,
+            contrastive losses), at once; default all, halved while a GPU's memory runs
+            out. On a CPU the system may end the process instead: say it there.
         seed: Of the examples and of all that is drawn.
 
     Raises:
