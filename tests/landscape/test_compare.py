@@ -191,8 +191,8 @@ def test_ctrl_c_keeps_the_runs_that_had_ended() -> None:
     [
         ({"evaluate": None}, {}, "needs the job's evaluate"),
         ({}, {"batch_sizes": [16]}, "two or more"),
-        ({}, {"batch_sizes": [16, 512]}, "up to 256 examples"),
-        ({}, {"examples": 20}, "shorter than the largest batch"),
+        ({}, {"batch_sizes": [16, 512]}, "none larger than the data set or a run"),
+        ({}, {"examples": 20}, "none larger than the data set or a run"),
         ({}, {"budgets": ["epochs", "loss"]}, "or a level"),
         ({}, {"budgets": ["steps"]}, "budgets are some of"),
         ({}, {"rules": ["cubic"]}, "no scaling rule"),

@@ -77,8 +77,8 @@ def test_a_data_set_that_draws_gives_one_surface() -> None:
         def __len__(self) -> int:
             return 64
 
-        def __getitem__(self, i: int) -> Any:
-            return x[i] + torch.randn(5), y[i]
+        def __getitem__(self, index: int) -> Any:
+            return x[index] + torch.randn(5), y[index]
 
     model = job.make_model()
     job = replace(job, data=Noisy())

@@ -6,8 +6,8 @@ import contextlib
 import math
 import timeit
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
@@ -43,8 +43,7 @@ ALIKE = 0.1  # evaluate over training loss at the start, if both are the same [a
 SEEDS_APART = 1000  # as in a race
 
 
-@dataclass(frozen=True, slots=True)
-class _Scheme:
+class _Scheme(NamedTuple):
     """A batch, how the optimizer's numbers follow to it, and where its runs end."""
 
     batch_size: int
@@ -173,22 +172,14 @@ def _check(
     if job.evaluate is None:
         raise SettingError(
             "comparing batches needs the job's evaluate",
-            seen="evaluate=None",
             why="how a run generalises shows on data it has not seen",
             fix="Job(..., evaluate=lambda model: validation_loss(model))",
         )
-    if len(sizes) < 2 or sizes[-1] > job.length:
+    if len(sizes) < 2 or sizes[-1] > min(job.length, end):
         raise SettingError(
-            f"compare two or more batches of up to {job.length:,} examples, all there "
-            "are",
-            seen=", ".join(map(str, sizes)),
+            "compare two or more batches, none larger than the data set or a run",
+            seen=f"{', '.join(map(str, sizes))}; {job.length} and {end:g} examples",
             fix="--compare 16,64,256",
-        )
-    if end < sizes[-1]:
-        raise SettingError(
-            "a run is shorter than the largest batch",
-            seen=f"{end:g} examples, B = {sizes[-1]:,}",
-            fix="--epochs 10, or smaller batches",
         )
     unmatched = "loss" in budgets and "updates" not in budgets and level is None
     if unmatched or not budgets or not set(budgets) <= set(TITLES):

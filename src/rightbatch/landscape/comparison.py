@@ -32,7 +32,7 @@ class ComparedRun:
         budget: What was alike for all batches at the end.
         batch_size: Examples per update.
         rule: How the rate followed from the job's batch; ``"none"``: it stayed.
-        lr: Learning rate of the first param group, before any schedule of it.
+        lr: Of the first param group, before any schedule of it.
         seed: Of initial weights and of the order of examples.
         updates: Made.
         train_loss: On a fixed probe set of the training data, in eval mode.
@@ -81,8 +81,8 @@ class Comparison:
         seeds: Runs of each setting that were asked for.
         start_train_loss: Before the first update, first seed.
         start_held_out: The job's ``evaluate`` there.
-        same_quantity: Whether ``evaluate`` is a loss like the training loss, as the
-            start shows; else their gap means nothing.
+        same_quantity: Whether ``evaluate`` starts as the training loss does; else it is
+            another quantity, and their gap means nothing.
         level: The training loss matched; None: none was.
         runs: All of them, also those that diverged.
         interrupted: Whether Ctrl-C ended it before all was trained.

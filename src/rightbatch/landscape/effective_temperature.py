@@ -30,9 +30,8 @@ class Temperature:
 
     Attributes:
         value: lr sigma^2 / (2 B (1 - momentum)), in units of the loss.
-        exact: Curvature times the stationary variance in a direction of the given
-            ``curvature``, drawn with replacement: T / (1 - x / 2) with
-            x = lr curvature / (1 + momentum). None: no curvature was given.
+        exact: T / (1 - x / 2), x = lr curvature / (1 + momentum): curvature times the
+            variance along the given one, drawn with replacement. None: none was given.
         noise: sigma^2, the variance of one example's gradient in one coordinate.
         lr: Learning rate.
         batch_size: B, examples per step.
@@ -77,10 +76,10 @@ def temperature(
 ) -> Temperature:
     """The effective temperature of SGD from measured noise.
 
-    Near a minimum of curvature k the weight scatters with variance T / k, as in a bath
-    at temperature T, if lr k is small, the noise is alike in all directions and does
-    not depend on the weights, and examples are drawn with replacement. What of this can
-    be checked is checked and told in ``caveats``. Adam has no such temperature.
+    Near a minimum of curvature k the weight scatters with variance T / k if lr k is
+    small, the noise is alike in all directions and does not depend on the weights, and
+    examples are drawn with replacement. What of this can be checked is told in
+    ``caveats``. Adam has no such temperature.
 
     Args:
         noise: Of `rightbatch.noise_scale`: sigma^2 = its trace over all parameters, by
@@ -181,16 +180,15 @@ def _about_reshuffling(heat: Temperature, curvature: float | None) -> str:
 
 def _about_layers(noise: NoiseScale) -> list[str]:
     """Whether coordinates of one layer are noisier than another's."""
-    by_name = {
-        name: layer.trace.value / layer.parameters
+    levels = sorted(
+        (layer.trace.value / layer.parameters, name)
         for name, layer in noise.by_layer.items()
         if layer.parameters and layer.trace.value > 0
-    }
-    quiet, loud = (f(by_name, key=by_name.get, default="") for f in (min, max))
-    ratio = by_name.get(loud, 0.0) / by_name.get(quiet, 1.0)
-    if ratio <= UNEVEN:
+    )
+    if not levels or levels[-1][0] <= UNEVEN * levels[0][0]:
         return []
+    (least, quiet), (most, loud) = levels[0], levels[-1]
     return [
-        f"the noise is not isotropic: {show_number(ratio)} times as large in a "
+        f"the noise is not isotropic: {show_number(most / least)} times as large in a "
         f"coordinate of {loud} as of {quiet}; T is the mean over all"
     ]

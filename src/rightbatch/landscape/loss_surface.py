@@ -31,11 +31,8 @@ MARGIN = 0.15  # of a path's width, on either side of it [assumed]
 class Walk:
     """A trajectory as it lies on a surface.
 
-    Attributes:
-        name: Of the run.
-        examples: Seen at each point.
-        places: Where each point lies, projected; one column an axis.
-        losses: At the weights themselves, which lie off the plane.
+    ``places`` are its points, projected; ``losses`` those of the points themselves,
+    which lie off the plane.
     """
 
     name: str
@@ -52,8 +49,7 @@ class Surface:
         job: Name of the job.
         axes: Places along one axis or two: in units of each filter's length for random
             directions, else Euclidean distances from the middle of the trajectories.
-        losses: Mean loss at each place, first axis first; NaN or infinite where the
-            network's output is.
+        losses: Mean loss at each place, first axis first.
         probe: Examples the loss is a mean over, the same everywhere.
         walks: The trajectories on it.
         explained: Share of the trajectories' variance along each axis; empty for random
@@ -95,13 +91,12 @@ def surface(
 
     All losses are means over one set of examples, in eval mode, with the same random
     numbers. BatchNorm's averages are the model's own throughout (the mean of the
-    trajectories' last). A copy is moved: the model, its mode and the generators stay
-    as they are.
+    trajectories' last). A copy is moved: the model stays as it is.
 
     Args:
         job: Gives loss and data.
-        around: A model, looked at along random filter-normalised directions; or
-            trajectories, looked at on the plane of their principal components.
+        around: A model, along random filter-normalised directions (Li et al. 2018,
+            arXiv:1712.09913); or trajectories, on their principal components.
         dimensions: 1 for a line, around a model only; 2 for a plane.
         reach: How far to go from a model: 1 moves every filter by its own length.
         points: Places along each axis.
@@ -119,9 +114,6 @@ def surface(
         >>> line = surface(job, job.make_model(), dimensions=1, points=5, examples=64)
         >>> line.losses.shape
         (5,)
-
-    References:
-        Li et al. 2018, arXiv:1712.09913.
     """
     of_model = isinstance(around, nn.Module)
     if dimensions not in ((1, 2) if of_model else (2,)):
@@ -169,8 +161,7 @@ def surface(
             Walk(t.name, t.examples, at, tuple(loss_at(row) for row in t.points))
             for t, at in zip(walked, np.split(places, ends), strict=False)
         )
-    shape = grid.shape[:-1]
-    losses = losses.reshape(shape)
+    losses = losses.reshape(grid.shape[:-1])
     return Surface(job.name, axes, losses, count, walks, explained, centre)
 
 

@@ -113,12 +113,11 @@ def trace_of(
     the largest eigenvalues add no scatter (Hutch++, Meyer et al. 2021,
     arXiv:2010.09649, with Lanczos vectors for its sketch).
 
-    To look after every vector, and stop when the interval is narrow, would stop where
-    it is narrow by chance. Here a pilot says once how many vectors are needed, and the
-    interval keeps the pilot's variance and degrees of freedom (Stein 1945, Ann. Math.
-    Statist. 16:243). His width is fixed; ours, a share of the pilot's trace, differs
-    from it in second order. ``precision`` is standard error over trace, ``most`` the
-    largest number of random vectors.
+    To stop when the interval is narrow would stop where it is narrow by chance. Here a
+    pilot says once how many vectors are needed, and the interval keeps the pilot's
+    variance and degrees of freedom (Stein 1945, Ann. Math. Statist. 16:243; his width
+    is fixed, ours is a share of the pilot's trace). ``precision`` is standard error
+    over trace, ``most`` the largest number of random vectors.
     """
     generator = torch.Generator().manual_seed(seed)
 

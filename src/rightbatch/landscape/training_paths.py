@@ -25,11 +25,11 @@ class Trajectory:
     """Weights that were kept along one run.
 
     Attributes:
-        name: For the legend, such as ``"B = 16, lr 0.05"``.
+        name: Such as ``"B = 16, lr 0.05"``.
         examples: Seen at each point.
         points: The weights there, all parameters in one row, on the CPU.
         buffers: The model's at the end, such as BatchNorm's averages.
-        diverged: Whether the run ended since its loss was no longer finite.
+        diverged: Whether it ended since its loss was no longer finite.
     """
 
     name: str
