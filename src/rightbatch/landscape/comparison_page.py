@@ -118,7 +118,7 @@ def _courses(comparison: Comparison, budget: Budget, axis: str, name: str) -> An
         .encode(
             x=alt.X(f"{axis}:Q", scale=places, axis=alt.Axis(grid=False, format="~s")),
             y=alt.Y("value:Q", title=name, scale=scale, axis=alt.Axis(tickCount=6)),
-            color=_coloured("B", sizes),
+            color=_coloured("B", sizes).title("B"),
             strokeDash=alt.StrokeDash("rate:N", scale=dashes).legend(orient="top"),
             tooltip=["B:N", "rate:N", *tooltip(**{axis: ",d", "value": ".3g"})],
         )
