@@ -12,7 +12,8 @@ from torch import nn
 
 import rightbatch as rb
 from cases import regression_job
-from rightbatch.landscape import Comparison, compare_batches
+from rightbatch.landscape import Comparison, compare_batches, sharpness
+from rightbatch.landscape.comparison_text import sentences
 
 EXAMPLES, SIZES = 256, [16, 128]
 
@@ -121,19 +122,45 @@ def test_what_diverges_stays_a_row() -> None:
 def test_sharpness_is_asked_at_matched_loss_of_the_model_there() -> None:
     job = held_out_job()
 
-    def sharpness(job: rb.Job, model: nn.Module) -> Any:
+    def asked(job: rb.Job, model: nn.Module) -> Any:
         torch.rand(3)  # random numbers of its own change no run
         top = SimpleNamespace(value=job.evaluated(model))
         return SimpleNamespace(top=top, trace=SimpleNamespace(value=7.0))
 
     given: Any = {"epochs": 2, "seeds": 1, "budgets": ["epochs", "loss"], "level": 20.0}
-    found = compare_batches(job, [16, 64], sharpness=sharpness, **given)
+    found = compare_batches(job, [16, 64], sharpness=asked, **given)
     for run in found.runs:
         here = run.budget == "loss"
         assert run.sharpness == (run.held_out if here else None)
         assert run.trace == (7.0 if here else None)
     plain = compare_batches(job, [16, 64], **given)
     assert [r.held_out for r in plain.runs] == [r.held_out for r in found.runs]
+
+
+def test_a_sharpness_that_cannot_be_had_costs_no_run() -> None:
+    """One weight: there must be fewer eigenvalues than parameters."""
+    x = torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
+    job = rb.Job(
+        model=lambda: nn.Linear(1, 1, bias=False),
+        loss=lambda model, batch: (model(batch[0]) - 1).square().mean(),
+        data=(x,),
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
+        batch_size=4,
+        evaluate=lambda model: float((model(x[:9]) - 1).square().mean()),
+    )
+    found = compare_batches(job, [4, 16], epochs=1, seeds=1, sharpness=sharpness)
+    assert found.runs
+    assert "fewer eigenvalues" in found.no_sharpness
+    assert any("Sharpness was not measured" in text for text in sentences(found))
+
+
+def test_the_smallest_batch_comes_to_the_level_that_is_chosen() -> None:
+    """Where the large batch at a scaled rate is far ahead of it in equal updates."""
+    job = held_out_job(optimizer=lambda params: torch.optim.SGD(params, lr=1e-3))
+    found = compare_batches(replace(job, batch_size=16), [16, 128], epochs=1, seeds=1)
+    (small,) = found.of(("loss", 16, "none"))
+    assert small.end == "done"
+    assert found.difference(("loss", 128, "linear")) is not None
 
 
 def test_a_score_has_no_gap_with_a_loss() -> None:
@@ -164,7 +191,8 @@ def test_ctrl_c_keeps_the_runs_that_had_ended() -> None:
     [
         ({"evaluate": None}, {}, "needs the job's evaluate"),
         ({}, {"batch_sizes": [16]}, "two or more"),
-        ({}, {"batch_sizes": [16, 512]}, "up to 256 examples"),
+        ({}, {"batch_sizes": [16, 512]}, "none larger than the data set or a run"),
+        ({}, {"examples": 20}, "none larger than the data set or a run"),
         ({}, {"budgets": ["epochs", "loss"]}, "or a level"),
         ({}, {"budgets": ["steps"]}, "budgets are some of"),
         ({}, {"rules": ["cubic"]}, "no scaling rule"),

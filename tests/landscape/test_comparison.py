@@ -127,6 +127,47 @@ def test_the_sentences_say_what_the_runs_show(matched: Any, conclusion: str) -> 
     )
 
 
+def test_a_number_below_zero_keeps_its_sign() -> None:
+    found = made({"none": FINE})
+    runs = [replace(run, held_out=-run.held_out) for run in found.runs]
+    (ends,) = sentences(replace(found, runs=tuple(runs)))[2:]
+    assert "held out at -0.733 with the same rate; B = 16 at -0.233, after" in ends
+
+
+def test_one_difference_for_all_seeds_has_no_interval() -> None:
+    """Such as one example of a small set, three times: it tells no scatter."""
+    found = made({"none": off(0.02, 0.02, 0.02)})
+    difference = found.difference(("loss", 64, "none"))
+    assert difference is not None
+    assert not difference.bounded
+    assert judged(found, ("loss", 64, "none")) == "undecided"
+
+
+def test_without_a_pair_more_seeds_are_no_advice() -> None:
+    found = made({"none": [math.nan] * 3, "sqrt": [math.nan] * 3})
+    verdict, *_ = sentences(found)
+    assert verdict == (
+        "At matched training loss B = 64 and 16 cannot be compared: no seed has both "
+        "at 0.01."
+    )
+    some = made({"none": BAD, "sqrt": [math.nan] * 3})
+    assert "3 diverged with the sqrt rate" in sentences(some)[1]
+    more = runs_of("loss", 16, "sqrt", [math.nan] * 3)
+    more += runs_of("loss", 64, "sqrt", SMALL)
+    lone = replace(made({"none": BAD}), runs=(*made({"none": BAD}).runs, *more))
+    assert "no pair with the sqrt rate" in sentences(lone)[1]
+
+
+def test_the_jobs_own_batch_is_compared_by_every_rule() -> None:
+    """It has one rate: its runs stand for each rule that the smaller batch has."""
+    found = made({"none": BAD})
+    more = runs_of("loss", 16, "linear", [x + 0.3 for x in SMALL])
+    found = replace(found, runs=(*found.runs, *more))
+    verdict, differences, _ = sentences(found)
+    assert "worse than 16 with the same rate, not with the linear rate" in verdict
+    assert "-0.19 (-0.215 to -0.165) with the linear rate" in differences
+
+
 def test_the_table_fits_eighty_columns_and_says_what_diverged() -> None:
     found = made({"noise-aware": [math.nan, math.nan, 0.1]})
     lines = "\n".join(table(found)).splitlines()

@@ -48,6 +48,8 @@ def test_a_plane_has_the_loss_of_its_weights() -> None:
         own = [direct(job, row) for row in path.points]
         assert walk.losses == pytest.approx(own, rel=1e-4)
     assert found.centre == pytest.approx(direct(job, middle.float()), rel=1e-4)
+    alone = surface(job, paths[0], points=3)
+    assert [walk.name for walk in alone.walks] == [paths[0].name]
     assert 0.5 < sum(found.explained) <= 1 + 1e-9
 
 
@@ -67,12 +69,34 @@ def test_a_model_is_left_as_it_is() -> None:
     assert found.losses.tolist() == again.losses.tolist()
 
 
+def test_a_data_set_that_draws_gives_one_surface() -> None:
+    job = regression_job(examples=64)
+    x, y = job.data
+
+    class Noisy(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return 64
+
+        def __getitem__(self, index: int) -> Any:
+            return x[index] + torch.randn(5), y[index]
+
+    model = job.make_model()
+    job = replace(job, data=Noisy())
+    lines = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        lines.append(surface(job, model, dimensions=1, points=3).losses)
+    assert lines[0].tolist() == lines[1].tolist()
+
+
 def test_what_cannot_be_drawn_is_refused() -> None:
     job, paths = job_and_paths()
     with pytest.raises(SettingError, match=r"larger than the data set"):
         surface(job, job.make_model(), examples=65)
     with pytest.raises(SettingError, match=r"no trajectories of the job's model"):
         surface(regression_job(width=4), paths)
+    with pytest.raises(SettingError, match=r"dimensions=1"):
+        surface(job, paths, dimensions=1)
     with pytest.raises(SettingError, match=r"no trajectories"):
         surface(job, [])
     broken = job.make_model()
@@ -81,10 +105,11 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         surface(job, broken)
 
 
-@pytest.mark.parametrize("dimensions", [1, 2])
-@pytest.mark.parametrize("kind", ["model", "paths"])
+@pytest.mark.parametrize(
+    ("kind", "dimensions"), [("model", 1), ("model", 2), ("paths", 2)]
+)
 def test_the_page_is_offline_and_can_be_drawn(
-    dimensions: Any, kind: str, tmp_path: Path
+    kind: str, dimensions: Any, tmp_path: Path
 ) -> None:
     job, paths = job_and_paths()
 

@@ -209,6 +209,28 @@ def test_points_and_settings_that_make_no_sense_are_refused() -> None:
         sharpness(root)
 
 
+def test_a_rise_that_is_no_number_is_refused() -> None:
+    """A weight in a logarithm: one step uphill it is below zero."""
+
+    class Scale(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor([0.01, 1.0]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x[:, :1] * self.w[1]).square() + self.w[0].log()
+
+    job = small_job(model=Scale, loss=lambda m, b: -m(b[0].float()).mean())
+    with pytest.raises(rb.NotFiniteError, match="a small step away"):
+        sharpness(job)
+
+
+def test_over_nothing_there_is_no_ratio() -> None:
+    point = sharpness(small_job(), most_probes=4)
+    flat = dataclasses.replace(point, sam=rb.Estimate.exact(0.0))
+    assert not compare_sharpness(point, flat)["sam"].bounded
+
+
 def test_a_loss_of_straight_pieces_has_no_top_eigenvalue() -> None:
     def make() -> nn.Module:
         return nn.Linear(8, 1).double()
@@ -273,7 +295,7 @@ def test_interval_of_the_trace_holds_it_as_often_as_it_says() -> None:
         hessian.product = lambda vector: dense @ vector  # type: ignore[method-assign]
         basis = torch.linalg.qr(dense[:, :2])[0].T
         captured = float((basis @ dense @ basis.T).trace())
-        top = Top(eigenvalues=(), vectors=basis, basis=basis, captured=captured)
+        top = Top(eigenvalues=(), basis=basis, captured=captured)
         traces = [
             trace_of(hessian, top, precision=0.1, most=10_000, seed=seed)
             for seed in range(400)
@@ -318,7 +340,6 @@ def test_unmatched_losses_and_other_examples_are_not_compared() -> None:
     losses = f"{points[0].loss:.4g} and {points[1].loss:.4g}"
     with pytest.raises(rb.SettingError, match=losses):
         compare_sharpness(*points)
-    assert compare_sharpness(*points, tolerance=100.0)["top"].value > 0
     with pytest.raises(rb.SettingError, match=r"90 examples .* and 60 examples"):
         compare_sharpness(points[0], sharpness(job, early, examples=60))
     with pytest.raises(rb.SettingError, match=r"eval mode and .* train mode"):

@@ -7,7 +7,6 @@ import torch
 
 import rightbatch as rb
 from cases import regression_job
-from rightbatch.core.errors import SettingError
 from rightbatch.landscape.training_paths import trajectories
 
 
@@ -32,14 +31,10 @@ def test_a_path_is_that_of_a_plain_loop() -> None:
     assert large.points[-1].numpy() == pytest.approx(end.numpy(), rel=1e-4)
 
 
-def test_rates_may_stay_and_runs_may_diverge() -> None:
-    job = regression_job(examples=64)
-    assert trajectories(job, (64,), examples=64, rate="same")[0].name.endswith("0.01")
+def test_runs_may_diverge() -> None:
     steep = regression_job(
         optimizer=lambda params: torch.optim.SGD(params, lr=1e6), examples=64
     )
-    (lost,) = trajectories(steep, (16,), examples=640, points=40, rate="same")
+    (lost,) = trajectories(steep, (16,), examples=640, points=40)
     assert lost.diverged
     assert lost.examples[-1] < 640
-    with pytest.raises(SettingError, match=r"no rate"):
-        trajectories(job, (16,), examples=64, rate="linear")  # type: ignore

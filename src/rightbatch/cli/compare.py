@@ -77,7 +77,7 @@ def _compare(
             seen=flag or f"{os.environ['WORLD_SIZE']} processes",
             fix="with --epochs, --examples, --rule, --micro-batch, or none of these",
         )
-    if not all(size.strip().isdigit() for size in compare.split(",")):
+    if not all(size.strip().isdecimal() for size in compare.split(",")):
         raise SettingError(
             f"{compare!r} is no list of batches", fix="--compare 16,64,256"
         )
@@ -109,7 +109,9 @@ def _compare(
             budgets=budgets,
             level=level,
             rules=None if given["rule"] is None else ("none", given["rule"]),
-            sharpness=functools.partial(sharpness, most_probes=PROBES),
+            sharpness=functools.partial(
+                sharpness, most_probes=PROBES, micro_batch=given["micro_batch"]
+            ),
             progress=TerminalProgress(console, phases=1 + len(budgets)),
             **{name: given[name] for name in LENGTH},
         )

@@ -11,12 +11,7 @@ if TYPE_CHECKING:
     from rightbatch.landscape.comparison import Comparison
     from rightbatch.landscape.edge_of_stability import batch_sharpness
     from rightbatch.landscape.effective_temperature import Temperature, temperature
-    from rightbatch.landscape.exchange import (
-        Exchange,
-        equal_jitter,
-        equal_temperature,
-        held_constant,
-    )
+    from rightbatch.landscape.exchange import equal_jitter, equal_temperature
     from rightbatch.landscape.loss_surface import Surface, surface
     from rightbatch.landscape.point_sharpness import sharpness
     from rightbatch.landscape.sharpness_reading import Sharpness, compare_sharpness
@@ -25,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Comparison",
-    "Exchange",
     "Sharpness",
     "Surface",
     "Temperature",
@@ -35,7 +29,6 @@ __all__ = [
     "compare_sharpness",
     "equal_jitter",
     "equal_temperature",
-    "held_constant",
     "reshuffled_variance",
     "sharpness",
     "stationary_variance",
@@ -50,32 +43,12 @@ __getattr__, __dir__ = lazy_names(
         "landscape.compare": ("compare_batches",),
         "landscape.comparison": ("Comparison",),
         "landscape.edge_of_stability": ("batch_sharpness",),
-        "landscape.effective_temperature": (
-            "Temperature",
-            "temperature",
-        ),
-        "landscape.exchange": (
-            "Exchange",
-            "equal_jitter",
-            "equal_temperature",
-            "held_constant",
-        ),
-        "landscape.loss_surface": (
-            "Surface",
-            "surface",
-        ),
+        "landscape.effective_temperature": ("Temperature", "temperature"),
+        "landscape.exchange": ("equal_jitter", "equal_temperature"),
+        "landscape.loss_surface": ("Surface", "surface"),
         "landscape.point_sharpness": ("sharpness",),
-        "landscape.sharpness_reading": (
-            "Sharpness",
-            "compare_sharpness",
-        ),
-        "landscape.stationary": (
-            "reshuffled_variance",
-            "stationary_variance",
-        ),
-        "landscape.training_paths": (
-            "Trajectory",
-            "trajectories",
-        ),
+        "landscape.sharpness_reading": ("Sharpness", "compare_sharpness"),
+        "landscape.stationary": ("reshuffled_variance", "stationary_variance"),
+        "landscape.training_paths": ("Trajectory", "trajectories"),
     },
 )

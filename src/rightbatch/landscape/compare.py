@@ -6,18 +6,12 @@ import contextlib
 import math
 import timeit
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import nn
 
-from rightbatch.core.errors import (
-    JobError,
-    NotFiniteError,
-    SettingError,
-    UnidentifiedError,
-)
+from rightbatch.core.errors import NotFiniteError, RightbatchError, SettingError
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.progress import Progress
 from rightbatch.core.units import show_seconds
@@ -32,13 +26,13 @@ from rightbatch.landscape.comparison import (
     Comparison,
     fluctuation_of,
 )
+from rightbatch.landscape.hessian import PROBE, drawn
 from rightbatch.measure.held_out_loss import held_out_loss
 from rightbatch.schedules.scaling import Scaling, apply_scaling, scaling_for
 from rightbatch.training.interrupt import Interrupt
 from rightbatch.training.run_state import RunState
 
 EPOCHS = 10  # of a run whose length neither job nor caller says [assumed]
-PROBE = 512  # training examples on which the training loss is read [assumed]
 # In updates between looks at the training loss; and at evaluate, for the charts.
 GROWTH, APART = 1.05, 1.25  # [assumed]
 CLOSE = 1.1  # times the level to match, from where every update is looked at [assumed]
@@ -49,8 +43,7 @@ ALIKE = 0.1  # evaluate over training loss at the start, if both are the same [a
 SEEDS_APART = 1000  # as in a race
 
 
-@dataclass(frozen=True, slots=True)
-class _Scheme:
+class _Scheme(NamedTuple):
     """A batch, how the optimizer's numbers follow to it, and where its runs end."""
 
     batch_size: int
@@ -75,28 +68,26 @@ def compare_batches(
     """Train a job at several batch sizes and compare what they come to.
 
     For each seed all runs begin with the same weights and read the same stream of
-    examples, cut elsewhere. Budgets: ``"epochs"``, the same examples; ``"updates"``,
-    as many updates as the smallest batch makes in them; ``"loss"``, each until its
-    training loss is at one level. A schedule of the rate goes by examples, for the last
-    two by updates. Examples that BatchNorm normalises together grow with the batch,
-    unless ``micro_batch`` keeps them.
+    examples, cut elsewhere. Budgets: ``"epochs"``, the same examples, in whole updates;
+    ``"updates"``, as many updates as the smallest batch makes in them; ``"loss"``, each
+    until its training loss is at one level. A schedule of the rate goes by examples,
+    for the last two by updates. Examples that BatchNorm normalises together grow with
+    the batch, unless ``micro_batch`` keeps them.
 
     Args:
         job: With ``evaluate``.
         batch_sizes: Two or more.
-        epochs: Length of a run; default: the job's, else 10.
-        examples: The same, in examples.
-        seeds: Runs of each setting; two give intervals seven times as wide as five.
+        epochs: Length of a run, or ``examples`` of it; default: the job's, else 10.
+        examples: At least the largest batch.
+        seeds: Runs of each setting; one gives no interval.
         rules: How the rate follows from the job's batch, see `schedules.scaling`;
             default: ``none``, ``sqrt`` and ``linear`` under SGD, else ``none`` and
             ``auto``.
-        budgets: Which of them. Equal updates cost as many times the examples as a
-            batch is larger.
+        budgets: Which of them.
         level: Training loss to match; default: what the slowest run comes to by equal
-            updates.
+            updates, those far behind left out, but for the smallest batch at its rate.
         micro_batch: Most examples in memory at once; default: the batch.
-        sharpness: ``(job, model) ->`` an object with ``top`` and ``trace``; asked at
-            matched loss only, elsewhere nothing can be compared.
+        sharpness: Such as `landscape.sharpness`; asked at matched loss only.
         progress: Told of each phase.
 
     Raises:
@@ -116,11 +107,12 @@ def compare_batches(
         Shallue et al. 2019, arXiv:1811.03600.
     """
     sizes = sorted({whole_number(size, "a batch size") for size in batch_sizes})
-    _check(job, sizes, budgets, level)
     end = run_length(job.length, examples, epochs) or job.run_examples
     end, progress = end or float(EPOCHS * job.length), progress or Progress()
+    _check(job, sizes, budgets, level, end)
     most = min(micro_batch or sizes[-1], sizes[-1])
     runs, seeds = list[ComparedRun](), whole_number(seeds, "seeds")
+    no_sharpness = ""
     with Interrupt() as interrupt:
 
         def trainers() -> Generator[_Trainer]:
@@ -151,6 +143,7 @@ def compare_batches(
                     if run is None:
                         break
                     runs.append(run)
+                    no_sharpness = trainer.no_sharpness or no_sharpness
                 phase.summary = f"{len(runs)} of {total} runs trained"
     likely = abs(start[1] - start[0]) <= ALIKE * abs(start[0])
     return Comparison(
@@ -164,25 +157,28 @@ def compare_batches(
         level=level if "loss" in budgets else None,
         runs=tuple(runs),
         interrupted=interrupt.asked,
+        no_sharpness=no_sharpness,
     )
 
 
 def _check(
-    job: Job, sizes: list[int], budgets: Sequence[str], level: float | None
+    job: Job,
+    sizes: list[int],
+    budgets: Sequence[str],
+    level: float | None,
+    end: float,
 ) -> None:
     """Refuse what cannot be compared."""
     if job.evaluate is None:
         raise SettingError(
             "comparing batches needs the job's evaluate",
-            seen="evaluate=None",
             why="how a run generalises shows on data it has not seen",
             fix="Job(..., evaluate=lambda model: validation_loss(model))",
         )
-    if len(sizes) < 2 or sizes[-1] > job.length:
+    if len(sizes) < 2 or sizes[-1] > min(job.length, end):
         raise SettingError(
-            f"compare two or more batches of up to {job.length:,} examples, all there "
-            "are",
-            seen=", ".join(map(str, sizes)),
+            "compare two or more batches, none larger than the data set or a run",
+            seen=f"{', '.join(map(str, sizes))}; {job.length} and {end:g} examples",
             fix="--compare 16,64,256",
         )
     unmatched = "loss" in budgets and "updates" not in budgets and level is None
@@ -217,14 +213,18 @@ def _schemes(
 
 
 def _level(runs: Sequence[ComparedRun], start: float) -> float:
-    """The training loss that the slowest run came to, of those not far behind."""
+    """The training loss that the slowest run came to, of those not far behind.
+
+    The smallest batch counts wherever it is: without it nothing could be compared.
+    """
     lowest = [
-        min(loss for _, loss, _ in run.course)
+        (min(loss for _, loss, _ in run.course), run.setting)
         for run in runs
         if run.budget == "updates" and run.end == "done"
     ]
-    best = min(lowest, default=start)
-    return max((x for x in lowest if x <= best + SHORT * (start - best)), default=start)
+    best = min((loss for loss, _ in lowest), default=start)
+    far, first = best + SHORT * (start - best), runs[0].setting[1:] if runs else ()
+    return max((x for x, s in lowest if x <= far or s[1:] == first), default=start)
 
 
 class _Trainer:
@@ -233,11 +233,11 @@ class _Trainer:
     def __init__(
         self, job: Job, most: int, sharpness: Callable[[Job, nn.Module], Any] | None
     ) -> None:
-        self.most, self.sharpness = most, sharpness
+        self.most, self.sharpness, self.no_sharpness = most, sharpness, ""
         self.run = RunState.start(job, alone=True)
         self.start = self.run.snapshot()
-        generator = torch.Generator().manual_seed(0)  # one set for all seeds
-        self.probe = torch.randperm(job.length, generator=generator)[:PROBE]
+        probe = min(PROBE, job.length)
+        self.probe = drawn(job, probe, "probe", 0)  # one set for all seeds
         self.start_loss = self.train_loss()
 
     def train_loss(self) -> float:
@@ -308,9 +308,11 @@ class _Trainer:
             end = "diverged"
         sharp = None
         if budget == "loss" and end == "done" and self.sharpness is not None:
-            # A loss without a second derivative has none; its column is then empty.
-            with preserved_rng(), contextlib.suppress(JobError, UnidentifiedError):
-                sharp = self.sharpness(run.job, run.network)
+            try:
+                with preserved_rng():
+                    sharp = self.sharpness(run.job, run.network)
+            except RightbatchError as error:  # the runs are worth keeping
+                self.no_sharpness = error.what
         return ComparedRun(
             budget=budget,
             batch_size=scheme.batch_size,

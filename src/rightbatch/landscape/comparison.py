@@ -20,6 +20,7 @@ TITLES: dict[Budget, str] = {
     "loss": "matched loss",
 }
 KEPT = "none"  # the rule of a learning rate that stays
+ALIKE = 1e-6  # seeds' numbers so much apart over their mean are one [assumed]
 LATE, LEAST_LATE = 4, 5  # the last 1/4 of a run, and fewest losses in it [assumed]
 
 
@@ -31,7 +32,7 @@ class ComparedRun:
         budget: What was alike for all batches at the end.
         batch_size: Examples per update.
         rule: How the rate followed from the job's batch; ``"none"``: it stayed.
-        lr: Learning rate of the first param group, before any schedule of it.
+        lr: Of the first param group, before any schedule of it.
         seed: Of initial weights and of the order of examples.
         updates: Made.
         train_loss: On a fixed probe set of the training data, in eval mode.
@@ -80,11 +81,13 @@ class Comparison:
         seeds: Runs of each setting that were asked for.
         start_train_loss: Before the first update, first seed.
         start_held_out: The job's ``evaluate`` there.
-        same_quantity: Whether ``evaluate`` is a loss like the training loss, as the
-            start shows; else their gap means nothing.
+        same_quantity: Whether ``evaluate`` starts as the training loss does; else it is
+            another quantity, and their gap means nothing.
         level: The training loss matched; None: none was.
         runs: All of them, also those that diverged.
         interrupted: Whether Ctrl-C ended it before all was trained.
+        no_sharpness: Why runs at matched loss have none; empty: they do, or it was not
+            asked for.
     """
 
     job: str
@@ -97,6 +100,7 @@ class Comparison:
     level: float | None
     runs: tuple[ComparedRun, ...]
     interrupted: bool = False
+    no_sharpness: str = ""
 
     @property
     def budgets(self) -> set[str]:
@@ -120,8 +124,20 @@ class Comparison:
         return list(dict.fromkeys(run.setting for run in self.runs))
 
     def of(self, setting: Setting) -> list[ComparedRun]:
-        """The runs of a setting, by seed."""
-        return [run for run in self.runs if run.setting == setting]
+        """The runs of a setting, by seed; the job's own batch is alike by any rule."""
+        kept = (*setting[:2], KEPT)
+        runs = [run for run in self.runs if run.setting == setting]
+        return runs or [run for run in self.runs if run.setting == kept]
+
+    def compared(self, budget: Budget) -> list[Setting]:
+        """Every larger batch by each rule that the smallest one was trained by."""
+        here = [setting for setting in self.settings if setting[0] == budget]
+        rules = [rule for _, size, rule in here if size == self.smallest]
+        if rules == [KEPT]:  # the smallest is the job's own
+            return [setting for setting in here if setting[1] > self.smallest]
+        sizes = dict.fromkeys(size for _, size, _ in here if size > self.smallest)
+        pairs: list[Setting] = [(budget, b, rule) for b in sizes for rule in rules]
+        return [pair for pair in pairs if self.of(pair)]
 
     def mean(self, setting: Setting, name: str) -> Estimate | None:
         """Of a number of the runs that were "done", with Student's 95 % interval."""
@@ -132,16 +148,15 @@ class Comparison:
     def difference(self, setting: Setting) -> Estimate | None:
         """How ``held_out`` differs from the smallest batch's by the same rule.
 
-        Paired by seed, with Student's 95 % interval; None for that batch itself, and
+        Paired by seed, with Student's 95 % interval, unbounded where all differ by one
+        number (such as one example of a small set); None for that batch itself, and
         where no seed has two runs that were "done".
         """
         budget, batch_size, rule = setting
         if batch_size == self.smallest:
             return None
-        like: Setting = (budget, self.smallest, rule)
-        # The job's own batch has one rate, whatever the rule.
-        like = like if self.of(like) else (budget, self.smallest, KEPT)
-        before = {run.seed: run.held_out for run in self.of(like) if run.end == "done"}
+        small = self.of((budget, self.smallest, rule))
+        before = {run.seed: run.held_out for run in small if run.end == "done"}
         return _mean(
             run.held_out - before[run.seed]
             for run in self.of(setting)
@@ -172,5 +187,7 @@ def _mean(values: Iterable[float | None]) -> Estimate | None:
     if not known:
         return None
     n, mean = len(known), float(np.mean(known))
-    variance = float(np.var(known, ddof=1)) / n if n > 1 else 0.0
+    variance = float(np.var(known, ddof=1)) / n if n > 1 else math.inf
+    if np.ptp(known) <= ALIKE * abs(mean):  # tells no scatter
+        variance = math.inf
     return mean_estimate(mean, variance, samples=n, method="seeds, Student's t")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -16,7 +17,15 @@ from rightbatch.landscape.comparison_text import (
     sentences,
 )
 from rightbatch.report.frame import framed, templates
-from rightbatch.report.vega import Spec, batch_axis, chart, finished, log_axis, tooltip
+from rightbatch.report.vega import (
+    Spec,
+    batch_axis,
+    chart,
+    colours,
+    finished,
+    log_axis,
+    tooltip,
+)
 
 # Of the batches, in order: they hold on white and on near-black.
 PALETTE = ["#5b8def", "#2a9d6f", "#d99a2b", "#d1622b", "#b565c9", "#8a93a0"]
@@ -57,21 +66,18 @@ def comparison_charts(comparison: Comparison) -> dict[str, Spec]:
         ]
         if rows:
             specs[name] = finished(_against_batch(rows, name))
-    pairs = [
-        (setting, difference)
-        for setting in comparison.settings
-        if (difference := comparison.difference(setting))
-    ]
     rows = [
         {
-            "setting": f"B = {size:,}, {rate_words(rule)}",
-            "budget": TITLES[budget],
+            "setting": f"B = {setting[1]:,}, {rate_words(setting[2])}",
+            "budget": title,
             "value": difference.value,
             "low": max(difference.low, -1e300),
             "high": min(difference.high, 1e300),
             "shown": str(difference),
         }
-        for (budget, size, rule), difference in pairs
+        for budget, title in TITLES.items()
+        for setting in comparison.compared(budget)
+        if (difference := comparison.difference(setting))
     ]
     if rows:
         height = 40 + 20 * len(rows)
@@ -79,69 +85,61 @@ def comparison_charts(comparison: Comparison) -> dict[str, Spec]:
     return specs
 
 
+def _short(rule: str) -> str:
+    return "same" if rule == KEPT else rule
+
+
 def _courses(comparison: Comparison, budget: Budget, axis: str, name: str) -> Any:
     """Means over seeds along the runs: a line for each batch and rate."""
     rows, held = [], name == "held out"
-    for setting in comparison.settings:
+    settings = [s for s in comparison.settings if s[0] == budget]
+    for setting in settings:
         seen: dict[int, list[float]] = {}
-        for run in comparison.of(setting) if setting[0] == budget else ():
+        for run in comparison.of(setting):
             for updates, *losses in run.course:
                 seen.setdefault(updates, []).append(losses[held])
-        for updates, values in sorted(seen.items()):
-            place = updates * (setting[1] if axis == "examples" else 1)
-            row = {"B": f"{setting[1]:,}", "rate": _short(setting[2])}
-            rows.append({axis: place, "value": float(np.mean(values)), **row})
-    start = comparison.start_held_out if held else comparison.start_train_loss
+        line = {"B": f"{setting[1]:,}", "rate": _short(setting[2])}
+        each = setting[1] if axis == "examples" else 1
+        rows += [
+            {axis: updates * each, "value": float(np.mean(values)), **line}
+            for updates, values in sorted(seen.items())
+        ]
     scale = alt.Scale(zero=False)
     if comparison.goal == "min" and all(float(row["value"]) > 0 for row in rows):
+        start = comparison.start_held_out if held else comparison.start_train_loss
         scale = alt.Scale(type="log", nice=False, domainMax=1.5 * start, clamp=True)
     places = alt.Scale(type="log", nice=False)
-    x = alt.X(f"{axis}:Q", scale=places, axis=alt.Axis(grid=False, format="~s"))
-    sizes = [f"{size:,}" for size in sorted({s[1] for s in comparison.settings})]
-    colours = alt.Scale(domain=sizes, range=PALETTE)
-    rates = list(dict.fromkeys(_short(s[2]) for s in comparison.settings))
+    sizes = [f"{size:,}" for size in sorted({s[1] for s in settings})]
+    rates = list(dict.fromkeys(_short(s[2]) for s in settings))
     dashes = alt.Scale(domain=rates, range=[[1, 0], [8, 3], [2, 3], [8, 3, 2, 3]])
-    top: Literal["top"] = "top"
     return (
         chart(rows)
         .mark_line(strokeWidth=1.8)
         .encode(
-            x=x,
+            x=alt.X(f"{axis}:Q", scale=places, axis=alt.Axis(grid=False, format="~s")),
             y=alt.Y("value:Q", title=name, scale=scale, axis=alt.Axis(tickCount=6)),
-            color=alt.Color("B:N", scale=colours, legend=alt.Legend(orient=top)),
-            strokeDash=alt.StrokeDash(
-                "rate:N", scale=dashes, legend=alt.Legend(orient=top)
-            ),
+            color=_coloured("B", sizes).title("B"),
+            strokeDash=alt.StrokeDash("rate:N", scale=dashes).legend(orient="top"),
             tooltip=["B:N", "rate:N", *tooltip(**{axis: ",d", "value": ".3g"})],
         )
     )
 
 
-def _short(rule: str) -> str:
-    return "same" if rule == KEPT else rule
-
-
 def _forest(rows: list[dict[str, Any]], edge: float) -> Any:
     """Differences from the smallest batch, with intervals, one above another."""
     budgets = list(TITLES.values())
-    axis = alt.Axis(labelLimit=260, title=None)
-    scale = alt.Scale(domain=budgets, range=["#8a93a0", "#5b8def", "#d1622b"])
     base = chart(rows).encode(
-        y=alt.Y("setting:N", sort=None, axis=axis),
+        y=alt.Y("setting:N", sort=None, axis=alt.Axis(labelLimit=260, title=None)),
         yOffset=alt.YOffset("budget:N", sort=budgets),
-        color=alt.Color("budget:N", title=None, scale=scale).legend(orient="top"),
+        color=_coloured("budget", budgets, ["#8a93a0", "#5b8def", "#d1622b"]),
         tooltip=["setting:N", "budget:N", "shown:N"],
     )
     edges = alt.Scale(domain=[-edge, edge], clamp=True)
     title = "held out, minus that of the smallest batch"
-    bars = base.mark_rule(strokeWidth=2)
-    dots = base.mark_point(filled=True, size=60, opacity=1)
+    bars = base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q")
+    dots = base.mark_point(filled=True, size=60, opacity=1).encode(x="value:Q")
     zero = chart([{"value": 0.0}]).mark_rule(strokeDash=[4, 4], color="#8a93a0")
-    return (
-        zero.encode(x=alt.X("value:Q", title=title, scale=edges))
-        + bars.encode(x="low:Q", x2="high:Q")
-        + dots.encode(x="value:Q")
-    )
+    return zero.encode(x=alt.X("value:Q", title=title, scale=edges)) + bars + dots
 
 
 def _against_batch(rows: list[dict[str, Any]], name: str) -> Any:
@@ -152,9 +150,15 @@ def _against_batch(rows: list[dict[str, Any]], name: str) -> Any:
         .encode(
             x=batch_axis(row["B"] for row in rows),
             y=log_axis("value", name),
-            color=alt.Color("rate:N", sort=None, scale=alt.Scale(range=PALETTE)).legend(
-                orient="top"
-            ),
+            color=_coloured("rate", list(dict.fromkeys(row["rate"] for row in rows))),
             tooltip=["rate:N", *tooltip(B="d", value=".3g")],
         )
     )
+
+
+def _coloured(
+    field: str, values: Sequence[str], palette: Sequence[str] = PALETTE
+) -> alt.Color:
+    """A colour for every value of a field, from the start again where they run out."""
+    shown = {value: palette[i % len(palette)] for i, value in enumerate(values)}
+    return colours(field, shown, legend=True)

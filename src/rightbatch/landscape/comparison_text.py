@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.units import show_number
-from rightbatch.landscape.comparison import KEPT, TITLES, Budget, Comparison, Setting
+from rightbatch.landscape.comparison import KEPT, TITLES, Comparison, Setting
 
 # A difference within so much of what training gains is none that matters. [assumed]
 MATTERS = 0.01
@@ -36,20 +36,26 @@ def judged(comparison: Comparison, setting: Setting) -> str:
 
 def sentences(comparison: Comparison) -> list[str]:
     """Whether the largest batch generalises worse, by how much, and what it lacks."""
-    texts, least = [], comparison.smallest
-    large = _largest(comparison, "loss")
-    if large:
+    texts, least = list[str](), comparison.smallest
+    most = max((run.batch_size for run in comparison.runs), default=0)
+    large = [s for s in comparison.compared("loss") if s[1] == most]
+    if large and not any(map(comparison.difference, large)):
+        texts.append(
+            f"At matched training loss B = {most:,} and {least:,} cannot be compared: "
+            f"no seed has both at {comparison.level:.3g}."
+        )
+    elif large:
         rates = defaultdict(list)
         for setting in large:
             rates[judged(comparison, setting)].append(rate_words(setting[2]))
         worse, fine = rates["worse"], rates["as good"] + rates["better"]
-        verdict = f"At matched training loss B = {large[0][1]:,} generalises "
+        verdict = f"At matched training loss B = {most:,} generalises "
         verdict += f"{'' if worse else 'no '}worse than {least:,} with "
         verdict += " and ".join(worse or fine)
         if worse and fine:
             verdict += f", not with {' and '.join(fine)}: it is the rate, not the batch"
         elif not worse and not fine:
-            verdict = f"Undecided whether B = {large[0][1]:,} generalises worse than "
+            verdict = f"Undecided whether B = {most:,} generalises worse than "
             verdict += f"{least:,} at matched training loss; more seeds would tell"
         difference = _joined(comparison, large)
         texts.append(f"{verdict}.")
@@ -57,15 +63,21 @@ def sentences(comparison: Comparison) -> list[str]:
             f"Both at training loss {comparison.level:.3g}, held out it is off from B "
             f"= {least:,} by {difference}."
         )
-    large = _largest(comparison, "epochs")
-    if large:
+    if comparison.no_sharpness:
+        texts.append(f"Sharpness was not measured: {comparison.no_sharpness}.")
+    ends = [s for s in comparison.settings if s[:2] == ("epochs", most)]
+    if ends and most > least:
         like = next(s for s in comparison.settings if s[:2] == ("epochs", least))
-        texts.append(
-            f"At equal epochs B = {large[0][1]:,} ends held out at "
-            f"{_joined(comparison, large, 'held_out')}; B = {least:,} at "
-            f"{_shown(comparison, like, 'held_out')}, after "
-            f"{large[0][1] / least:.3g} x as many updates."
-        )
+        small = comparison.mean(like, "held_out")
+        text = f"At equal epochs B = {most:,} ends held out at "
+        text += f"{_joined(comparison, ends, 'held_out')}; B = {least:,} "
+        ended = f"at {show_number(small.value)}" if small else ""
+        text += ended or failures(comparison, like)
+        updates = [comparison.mean(s, "updates") for s in (like, ends[0])]
+        if updates[0] and updates[1]:
+            ratio = updates[0].value / updates[1].value
+            text += f", after {ratio:.3g} x as many updates"
+        texts.append(f"{text}.")
     return texts
 
 
@@ -113,23 +125,16 @@ def table(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _largest(comparison: Comparison, budget: Budget) -> list[Setting]:
-    here = [s for s in comparison.settings if s[0] == budget]
-    most = max((batch_size for _, batch_size, _ in here), default=0)
-    return [s for s in here if s[1] == most and most > comparison.smallest]
-
-
 def _joined(comparison: Comparison, settings: list[Setting], name: str = "") -> str:
     """A number of each setting, or its difference from the smallest batch."""
     parts = []
     for setting in settings:
-        difference = comparison.difference(setting)
-        value = f"{difference or ''}"
-        if name:
-            value = _shown(comparison, setting, name).strip("-")
-        elif difference and not difference.bounded:
-            value = plus_minus(difference)
-        said = ", ".join(filter(None, [value, failures(comparison, setting)]))
+        failed, value = failures(comparison, setting), ""
+        if name and (mean := comparison.mean(setting, name)):
+            value = show_number(mean.value)
+        elif not name and (difference := comparison.difference(setting)):
+            value = str(difference) if difference.bounded else plus_minus(difference)
+        said = ", ".join(filter(None, [value, failed])) or "no pair"
         parts.append(f"{said} with {rate_words(setting[2])}")
     return "; ".join(parts)
 

@@ -16,15 +16,9 @@ def filter_normalised(
 ) -> Float[Tensor, " d"]:
     """A random direction in which every filter moves by as much as it is long.
 
-    Of each weight's first axis every slice is a filter; biases and norms, which have
-    one axis only, stay. Without it a network and its rescaled twin, which compute the
-    same, would look differently sharp.
-
-    Raises:
-        SettingError: No parameter has two axes.
-
-    References:
-        Li et al. 2018, arXiv:1712.09913.
+    Of each weight's first axis every slice is a filter; biases and norms stay (Li et
+    al. 2018, arXiv:1712.09913). Otherwise a network and its rescaled twin, which
+    compute the same, would look differently sharp.
     """
     if all(p.ndim < 2 for p in parameters):
         raise SettingError(
@@ -48,14 +42,8 @@ def principal(
 ) -> tuple[Float[Tensor, "k d"], Float64[Tensor, "n k"], tuple[float, ...]]:
     """The directions that hold most of the points' scatter about their mean.
 
-    By the n x n Gram matrix, so that no d x d one is made.
-
-    Returns:
-        Orthonormal directions, the points' coordinates along them, and the share of the
-        whole variance that each explains.
-
-    Raises:
-        UnidentifiedError: The points do not span so many dimensions.
+    Orthonormal directions, the points' coordinates along them, and the share of the
+    whole variance that each explains; by the n x n Gram matrix, not a d x d one.
     """
     away = (points - points.mean(0)).double()
     values, vectors = torch.linalg.eigh(away @ away.T)

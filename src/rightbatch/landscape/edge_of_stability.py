@@ -36,13 +36,11 @@ def batch_sharpness(
         batch_size: Examples in a batch; default the job's.
         batches: How many, each drawn anew without replacement.
         mode: Of the model; the gradient that training follows is ``"train"``'s.
-        micro_batch: Most examples in memory at once; default the batch, halved while
-            memory runs out.
+        micro_batch: Most examples in memory at once, see `sharpness`.
         seed: Of the batches and of all that is drawn.
 
     Returns:
-        The ratio of both means with Fieller's interval; 0 where the mean curvature is
-        negative.
+        The ratio of both means with Fieller's interval; 0 where it is negative.
 
     Raises:
         JobError: The loss has no second derivative, or the job's code raised.
@@ -64,8 +62,9 @@ def batch_sharpness(
     def measured(micro: int) -> Estimate:
         squares, curvatures = np.zeros(count), np.zeros(count)
         for i, indices in enumerate(draws):
+            draw = seed * count + i  # also of dropout's mask
             with hessian_of(
-                job, model, indices, micro, mode=mode, seed=seed
+                job, model, indices, micro, mode=mode, seed=draw
             ) as hessian:
                 gradient = hessian.gradient.double()
                 product = hessian.product(hessian.gradient).double()

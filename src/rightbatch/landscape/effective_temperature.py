@@ -30,9 +30,8 @@ class Temperature:
 
     Attributes:
         value: lr sigma^2 / (2 B (1 - momentum)), in units of the loss.
-        exact: Curvature times the stationary variance in a direction of the given
-            ``curvature``, drawn with replacement: T / (1 - x / 2) with
-            x = lr curvature / (1 + momentum). None: no curvature was given.
+        exact: T / (1 - x / 2), x = lr curvature / (1 + momentum): curvature times the
+            variance along the given one, drawn with replacement. None: none was given.
         noise: sigma^2, the variance of one example's gradient in one coordinate.
         lr: Learning rate.
         batch_size: B, examples per step.
@@ -77,21 +76,21 @@ def temperature(
 ) -> Temperature:
     """The effective temperature of SGD from measured noise.
 
-    Near a minimum of curvature k the weight scatters with variance T / k, as in a bath
-    at temperature T, if lr k is small, the noise is alike in all directions and does
-    not depend on the weights, and examples are drawn with replacement. What of this can
-    be checked is checked and told in ``caveats``. Adam has no such temperature.
+    Near a minimum of curvature k the weight scatters with variance T / k if lr k is
+    small, the noise is alike in all directions and does not depend on the weights, and
+    examples are drawn with replacement. What of this can be checked is told in
+    ``caveats``. Adam has no such temperature.
 
     Args:
-        noise: Of `rightbatch.noise_scale`: its trace is over all parameters, so that
-            sigma^2 = trace / their number; or sigma^2 of one coordinate.
+        noise: Of `rightbatch.noise_scale`: sigma^2 = its trace over all parameters, by
+            their number; or sigma^2 of one coordinate.
         lr: Learning rate.
         batch_size: Examples per step.
-        momentum: Heavy-ball momentum of the same optimizer, below 1.
+        momentum: Heavy-ball momentum, below 1.
         curvature: The largest eigenvalue of the Hessian, to check lr by.
         examples: In the data set, for reshuffled epochs; default what ``noise`` knows.
-        replacement: Whether every batch is drawn anew from the whole data set; a
-            shuffling loader's are not.
+        replacement: Whether each batch is drawn from the whole data set; a shuffling
+            loader's are not.
         parameters: Trainable numbers; default: those that ``noise`` has counted.
 
     Raises:
@@ -112,34 +111,29 @@ def temperature(
         exact in lr: Yaida 2018, arXiv:1810.00004.
     """
     lr, batch, momentum = checked(lr, batch_size, momentum)
-    if isinstance(noise, NoiseScale):
-        examples = noise.population if examples is None else examples
     sigma = _per_coordinate(noise, parameters)
-    if replacement:
-        examples = None
-    elif examples is not None:
+    if isinstance(noise, NoiseScale) and examples is None:
+        examples = noise.population
+    if examples is not None:
         examples = whole_number(examples, "examples", least=batch)
     value = sigma.scale(lr / (2 * batch * (1 - momentum)))
-    heat = Temperature(value, None, sigma, lr, batch, momentum, examples, ())
+    pool = None if replacement else examples
+    heat = Temperature(value, None, sigma, lr, batch, momentum, pool, ())
     caveats = ["curvature= was not given: lr x curvature is not checked"]
     if curvature is not None:
         hot = stationary_variance(lr, 1.0, curvature, batch, momentum) * curvature
-        heat = replace(heat, exact=sigma.scale(hot))
-        small = lr * curvature <= SMALL * (1 + momentum)
-        factor = hot * 2 * batch * (1 - momentum) / lr
-        caveats[0] = (
-            ""
-            if small
-            else (
+        heat, caveats = replace(heat, exact=sigma.scale(hot)), []
+        if lr * curvature > SMALL * (1 + momentum):
+            factor = hot * 2 * batch * (1 - momentum) / lr
+            caveats = [
                 f"lr x curvature = {show_number(lr * curvature)} is not small: the "
                 f"variance is {show_number(factor)} times T / curvature"
-            )
-        )
+            ]
     if not replacement:
         caveats.append(_about_reshuffling(heat, curvature))
     if isinstance(noise, NoiseScale):
-        caveats.append(_about_layers(noise))
-    return replace(heat, caveats=tuple(filter(None, caveats)))
+        caveats += _about_layers(noise)
+    return replace(heat, caveats=tuple(caveats))
 
 
 def _per_coordinate(
@@ -154,8 +148,7 @@ def _per_coordinate(
                 why="sigma^2 of a coordinate is tr Sigma over their number",
                 fix="parameters=sum(p.numel() for p in model.parameters())",
             )
-        count = whole_number(parameters or counted, "parameters")
-        sigma = noise.trace.scale(1 / count)
+        sigma = noise.trace.scale(1 / whole_number(parameters or counted, "parameters"))
     elif isinstance(noise, Estimate):
         sigma = noise
     else:
@@ -185,20 +178,17 @@ def _about_reshuffling(heat: Temperature, curvature: float | None) -> str:
     return text + (told if share < COLD else "")
 
 
-def _about_layers(noise: NoiseScale) -> str:
+def _about_layers(noise: NoiseScale) -> list[str]:
     """Whether coordinates of one layer are noisier than another's."""
-    by_name = {
-        name: layer.trace.value / layer.parameters
+    levels = sorted(
+        (layer.trace.value / layer.parameters, name)
         for name, layer in noise.by_layer.items()
         if layer.parameters and layer.trace.value > 0
-    }
-    if len(by_name) < 2:
-        return ""
-    quiet, *_, loud = sorted(by_name, key=by_name.__getitem__)
-    ratio = by_name[loud] / by_name[quiet]
-    if ratio <= UNEVEN:
-        return ""
-    return (
-        f"the noise is not isotropic: {show_number(ratio)} times as large in a "
-        f"coordinate of {loud} as of {quiet}; T is the mean over all"
     )
+    if not levels or levels[-1][0] <= UNEVEN * levels[0][0]:
+        return []
+    (least, quiet), (most, loud) = levels[0], levels[-1]
+    return [
+        f"the noise is not isotropic: {show_number(most / least)} times as large in a "
+        f"coordinate of {loud} as of {quiet}; T is the mean over all"
+    ]

@@ -39,6 +39,9 @@ Method = Literal["double backward", "differences"]
 STEP = {torch.float32: 1e-4, torch.float64: 6e-6}
 CHECKED = 2  # first products, which are made with half the step too
 TINY = 1e-30
+# The top eigenvalue over 8, 32, 128, 512 of 1,000 examples was 2.3, 1.34, 1.14, 1.03
+# times that over all, of one small network [measured].
+PROBE = 512  # examples to look at a loss on
 Result = TypeVar("Result")
 
 
@@ -70,8 +73,7 @@ class Hessian:
             raise NotFiniteError(
                 "loss or gradient is not finite at these weights",
                 seen=f"loss {self.loss:.3g}, norm of the gradient {steepness:.3g}",
-                why="there is no curvature to measure: training has diverged",
-                fix="weights from before it did",
+                fix="weights from before training diverged",
             )
 
     @property
@@ -101,7 +103,6 @@ class Hessian:
         if not bool(torch.isfinite(product).all()):
             raise NotFiniteError(
                 "a second derivative is not finite at these weights",
-                seen=f"loss {self.loss:.3g} and its gradient are finite",
                 why="such as that of a square root or a norm at 0",
                 fix="keep away from that point: sqrt(x + 1e-12)",
             )
@@ -111,7 +112,14 @@ class Hessian:
         """The mean loss at the weights plus a shift."""
         self.passes["losses"] += 1
         with self._shifted(shift), torch.no_grad():
-            return sum(float(value) for value, _ in self._sums()) / self._count
+            loss = sum(float(value) for value, _ in self._sums()) / self._count
+        if not math.isfinite(loss):
+            raise NotFiniteError(
+                "the loss is not finite a small step away from these weights",
+                seen=f"{loss:.3g} at a distance of {float(norm(shift)):.3g}",
+                why="such as where a weight in a logarithm becomes negative",
+            )
+        return loss
 
     def _twice(self, vector: Tensor) -> Tensor | None:
         """By double backward; None where a kernel has none."""
@@ -130,7 +138,6 @@ class Hessian:
             raise JobError(
                 "the loss has no second derivative",
                 seen=first_line(error, 120),
-                why="sharpness is the curvature of the loss",
                 fix="a backward pass that can be differentiated itself; or, for a "
                 'gradient that is exact, method="differences"',
             ) from error
@@ -242,10 +249,8 @@ def in_memory(
     measure: Callable[[int], Result], examples: int, micro_batch: int | None
 ) -> Result:
     """``measure(micro_batch)``, again with half as long as memory runs out."""
-    given = (
-        examples if micro_batch is None else whole_number(micro_batch, "micro_batch")
-    )
-    micro = min(given, examples)
+    given = examples if micro_batch is None else micro_batch
+    micro = min(whole_number(given, "micro_batch"), examples)
     while True:
         try:
             return measure(micro)

@@ -16,24 +16,23 @@ from torch import Tensor, nn
 from rightbatch.core.errors import NotFiniteError, SettingError
 from rightbatch.core.guards import evaluating, preserved_rng
 from rightbatch.core.json_io import write_text
+from rightbatch.core.random_state import seed_all
+from rightbatch.core.real_number import real_number
 from rightbatch.core.whole_number import whole_number
 from rightbatch.job.job import Job, copied_module
 from rightbatch.landscape.directions import filter_normalised, principal
+from rightbatch.landscape.hessian import PROBE, drawn
 from rightbatch.landscape.training_paths import Trajectory, weights
 
-PROBE = 512  # examples, where the data set has as many [assumed]
 MARGIN = 0.15  # of a path's width, on either side of it [assumed]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Walk:
     """A trajectory as it lies on a surface.
 
-    Attributes:
-        name: Of the run.
-        examples: Seen at each point.
-        places: Where each point lies, projected; one column an axis.
-        losses: At the weights themselves, which lie off the plane.
+    ``places`` are its points, projected; ``losses`` those of the points themselves,
+    which lie off the plane.
     """
 
     name: str
@@ -42,7 +41,7 @@ class Walk:
     losses: tuple[float, ...]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Surface:
     """Losses on a grid through weight space; `save` writes its page.
 
@@ -50,8 +49,7 @@ class Surface:
         job: Name of the job.
         axes: Places along one axis or two: in units of each filter's length for random
             directions, else Euclidean distances from the middle of the trajectories.
-        losses: Mean loss at each place, first axis first; NaN or infinite where the
-            network's output is.
+        losses: Mean loss at each place, first axis first.
         probe: Examples the loss is a mean over, the same everywhere.
         walks: The trajectories on it.
         explained: Share of the trajectories' variance along each axis; empty for random
@@ -81,7 +79,7 @@ class Surface:
 
 def surface(
     job: Job,
-    around: nn.Module | Sequence[Trajectory],
+    around: nn.Module | Trajectory | Sequence[Trajectory],
     *,
     dimensions: Literal[1, 2] = 2,
     reach: float = 1.0,
@@ -93,22 +91,20 @@ def surface(
 
     All losses are means over one set of examples, in eval mode, with the same random
     numbers. BatchNorm's averages are the model's own throughout (the mean of the
-    trajectories' last). A copy is moved: the model, its mode and the generators stay
-    as they are.
+    trajectories' last). A copy is moved: the model stays as it is.
 
     Args:
         job: Gives loss and data.
-        around: A model, looked at along random filter-normalised directions; or
-            trajectories, looked at on the plane of their principal components.
-        dimensions: 1 for a line, 2 for a plane.
+        around: A model, along random filter-normalised directions (Li et al. 2018,
+            arXiv:1712.09913); or trajectories, on their principal components.
+        dimensions: 1 for a line, around a model only; 2 for a plane.
         reach: How far to go from a model: 1 moves every filter by its own length.
         points: Places along each axis.
         examples: To take the loss on; default 512, or all.
         seed: Of the directions and of the choice of examples.
 
     Raises:
-        SettingError: More examples than the data set has, or another setting that
-            makes no sense.
+        SettingError: More examples than the data set has, or no sense in a setting.
         UnidentifiedError: The trajectories span fewer dimensions.
         NotFiniteError: The loss in the middle is NaN or infinite.
 
@@ -118,26 +114,18 @@ def surface(
         >>> line = surface(job, job.make_model(), dimensions=1, points=5, examples=64)
         >>> line.losses.shape
         (5,)
-
-    References:
-        Li et al. 2018, arXiv:1712.09913.
     """
-    if dimensions not in (1, 2):
-        raise SettingError(f"dimensions={dimensions} cannot be drawn", fix="1 or 2")
+    of_model = isinstance(around, nn.Module)
+    if dimensions not in ((1, 2) if of_model else (2,)):
+        fix = "dimensions=2, or 1 around a model"
+        raise SettingError(f"dimensions={dimensions} cannot be drawn", fix=fix)
     points = whole_number(points, "points", least=3)
-    if not 0 < reach < math.inf:
-        raise SettingError(f"reach={reach} is not positive and finite", fix="reach=1")
-    most = job.length
-    count = min(PROBE, most) if examples is None else whole_number(examples, "examples")
-    if count > most:
-        raise SettingError(
-            "the probe set is larger than the data set",
-            seen=f"examples={count}, the data set has {most}",
-            fix=f"examples={most}, or fewer",
-        )
+    reach = real_number(reach, "reach", positive=True)
+    count = min(PROBE, job.length) if examples is None else examples
+    chosen = drawn(job, count, "examples", seed)
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(most, generator=generator)[:count]
-    walked = () if isinstance(around, nn.Module) else tuple(around)
+    walked = [around] if isinstance(around, Trajectory) else around
+    walked = () if isinstance(walked, nn.Module) else tuple(walked)
     with preserved_rng():
         if isinstance(around, nn.Module):
             model = copied_module(around)
@@ -154,39 +142,27 @@ def surface(
                 seen=f"{centre} over {count} examples",
                 fix="weights from before the run diverged",
             )
-        explained, places = (), np.zeros((0, dimensions))
-        axes = (np.linspace(-reach, reach, points),) * dimensions
-        if isinstance(around, nn.Module):
-            parameters = list(around.parameters())
-            directions = torch.stack(
-                [filter_normalised(parameters, generator) for _ in axes]
-            )
-        else:
+        if walked:
             directions, coordinates, explained = principal(seen, dimensions)
             places = coordinates.numpy()
             axes = tuple(_wide(column, points) for column in places.T)
+        else:
+            parameters = list(model.parameters())
+            axes = (np.linspace(-reach, reach, points),) * dimensions
+            directions = torch.stack(
+                [filter_normalised(parameters, generator) for _ in axes]
+            )
+            explained, places = (), np.zeros((0, dimensions))
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
         flat = torch.from_numpy(grid.reshape(-1, dimensions)).to(middle.dtype)
         losses = np.array([loss_at(middle + row @ directions) for row in flat])
         ends = np.cumsum([len(t.examples) for t in walked])[:-1]
         walks = tuple(
-            Walk(
-                name=t.name,
-                examples=t.examples,
-                places=at,
-                losses=tuple(loss_at(row) for row in t.points),
-            )
+            Walk(t.name, t.examples, at, tuple(loss_at(row) for row in t.points))
             for t, at in zip(walked, np.split(places, ends), strict=False)
         )
-    return Surface(
-        job=job.name,
-        axes=axes,
-        losses=losses.reshape(grid.shape[:-1]),
-        probe=count,
-        walks=walks,
-        explained=explained,
-        centre=centre,
-    )
+    losses = losses.reshape(grid.shape[:-1])
+    return Surface(job.name, axes, losses, count, walks, explained, centre)
 
 
 def _wide(column: Float64[np.ndarray, " n"], points: int) -> Float64[np.ndarray, " m"]:
@@ -201,8 +177,7 @@ def _together(model: nn.Module, walked: Sequence[Trajectory]) -> Float[Tensor, "
     if not walked or any(t.points.shape[1] != size for t in walked):
         raise SettingError(
             "these are no trajectories of the job's model",
-            seen=f"{[t.points.shape[1] for t in walked]} parameters, the model has "
-            f"{size}",
+            seen=f"{[t.points.shape[1] for t in walked]} parameters, not {size}",
             fix="rb.landscape.trajectories(job, (16, 64), examples=...)",
         )
     for name, buffer in model.named_buffers():
@@ -218,6 +193,7 @@ class _Probe:
         self.job, self.model, self.seed = job, model, seed
         self.parameters = list(model.parameters())
         self.device = self.parameters[0].device
+        seed_all(seed)  # of a data set that draws
         # A job's loss may compare the examples of a batch: so many as in its own.
         parts = chosen.split(job.batch_size)
         self.batches = [(len(part), job.batch(part, self.device)) for part in parts]
@@ -226,7 +202,7 @@ class _Probe:
         sizes = [p.numel() for p in self.parameters]
         total = counted = 0.0
         with evaluating(self.model):
-            torch.manual_seed(self.seed)  # the same numbers for a loss that draws some
+            seed_all(self.seed)  # the same numbers for a loss that draws some
             for p, part in zip(self.parameters, row.split(sizes), strict=True):
                 p.copy_(part.view_as(p))
             for size, batch in self.batches:

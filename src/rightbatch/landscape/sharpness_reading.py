@@ -20,17 +20,15 @@ class Sharpness:
 
     Attributes:
         job: Its name.
-        loss: Mean loss over the examples: the curvature of cross entropy goes to zero
-            with it, so that sharpness means little alone.
+        loss: Mean over the examples; the curvature of cross entropy follows it to zero.
         eigenvalues: Of the Hessian, largest first.
         trace: Of the Hessian.
         trace_error: Its standard error.
         sam: Rise of the loss at a distance of 0.05 along the gradient (Foret et al.
             2021, arXiv:2010.01412).
         adaptive: Mean rise where every weight is multiplied by ``1 + 0.1 xi``, ``xi``
-            normal: alone the same for one function in other units of its weights, such
-            as a ReLU layer times 3 and the next over 3 (compare Kwon et al. 2021,
-            arXiv:2102.11600).
+            normal: of the four the one that is the same for one function in other units
+            of its weights (compare Kwon et al. 2021, arXiv:2102.11600).
         examples: How many.
         population: How many the data set has.
         probe: A digest of the numbers in the examples.
@@ -81,22 +79,15 @@ class Sharpness:
         return "\n".join([head, *table, *how, *(f"  note  {n}" for n in self.notes)])
 
 
-def compare_sharpness(
-    first: Sharpness, second: Sharpness, *, tolerance: float = MATCHED
-) -> dict[str, Estimate]:
+def compare_sharpness(first: Sharpness, second: Sharpness) -> dict[str, Estimate]:
     """How much sharper the first is than the second, at the same training loss.
-
-    Args:
-        first: Over the same examples as the second.
-        second: In the same mode.
-        tolerance: How far the losses may be apart, over the smaller one.
 
     Returns:
         First over second of ``"top"``, ``"trace"``, ``"sam"``, ``"adaptive"``, each
         with every ratio of values in both intervals.
 
     Raises:
-        SettingError: Losses, examples or modes differ.
+        SettingError: Losses are more than 10 % apart, or examples or modes differ.
 
     Example:
         >>> import rightbatch as rb
@@ -113,15 +104,15 @@ def compare_sharpness(
                 f"{s.examples:,} examples ({s.probe[:6]}) in {s.mode} mode"
                 for s in (first, second)
             ),
-            why="a subset is sharper by itself: 2.3 times at 8 of 1,000 examples",
+            why="a few examples look sharper than many by themselves",
             fix="the same job, examples, seed and mode for both",
         )
     apart = abs(first.loss - second.loss)
-    if not apart <= tolerance * min(abs(first.loss), abs(second.loss)):
+    if not apart <= MATCHED * min(abs(first.loss), abs(second.loss)):
         raise SettingError(
             "sharpness at different training losses cannot be compared",
             seen=f"losses {first.loss:.4g} and {second.loss:.4g}, more than "
-            f"{tolerance:.0%} apart",
+            f"{MATCHED:.0%} apart",
             why="curvature follows the loss itself: who fits better looks flatter",
             fix="train both to the same loss, and measure there",
         )
@@ -131,7 +122,7 @@ def compare_sharpness(
 
 def _ratio(a: Estimate, b: Estimate) -> Estimate:
     """Unbounded where the second may be zero."""
-    value, ends = a.value / b.value if b.value else math.nan, [-math.inf, math.inf]
+    value, ends = a.value / b.value if b.value else math.inf, [-math.inf, math.inf]
     if b.low > 0:
         ends = [x / y for x in (a.low, a.high) for y in (b.low, b.high)]
     return Estimate(value=value, low=min(ends), high=max(ends), method="both intervals")

@@ -17,30 +17,29 @@ from rightbatch.landscape.hessian import Hessian
 from rightbatch.noise.norms import norm
 from rightbatch.noise.statistics.moments import mean_estimate
 
-TOLERANCE = 0.05  # residual over eigenvalue at which Lanczos stops
+TOLERANCE = 0.05  # residual over eigenvalue at which Lanczos stops [assumed]
 # Lanczos vectors beside two for every eigenvalue: with ten for one, networks trained
 # for 100 steps gave four right digits in 11 products [measured].
 BESIDE = 8
-RESTARTS = 30
+RESTARTS = 30  # [assumed]
 PILOT = 8  # random vectors that tell how many are needed [assumed]
-ORTHOGONAL = 1e-3
+ORTHOGONAL = 1e-3  # largest product of two vectors in float32 [assumed]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Top:
-    """The largest eigenvalues, their unit ``vectors`` as rows, and the way there.
+    """The largest eigenvalues, and what was learned on the way of the trace.
 
     Rows of ``basis`` are orthonormal vectors that Lanczos asked about; ``captured`` is
     the sum of ``v' H v`` over them: a part of the trace, exactly.
     """
 
     eigenvalues: tuple[Estimate, ...]
-    vectors: Tensor
     basis: Tensor
     captured: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Trace:
     """A trace, from so many random vectors; its precision takes ``wanted``."""
 
@@ -102,12 +101,7 @@ def top_eigenvalues(hessian: Hessian, count: int = 1, *, seed: int = 0) -> Top:
         high = value + float(norm(residual))
         method = f"Lanczos, {len(basis)} vectors, residual"
         estimates.append(Estimate(value=value, low=value, high=high, method=method))
-    return Top(
-        eigenvalues=tuple(estimates),
-        vectors=unit,
-        basis=torch.stack(basis),
-        captured=captured,
-    )
+    return Top(tuple(estimates), torch.stack(basis), captured)
 
 
 def trace_of(
@@ -119,12 +113,11 @@ def trace_of(
     the largest eigenvalues add no scatter (Hutch++, Meyer et al. 2021,
     arXiv:2010.09649, with Lanczos vectors for its sketch).
 
-    To look after every vector, and stop when the interval is narrow, would stop where
-    it is narrow by chance. Here a pilot says once how many vectors are needed, and the
-    interval keeps the pilot's variance and degrees of freedom (Stein 1945, Ann. Math.
-    Statist. 16:243). His width is fixed; ours, a share of the pilot's trace, differs
-    from it in second order. ``precision`` is standard error over trace, ``most`` the
-    largest number of random vectors.
+    To stop when the interval is narrow would stop where it is narrow by chance. Here a
+    pilot says once how many vectors are needed, and the interval keeps the pilot's
+    variance and degrees of freedom (Stein 1945, Ann. Math. Statist. 16:243; his width
+    is fixed, ours is a share of the pilot's trace). ``precision`` is standard error
+    over trace, ``most`` the largest number of random vectors.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -148,6 +141,4 @@ def trace_of(
         samples=pilot,
         method=f"{len(top.basis)} Lanczos and {len(values)} random vectors, Stein",
     )
-    return Trace(
-        estimate=estimate, standard_error=error, probes=len(values), wanted=wanted
-    )
+    return Trace(estimate, error, len(values), wanted)

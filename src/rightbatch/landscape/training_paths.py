@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rightbatch.core.errors import NotFiniteError, SettingError
+from rightbatch.core.errors import NotFiniteError
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.units import show_number
 from rightbatch.core.whole_number import whole_number
@@ -25,11 +25,11 @@ class Trajectory:
     """Weights that were kept along one run.
 
     Attributes:
-        name: For the legend, such as ``"B = 16, lr 0.05"``.
+        name: Such as ``"B = 16, lr 0.05"``.
         examples: Seen at each point.
         points: The weights there, all parameters in one row, on the CPU.
         buffers: The model's at the end, such as BatchNorm's averages.
-        diverged: Whether the run ended since its loss was no longer finite.
+        diverged: Whether it ended since its loss was no longer finite.
     """
 
     name: str
@@ -45,18 +45,16 @@ def trajectories(
     *,
     examples: int,
     points: int = 20,
-    rate: Literal["scaled", "same"] = "scaled",
 ) -> tuple[Trajectory, ...]:
     """Train a job from the same weights and seed with several batch sizes.
+
+    The optimizer's numbers follow the batch as by `rightbatch.scale_hyperparameters`.
 
     Args:
         job: What is trained, by its own recipe.
         batch_sizes: Examples per step, one run each.
         examples: That each run sees; whole steps, so it may see up to one batch more.
-        points: Weights kept of each run beside the first, evenly in examples. All are
-            kept in memory.
-        rate: ``"scaled"``: optimizer numbers follow the batch by the automatic rule of
-            `rightbatch.scale_hyperparameters`; ``"same"``: they stay.
+        points: Weights kept in memory of each run beside the first, evenly in examples.
 
     Raises:
         JobError: The job cannot be trained.
@@ -68,24 +66,16 @@ def trajectories(
         >>> large.name, tuple(large.points.shape), large.examples[-1]
         ('B = 64, lr 0.2', (11, 85002), 640)
     """
-    examples, points = (
-        whole_number(examples, "examples"),
-        whole_number(points, "points"),
-    )
-    if rate not in ("scaled", "same"):
-        raise SettingError(f"there is no rate={rate!r}", fix="'scaled' or 'same'")
+    end, count = whole_number(examples, "examples"), whole_number(points, "points")
     sizes = [whole_number(size, "batch_sizes") for size in batch_sizes]
     with preserved_rng():
-        return tuple(_trained(job, size, examples, points, rate) for size in sizes)
+        return tuple(_trained(job, size, end, count) for size in sizes)
 
 
-def _trained(job: Job, size: int, examples: int, points: int, rate: str) -> Trajectory:
+def _trained(job: Job, size: int, examples: int, points: int) -> Trajectory:
     run = RunState.start(job, alone=True)
-    try:
-        if rate == "scaled":
-            scale_hyperparameters(
-                run.optimizer, batch_from=job.batch_size, batch_to=size
-            )
+    with contextlib.closing(run):
+        scale_hyperparameters(run.optimizer, batch_from=job.batch_size, batch_to=size)
         run.split(size)
         base = first_rate(run.optimizer)
         lr = "no lr" if base is None else f"lr {show_number(base)}"
@@ -106,8 +96,6 @@ def _trained(job: Job, size: int, examples: int, points: int, rate: str) -> Traj
             buffers={n: b.detach().clone() for n, b in run.network.named_buffers()},
             diverged=diverged,
         )
-    finally:
-        run.close()
 
 
 def weights(model: nn.Module) -> Float[Tensor, " d"]:
