@@ -31,10 +31,12 @@ class Top:
     """The largest eigenvalues, and what was learned on the way of the trace.
 
     Rows of ``basis`` are orthonormal vectors that Lanczos asked about; ``captured`` is
-    the sum of ``v' H v`` over them: a part of the trace, exactly.
+    the sum of ``v' H v`` over them: a part of the trace, exactly. ``vectors`` holds the
+    eigenvectors, one a row, of unit length.
     """
 
     eigenvalues: tuple[Estimate, ...]
+    vectors: Tensor
     basis: Tensor
     captured: float
 
@@ -101,7 +103,7 @@ def top_eigenvalues(hessian: Hessian, count: int = 1, *, seed: int = 0) -> Top:
         high = value + float(norm(residual))
         method = f"Lanczos, {len(basis)} vectors, residual"
         estimates.append(Estimate(value=value, low=value, high=high, method=method))
-    return Top(tuple(estimates), torch.stack(basis), captured)
+    return Top(tuple(estimates), unit, torch.stack(basis), captured)
 
 
 def trace_of(
