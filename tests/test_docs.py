@@ -31,7 +31,8 @@ def test_the_reference_has_every_public_name() -> None:
     pages = sorted((ROOT / "docs" / "api").glob("*.md"))
     texts = [page.read_text(encoding="utf-8") for page in pages]
     documented = re.findall(r"^::: rightbatch\.([\w.]+)$", "\n".join(texts), re.M)
-    spaces = {"coupling": rb.coupling, "data": rb.data, "schedules": rb.schedules}
+    names = ("coupling", "data", "lab", "landscape", "schedules")
+    spaces = {name: getattr(rb, name) for name in names}
     public = {name for name in rb.__all__ if name not in {*spaces, "objectives"}}
     for space, module in spaces.items():
         public |= {f"{space}.{name}" for name in module.__all__}
