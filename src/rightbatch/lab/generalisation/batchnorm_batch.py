@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import math
 
 import torch
 from torch import nn
 
-from rightbatch.core.estimate import Estimate
 from rightbatch.core.guards import preserved_rng
 from rightbatch.lab.check import at_least
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
+from rightbatch.lab.generalisation.ratio import ratio
 from rightbatch.lab.plots import Series, plot
 from rightbatch.lab.samples import mean_of
 from rightbatch.lab.training_runs import digits_job, looked
@@ -58,26 +57,22 @@ def run(trial: Trial) -> Seen:
         losses[size] = [held_out(s, group, norm=True, steps=600) for s in seeds]
     without = [held_out(seed, None, norm=False, steps=600) for seed in seeds]
 
-    def ratio(above: int, below: int) -> Estimate:
-        """Geometric mean, seed by seed."""
-        pairs = zip(losses[above], losses[below], strict=True)
-        return mean_of([math.log(a / b) for a, b in pairs]).map(math.exp)
-
+    tiny = ratio(losses[TINY], losses[BATCH])
     checks = (
         at_least(
             f"held-out loss, statistics of {TINY} over those of {BATCH}",
             2.0,
-            ratio(TINY, BATCH),
+            tiny,
             wrong={"statistics that do not matter": 1.0},
         ),
         at_least(
             f"held-out loss, statistics of {BATCH} over those of {SMALL}",
             1.08,
-            ratio(BATCH, SMALL),
+            ratio(losses[BATCH], losses[SMALL]),
             part="limit",
             wrong={
                 "statistics that do not matter": 1.0,
-                "the larger the better": 1 / ratio(TINY, BATCH).value,
+                "the larger the better": 1 / tiny.value,
             },
         ),
     )
