@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from rightbatch.core.estimate import Estimate
 from rightbatch.lab.check import at_least, equals
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
+from rightbatch.lab.generalisation.ratio import ratio
 from rightbatch.lab.plots import Series, plot
 from rightbatch.lab.samples import mean_of
 from rightbatch.lab.training_runs import digits_job, started
@@ -43,11 +43,6 @@ def run(trial: Trial) -> Seen:
                     new = digits_job(data=data(order[BEFORE:][:size]))
                     noise = noise_scale(new, at=state.network, exact=True)
                     noises[size].append(noise.noise_scale.value)
-
-    def ratio(above: list[float], below: list[float]) -> Estimate:
-        """Geometric mean, split by split."""
-        pairs = zip(above, below, strict=True)
-        return mean_of([math.log(a / b) for a, b in pairs]).map(math.exp)
 
     by_size = ratio(trained[MANY], trained[FEW])
     by_weights = ratio(scratch[MANY], trained[MANY])

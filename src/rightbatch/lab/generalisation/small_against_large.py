@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +10,12 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
 
+from rightbatch.core.errors import JobError
 from rightbatch.core.estimate import Estimate
 from rightbatch.job.job import Job
 from rightbatch.lab.check import at_least, at_most
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
+from rightbatch.lab.generalisation.ratio import ratio
 from rightbatch.lab.plots import Series, plot
 from rightbatch.lab.samples import mean_of
 from rightbatch.lab.training_runs import digits_job, looked, started
@@ -26,7 +27,7 @@ SMALL, MIDDLE = 8, 64
 RATE = 0.1
 MATCHED = 0.25  # training loss: part of the wrong classes is learned by heart
 EPOCHS = 10  # for the comparison at equal epochs
-MOST_STEPS = 4000
+MOST_STEPS = 20_000
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,14 @@ def course(
             train, new = (loss_on(run.network, data) for data in (job.data, held))
             return Point(train, new, top)
 
-        while run.steps < MOST_STEPS:
+        while run.steps % 10 or loss_on(run.network, job.data) > MATCHED:
+            if run.steps == MOST_STEPS:
+                raise JobError(
+                    f"training loss above {MATCHED} after {MOST_STEPS} steps"
+                )
             run.step()
             if early is None and run.examples >= EPOCHS * EXAMPLES:
                 early = point()
-            if run.steps % 10 == 0 and loss_on(run.network, job.data) <= MATCHED:
-                break
         return early or point(), point()
 
 
@@ -119,11 +122,8 @@ def run(trial: Trial) -> Seen:
         points: dict[str, list[Point]], above: str, below: str, name: str
     ) -> Estimate:
         """Geometric mean of the ratio, split by split."""
-        logs = [
-            math.log(getattr(a, name) / getattr(b, name))
-            for a, b in zip(points[above], points[below], strict=True)
-        ]
-        return mean_of(logs).map(math.exp)
+        pair = (points[above], points[below])
+        return ratio(*([getattr(p, name) for p in kind] for kind in pair))
 
     def ranks(of: list[dict[str, list[Point]]]) -> Estimate:
         """Spearman's correlation of top eigenvalue and held-out loss, by split."""
@@ -229,7 +229,7 @@ CLAIM = Claim(
         seen="300 digits, a fifth with a wrong class, are trained until the training "
         "loss is the same. At the same rate the large batch is then sharper and worse. "
         "After equal epochs it is the flatter one, as it has hardly been trained; with "
-        "a rate scaled by sqrt(b) both differences are gone.",
+        "a rate scaled by sqrt(b) it is neither sharper nor worse.",
         answer="both have the same learning rate and are compared at the same "
         "training loss. The rate for its batch decides, not the batch alone",
     ),
@@ -240,7 +240,7 @@ CLAIM = Claim(
         assumed="网络、训练集和学习率都相同，并且在训练数据拟合得同样好时比较。",
         seen="300 张数字图像，五分之一标错类别，训练到同样的训练损失。学习率相同时，"
         "大批量更尖锐、也更差。若只训练同样的轮数，大批量反而更平坦，"
-        "因为它几乎还没训练；学习率乘以 sqrt(b) 后，两种差别都消失。",
+        "因为它几乎还没训练；学习率随批量按 sqrt(b) 放大后，大批量既不更尖锐也不更差。",
         answer="学习率相同，并在训练损失相同时比较。"
         "起作用的是学习率与批量的搭配，而不只是批量",
     ),
