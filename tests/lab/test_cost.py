@@ -77,8 +77,8 @@ def test_gain_is_nothing_on_a_line_and_seen_in_tiles() -> None:
 
 
 def test_energy_of_devices_is_that_of_one_and_of_waiting() -> None:
-    assert norms_cost.energy(0.01, 0.0) == pytest.approx(1.0)
-    assert norms_cost.energy(0.01, 0.005, devices=2) == pytest.approx(1.5)
+    joules = 4 * (0.01 + 0.005) / (4 * 8)  # of 4 devices of a watt and 8 examples
+    assert norms_cost.energy(0.01, 0.005) == pytest.approx(joules / (0.01 / 8))
     model = nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, 16))
     tree = 2 * (8 * 16 / ASSUMED.bandwidth + 2 * ASSUMED.latency_s)  # 4 devices
     assert norms_cost.exchange_s(model) == pytest.approx(2 * tree)
