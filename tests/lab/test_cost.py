@@ -16,7 +16,7 @@ from rightbatch.lab.chapters import claim_named
 from rightbatch.lab.claim import run_claim
 from rightbatch.lab.cost import best_batch, norms_cost, powers_of_two
 from rightbatch.lab.cost.accumulation import distance, gradient_of, mean_of_means
-from rightbatch.lab.cost.cpu_time import cpu_seconds, one_thread, ratio
+from rightbatch.lab.cost.cpu_time import cpu_seconds, ratio
 from rightbatch.lab.cost.same_work import products_of_an_example
 from rightbatch.lab.cost.streaming_memory import OnDisk, peak_of_reading
 from rightbatch.lab.training_runs import digits_job, started
@@ -95,15 +95,11 @@ def test_the_peak_of_a_file_read_first_holds_the_file(tmp_path: Path) -> None:
 
 
 def test_seconds_of_every_step_in_every_round() -> None:
-    before = torch.get_num_threads()
     with started(digits_job()) as run:
         seconds = cpu_seconds([(run, 8, 8), (run, 8, 4)], rounds=2)
         assert [len(rounds) for rounds in seconds] == [2, 2]
         assert min(map(min, seconds)) > 0
         assert run.accumulator.micro_batch_size.most in (4, 8)
-    with one_thread():
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before
 
 
 def test_a_ratio_is_the_median_of_rounds() -> None:

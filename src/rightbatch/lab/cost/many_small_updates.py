@@ -87,15 +87,15 @@ CLAIM = Claim(
         "come nearer to a good solution than a slow one by the exact gradient.",
         assumed="Training is far from its end, the batch below the critical one, and "
         "each batch has its own best rate.",
-        seen="Real digits are trained. In the CPU time of the first whole update, batches "
-        "of 64 come to a lower loss; and to a low one they take less time than whole "
+        seen="On real digits, in the CPU time of one update by all examples, batches "
+        "of 64 come to a lower loss. To a low loss they take less time than whole "
         "batches, few but heavy, and than single examples.",
     ),
     zh=Words(
         title="同样的时间里，多次小更新胜过一次重更新",
         claimed="同样的时间里，小而相当准确的多次更新比一次精确的更新走得更远。",
         assumed="训练远未结束，批量小于临界批量，各用自己最好的学习率。",
-        seen="在真实数字图像上训练：在一次全量更新的 CPU 时间里，批量 64 的损失降得更低；"
+        seen="在真实数字图像上，一次全量更新的 CPU 时间里，批量 64 的损失降得更低；"
         "训练到同一损失，它比全批量（次数少但很重）和单个样本都省时间。",
     ),
     run=run,

@@ -107,8 +107,8 @@ CLAIM = Claim(
         assumed="A device draws the same watts at work and waiting, each layer's sums "
         "cross an assumed link, and nothing covers the wait.",
         seen="At one micro-batch both take the same memory and about the same time. "
-        "Energy is modelled, not measured: waiting for the exchange costs some in short "
-        "steps and hardly any in long ones.",
+        "Energy is modelled, not measured: waiting for the exchange costs some where "
+        "steps are short, and hardly any where they are long.",
         answer="waiting for the exchange is a good part of a step, by the model: more "
         "devices alone use no more energy for an example",
     ),

@@ -9,7 +9,7 @@ from torch import nn
 from rightbatch.fit.step_time import TimeLaw, fit_time
 from rightbatch.lab.check import at_least, at_most
 from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
-from rightbatch.lab.cost.cpu_time import one_thread, timed
+from rightbatch.lab.cost.cpu_time import timed
 from rightbatch.lab.plots import Series, plot
 from rightbatch.lab.training_runs import digits_job, started
 from rightbatch.measure.time import measure_times
@@ -43,7 +43,7 @@ def run(trial: Trial) -> Seen:
     for name, model in models.items():
         trial.tell(f"timing {name}")
         job = digits_job(model=model, batch_size=LARGE, seed=trial.seed)
-        with one_thread(), started(job) as state:
+        with started(job) as state:
             measured, _, _ = measure_times(state, budget_s=trial.size(2.0, 10.0))
         points = [timed(p.micro_batch, [*p.process_rounds]) for p in measured]
         at = {p.micro_batch: p.step_time_s for p in points}
@@ -88,16 +88,16 @@ CLAIM = Claim(
         "pass over the data more than 200 times faster than one by one.",
         assumed="With gamma = 0.5 the factor is 400 (T0 + k) / (T0 + 20 k): only 20 "
         "without a fixed cost T0, and 400 at the very most.",
-        seen="Two networks are timed at many batches and the law is fitted. Thin layers, "
-        "nearly all fixed cost, gain more than 200; convolutions, nearly all work, "
-        "far less.",
+        seen="Two networks are timed at many batches and the law is fitted. Thin "
+        "layers, nearly all fixed cost, gain more than 200; convolutions, nearly all "
+        "work, far less.",
         answer="the fixed part of a step is longer than all the rest of a step of 400",
     ),
     zh=Words(
         title="批量 400 让一个周期快 200 倍",
         claimed="每步 T0 + k B^gamma，gamma 约 0.5，一次 400 个比逐个快 200 倍以上。",
-        assumed="gamma = 0.5 时倍数是 400 (T0 + k) / (T0 + 20 k)：没有固定开销 T0 时只有"
-        " 20，最多 400。",
+        assumed="gamma = 0.5 时倍数是 400 (T0 + k) / (T0 + 20 k)：没有固定开销时只有 "
+        "20，最多 400。",
         seen="对两个网络在多种批量下计时并拟合公式：几乎全是固定开销的薄层网络快 200 倍"
         "以上；几乎全是计算的卷积网络则少得多。",
         answer="在批量 400 的一步中，固定开销比其余部分更长",

@@ -100,8 +100,8 @@ CLAIM = Claim(
         "beyond a critical size more examples a step are wasted.",
         assumed="Each batch has near its best rate, and trains to one loss.",
         seen="Steps to a loss are computed on a quadratic, counted on real digits, and "
-        "refitted from published runs: one law of two numbers. Well below the critical batch "
-        "doubling nearly halves them; well above it does nothing.",
+        "refitted from published runs: one law of two numbers. Well below the "
+        "critical batch doubling nearly halves them; well above it does nothing.",
         answer="the batch is not far below critical, where doubling nearly "
         "halves the steps",
     ),

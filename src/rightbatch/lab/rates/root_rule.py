@@ -12,33 +12,18 @@ from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
 from rightbatch.lab.plots import Series, plot
 from rightbatch.lab.rates.small_net import small_job
 from rightbatch.lab.rates.walks import rest_variance, variance_at_rest
-from rightbatch.lab.samples import mean_of
-from rightbatch.lab.training_runs import batch_gradient, started
+from rightbatch.lab.sampling.variance_over_b import gradient_variance
+from rightbatch.lab.training_runs import started
 from rightbatch.schedules.scaling import Rule, scaling_for
 
 BATCHES, RATIO = (4, 16, 64, 256), 16  # RATIO: where the rest is looked at
 
 
-def gradient_variances(trial: Trial) -> list[Estimate]:
-    """Of batches of each size on the digits, drawn with replacement."""
-    generator = torch.Generator().manual_seed(trial.seed)
-    job, variances = small_job(trial.seed), []
-    with started(job) as state:
-        whole = batch_gradient(state, torch.arange(job.length))
-        for b in BATCHES:
-            trial.tell(f"b = {b}")
-            squares = []
-            for _ in range(trial.size(200, 1000)):
-                rows = torch.randint(job.length, (b,), generator=generator)
-                noise = batch_gradient(state, rows) - whole
-                squares.append(float(noise.square().sum()))
-            variances.append(mean_of(squares))
-    return variances
-
-
 def run(trial: Trial) -> Seen:
     """Update variance on real gradients; variance at rest on a quadratic."""
-    variances = gradient_variances(trial)
+    random, draws = torch.Generator().manual_seed(trial.seed), trial.size(200, 1000)
+    with started(small_job(trial.seed)) as state:
+        variances = [gradient_variance(state, b, draws, random) for b in BATCHES]
 
     def jitter(rule: Rule) -> list[Estimate]:
         factors = [scaling_for("sgd", BATCHES[0], b, rule=rule).lr for b in BATCHES]

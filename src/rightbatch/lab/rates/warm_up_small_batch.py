@@ -99,8 +99,8 @@ CLAIM = Claim(
         seen="On real digits a ramp of batch and rate is as calm as a warm-up of the "
         "rate and ends lower, by more updates; a ramp of the batch alone first throws "
         "the loss above chance. At this rate even the large batch at once is calm.",
-        answer="the rate is small with the batch; at the full rate a small batch is the "
-        "least careful way",
+        answer="the rate is small with the batch; at the full rate a small batch is "
+        "the least careful way",
     ),
     zh=Words(
         title="用小批量预热，学习率也要小",

@@ -117,9 +117,9 @@ CLAIM = Claim(
         "gradient stays what it was.",
         seen="A real network takes tiny steps. Over few of them the squared distance "
         "grows with their number, as in a walk; over many almost with the square, as "
-        "on a straight way, the guide. A whole shuffled epoch is no walk: its noise cancels.",
+        "on a straight way, the guide. In a whole shuffled epoch the noise cancels.",
         answer="batches are drawn independently: the walk leads until as many examples "
-        "are seen as the noise scale, then the guide; in a shuffled epoch noise cancels",
+        "are seen as the noise scale, then the guide",
     ),
     zh=Words(
         title="训练是有引导的随机漫步",
@@ -127,8 +127,7 @@ CLAIM = Claim(
         assumed="批次独立抽取；步子极小，梯度保持不变。",
         seen="真实网络迈极小的步子。步数少时，距离平方与步数成正比，如同漫步；步数多时"
         "接近与步数平方成正比，如同沿坡度直行。打乱的完整轮次不是漫步：噪声相互抵消。",
-        answer="批次独立抽取：已见样本数达到噪声尺度之前由漫步主导，此后由坡度引导；"
-        "打乱的轮次中噪声会相互抵消",
+        answer="批次独立抽取：已见样本数达到噪声尺度之前由漫步主导，此后由坡度引导",
     ),
     run=run,
 )

@@ -142,7 +142,7 @@ CLAIM = Claim(
         assumed="All have one expectation: both classes count half. Not shown is the "
         "price: rare examples come around often, and may be learnt by heart.",
         seen="Gradients of many batches, made three ways at the same weights, are "
-        "compared. A single rare example in every batch more than halves the variance of "
+        "compared. One rare example in every batch more than halves the variance of "
         "weighting, and each still comes once an epoch; fifty cut it far more.",
     ),
     zh=Words(
