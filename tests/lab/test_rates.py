@@ -11,12 +11,7 @@ import torch
 import rightbatch as rb
 from rightbatch.lab.chapters import claim_named
 from rightbatch.lab.claim import run_claim
-from rightbatch.lab.rates.critical_batch import (
-    CURVATURES,
-    GOAL,
-    doubling,
-    quadratic_steps,
-)
+from rightbatch.lab.rates.critical_batch import doubling
 from rightbatch.lab.rates.instead_of_decay import WAYS, share_of_updates
 from rightbatch.lab.rates.schedules_hold import FIRST, STAGES, UPDATES, decayed
 from rightbatch.lab.rates.small_net import following, small_job, steps_to
@@ -61,16 +56,6 @@ def test_every_stage_of_a_decay_has_as_many_updates(power: int) -> None:
     lrs = table[::UPDATES, 1]
     assert lrs == pytest.approx(0.8 ** np.arange(STAGES))
     assert table[::UPDATES, 0] == pytest.approx(FIRST * lrs**power, rel=0.03)
-
-
-def test_quadratic_steps_are_those_of_the_recursion_one_by_one() -> None:
-    b, lr, steps = 16.0, 0.3, 0
-    moments = np.ones(len(CURVATURES))
-    while CURVATURES @ moments / 2 > GOAL:
-        moments = (1 - lr * CURVATURES) ** 2 * moments + lr**2 * CURVATURES / b
-        steps += 1
-    assert steps - 1 < quadratic_steps(b, lr) <= steps
-    assert quadratic_steps(0.01, 1.9) == math.inf  # its noise floor is above the goal
 
 
 def test_doubling_halves_far_below_and_does_nothing_far_above() -> None:

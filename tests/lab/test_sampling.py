@@ -34,7 +34,7 @@ def test_the_scatter_of_a_path_is_that_over_all_shuffles(monkeypatch: Any) -> No
         for batch in np.reshape(order, (3, 2)):
             place -= rate * h * (place - batch.mean())
         places.append(place)
-    law = three_regimes.variance(three_regimes.pulls(h, 3), 2)
+    law = three_regimes.variance(three_regimes.pulls(h), 2)
     assert law == pytest.approx(np.var(places), rel=1e-9)
 
 

@@ -80,7 +80,7 @@ def run(trial: Trial) -> Seen:
     over = {b: total.value / fastest for b, total in digits.items()}
     nearest = min(over, key=lambda b: abs(math.log(b / best_here)))
     top = min(exact)
-    low, end, alone = at_best / top, exact[0] / top, top * least / (FIXED * n + c)
+    low, end, alone = at_best / top, exact[0] / top, (FIXED * n + EXAMPLE * c) / least
     here, small, large = over[nearest], over[4], over[1024]
     checks = (
         at_most("time at b* / least", 1.02, low, wrong={"b = 2": end}),

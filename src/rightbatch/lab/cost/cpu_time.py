@@ -1,13 +1,10 @@
-"""CPU seconds of steps of several sizes, taken in turns on one thread."""
+"""CPU seconds of steps of several sizes, taken in turns."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
-import torch
+from collections.abc import Sequence
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.measure.measurements import TimePoint
@@ -17,39 +14,28 @@ VISIT_S = 0.02  # a short step is repeated for so long within a visit [assumed]
 Seconds = list[float]  # of one step, in every round
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread: what a process's CPU clock says is then what it worked."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def cpu_seconds(
     steps: Sequence[tuple[RunState, int, int]], rounds: int
 ) -> list[Seconds]:
     """CPU seconds of a step of each (run, batch, micro-batch), in every round.
 
     Those of a round are visited in random order, so that a clock that slows down slows
-    all of them; the first step of a visit fills the caches and is not timed.
+    all of them; the first step of a visit fills the caches and is not timed. A claim
+    runs on one thread: the clock of the process says what it worked.
     """
     shuffler, order = random.Random(0), list(range(len(steps)))
     seconds: list[Seconds] = [[] for _ in steps]
-    with one_thread():
-        for _ in range(rounds):
-            shuffler.shuffle(order)
-            for i in order:
-                run, batch, micro = steps[i]
-                run.split(batch, micro)
+    for _ in range(rounds):
+        shuffler.shuffle(order)
+        for i in order:
+            run, batch, micro = steps[i]
+            run.split(batch, micro)
+            run.step()
+            began, made = time.process_time(), 0
+            while not made or time.process_time() < began + VISIT_S:
                 run.step()
-                began, made = time.process_time(), 0
-                while not made or time.process_time() < began + VISIT_S:
-                    run.step()
-                    made += 1
-                seconds[i].append((time.process_time() - began) / made)
+                made += 1
+            seconds[i].append((time.process_time() - began) / made)
     return seconds
 
 

@@ -41,12 +41,13 @@ def exchange_s(model: nn.Module) -> float:
     return sum(2 * ASSUMED.all_reduce_s(2 * 4 * w, DEVICES) for w in widths)
 
 
-def energy(step_s: float, waiting_s: float, devices: int = DEVICES) -> float:
+def energy(step_s: float, waiting_s: float) -> float:
     """Of an example, over that on one device that waits for nobody.
 
-    A device draws the same watts at work and waiting; they cancel.
+    A device draws the same watts at work and waiting, and more devices share more
+    examples: both cancel.
     """
-    return devices * (step_s + waiting_s) / (devices * MICRO) / (step_s / MICRO)
+    return 1 + waiting_s / step_s
 
 
 def run(trial: Trial) -> Seen:
@@ -67,16 +68,16 @@ def run(trial: Trial) -> Seen:
         waiting_s = exchange_s(run_b.network)
     here_s = min(step_b)
     memory, slower = bytes_g / bytes_b, ratio(step_g, step_b)
-    synced, free = energy(here_s, waiting_s), energy(here_s, 0.0)
+    synced, rarely = energy(here_s, waiting_s), energy(1.0, waiting_s)
     all_memory, all_slower = bytes_g / together, ratio(step_all, step_b).value
     checks = (
         equals(
             "memory, GN / BN", 1.0, memory, margin=0.05, wrong={"of 32": all_memory}
         ),
         at_most("CPU time, GN / BN", 1.5, slower, wrong={"of 32": all_slower}),
-        at_least("modelled energy, BN on 4 / 1", 1.005, synced, wrong={"free": free}),
+        at_least("modelled energy, BN on 4 / 1", 1.01, synced, wrong={"1 s": rarely}),
         at_most(
-            "on a free network", 1.001, free, wrong={"watts add": 4.0}, part="limit"
+            "in steps of 1 s", 1.01, rarely, wrong={"watts add": DEVICES}, part="limit"
         ),
     )
     steps_s = [1e-4 * 1.5**i for i in range(23)]
@@ -105,19 +106,19 @@ CLAIM = Claim(
         "costs energy for messages and devices; GroupNorm needs one.",
         assumed="A device draws the same watts at work and waiting, each layer's sums "
         "cross an assumed link, and nothing covers the wait.",
-        seen="At one micro-batch both take the same memory and about the same time. In "
-        "the model the exchange costs energy; devices alone cost none, since each "
-        "works a part of the time.",
-        answer="waiting for the exchange is a good part of a step: more devices alone "
-        "use no more energy for an example",
+        seen="At one micro-batch both take the same memory and about the same time. "
+        "Energy is modelled, not measured: waiting for the exchange costs some where "
+        "steps are short, and hardly any where they are long.",
+        answer="waiting for the exchange is a good part of a step, by the model: more "
+        "devices alone use no more energy for an example",
     ),
     zh=Words(
         title="单设备的组归一化省下批量归一化花在多设备上的能量",
         claimed="批量归一化要用多个设备凑足批量而耗能；组归一化只需一个。",
         assumed="设备工作与等待时功率相同；统计量经过假设的链路，等待无法掩盖。",
-        seen="微批量相同时，两者内存相同、时间相近。模型中同步要耗能；多设备本身不多"
-        "耗，因为各自只工作一部分时间。",
-        answer="等待同步占一步中可观的一部分：单是设备多，并不增加每个样本的能耗",
+        seen="微批量相同时，两者内存相同、时间相近。能耗是模型算出的，并未测量：步子短"
+        "时，等待同步要耗能；步子长时几乎不耗。",
+        answer="等待同步占一步中可观的一部分（按模型）；单是设备多，并不增加每个样本的能耗",
     ),
     run=run,
 )

@@ -54,17 +54,25 @@ def run(trial: Trial) -> Seen:
             "the same", WORTH, gain, wrong={"tiles of 32": tiles}, part="correction"
         ),
     )
+    at = seconds[1::3]
     series = [
         Series(
-            name, SIZES[i::3], [ratio(s, seconds[-2]) for s in seconds[i::3]], "points"
+            name,
+            POWERS,
+            [ratio(s, p) for s, p in zip(sides, at, strict=True)],
+            "points",
         )
-        for i, name in enumerate(("2^k - 1", "2^k", "2^k + 1"))
+        for name, sides in (("2^k - 1", seconds[::3]), ("2^k + 1", seconds[2::3]))
     ]
+    in_tiles = [math.ceil((b + 1) / 32) * 32 / b for b in POWERS]
+    series.append(Series("2^k + 1 in tiles of 32", POWERS, in_tiles, "dashed"))
     chart = plot(
-        series, "batch size b", "CPU time of a step over that at 256", log="xy"
+        series, "power of two", "CPU time of a step, over that at 2^k", log="x"
     )
-    caption = "Each group of three lies together: nothing happens at a power of two."
-    zh = "每组三点几乎重合：在二的幂处没有什么特别。"
+    caption = (
+        "One example more or less beside each power of two: near 1 it is no matter."
+    )
+    zh = "每个二的幂旁多一个或少一个样本：接近 1 就没有差别。"
     return Seen(checks, (Chart(caption, zh, chart),))
 
 
@@ -83,15 +91,15 @@ CLAIM = Claim(
         "devices that work in tiles or waves; here this CPU is asked.",
         seen="A network of wide layers is timed at powers of two and one example to "
         "each side, in turns. No gain worth choosing a batch for is seen.",
-        answer="on a CPU no power of two is faster than its neighbours by a tenth; "
-        "another device must be measured",
+        answer="on this CPU powers of two are not faster than their neighbours by a "
+        "tenth, on average; another device must be measured",
     ),
     zh=Words(
         title="二的幂适合硬件",
         claimed="常用的批量是 32、64、128、256，与硬件架构的特性相匹配。",
         assumed="若是如此，差一个样本应格外费时，按块工作的设备正是这样；这里问 CPU。",
         seen="轮流计时宽层网络在二的幂及其左右的一步：看不到值得据此选批量的差别。",
-        answer="在 CPU 上，二的幂并不比相邻批量快十分之一；其他设备须另行测量",
+        answer="在这个 CPU 上，二的幂平均并不比相邻批量快十分之一；其他设备须另行测量",
     ),
     run=run,
 )

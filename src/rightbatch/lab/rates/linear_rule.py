@@ -100,7 +100,7 @@ CLAIM = Claim(
         seen="On a quadratic the weights rest equally wide; on real digits four times "
         "both draws the same loss curve, other rules lag. Far beyond, weights spread "
         "more and the loss stays high.",
-        answer="lr times curvature stays well below 2, and the batch below critical.",
+        answer="lr times curvature stays well below 2, and the batch below critical",
     ),
     zh=Words(
         title="批量与学习率同乘一个数：路径不变",
@@ -108,7 +108,7 @@ CLAIM = Claim(
         assumed="普通 SGD；学习率乘曲率远小于 2；批量远小于临界批量。",
         seen="在二次函数上，静止时的散布相同；在真实数字图像上，同乘 4 的损失曲线重合，"
         "其他规则都落后。倍数太大时，散布变宽，损失居高不下。",
-        answer="学习率乘最大曲率仍远小于 2，且批量低于临界批量。",
+        answer="学习率乘最大曲率仍远小于 2，且批量低于临界批量",
     ),
     run=run,
 )

@@ -12,33 +12,18 @@ from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
 from rightbatch.lab.plots import Series, plot
 from rightbatch.lab.rates.small_net import small_job
 from rightbatch.lab.rates.walks import rest_variance, variance_at_rest
-from rightbatch.lab.samples import mean_of
-from rightbatch.lab.training_runs import batch_gradient, started
+from rightbatch.lab.sampling.variance_over_b import gradient_variance
+from rightbatch.lab.training_runs import started
 from rightbatch.schedules.scaling import Rule, scaling_for
 
 BATCHES, RATIO = (4, 16, 64, 256), 16  # RATIO: where the rest is looked at
 
 
-def gradient_variances(trial: Trial) -> list[Estimate]:
-    """Of batches of each size on the digits, drawn with replacement."""
-    generator = torch.Generator().manual_seed(trial.seed)
-    job, variances = small_job(trial.seed), []
-    with started(job) as state:
-        whole = batch_gradient(state, torch.arange(job.length))
-        for b in BATCHES:
-            trial.tell(f"b = {b}")
-            squares = []
-            for _ in range(trial.size(200, 1000)):
-                rows = torch.randint(job.length, (b,), generator=generator)
-                noise = batch_gradient(state, rows) - whole
-                squares.append(float(noise.square().sum()))
-            variances.append(mean_of(squares))
-    return variances
-
-
 def run(trial: Trial) -> Seen:
     """Update variance on real gradients; variance at rest on a quadratic."""
-    variances = gradient_variances(trial)
+    random, draws = torch.Generator().manual_seed(trial.seed), trial.size(200, 1000)
+    with started(small_job(trial.seed)) as state:
+        variances = [gradient_variance(state, b, draws, random) for b in BATCHES]
 
     def jitter(rule: Rule) -> list[Estimate]:
         factors = [scaling_for("sgd", BATCHES[0], b, rule=rule).lr for b in BATCHES]
@@ -51,7 +36,7 @@ def run(trial: Trial) -> Seen:
     first = variance_at_rest(1, 0.02, noise=64.0, chains=chains, seed=seed + 1)
     rest = rest.scale(1 / first.value)
     colder = rest_variance(RATIO, 0.02 * r, 64.0) / rest_variance(1, 0.02, 64.0)
-    update, other = {"linear": 64.0, "rate kept": 1 / 64}, {"held": 1.0, "1/r": 1 / 16}
+    update, other = {"linear": 64.0, "rate kept": 1 / 64}, {"held": 1.0, "1/b": 1 / 16}
     checks = (
         equals("update variance, 64 b", 1.0, root[-1], within=0.2, wrong=update),
         equals(
@@ -94,8 +79,8 @@ CLAIM = Claim(
         assumed="Shaking is the variance of one update; examples are independent.",
         seen="Over batches of real digits the variance of the update stays; but on a "
         "quadratic the weights come to rest colder at the larger batch.",
-        answer="the jitter of one update is meant; temperature and progress "
-        "of an epoch fall.",
+        answer="the jitter of one update is meant; at a larger batch temperature and "
+        "progress of an epoch fall",
     ),
     zh=Words(
         title="平方根规则保持单次更新的抖动",
@@ -103,7 +88,7 @@ CLAIM = Claim(
         assumed="“晃动”指单次更新的方差；样本相互独立。",
         seen="在真实数字图像上，更新的方差确实不变；但在二次函数上，批量越大，权重静止"
         "时越“冷”。",
-        answer="所指的是单次更新的抖动；每个 epoch 的进展和温度都会变。",
+        answer="所指的是单次更新的抖动；批量越大，温度和每个轮次的进展越低",
     ),
     run=run,
 )

@@ -130,9 +130,8 @@ CLAIM = Claim(
         "regression of noisy labels near its minimum.",
         seen="On such a regression the product's schedule follows the gradient "
         "measured in the run, and the exact ratio stays level; a constant batch loses "
-        "it. On digits the noise grows early on, and the rule falls short.",
-        answer="an example's noise stays; else follow the noise scale tr "
-        "Sigma / |G|^2.",
+        "it. On digits the noise itself grows early on, so the rule would fall short.",
+        answer="an example's noise stays; else follow the noise scale tr Sigma / |G|^2",
     ),
     zh=Words(
         title="让批量按 1/|g|^2 增长",
@@ -140,7 +139,7 @@ CLAIM = Claim(
         assumed="梯度变小时，单个样本梯度的噪声不变，如标签带噪声的回归在最小值附近。",
         seen="在这样的回归上，产品的方案跟随训练中测得的梯度，精确的信噪比保持平稳，固"
         "定批量则不断下降。在数字图像训练的早期，噪声本身在增大，这条规则就不够。",
-        answer="单个样本的噪声不变；否则批量应跟随噪声尺度 tr Sigma / |G|^2。",
+        answer="单个样本的噪声不变；否则批量应跟随噪声尺度 tr Sigma / |G|^2",
     ),
     run=run,
 )

@@ -98,17 +98,17 @@ CLAIM = Claim(
         "noisier, not smaller.",
         seen="On real digits a ramp of batch and rate is as calm as a warm-up of the "
         "rate and ends lower, by more updates; a ramp of the batch alone first throws "
-        "the loss above chance.",
-        answer="the rate is small with the batch; at the full rate it is the "
-        "least careful.",
+        "the loss above chance. At this rate even the large batch at once is calm.",
+        answer="the rate is small with the batch; at the full rate a small batch is "
+        "the least careful way",
     ),
     zh=Words(
         title="用小批量预热，学习率也要小",
         claimed="训练之初梯度不稳定，应以较小的批量（或较小的学习率）小心探路。",
         assumed="学习率与批量同比变化：单独减小批量只会让更新更嘈杂，而不是更小。",
         seen="在真实数字图像上，批量与学习率一起爬升，与预热学习率一样平稳，且更新更多"
-        "、损失更低；只爬升批量，损失先升到随机猜测之上。",
-        answer="学习率随批量一起变小；全额学习率配小批量最不小心。",
+        "、损失更低；只爬升批量，损失先升到随机猜测之上。在这一学习率下，直接用大批量也平稳。",
+        answer="学习率随批量一起变小；全额学习率配小批量最不小心",
     ),
     run=run,
 )

@@ -96,7 +96,7 @@ CLAIM = Claim(
         seen="A net on real digits trains at 16 times the batch over equal examples. "
         "Under SGD the linear rule keeps near the loss of the small batch; under Adam "
         "the root is better. Scaling nothing lags in both.",
-        answer="the optimizer is SGD; under Adam the root rule takes its place.",
+        answer="the optimizer is SGD; under Adam the root rule takes its place",
     ),
     zh=Words(
         title="SGD 用线性规则，Adam 用平方根规则",
@@ -104,7 +104,7 @@ CLAIM = Claim(
         assumed="放大后的学习率仍然稳定；原来也不是太低，否则抬得最高的规则就会赢。",
         seen="用 16 倍批量、同样多的真实数字图像训练。SGD 下线性规则接近小批量的损失；"
         "Adam 下平方根规则更好。什么都不缩放则都落后。",
-        answer="优化器为 SGD；Adam 的步长不随梯度变化，应改用平方根规则。",
+        answer="优化器为 SGD；若是 Adam，应改用平方根规则",
     ),
     run=run,
 )

@@ -48,7 +48,7 @@ def run(trial: Trial) -> Seen:
         equals(what, theory, float(measured), wrong={name: float(wrong)})
         for what, theory, measured, name, wrong in counted
     )
-    batches = np.unique(np.geomspace(100, 25_000, 50).astype(int)).tolist()
+    batches = np.unique(np.geomspace(100, 40_000, 50).astype(int)).tolist()
     kept = [sum(epoch_sizes(50_000, b, trial.seed, "drop")) for b in batches]
     series = [
         Series("counted", batches, [1 - k / 50_000 for k in kept], "points"),

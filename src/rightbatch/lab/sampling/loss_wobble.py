@@ -17,7 +17,7 @@ from rightbatch.lab.training_runs import Curve, trained
 
 EXAMPLES = 1437  # all training digits
 BATCHES = (4, 16, 64, 256)
-RATE, LARGE_RATE = 0.1, 8.0  # steady at b = N, and beyond 2 over the curvature
+RATE, LARGE_RATE = 0.1, 8.0  # steady at b = N, and far too large [measured]
 
 
 def watched(job: Job, b: int, steps: int) -> tuple[Curve, list[float]]:
@@ -60,7 +60,7 @@ def run(trial: Trial) -> Seen:
     of_law, laws = wobble[16].scale(16), {"1/sqrt(b)": 4.0, "1/b^2": 1 / 16}
     others, slow = {"1/b": -1.0, "as large at every b": 0.0}, {"small rate": calm}
     checks = (
-        equals("b wobble^2 / Var(loss), b = 16", 1.0, of_law, within=0.4, wrong=laws),
+        equals("b wobble^2 / Var(loss), b = 16", 1.0, of_law, within=0.5, wrong=laws),
         equals("exponent of the wobble", -0.5, slope, margin=0.08, wrong=others),
         at_least("rising steps at b = 4", 0.3, rises[4], wrong={"b = N": calm}),
         at_most("rising steps at b = N", 0.0, calm, wrong={"b = 256": rises[256]}),
@@ -97,8 +97,8 @@ CLAIM = Claim(
         seen="After every step the loss of the next batch is set beside that of the "
         "whole data at the same weights: the gap has the size of a mean of b losses. "
         "At b = N the curve never rises, until the rate is made much larger.",
-        answer="the rate is below 2 over the largest curvature; above it the "
-        "full batch's curve rises too",
+        answer="the rate is small enough; at a far larger one the full batch's curve "
+        "rises too",
     ),
     zh=Words(
         title="批量越小，损失曲线波动越大",
@@ -107,7 +107,7 @@ CLAIM = Claim(
         "全批量曲线才平滑。",
         seen="每一步之后，比较下一批次的损失与同一参数处的整体损失：差距正好是 b 个样本"
         "平均的误差大小。b = N 时曲线从不上升，除非把学习率调得很大。",
-        answer="学习率低于 2 除以最大曲率；超过它，全批量的曲线也会上升",
+        answer="学习率足够小；学习率大得多时，全批量的曲线也会上升",
     ),
     run=run,
 )

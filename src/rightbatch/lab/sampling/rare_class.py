@@ -141,16 +141,17 @@ CLAIM = Claim(
         "holds none. Weights make rare, huge steps; strata have far less variance.",
         assumed="All have one expectation: both classes count half. Not shown is the "
         "price: rare examples come around often, and may be learnt by heart.",
-        seen="Even a single rare example in every batch about halves the variance of "
-        "weighting, at no cost; fifty cut it by more than a hundred times.",
+        seen="Gradients of many batches, made three ways at the same weights, are "
+        "compared. One rare example in every batch more than halves the variance of "
+        "weighting, and each still comes once an epoch; fifty cut it far more.",
     ),
     zh=Words(
         title="让每个批次都含有罕见类",
         claimed="若千分之一为阳性，随机的一千个样本常常一个阳性也没有。加大罕见类的权重"
         "会带来罕见而巨大的跳跃；分层抽样的方差则小得多。",
         assumed="期望相同：两类在损失中各占一半。代价未显示：罕见样本可能被死记。",
-        seen="每批仅固定一个罕见样本，方差就比加权减少约一半，且没有代价；"
-        "固定五十个则减少一百倍以上。",
+        seen="在相同权重处比较三种方式抽取的许多批次的梯度。每批固定一个罕见样本，"
+        "方差就不到加权的一半，而每个罕见样本每轮仍只出现一次；固定五十个则减少得多。",
     ),
     run=run,
 )

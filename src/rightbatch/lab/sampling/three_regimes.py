@@ -50,10 +50,9 @@ def paths(job: Job, b: int) -> Float[np.ndarray, "steps walkers 2"]:
     return torch.stack(at).double().numpy()
 
 
-def pulls(h: float, step: int) -> Float64[np.ndarray, " steps"]:
-    """How much each batch so far has moved the weight after ``step`` steps."""
-    age = step - 1 - np.arange(STEPS)
-    return np.where(age >= 0, RATE * h * (1 - RATE * h) ** np.abs(age), 0.0)
+def pulls(h: float) -> Float64[np.ndarray, " steps"]:
+    """How much of each batch is in the weight after all steps, the last one first."""
+    return RATE * h * (1 - RATE * h) ** np.arange(STEPS)
 
 
 def variance(pull: Float64[np.ndarray, " steps"], b: int) -> float:
@@ -65,9 +64,9 @@ def variance(pull: Float64[np.ndarray, " steps"], b: int) -> float:
     return within * squares - (float(pull.sum()) ** 2 - squares) / (EXAMPLES - 1)
 
 
-def scatter(step: int, b: int) -> float:
-    """The variance of the place after ``step`` steps, both coordinates together."""
-    return sum(variance(pulls(h, step), b) for h in CURVATURE)
+def scatter(b: int) -> float:
+    """The variance of the place after all steps, both coordinates together."""
+    return sum(variance(pulls(h), b) for h in CURVATURE)
 
 
 def run(trial: Trial) -> Seen:
@@ -82,8 +81,8 @@ def run(trial: Trial) -> Seen:
         b: float(np.linalg.norm(np.diff(at, axis=0), axis=2).sum(0).mean())
         for b, at in by.items()
     }
-    law, root = scatter(STEPS, SOME), {"1/sqrt(b)": 4.0}
-    more, least = scatter(STEPS, 1) / law, far[EXAMPLES]
+    law, root = scatter(SOME), {"1/sqrt(b)": 4.0}
+    more, least = scatter(1) / law, far[EXAMPLES]
     ratio, of_law = spread[1].scale(1 / spread[SOME].value), spread[SOME].scale(1 / law)
     longer = far_walked[1] / far_walked[EXAMPLES]
     other = {"b = 16": far_walked[SOME] / far_walked[EXAMPLES]}

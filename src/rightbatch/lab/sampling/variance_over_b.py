@@ -10,10 +10,32 @@ from rightbatch.lab.claim import Chart, Claim, Seen, Trial, Words
 from rightbatch.lab.plots import Series, plot
 from rightbatch.lab.samples import mean_of
 from rightbatch.lab.training_runs import batch_gradient, digits_job, started
+from rightbatch.training.run_state import RunState
 from rightbatch.tuning.noise_scale import noise_scale
 
 EXAMPLES = 256  # of digits, so that b reaches N
 BATCHES = (1, 4, 16, 64, 192)
+
+
+def gradient_variance(
+    run: RunState,
+    b: int,
+    draws: int,
+    random: torch.Generator,
+    *,
+    distinct: bool = False,
+) -> Estimate:
+    """Mean squared distance of batches' gradients from the whole one."""
+    n, squares = run.job.length, []
+    whole = batch_gradient(run, torch.arange(n))
+    for _ in range(draws):
+        rows = (
+            torch.randperm(n, generator=random)[:b]
+            if distinct
+            else torch.randint(n, (b,), generator=random)
+        )
+        squares.append(float((batch_gradient(run, rows) - whole).square().sum()))
+    return mean_of(squares)
 
 
 def run(trial: Trial) -> Seen:
@@ -21,86 +43,38 @@ def run(trial: Trial) -> Seen:
     job = digits_job(seed=trial.seed)
     job = digits_job(seed=trial.seed, data=tuple(t[:EXAMPLES] for t in job.data))
     trace = noise_scale(job, exact=True).trace.value
-    draws = trial.size(100, 400)
-    generator = torch.Generator().manual_seed(trial.seed)
+    draws, random = trial.size(100, 400), torch.Generator().manual_seed(trial.seed)
     replaced: list[Estimate] = []
     distinct: list[Estimate] = []
     with started(job) as state:
-        whole = batch_gradient(state, torch.arange(EXAMPLES))
-
-        def variance(b: int, *, replacement: bool) -> Estimate:
-            """Mean squared distance from the whole gradient."""
-            squares = []
-            for _ in range(draws):
-                rows = (
-                    torch.randint(EXAMPLES, (b,), generator=generator)
-                    if replacement
-                    else torch.randperm(EXAMPLES, generator=generator)[:b]
-                )
-                squares.append(
-                    float((batch_gradient(state, rows) - whole).square().sum())
-                )
-            return mean_of(squares)
-
         for b in BATCHES:
             trial.tell(f"b = {b}")
-            replaced.append(variance(b, replacement=True))
-            distinct.append(variance(b, replacement=False))
-        last = variance(EXAMPLES, replacement=False)
-    one = replaced[0].value
-    slope = replaced[2].scale(16 / trace)
-    without = distinct[-1].scale(BATCHES[-1] / trace)
-    finite = (EXAMPLES - BATCHES[-1]) / (EXAMPLES - 1)
+            replaced.append(gradient_variance(state, b, draws, random))
+            distinct.append(gradient_variance(state, b, draws, random, distinct=True))
+        last = gradient_variance(state, EXAMPLES, draws, random, distinct=True)
+    drawn, without = replaced[2].scale(16 / trace), distinct[-1].scale(192 / trace)
+    finite, at_n = (EXAMPLES - 192) / (EXAMPLES - 1), last.scale(1 / replaced[0].value)
+    powers, none = {"1/sqrt(b)": 4.0, "1/b^2": 1 / 16}, "no finite-population factor"
+    others = {none: 1.0, "1 - b/N squared": finite**2}
+    first, left = "b Var / tr Sigma, b = 16, with replacement", {none: 1 / EXAMPLES}
+    second = "b Var / tr Sigma, b = 192 of 256, without"
     checks = (
-        equals(
-            "b Var / tr Sigma at b = 16, with replacement",
-            1.0,
-            slope,
-            within=0.15,
-            wrong={"1/sqrt(b)": 4.0, "1/b^2": 1 / 16},
-        ),
-        equals(
-            "b Var / tr Sigma at b = 192 of 256, without replacement",
-            finite,
-            without,
-            within=0.15,
-            wrong={"no finite-population factor": 1.0, "1 - b/N squared": finite**2},
-        ),
-        at_most(
-            "Var at b = N over Var at b = 1",
-            1e-10,
-            last.scale(1 / one),
-            wrong={"no finite-population factor": 1 / EXAMPLES},
-        ),
+        equals(first, 1.0, drawn, within=0.15, wrong=powers),
+        equals(second, finite, without, within=0.15, wrong=others),
+        at_most("Var at b = N over Var at b = 1", 1e-10, at_n, wrong=left),
     )
     law = [trace / b for b in BATCHES]
-    factor = [(EXAMPLES - b) / (EXAMPLES - 1) for b in BATCHES]
-    chart = plot(
-        [
-            Series("with replacement", BATCHES, replaced, "points"),
-            Series("without", BATCHES, distinct, "points"),
-            Series("tr Sigma / b", BATCHES, law, "dashed"),
-            Series(
-                "times (N - b)/(N - 1)",
-                BATCHES,
-                [v * f for v, f in zip(law, factor, strict=True)],
-                "line",
-            ),
-        ],
-        "batch size b",
-        "variance of the gradient",
-        log="xy",
-    )
-    return Seen(
-        checks,
-        (
-            Chart(
-                "Each point is a mean over batches; the lines have no free number.",
-                "每个点是许多小批量的平均；两条线没有任何可调参数。",
-                chart,
-            ),
-        ),
-    )
+    less = [trace / b * (EXAMPLES - b) / (EXAMPLES - 1) for b in BATCHES]
+    series = [
+        Series("with replacement", BATCHES, replaced, "points"),
+        Series("without", BATCHES, distinct, "points"),
+        Series("tr Sigma / b", BATCHES, law, "dashed"),
+        Series("times (N - b)/(N - 1)", BATCHES, less),
+    ]
+    chart = plot(series, "batch size b", "variance of the gradient", log="xy")
+    caption = "Each point is a mean over batches; the lines have no free number."
+    zh = "每个点是许多小批量的平均；两条线没有任何可调参数。"
+    return Seen(checks, (Chart(caption, zh, chart),))
 
 
 CLAIM = Claim(
