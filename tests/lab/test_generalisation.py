@@ -1,12 +1,21 @@
 """What the claims on the result rest on: plateaus of sharpness, wrong classes."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector
 
-from rightbatch.lab.generalisation import batch_sharpness, small_against_large
+from rightbatch.lab.generalisation import (
+    batch_sharpness,
+    small_against_large,
+    top_curvature,
+)
 from rightbatch.lab.generalisation.batch_sharpness import MOMENTUM, plateau
 from rightbatch.lab.generalisation.batchnorm_batch import held_out
-from rightbatch.lab.training_runs import digits_job
+from rightbatch.lab.rates.small_net import small_job
+from rightbatch.lab.training_runs import digits_job, started
 
 pytest.importorskip("sklearn")
 
@@ -58,3 +67,23 @@ def test_a_fifth_of_the_classes_is_wrong_and_no_digit_is_on_both_sides() -> None
 def test_statistics_of_pairs_ruin_a_short_run() -> None:
     pairs, eights = (held_out(0, group, norm=True, steps=100) for group in (2, 8))
     assert pairs > 1.5 * eights
+
+
+def test_small_within_no_direction_is_a_large_step_and_within_all_small_ones() -> None:
+    lr, rate = 0.05, 0.3
+    with started(small_job(seed=2)) as run:
+        size = sum(p.numel() for p in run.parameters)
+        moment = run.snapshot()
+
+        def after(step: Callable[..., None], *arguments: Any) -> torch.Tensor:
+            run.rewind(moment)
+            step(run, *arguments)
+            return parameters_to_vector(run.parameters).detach().clone()
+
+        large = after(top_curvature.plain, top_curvature.LARGE, rate)
+        small = after(top_curvature.plain, top_curvature.SMALL, lr)
+        none = after(top_curvature.held_small, torch.zeros(1, size), lr, rate)
+        whole = after(top_curvature.held_small, torch.eye(size), lr, rate)
+    torch.testing.assert_close(none, large, atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole, small, atol=1e-5, rtol=0)
+    assert (large - small).abs().max() > 1e-3

@@ -8,11 +8,13 @@ from rightbatch.lab.generalisation import (
     batchnorm_batch,
     data_size,
     small_against_large,
+    top_curvature,
 )
 
 GENERALISATION: tuple[Claim, ...] = (
     small_against_large.CLAIM,
     batch_sharpness.CLAIM,
+    top_curvature.CLAIM,
     batchnorm_batch.CLAIM,
     data_size.CLAIM,
 )
