@@ -55,11 +55,7 @@ def held_small(run: RunState, space: Tensor, lr: float, rate: float) -> None:
 
 
 def branches(job: Job) -> dict[str, list[float]]:
-    """Training losses every `LARGE` examples, by kind of step.
-
-    All go over the same examples in the same order from one moment in mid-run, the
-    large steps of each kind at the best of the rates tried.
-    """
+    """Losses by kind of step, each at its best rate, over the same examples."""
     loss = training_loss(job)
     with started(job) as run:
         while run.examples < MIDDLE:
@@ -106,12 +102,11 @@ def run(trial: Trial) -> Seen:
     low = mean_of(((left - little) / (start - little)).tolist())
     shares = [((end["large"] - end[kind]) / gap).tolist() for kind in WITHIN]
     top, random = map(mean_of, shares)
-    won = [f"penalty recovered, {kind}" for kind in WITHIN]
     rest, wrong = "penalty over gain, rate decayed", {"rate of mid-run": high.value}
     checks = (
         at_least("penalty over gain", 0.2, high, wrong={"rate decayed": low.value}),
-        at_least(won[0], 0.8, top, wrong={"random": random.value}),
-        at_most(won[1], 0.15, random, wrong={"top": top.value}),
+        at_least(f"recovered, {WITHIN[0]}", 0.8, top, wrong={"random": random.value}),
+        at_most(f"recovered, {WITHIN[1]}", 0.15, random, wrong={"top": top.value}),
         at_most(rest, 0.1, low, part="limit", wrong=wrong),
     )
     at, means = range(0, EXAMPLES + 1, LARGE), {k: v.mean(0) for k, v in losses.items()}
@@ -135,8 +130,7 @@ CLAIM = Claim(
         title="The price of a large batch sits in a few steep directions",
         claimed="A precise large batch runs down the steepest path: there, where the "
         "curvature is largest, it loses against small ones.",
-        assumed="Equal examples. The small batch keeps one rate, the others take that "
-        "of the linear rule or half of it, whichever is better.",
+        assumed="Equal examples; large steps at the linear rule's rate, or half of it.",
         seen="From mid-run a small net goes on with small batches, large ones, or "
         "large ones whose steps are small within ten directions. In those of top "
         "curvature this wins the whole penalty back, in random ones nothing.",
