@@ -62,7 +62,8 @@ def page(language: Language, ledger: dict[str, Any]) -> str:
 
 def _claim(claim: Claim, row: dict[str, Any], language: Language) -> str:
     words, say = claim.words(language), LABELS[language]
-    answer = f" {words.answer}" if words.answer else ""
+    stop = ": " if language == "en" and row["verdict"] == "fails as written" else " "
+    answer = f"{stop}{words.answer}" if words.answer else ""
     lines = [
         f'<a id="{claim.id}"></a>',
         "",

@@ -374,6 +374,7 @@ def scatter_of_sgd(
     steps = math.ceil(12 * memory)
     weight, velocity = np.zeros(chains), np.zeros(chains)
     data = rng.standard_normal(max(examples, 1))
+    orders = data[None]
     if examples:
         data = (data - data.mean()) / data.std()
         steps = -(-steps // (examples // batch)) * (examples // batch)

@@ -34,7 +34,7 @@ MARKS = {"holds": "+", "holds if": "~", "fails as written": "-"}
 
 @click.command()
 @click.argument("ids", nargs=-1, metavar="[CLAIM]...")
-@click.option("--all", "everything", is_flag=True, help="Run all, some ten minutes.")
+@click.option("--all", "everything", is_flag=True, help="Run all, some minutes.")
 @click.option("--full", is_flag=True, help="At full size: finer, and much longer.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Default 0.")
 @click.option(
@@ -74,7 +74,11 @@ def lab(
         else:
             click.echo(folded(_listing()))
         return DECIDED
-    chosen = list(CLAIMS.values()) if everything else [claim_named(i) for i in ids]
+    chosen = (
+        list(CLAIMS.values())
+        if everything
+        else [claim_named(i) for i in dict.fromkeys(ids)]
+    )
     return _run(chosen, full, seed, language, out, as_json, console)
 
 
@@ -153,7 +157,10 @@ def _say_end(
     lines += [f"  {o.claim.id}: {o.verdict}, not {o.claim.verdict}" for o in other]
     lines += [f"  not run: {one}" for one in missing]
     print_plain(console, folded("\n".join(lines)))
-    files = [("gallery", str(folder / GALLERY)), ("ledger", str(folder / LAB))]
+    files = [
+        ("page", f"{folder / GALLERY}   opens offline"),
+        ("data", str(folder / LAB)),
+    ]
     print_plain(console, files_lines(files))
 
 

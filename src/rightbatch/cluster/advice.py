@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rightbatch.cluster.batch_laws import BATCH_LAWS, BEST, CRITICAL, Prior
+from rightbatch.cluster.batch_laws import BATCH_LAWS, BEST, CRITICAL, RATE, Prior
 from rightbatch.cluster.published import noise_of, published
 from rightbatch.core.errors import SettingError
 from rightbatch.core.real_number import real_number
@@ -105,6 +105,8 @@ def advise(
     if kind == LAWS:
         data = tokens or (examples or 0.0) * (sequence or 0.0)
         priors = _by_laws(parameters or data / RATIO, data)
+        if family != "adam":  # their rates are Adam's, at the best batch
+            priors = tuple(prior for prior in priors if prior.number != RATE)
         low, high, rule = _range(priors)
         rule += "" if parameters and data else f"; {RATIO} tokens a parameter assumed"
         rule += "" if name == "AdamW" else "; laws are of AdamW"

@@ -61,9 +61,9 @@ def claim_named(name: str) -> Claim:
     """
     if name not in CLAIMS:
         near = difflib.get_close_matches(name, CLAIMS, n=3, cutoff=0.4)
+        fix = f"{', '.join(near)}? " if near else ""
         raise SettingError(
-            f"there is no claim {name!r}",
-            fix=f"{', '.join(near)}?" if near else "rightbatch lab lists them all",
+            f"there is no claim {name!r}", fix=f"{fix}rightbatch lab lists them all"
         )
     return CLAIMS[name]
 

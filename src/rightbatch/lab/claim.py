@@ -165,7 +165,8 @@ class Outcome:
 
     def __str__(self) -> str:
         words = self.claim.en
-        answer = f" {words.answer}" if words.answer else ""
+        stop = ": " if self.verdict == "fails as written" else " "
+        answer = f"{stop}{words.answer}" if words.answer else ""
         lines = [f"{self.claim.id}: {self.verdict}{answer}"]
         for check in self.checks:
             margin = f" +- {shown(check.margin)}" if check.margin else ""

@@ -37,4 +37,4 @@ def run(name: str, *, seed: int = 0, full: bool = False) -> Outcome:
         ('holds', True)
     """
     seed = whole_number(seed, "seed", least=0)
-    return run_claim(claim_named(name), seed=seed, full=full)
+    return run_claim(claim_named(str(name)), seed=seed, full=full)

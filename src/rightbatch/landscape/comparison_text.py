@@ -58,10 +58,19 @@ def sentences(comparison: Comparison) -> list[str]:
             verdict = f"Undecided whether B = {most:,} generalises worse than "
             verdict += f"{least:,} at matched training loss; more seeds would tell"
         difference = _joined(comparison, large)
+        if not worse and fine:
+            margin = show_number(MATTERS * comparison.gained)
+            verdict += f" (by less than {margin}, 1 % of what training gains)"
         texts.append(f"{verdict}.")
+        ends = [
+            run.train_loss
+            for run in comparison.runs
+            if run.budget == "loss" and run.end == "done"
+        ]
         texts.append(
-            f"Both at training loss {comparison.level:.3g}, held out it is off from B "
-            f"= {least:,} by {difference}."
+            f"Runs ended where the training loss came to {comparison.level:.3g} (at "
+            f"{min(ends):.3g} to {max(ends):.3g}, as steps are of one size); held out, "
+            f"B = {most:,} is off from B = {least:,} by {difference}."
         )
     if comparison.no_sharpness:
         texts.append(f"Sharpness was not measured: {comparison.no_sharpness}.")

@@ -23,6 +23,7 @@ from rightbatch.job.job import Job, copied_module
 from rightbatch.landscape.directions import filter_normalised, principal
 from rightbatch.landscape.hessian import PROBE, drawn
 from rightbatch.landscape.training_paths import Trajectory, weights
+from rightbatch.training.batch_norm import running_norms
 
 MARGIN = 0.15  # of a path's width, on either side of it [assumed]
 
@@ -90,8 +91,9 @@ def surface(
     """The loss around trained weights, or on the plane that training moved in.
 
     All losses are means over one set of examples, in eval mode, with the same random
-    numbers. BatchNorm's averages are the model's own throughout (the mean of the
-    trajectories' last). A copy is moved: the model stays as it is.
+    numbers. BatchNorm normalises by the examples looked at, a batch of the job at once,
+    as in training: its averages belong to one place only. A copy is moved: the model
+    stays as it is.
 
     Args:
         job: Gives loss and data.
@@ -172,7 +174,7 @@ def _wide(column: Float64[np.ndarray, " n"], points: int) -> Float64[np.ndarray,
 
 
 def _together(model: nn.Module, walked: Sequence[Trajectory]) -> Float[Tensor, "n d"]:
-    """All points; the model gets the mean of what buffers held at the runs' ends."""
+    """All points."""
     size = weights(model).numel()
     if not walked or any(t.points.shape[1] != size for t in walked):
         raise SettingError(
@@ -180,9 +182,6 @@ def _together(model: nn.Module, walked: Sequence[Trajectory]) -> Float[Tensor, "
             seen=f"{[t.points.shape[1] for t in walked]} parameters, not {size}",
             fix="rb.landscape.trajectories(job, (16, 64), examples=...)",
         )
-    for name, buffer in model.named_buffers():
-        held = torch.stack([t.buffers[name].to(buffer.device) for t in walked])
-        buffer.copy_(held.float().mean(0))
     return torch.cat([t.points for t in walked])
 
 
@@ -196,12 +195,16 @@ class _Probe:
         seed_all(seed)  # of a data set that draws
         # A job's loss may compare the examples of a batch: so many as in its own.
         parts = chosen.split(job.batch_size)
+        # BatchNorm cannot normalise one example by itself.
+        parts = parts[:-1] if len(parts) > 1 and len(parts[-1]) == 1 else parts
         self.batches = [(len(part), job.batch(part, self.device)) for part in parts]
 
     def __call__(self, row: Float[Tensor, " d"]) -> float:
         sizes = [p.numel() for p in self.parameters]
         total = counted = 0.0
         with evaluating(self.model):
+            for norm in running_norms(self.model):
+                norm.train()
             seed_all(self.seed)  # the same numbers for a loss that draws some
             for p, part in zip(self.parameters, row.split(sizes), strict=True):
                 p.copy_(part.view_as(p))

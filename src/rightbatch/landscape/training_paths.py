@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rightbatch.core.errors import NotFiniteError
+from rightbatch.core.errors import NotFiniteError, SettingError
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.units import show_number
 from rightbatch.core.whole_number import whole_number
@@ -28,14 +28,12 @@ class Trajectory:
         name: Such as ``"B = 16, lr 0.05"``.
         examples: Seen at each point.
         points: The weights there, all parameters in one row, on the CPU.
-        buffers: The model's at the end, such as BatchNorm's averages.
         diverged: Whether it ended since its loss was no longer finite.
     """
 
     name: str
     examples: tuple[int, ...]
     points: Float[Tensor, "points d"]
-    buffers: dict[str, Tensor]
     diverged: bool = False
 
 
@@ -68,6 +66,12 @@ def trajectories(
     """
     end, count = whole_number(examples, "examples"), whole_number(points, "points")
     sizes = [whole_number(size, "batch_sizes") for size in batch_sizes]
+    if max(sizes, default=1) > job.length:
+        raise SettingError(
+            "a batch is larger than the data set",
+            seen=f"B = {max(sizes):,}, {job.length:,} examples",
+            fix=f"batch_sizes up to {job.length:,}",
+        )
     with preserved_rng():
         return tuple(_trained(job, size, end, count) for size in sizes)
 
@@ -93,7 +97,6 @@ def _trained(job: Job, size: int, examples: int, points: int) -> Trajectory:
             name=f"B = {size}, {lr}" + (", diverged" if diverged else ""),
             examples=tuple(seen),
             points=torch.stack(kept),
-            buffers={n: b.detach().clone() for n, b in run.network.named_buffers()},
             diverged=diverged,
         )
 
