@@ -120,7 +120,7 @@ def test_the_sentences_say_what_the_runs_show(matched: Any, conclusion: str) -> 
     assert conclusion in verdict
     by_rate = matched["none"] is BAD and matched["sqrt"] is FINE
     assert ("it is the rate, not the batch" in verdict) == by_rate
-    assert "training loss 0.01, held out it is off from B = 16 by" in differences
+    assert "At training loss 0.01, held out B = 64 is off from B = 16 by" in differences
     assert epochs == (
         "At equal epochs B = 64 ends held out at 0.733 with the same rate; "
         "B = 16 at 0.233, after 4 x as many updates."

@@ -67,10 +67,11 @@ def sentences(comparison: Comparison) -> list[str]:
             for run in comparison.runs
             if run.budget == "loss" and run.end == "done"
         ]
+        # A step at a large rate may pass the level by some way.
+        matched = list(dict.fromkeys(f"{end:.3g}" for end in (min(ends), max(ends))))
         texts.append(
-            f"Runs ended where the training loss came to {comparison.level:.3g} (at "
-            f"{min(ends):.3g} to {max(ends):.3g}, as steps are of one size); held out, "
-            f"B = {most:,} is off from B = {least:,} by {difference}."
+            f"At training loss {' to '.join(matched)}, held out B = {most:,} is off "
+            f"from B = {least:,} by {difference}."
         )
     if comparison.no_sharpness:
         texts.append(f"Sharpness was not measured: {comparison.no_sharpness}.")
