@@ -53,6 +53,37 @@ def test_a_plane_has_the_loss_of_its_weights() -> None:
     assert 0.5 < sum(found.explained) <= 1 + 1e-9
 
 
+def test_batchnorm_normalises_by_the_examples_looked_at() -> None:
+    """Its averages at the end of a run belong to no other place on the way."""
+
+    def normed() -> nn.Module:
+        layers = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)
+        return nn.Sequential(*layers)
+
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)) * 30 + 100
+    job = rb.Job(
+        model=normed,
+        loss=lambda model, batch: (model(batch[0]) - batch[1]).square().mean(),
+        data=(x, x.sum(1, keepdim=True) / 100 - 4),
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.05),
+        batch_size=16,
+    )
+    paths = trajectories(job, (8, 16), examples=640, points=4)
+    walk = surface(job, paths, points=3, examples=64).walks[1]
+    torch.manual_seed(job.seed)
+    model = job.make_model().train()
+    direct_losses = []
+    for row in paths[1].points:
+        torch.nn.utils.vector_to_parameters(row, model.parameters())
+        parts = zip(x.split(16), job.data[1].split(16), strict=True)
+        with torch.no_grad():
+            losses = [float(job.mean_loss(model, part)[0]) for part in parts]
+        direct_losses.append(sum(losses) / len(losses))
+    # The examples lie in other batches there: alike, and falling as training does.
+    assert walk.losses == pytest.approx(direct_losses, rel=0.25)
+    assert walk.losses[-1] < walk.losses[0] / 2
+
+
 def test_a_model_is_left_as_it_is() -> None:
     job = regression_job(examples=64)
     model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)).train()
