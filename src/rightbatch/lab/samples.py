@@ -15,7 +15,7 @@ def mean_of(samples: Sequence[float], unit: str = "") -> Estimate:
 
     Example:
         >>> print(mean_of([1.0, 2.0, 3.0]))
-        2 (-0.48 to 4.5)
+        2 (-0.484 to 4.48)
     """
     values = np.asarray(samples, float)
     n, mean = len(values), float(values.mean())
