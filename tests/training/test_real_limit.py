@@ -36,11 +36,16 @@ def run(more: int, micro: int, out: Path) -> dict[str, Any]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_DATA of Linux")
 def test_a_real_limit_is_survived_and_changes_nothing(tmp_path: Path) -> None:
-    """Whole it needs some 60 MiB for activations, beside 100 MiB for Adam's state."""
+    """Whole it needs some 60 MiB for activations, beside 100 MiB for Adam's state.
+
+    How much of a process counts differs by machine, so the limit comes down until it is
+    met: beyond 8 MiB lower not even Adam's state would fit.
+    """
     free = run(0, 0, tmp_path / "free.pt")
     assert free["retries"] == [0] * 5
-    limited = run(95 * MIB, 0, tmp_path / "limited.pt")
-    assert sum(limited["retries"]) >= 1
+    limits = range(112, 88, -4)
+    tried = (run(more * MIB, 0, tmp_path / "limited.pt") for more in limits)
+    limited = next(found for found in tried if sum(found["retries"]))
     assert limited["steps"] == [5]
     assert "DefaultCPUAllocator" in limited["heard"][0]
     whole, pieces = (
