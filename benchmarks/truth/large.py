@@ -17,35 +17,14 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rightbatch as rb
+from rightbatch.job.built_in.stdlib_gpt import Block, loss, read_library
 
 CONTEXT, WIDTH, LAYERS, HEADS = 256, 432, 6, 6
 HELD_OUT = 32  # sequences
 BATCH, RATE, TARGET = 16, 3e-4, 2.48
-
-
-class Block(nn.Module):
-    """Causal self-attention and an MLP, each after a layer norm, each added."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention_norm, self.mlp_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.mlp = nn.Sequential(
-            nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(sequences, bytes, width) to the same shape."""
-        n, length, _ = x.shape
-        qkv = self.qkv(self.attention_norm(x)).view(n, length, 3, HEADS, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).reshape(n, length, WIDTH))
-        return x + self.mlp(self.mlp_norm(x))
 
 
 class Transformer(nn.Module):
@@ -55,7 +34,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.bytes = nn.Embedding(256, WIDTH)
         self.positions = nn.Parameter(0.02 * torch.randn(CONTEXT, WIDTH))
-        self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
+        self.blocks = nn.Sequential(*(Block(WIDTH, HEADS) for _ in range(LAYERS)))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 256, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,18 +44,9 @@ class Transformer(nn.Module):
 
 def sequences() -> tuple[Tensor, Tensor]:
     """Training and held-out sequences of CONTEXT + 1 bytes; whole files held out."""
-    from rightbatch.job.built_in import stdlib_gpt
-
-    train, held_out = (part.flatten() for part in stdlib_gpt.read_library())
+    train, held_out = (part.flatten() for part in read_library())
     cut = [p[: len(p) // 257 * 257].view(-1, CONTEXT + 1) for p in (train, held_out)]
     return cut[0], cut[1][:HELD_OUT]
-
-
-def loss(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
-    """Mean cross-entropy per byte, in nats."""
-    text = batch[0].long()
-    logits = model(text[:, :-1])
-    return F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
 
 
 TRAIN, HELD = sequences()

@@ -26,21 +26,22 @@ TARGET = 2.1  # nats per byte on held-out files
 class Block(nn.Module):
     """Causal self-attention and an MLP, each after a layer norm, each added."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH, heads: int = HEADS) -> None:
         super().__init__()
-        self.attention_norm, self.mlp_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.heads = heads
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(
-            nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH)
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """(sequences, bytes, width) to the same shape."""
-        n, length, _ = x.shape
-        qkv = self.qkv(self.attention_norm(x)).view(n, length, 3, HEADS, -1)
+        n, length, width = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(n, length, 3, self.heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).reshape(n, length, WIDTH))
+        x = x + self.out(mixed.transpose(1, 2).reshape(n, length, width))
         return x + self.mlp(self.mlp_norm(x))
 
 
