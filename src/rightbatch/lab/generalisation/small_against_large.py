@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +132,8 @@ def run(trial: Trial) -> Seen:
             points = [points[kind][i] for points in of for kind in kinds]
             tops, losses = [p.top for p in points], [p.held for p in points]
             values.append(float(stats.spearmanr(tops, losses).statistic))
-        return mean_of(values)
+        mean = mean_of(values)
+        return replace(mean, low=max(mean.low, -1.0), high=min(mean.high, 1.0))
 
     top, held_out = (over(matched, large, small, n) for n in ("top", "held"))
     top_scaled = over(matched, scaled, small, "top")
