@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TEST_READY := $(VENV)/.ready-test
 DOCS_READY := $(VENV)/.ready-docs
 
 .PHONY: demo test quick lint docs clean
@@ -13,13 +14,13 @@ DOCS_READY := $(VENV)/.ready-docs
 demo: $(READY)
 	$(BIN)/rightbatch tune digits
 
-test: $(READY)
+test: $(TEST_READY)
 	$(BIN)/python -m pytest -n 2
 
-quick: $(READY)
+quick: $(TEST_READY)
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-lint: $(READY)
+lint: $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
@@ -36,6 +37,11 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --upgrade pip
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --group dev -e '.[examples]'
+	@touch $@
+
+# The trainers and search engines that the integrations are tested with.
+$(TEST_READY): $(READY)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[transformers,lightning,optuna,ray]'
 	@touch $@
 
 $(DOCS_READY): $(READY)

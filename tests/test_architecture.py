@@ -27,9 +27,11 @@ ROOMS = [
     "lint",
     "report",
     "tuning",
+    "sweep",
     "cluster",
     "landscape",
     "lab",
+    "integrations",
     "cli",
 ]
 LOOSE = {"__init__.py", "__main__.py"}

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from rightbatch.data.audit.audit import audit
     from rightbatch.data.loading.stream import BatchStream
     from rightbatch.fit.steps_law import StepsLaw, fit_steps
+    from rightbatch.integrations.loading import load_job
     from rightbatch.job.job import Job
-    from rightbatch.job.loading import load_job
     from rightbatch.lint.linter import check
     from rightbatch.measure.measurements import Measurements
     from rightbatch.memory.largest_batch import MemoryLaw, largest_batch
@@ -109,7 +109,7 @@ __getattr__, __dir__ = lazy_names(
             "fit_steps",
         ),
         "job.job": ("Job",),
-        "job.loading": ("load_job",),
+        "integrations.loading": ("load_job",),
         "lint.linter": ("check",),
         "tuning.noise_scale": ("noise_scale",),
         "measure.measurements": ("Measurements",),

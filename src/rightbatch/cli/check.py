@@ -165,9 +165,10 @@ def _found(name: str, codes: list[str], options: dict[str, Any], quiet: bool) ->
     from rightbatch.core.findings import Findings
     from rightbatch.data.audit.audit import audit, is_loader
     from rightbatch.data.audit.loader_findings import LOADER_RULES
+    from rightbatch.integrations.loading import described
     from rightbatch.lint.sarif import defined_at
 
-    loaded = load_quietly(load_named, name, quiet)
+    loaded = described(load_quietly(load_named, name, quiet))
     place = defined_at(look_up(name))
     if not is_loader(loaded):
         findings = _checked(as_job(name, loaded), options, quiet)
@@ -193,6 +194,7 @@ def _found_in_run(
     folder: Path, chosen: dict[str, Any], asked: dict[str, Any], quiet: bool
 ) -> _Found:
     """Of a run folder and the job that it names, where that can be loaded."""
+    from rightbatch.integrations.loading import load_job
     from rightbatch.lint.linter import check as find_faults
     from rightbatch.lint.sarif import Place, defined_at
     from rightbatch.measure.measurements import Measurements
@@ -200,7 +202,7 @@ def _found_in_run(
 
     spec = Measurements.load(folder / MEASUREMENTS).job.spec
     try:
-        job = as_job(spec, load_quietly(load_named, spec, quiet))
+        job = load_quietly(load_job, spec, quiet)
     except RightbatchError as error:
         return _Found(
             findings=find_faults(run=folder, **chosen),

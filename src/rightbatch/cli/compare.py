@@ -17,7 +17,6 @@ from rightbatch.cli.console import (
     print_document,
 )
 from rightbatch.core.errors import SettingError
-from rightbatch.job.loading import load_job
 
 PROBES = 20  # random vectors for the trace of each run [assumed]
 BUDGETS = ("epochs", "updates", "loss")
@@ -86,6 +85,7 @@ def _compare(
         import torch
 
         from rightbatch.core.json_io import to_plain, write_json, write_text
+        from rightbatch.integrations.loading import load_job
         from rightbatch.landscape.compare import compare_batches
         from rightbatch.landscape.comparison_page import comparison_page
         from rightbatch.landscape.comparison_text import sentences, table

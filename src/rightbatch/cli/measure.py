@@ -15,7 +15,6 @@ from rightbatch.cli.console import (
     print_document,
 )
 from rightbatch.cli.options import BUDGET, JOB, JSON, NOISE, OUT, START, THREADS
-from rightbatch.job.loading import load_job
 
 
 @click.command()
@@ -38,6 +37,7 @@ def measure(
     """Measure JOB's step time, memory and noise; decide nothing."""
     with begin(job, out, as_json) as (console, spec, folder):
         from rightbatch.core.json_io import to_plain
+        from rightbatch.integrations.loading import load_job
         from rightbatch.report.answer import files_lines, job_lines
         from rightbatch.report.terminal import TerminalProgress, print_plain
         from rightbatch.training.any_checkpoint import load_start

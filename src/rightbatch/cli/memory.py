@@ -13,7 +13,6 @@ import click
 from rightbatch.cli.console import DECIDED, begin, load_quietly, print_document
 from rightbatch.cli.options import DURATION, JOB, JSON, MEMORY, OUT
 from rightbatch.core.units import show_bytes
-from rightbatch.job.loading import load_job
 
 if TYPE_CHECKING:
     from rightbatch.memory.largest_batch import MemoryLaw
@@ -64,6 +63,7 @@ def memory(
     """
     with begin(job, out, as_json) as (console, spec, folder):
         from rightbatch.core.json_io import to_plain, write_json
+        from rightbatch.integrations.loading import load_job
         from rightbatch.memory.largest_batch import largest_batch
         from rightbatch.report.answer import files_lines
         from rightbatch.report.terminal import TerminalProgress, print_plain

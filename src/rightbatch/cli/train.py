@@ -25,7 +25,7 @@ from rightbatch.cli.console import (
 )
 from rightbatch.cli.options import DURATION, JOB, JSON, OUT, PATH, THREADS
 from rightbatch.core.errors import SettingError
-from rightbatch.job.loading import load_job, look_up
+from rightbatch.job.loading import look_up
 from rightbatch.training.run_folder import PLAN, RUN, make_run_folder
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ def train(
     console = announce(spec, as_json and first)
     import torch
 
+    from rightbatch.integrations.loading import load_job
     from rightbatch.measure.threads import pick_threads
     from rightbatch.report.terminal import print_plain
     from rightbatch.report.training import run_lines, training_line

@@ -28,7 +28,7 @@ from rightbatch.cli.options import (
     THREADS,
     deciding,
 )
-from rightbatch.job.loading import load_job, look_up
+from rightbatch.job.loading import look_up
 from rightbatch.plan.objectives import Objective
 from rightbatch.training.run_folder import MEASUREMENTS, make_run_folder
 
@@ -66,6 +66,7 @@ def tune(
     folder = make_run_folder(out, spec.stem) if first else None
     with keeping(folder, as_json):
         console = announce(spec, as_json and first)
+        from rightbatch.integrations.loading import load_job
         from rightbatch.report.terminal import TerminalProgress
         from rightbatch.training.ranks import join
         from rightbatch.tuning.measurement_record import Record

@@ -87,26 +87,6 @@ def look_up(text: str) -> JobAddress:
     )
 
 
-def load_job(text: str) -> Job:
-    """Load a job by name: built-in, ``file.py:name`` or ``package.module:name``.
-
-    The name may be a `Job` or a function without arguments that returns one.
-
-    Args:
-        text: Such as ``"digits"`` or ``"train.py:job"``; ``:job`` may be left out.
-
-    Raises:
-        SettingError: Nothing of that name exists.
-        JobError: The code raised while it was imported (its line is given), or the
-            name is no job.
-
-    Example:
-        >>> load_job("digits").batch_size
-        16
-    """
-    return as_job(text, load_named(text))
-
-
 def as_job(text: str, made: Any) -> Job:
     """What `load_named` gave, if it is a job.
 
@@ -130,12 +110,15 @@ def load_named(text: str) -> Any:
     """Whatever that name stands for, or what its function without arguments returns.
 
     Args:
-        text: As for `load_job`.
+        text: ``digits``, ``file.py:name`` or ``package.module:name``; without a name
+            it is ``job``.
 
     Raises:
         SettingError: Nothing of that name exists.
         JobError: The code raised while it was imported.
     """
+    from torch import nn
+
     from rightbatch.job.job import Job
 
     address = look_up(text)
@@ -151,7 +134,7 @@ def load_named(text: str) -> Any:
             fix=f"did you mean {address.where}:{near[0]}?" if near else FORMS,
         )
     made: Any = getattr(module, address.name)
-    if callable(made) and not isinstance(made, Job):
+    if callable(made) and not isinstance(made, (Job, nn.Module)):
         with user_code(f"{address.name}() in {address.where}", imported=True):
             made = made()
     return made
