@@ -20,11 +20,12 @@ from memory_jobs import MIB, Mlp, classify, job_of, law_of, trial, wide
 
 def test_the_largest_batch_is_verified_in_a_process_under_the_limit() -> None:
     job = job_of(model=wide)
-    law = rb.largest_batch(job, 40 * MIB)
-    assert law.certificate.confidence == "verified"
+    limit = 96 * MIB  # what libraries take at their first use is a small part of it
+    law = rb.largest_batch(job, limit)
+    assert law.certificate.confidence == "verified", law.certificate
     assert len(law.certificate.trials) <= 4
-    assert law.certificate.taken_bytes <= 40 * MIB
-    assert trial(job, law.largest, limit=80 * MIB).fits  # malloc may hold twice
+    assert law.certificate.taken_bytes <= limit
+    assert trial(job, law.largest, limit=2 * limit).fits  # malloc may hold twice
     assert law.binding.operation.startswith("aten.")
     assert "verified" in str(law)
 
