@@ -216,3 +216,22 @@ def test_a_scheduler_inside_the_optimizer_is_found() -> None:
             use(job)
         assert "Job(rate=" in str(caught.value)
         assert "lr 0.0001" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "form"),
+    [
+        ({"loss": nn.functional.cross_entropy}, "loss=lambda model, batch"),
+        ({"loss": lambda output, y: (output - y).square().mean()}, "the model itself"),
+        ({"loss": lambda batch: batch[0].mean()}, "loss=lambda model, batch"),
+        (
+            {"optimizer": lambda model: torch.optim.SGD(model.parameters(), lr=0.1)},
+            "optimizer=lambda params",
+        ),
+    ],
+)
+def test_a_function_of_other_arguments_is_told_the_right_ones(
+    changed: dict[str, Any], form: str
+) -> None:
+    findings = rb.check(replace(regression_job(), **changed))
+    assert form in findings.errors[0].fix

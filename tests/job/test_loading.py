@@ -58,6 +58,7 @@ def test_modules_load(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("nowhere.py:job", rb.SettingError, "there is no file"),
         ("my_trainin.py:job", rb.SettingError, "my_training.py"),
         ("my_training.py:jbo", rb.SettingError, "my_training.py:job"),
+        ("my_training.py:jbo", rb.SettingError, "the jobs in it: job"),
         ("my_training.py:number", rb.JobError, "is no rightbatch.Job"),
         ("no_such_module:job", rb.JobError, "ModuleNotFoundError"),
         ("my_training:jbo", rb.SettingError, "did you mean"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rightbatch.core.errors import JobError, RightbatchError
+from rightbatch.core.shown_as_text import ShownAsText
 from rightbatch.core.text import described
 
 Severity = Literal["error", "warning", "note"]
@@ -50,8 +51,8 @@ class Finding:
         return described(head, seen=self.seen, why=self.why, fix=self.fix)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Findings:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Findings(ShownAsText):
     """What all rules found, and how many were run.
 
     Attributes:

@@ -22,7 +22,7 @@ READING = "reading the data"  # what it is called, wherever it happens
 
 
 @contextmanager
-def user_code(what: str, *, imported: bool = False) -> Iterator[None]:
+def user_code(what: str, *, imported: bool = False, form: str = "") -> Iterator[None]:
     """Turn an exception of the user's code into a `JobError` that names their line.
 
     Memory that runs out is passed on as it is: whoever chose the batch handles it.
@@ -31,6 +31,8 @@ def user_code(what: str, *, imported: bool = False) -> Iterator[None]:
         what: Who raised, as the start of a sentence: ``"the loss"``.
         imported: The code is imported, before any batch: memory that runs out is an
             error of it as well.
+        form: How the code should look, said where its arguments may be others than
+            it expects.
 
     Raises:
         JobError: The block raised anything but a `RightbatchError`, or called
@@ -50,6 +52,8 @@ def user_code(what: str, *, imported: bool = False) -> Iterator[None]:
                 "run the file with python first; guard training with "
                 'if __name__ == "__main__"'
             )
+        elif form and isinstance(error, (TypeError, AttributeError)):
+            fix = f"{form}; if it is so, mend this line"
         raised = _raised(error)
         told = [raised.text, f"at {raised.line}", *raised.notes[:_NOTES]]
         raise JobError(

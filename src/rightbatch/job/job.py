@@ -22,14 +22,15 @@ from rightbatch.core.torch_private import has_scheduler, is_out_of_memory, out_o
 from rightbatch.core.trees import to_device
 from rightbatch.core.user_code import user_code
 from rightbatch.core.whole_number import keep_whole_numbers, whole_number
-from rightbatch.job.loss import PRECISIONS, Loss, scalar_loss
+from rightbatch.job.loss import LOSS_FORM, PRECISIONS, Loss, scalar_loss
 from rightbatch.job.optimizers import first_rate
 from rightbatch.job.several_optimizers import as_one, members_of
 
 SEEDS = 2**63 - 1  # the largest that every generator takes
+OPTIMIZER_FORM = "optimizer=lambda params: torch.optim.SGD(params, lr=0.1)"
 FUNCTION_FORMS = {
-    "loss": "Job(loss=lambda model, batch: criterion(model(batch[0]), batch[1]))",
-    "optimizer": "Job(optimizer=lambda params: torch.optim.SGD(params, lr=0.1))",
+    "loss": f"Job({LOSS_FORM})",
+    "optimizer": f"Job({OPTIMIZER_FORM})",
 }
 
 
@@ -251,7 +252,8 @@ class Job:
                 fix="leave requires_grad on for what should be trained",
             )
         wants_names = _first_argument(self.optimizer) == "named_params"
-        with user_code("optimizer(params)"):
+        form = f"it gets parameters, not the model: {OPTIMIZER_FORM}"
+        with user_code("optimizer(params)", form=form):
             made = self.optimizer(named if wants_names else [p for _, p in named])
         try:
             optimizer = as_one(made)

@@ -128,9 +128,11 @@ def load_named(text: str) -> Any:
     module = _imported(address)
     if not hasattr(module, address.name):
         jobs = [name for name, value in vars(module).items() if isinstance(value, Job)]
-        near = jobs or difflib.get_close_matches(address.name, dir(module), n=1)
+        near = difflib.get_close_matches(address.name, jobs or dir(module), n=1)
+        near = near or jobs
         raise SettingError(
             f"{address.where} defines no {address.name!r}",
+            seen=f"the jobs in it: {', '.join(jobs[:12])}" if jobs else "",
             fix=f"did you mean {address.where}:{near[0]}?" if near else FORMS,
         )
     made: Any = getattr(module, address.name)

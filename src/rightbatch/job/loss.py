@@ -20,6 +20,7 @@ PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 BETWEEN, FAR = 1e-3, 0.2
 DRAWN = 3.0  # times what two draws of random numbers differ by [assumed]
 BOTH_MEANS = ("sum", "count")  # values of a pair that may turn out to be means
+LOSS_FORM = "loss=lambda model, batch: criterion(model(batch[0]), batch[1])"
 _PAIR_FIX = "return the mean loss alone, or (loss.sum(), number of terms)"
 
 
@@ -40,7 +41,8 @@ def scalar_loss(
     """
     device = next(model.parameters()).device
     cast = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-    with user_code("loss(model, batch)"), cast:
+    form = f"it gets the model itself and a batch: {LOSS_FORM}"
+    with user_code("loss(model, batch)", form=form), cast:
         result = loss(model, batch)
     pair = isinstance(result, tuple) and len(result) == 2
     value, count = result if pair else (result, None)

@@ -14,6 +14,7 @@ from rightbatch.core.guards import preserved_rng
 from rightbatch.core.machine import free_memory_bytes
 from rightbatch.core.progress import Progress
 from rightbatch.core.real_number import real_number
+from rightbatch.core.shown_as_text import ShownAsText
 from rightbatch.core.torch_private import FakeTensorMode
 from rightbatch.core.units import show_bytes
 from rightbatch.core.whole_number import whole_number
@@ -52,8 +53,8 @@ class Certificate:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryLaw:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class MemoryLaw(ShownAsText):
     """Peak memory against micro-batch, and the largest one within a budget.
 
     Attributes:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import read_json, write_json
+from rightbatch.core.shown_as_text import ShownAsText
 from rightbatch.schedules.scaling import Scaling
 
 FORMAT = "rightbatch/plan/4"
@@ -39,8 +40,8 @@ class Alternative:
     consequence: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Plan(ShownAsText):
     """A batch size with its split and learning rate, and the reasons.
 
     Attributes:
@@ -105,6 +106,9 @@ class Plan:
     half_batch: float | None = None
     world_size: int = 1
     coupled_batch: int | None = None
+
+    def __str__(self) -> str:
+        return self.verdict
 
     def save(self, path: str | Path) -> None:
         """Write as JSON, atomically.

@@ -12,6 +12,7 @@ import torch
 
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.progress import Phase, Progress
+from rightbatch.core.shown_as_text import ShownAsText
 from rightbatch.job.job import Job
 from rightbatch.measure.energy import find_meter
 from rightbatch.measure.measurements import Measurements, NoisePoint
@@ -37,15 +38,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False)
-class Tuning:
+class Tuning(ShownAsText):
     """The answer: a plan, what was measured, and how one led to the other."""
 
     plan: Plan
     measurements: Measurements
     choice: Choice
 
+    def __str__(self) -> str:
+        from rightbatch.report.answer import answer
+
+        return answer(self.choice, self.plan)
+
     def __repr__(self) -> str:
-        return f"Tuning({self.plan.verdict})"
+        return f"Tuning: {self.plan.verdict}"
 
     @property
     def report(self) -> Page:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from rightbatch.core.estimate import Estimate
+from rightbatch.core.shown_as_text import ShownAsText
 from rightbatch.core.units import show_number
 
 PRECISION = 0.2  # a noise scale known within so much is called decided [assumed]
@@ -61,8 +62,8 @@ class Coverage:
     verified: bool | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoiseScale:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class NoiseScale(ShownAsText):
     """Noise over signal of the gradient: the batch at which both weigh the same.
 
     Attributes:
