@@ -72,6 +72,11 @@ if TYPE_CHECKING:
     "--save-every", "save_every_s", type=DURATION, help="Between checkpoints; 5 min."
 )
 @click.option(
+    "--keep",
+    type=click.Choice(["last", "best"]),
+    help="Which model weights.pt holds; best: by evaluate.",
+)
+@click.option(
     "--evaluate-share",
     type=float,
     help="Most of the training time that evaluations may take; 0.2.",

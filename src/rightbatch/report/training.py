@@ -13,7 +13,7 @@ from rightbatch.core.units import show_seconds
 from rightbatch.job.job import Job
 from rightbatch.report.answer import files_lines
 from rightbatch.report.terminal import LiveLine, print_plain, wrapped
-from rightbatch.training.run_folder import TRACE
+from rightbatch.training.run_folder import TRACE, WEIGHTS
 from rightbatch.training.trace import TraceRow
 
 if TYPE_CHECKING:
@@ -89,6 +89,12 @@ def run_lines(run: Run, job: Job, folder: Path) -> str:
             f"{show_seconds(last.time_s)}, {last.steps:,} steps, "
             f"{last.examples:,} examples{tail}",
         ),
-        files_lines([("trace", str(folder / TRACE)), ("saved", str(run.checkpoint))]),
+        files_lines(
+            [
+                ("trace", str(folder / TRACE)),
+                ("saved", str(run.checkpoint)),
+                ("model", f"{folder / WEIGHTS}, for load_state_dict"),
+            ]
+        ),
     ]
     return "\n".join(rows)

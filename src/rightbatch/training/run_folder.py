@@ -11,10 +11,10 @@ from rightbatch.core.errors import RunFolderError
 MEASUREMENTS, PLAN, TRACE = "measurements.json", "plan.json", "trace.jsonl"
 REPORT, CHECKPOINTS, RUN = "report.html", "checkpoints", "run.json"
 LEDGER, MEMORY, JOB = "ledger", "memory.json", "job.json"
-COMPARISON, LAB = "comparison.json", "lab.json"
+COMPARISON, LAB, WEIGHTS = "comparison.json", "lab.json", "weights.pt"
 KNOWN = (
     *(MEASUREMENTS, PLAN, TRACE, REPORT, CHECKPOINTS, RUN, MEMORY, JOB),
-    *(COMPARISON, LAB),
+    *(COMPARISON, LAB, WEIGHTS),
 )
 
 

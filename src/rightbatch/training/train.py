@@ -26,11 +26,12 @@ from rightbatch.schedules.scaling import Scaling
 from rightbatch.schedules.schedule import Schedule
 from rightbatch.training.evaluation_time import EVALUATE_SHARE
 from rightbatch.training.interrupt import Interrupt
+from rightbatch.training.kept_weights import KEEP, is_best, write_weights
 from rightbatch.training.loop import row_of, train_rows
 from rightbatch.training.plan import Plan
 from rightbatch.training.requested import check_optimizer, planned_rate, settings_of
 from rightbatch.training.run_files import RunFiles, has_checkpoint
-from rightbatch.training.run_folder import RUN
+from rightbatch.training.run_folder import RUN, WEIGHTS
 from rightbatch.training.run_state import RunState
 from rightbatch.training.settings import Settings
 from rightbatch.training.trace import TraceRow
@@ -105,6 +106,7 @@ def train(
     resume: bool | Literal["auto"] = False,
     accept_changes: bool = False,
     save_every_s: float = SAVE_EVERY_S,
+    keep: Literal["last", "best"] = "last",
     evaluate_share: float = EVALUATE_SHARE,
     watch: Callable[[TraceRow], None] = lambda row: None,
 ) -> Run:
@@ -145,6 +147,8 @@ def train(
         accept_changes: Go on with the run although the job has changed since: its data,
             model, loss, evaluation or target. What has changed is kept in the trace.
         save_every_s: Seconds between checkpoints.
+        keep: Which model ``out``/weights.pt holds, as a plain state dict: the
+            ``"last"``; or the ``"best"`` by ``evaluate``, of all that were evaluated.
         evaluate_share: Most of the training time that ``evaluate`` may take beside it:
             where it is slow it is called less often (told in the events), and a target
             can have been met for a while before it is seen.
@@ -172,6 +176,12 @@ def train(
     for name, value in shares.items():
         if not value >= 0:
             raise SettingError(f"{name} must not be negative", seen=f"{name}={value}")
+    if keep not in KEEP or (keep == "best" and job.evaluate is None):
+        raise SettingError(
+            "keep must be 'last', or 'best' for a job with an evaluate function",
+            seen=f"keep={keep!r}, evaluate={'none' if job.evaluate is None else 'yes'}",
+            fix="Job(..., evaluate=lambda model: validation_loss(model))",
+        )
     if isinstance(rate, str):
         rate = parse_rate(rate, job.length)
     if isinstance(schedule, str):
@@ -217,7 +227,7 @@ def train(
         if folder is not None:
             files = RunFiles(folder, run, save_every_s)
             files.open(settings, going_on, accept_changes)
-        return _trained(run, settings, files, evaluate_share, watch)
+        return _trained(run, settings, files, keep, evaluate_share, watch)
     except NotFiniteError:
         raise  # its state was saved to be looked at
     except (RightbatchError, RuntimeError, MemoryError) as error:
@@ -247,6 +257,7 @@ def _trained(
     run: RunState,
     settings: Settings,
     files: RunFiles | None,
+    keep: str,
     evaluate_share: float,
     watch: Callable[[TraceRow], None],
 ) -> Run:
@@ -268,6 +279,8 @@ def _trained(
                     rows.append(row)
                     if files is not None:
                         files.write(row)
+                        if keep == "best" and is_best(run.job, rows):
+                            write_weights(run, files.folder / WEIGHTS)
                     if run.ranks.rank == 0:
                         watch(row)
                 break
@@ -288,6 +301,8 @@ def _trained(
                     files.save_before(error)
                 raise
         if files is not None:
+            if keep == "last":
+                write_weights(run, files.folder / WEIGHTS)
             files.finish()
     if not rows or rows[-1].steps < run.steps:  # its last row was never written
         rows.append(row_of(run, math.nan, run.evaluated(), run.batch_size, 0.0))
