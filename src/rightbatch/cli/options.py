@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from rightbatch.cli.completion import offer_jobs
 from rightbatch.core import units
 from rightbatch.core.errors import SettingError
 from rightbatch.plan.objectives import objective_named
@@ -102,7 +103,7 @@ def deciding(command: Callable[..., int]) -> Callable[..., int]:
     return decide
 
 
-JOB = click.argument("job")
+JOB = click.argument("job", shell_complete=offer_jobs)
 THREADS = click.option(
     "--keep-threads", is_flag=True, help="Never fall back to one CPU thread."
 )
