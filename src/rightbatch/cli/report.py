@@ -11,16 +11,41 @@ from rightbatch.cli.options import PATH
 
 
 @click.command()
-@click.argument("run", type=PATH)
-def report(run: Path) -> int:
-    """Write the page of a RUN folder again, from what it holds."""
+@click.argument("runs", type=PATH, nargs=-1, required=True, metavar="RUN…")
+def report(runs: tuple[Path, ...]) -> int:
+    """Write the page of a RUN folder again, from what it holds.
+
+    Of a folder of tune or measure, or of train; several of train are compared on one
+    page, in the first one's folder.
+    """
+    from rightbatch.core.json_io import write_text
+    from rightbatch.report.run_page import recorded_run, run_page
+    from rightbatch.training.run_folder import MEASUREMENTS, REPORT, RUN, RUNS
+
+    if len(runs) == 1 and _holds(runs[0], MEASUREMENTS, unless=RUN):
+        path = _tuning_page(runs[0])
+    else:
+        path = runs[0] / (REPORT if len(runs) == 1 else RUNS)
+        write_text(path, run_page([recorded_run(run) for run in runs]))
+    click.echo(f"{path}  {path.stat().st_size / 1e6:.2f} MB, opens offline")
+    return DECIDED
+
+
+def _holds(folder: Path, name: str, *, unless: str) -> bool:
+    """Whether a folder holds one file and not another.
+
+    A training run keeps the measurements of its plan beside it.
+    """
+    return (folder / name).exists() and not (folder / unless).exists()
+
+
+def _tuning_page(run: Path) -> Path:
     from rightbatch.measure.measurements import Measurements
     from rightbatch.plan.decide import decide
     from rightbatch.plan.objectives import objective_named
     from rightbatch.report.page import Page
     from rightbatch.training.plan import Plan
-    from rightbatch.training.run_folder import MEASUREMENTS, PLAN, REPORT, TRACE
-    from rightbatch.training.trace import read_trace
+    from rightbatch.training.run_folder import MEASUREMENTS, PLAN, REPORT
 
     measurements = Measurements.load(run / MEASUREMENTS)
     if (run / PLAN).exists():
@@ -35,7 +60,4 @@ def report(run: Path) -> int:
     else:
         decision = decide(measurements)
         plan, choice = decision.plan, decision.choice
-    rows = read_trace(run / TRACE) if (run / TRACE).exists() else ()
-    path = Page(choice, plan, rows).save(run / REPORT)
-    click.echo(f"{path}  {path.stat().st_size / 1e6:.2f} MB, opens offline")
-    return DECIDED
+    return Page(choice, plan).save(run / REPORT)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import jinja2
 
@@ -21,9 +19,6 @@ from rightbatch.report.frame import bundle, script_json, templates
 from rightbatch.report.race_rows import last_level, race_rows
 from rightbatch.training.plan import Plan
 
-if TYPE_CHECKING:
-    from rightbatch.training.trace import TraceRow
-
 MOST_BYTES = 2_000_000
 MOST_DATA = 700_000  # of these for measurements and plan
 
@@ -35,12 +30,10 @@ class Page:
     Attributes:
         choice: What was decided, with all it was decided from.
         plan: The same, explained.
-        rows: The trace of a training run in the same folder, if there is one.
     """
 
     choice: Choice
     plan: Plan
-    rows: Sequence[TraceRow] = ()
 
     def html(self) -> str:
         """The whole file as text; it asks the network for nothing."""
@@ -70,7 +63,6 @@ class Page:
             data=data,
             ends_only=ends_only,
             bundle=bundle(),
-            last=self.rows[-1] if self.rows else None,
         )
         assert len(text.encode()) < MOST_BYTES, "the page outgrew its limit"
         return text

@@ -10,6 +10,7 @@ from rightbatch.core.errors import RunFolderError
 
 MEASUREMENTS, PLAN, TRACE = "measurements.json", "plan.json", "trace.jsonl"
 REPORT, CHECKPOINTS, RUN = "report.html", "checkpoints", "run.json"
+RUNS = "compared.html"  # several runs on one page
 LEDGER, MEMORY, JOB = "ledger", "memory.json", "job.json"
 COMPARISON, LAB, WEIGHTS = "comparison.json", "lab.json", "weights.pt"
 KNOWN = (
