@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,6 +95,7 @@ def run_lines(run: Run, job: Job, folder: Path) -> str:
                 ("trace", str(folder / TRACE)),
                 ("saved", str(run.checkpoint)),
                 ("model", f"{folder / WEIGHTS}, for load_state_dict"),
+                ("page", f"rightbatch report {shlex.quote(str(folder))}"),
             ]
         ),
     ]
