@@ -132,7 +132,10 @@ def parse_schedule(
         return FollowNoise(batch, half_batch=half_batch, most=limit)
 
     if text.strip()[:1].isdigit():  # no kind of ours is written so
-        return Stages.from_megatron(text)
+        pairs, _, tokens = text.partition(" tokens/")
+        if not tokens.isdecimal():
+            return Stages.from_megatron(text)
+        return Stages.from_megatron(pairs, tokens_per_example=int(tokens))
 
     kinds = {
         "constant": lambda size: Constant(int(size)),

@@ -199,14 +199,13 @@ class Stages(Schedule):
             )
 
     @classmethod
-    def from_megatron(cls, text: str, *, tokens_per_example: int | None = None) -> Self:
+    def from_megatron(cls, text: str, *, tokens_per_example: int = 1) -> Self:
         """The stages of Megatron-LM's ``--step-batch-size-schedule``.
 
         Args:
             text: Such as ``"0:768 250B:1536"``; K, M, B and T are powers of ten.
-            tokens_per_example: If given, the places are in tokens (Megatron-LM does so
-                under ``--seq-length``), rounded down to whole examples. Otherwise they
-                are in examples.
+            tokens_per_example: Where the places are in tokens, as they are under
+                Megatron-LM's ``--seq-length``: rounded down to whole examples.
 
         Raises:
             SettingError: It is no such text, or its places do not increase from 0.
@@ -219,14 +218,14 @@ class Stages(Schedule):
         """
         return cls(read_stages(text, tokens_per_example))
 
-    def to_megatron(self, *, tokens_per_example: int | None = None) -> str:
-        """The text of Megatron-LM's ``--step-batch-size-schedule``.
+    def to_megatron(self, *, tokens_per_example: int = 1) -> str:
+        """The text for Megatron-LM's ``--step-batch-size-schedule``.
 
         Args:
-            tokens_per_example: If given, the places are written in tokens.
+            tokens_per_example: To write the places in tokens.
 
         Raises:
-            SettingError: The number of tokens is none.
+            SettingError: That is no number of tokens.
 
         Example:
             >>> import rightbatch as rb
