@@ -53,7 +53,7 @@ def test_a_step_is_its_definition(
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     backend = "inductor" if large(device) else "eager"
-    called = torch.compile(model, backend=backend) if compiled else model
+    called: Any = torch.compile(model, backend=backend) if compiled else model
     monitor = rb.NoiseMonitor(called, optimizer, math.inf, groups="examples")
     for _ in range(3):
         optimizer.zero_grad()

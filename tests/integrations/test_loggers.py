@@ -104,7 +104,6 @@ def test_live_runs_are_found_and_nothing_is_imported(
     mlflow = SimpleNamespace(
         active_run=lambda: "a run", log_metrics=lambda m, step: calls.append((m, step))
     )
-    # MLflow is called as ``log_metrics(metrics, step)``.
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(run=run))
     monkeypatch.setitem(sys.modules, "trackio", SimpleNamespace(context_vars=places))
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
@@ -116,7 +115,7 @@ def test_live_runs_are_found_and_nothing_is_imported(
     assert run.axes == [("noise/*", "examples"), ("batch/*", "examples")]
 
 
-def test_rows_of_the_loop_itself_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_of_the_loop_itself_are_not_lost() -> None:
     """It logs its loss at steps 1, 2, 3, far behind the examples seen."""
     run = FakeRun()
     for step in (1, 2, 3):
@@ -144,13 +143,16 @@ def test_a_logger_that_raises_is_told_of_once_and_the_others_go_on(
 
 
 @pytest.mark.parametrize("method", ["log", "log_metrics"])
-def test_whatever_has_the_method_is_a_logger(method: str) -> None:
+@pytest.mark.parametrize("rank", [None, 0, 1])
+def test_whatever_has_the_method_gets_it_from_the_first_rank(
+    method: str, rank: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loggers, "joined", lambda: rank is not None)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
     calls: list[Any] = []
-    to = SimpleNamespace(
-        **{method: lambda metrics, step: calls.append((metrics, step))}
-    )
-    loggers.log({"a": 1}, examples=7, to=to)
-    assert calls == [({"a": 1.0}, 7)]
+    to = SimpleNamespace(**{method: lambda *call: calls.append(call)})
+    assert loggers.log({"a": 1}, examples=7, to=to) == {"a": 1.0}
+    assert calls == ([] if rank else [({"a": 1.0}, 7)])
 
 
 @pytest.mark.parametrize(
@@ -166,17 +168,6 @@ def test_whatever_has_the_method_is_a_logger(method: str) -> None:
 def test_anything_else_is_refused(source: Any, more: dict[str, Any], said: str) -> None:
     with pytest.raises(rb.SettingError, match=said):
         loggers.log(source, **more)
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-def test_of_several_ranks_the_first_one_sends(
-    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loggers, "joined", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
-    path = tmp_path / "noise.jsonl"
-    assert loggers.log({"a": 1}, examples=4, to=path) == {"a": 1.0}
-    assert path.exists() == (rank == 0)
 
 
 def test_the_example_runs(tmp_path: Path) -> None:

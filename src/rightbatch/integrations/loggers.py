@@ -27,7 +27,6 @@ from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.training.ranks import joined
 
 Log = Callable[[dict[str, float], int], object]  # (metrics, step): the one protocol
-SPACES = ("noise/*", "batch/*")  # the names that are ours
 
 _warned = set[tuple[str, type]]()
 
@@ -159,5 +158,5 @@ def _in_rows(run: Any, metrics: dict[str, float], step: int) -> None:
 
 @functools.lru_cache(maxsize=1)  # once a run
 def _examples_as_axis(run: Any) -> None:
-    for space in SPACES:
+    for space in ("noise/*", "batch/*"):  # the names that are ours
         run.define_metric(space, step_metric="examples")

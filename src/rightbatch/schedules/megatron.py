@@ -19,10 +19,6 @@ def read_stages(text: str, tokens_per_example: int = 1) -> tuple[tuple[int, int]
 
     Raises:
         SettingError: It is no such text.
-
-    Example:
-        >>> read_stages("0:768 250B:1536", tokens_per_example=4096)
-        ((0, 768), (61035156, 1536))
     """
     unit = whole_number(tokens_per_example, "tokens_per_example")
     words = [word.split(":") for word in text.replace(",", " ").split()]
@@ -39,12 +35,7 @@ def read_stages(text: str, tokens_per_example: int = 1) -> tuple[tuple[int, int]
 
 
 def write_stages(stages: Iterable[tuple[int, int]], tokens_per_example: int = 1) -> str:
-    """The text that `read_stages` reads as these stages.
-
-    Example:
-        >>> write_stages(((0, 768), (50_000, 1536)), tokens_per_example=4096)
-        '0:768 204800K:1536'
-    """
+    """The text that `read_stages` reads as these stages."""
     unit = whole_number(tokens_per_example, "tokens_per_example")
     return " ".join(f"{_short(place * unit)}:{batch}" for place, batch in stages)
 

@@ -99,8 +99,6 @@ def parse_schedule(
         Ramp(first=32, last=512, examples=3000, form='linear')
         >>> parse_schedule("stages:0=64,50k=128", batch=64, length=1000).stages
         ((0, 64), (50000, 128))
-        >>> parse_schedule("0:64 2M:128 tokens/40", batch=64, length=1000).stages
-        ((0, 64), (50000, 128))
     """
 
     def decay() -> Rate:

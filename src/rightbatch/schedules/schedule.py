@@ -224,9 +224,6 @@ class Stages(Schedule):
         Args:
             tokens_per_example: To write the places in tokens.
 
-        Raises:
-            SettingError: That is no number of tokens.
-
         Example:
             >>> import rightbatch as rb
             >>> rb.schedules.Stages(((0, 64), (50_000, 128))).to_megatron()
