@@ -147,12 +147,12 @@ def five_steps(device: torch.device, limited: bool) -> tuple[Tensor, list[int]]:
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(device).total_memory
         room = torch.cuda.memory_reserved(device) + batch * width * 4
-        torch.cuda.set_per_process_memory_fraction(room / total, device)
+        torch.cuda.set_per_process_memory_fraction(room / total)
     try:
         updates = [step((x, y)) for _ in range(5)]
     finally:
         if large(device):
-            torch.cuda.set_per_process_memory_fraction(1.0, device)
+            torch.cuda.set_per_process_memory_fraction(1.0)
     values = torch.cat([p.detach().flatten().cpu() for p in model.parameters()])
     return values, [update.retries for update in updates]
 

@@ -25,7 +25,7 @@ Stages = rb.schedules.Stages
         ("0:768, 61035156250:1536", 1, ((0, 768), (61_035_156_250, 1536))),
         (
             "0:1K 1.5m:2k 2T:4K",
-            None,
+            1,
             ((0, 1000), (1_500_000, 2000), (2 * 10**12, 4000)),
         ),
         # 1.15e9 as a float times a billion ends below the whole number
