@@ -71,7 +71,7 @@ def test_a_step_is_its_definition(
 def test_what_it_costs_is_within_what_was_allowed(
     device: torch.device, record_property: Record
 ) -> None:
-    """2 % are allowed of 3,000 steps, and 3 % taken; on the CPU, of 400, 10 and 15 %."""
+    """2 % are allowed of 3,000 steps, 3 % taken; on the CPU, of 400, 10 and 15 %."""
     allowed = 0.02 if large(device) else 0.1
     job = classifier_job(device)
     model = job.make_model()
