@@ -85,3 +85,16 @@ def test_the_checks_page_has_every_rule() -> None:
     rows = re.findall(r"^\| (RB\d{3}) \|", text, re.MULTILINE)
     of_runs = {"RB120", "RB121"}  # what `tune` adds by itself
     assert sorted(rows) == sorted({*ALL_RULES, *of_runs})
+
+
+def test_what_the_page_on_rl_prints_is_what_it_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its blocks run in order, seeded; each is followed by what it prints."""
+    text = (ROOT / "docs" / "reinforcement-learning.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```(python|text)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["python", "text"] * 2
+    space: dict[str, object] = {}
+    for (_, code), (_, printed) in zip(blocks[::2], blocks[1::2], strict=True):
+        exec(code, space)
+        assert capsys.readouterr().out == printed

@@ -182,6 +182,11 @@ class NoiseMonitor:
         return self._record.counts
 
     @property
+    def optimizers(self) -> tuple[Optimizer, ...]:
+        """Those it was given."""
+        return tuple(self._optimizers or ())
+
+    @property
     def noise_scale(self) -> Estimate:
         """The running noise scale in examples; infinite where nothing is known yet."""
         return self.read().noise_scale

@@ -16,6 +16,8 @@ from rightbatch.schedules.schedule import Anneal, Constant, Ramp, Schedule, Stag
 SCHEDULES = (
     "constant:64",
     "stages:0=64,50k=128",
+    "0:768 50k:1536, as Megatron-LM writes it, places in examples (or, with "
+    "tokens/4096 behind it, in tokens, 4096 an example)",
     "ramp:32:512:3epochs[:geometric]",
     "anneal:64:512:10epochs[:logarithmic]",
     "smith:512 or seesaw:512 (grow up to 512 instead of the --rate decay)",
@@ -126,6 +128,12 @@ def parse_schedule(
                 fix="--plan runs/.../plan.json, or --schedule noise:0.5",
             )
         return FollowNoise(batch, half_batch=half_batch, most=limit)
+
+    if text.strip()[:1].isdigit():  # no kind of ours is written so
+        pairs, _, tokens = text.partition(" tokens/")
+        if not tokens.isdecimal():
+            return Stages.from_megatron(text)
+        return Stages.from_megatron(pairs, tokens_per_example=int(tokens))
 
     kinds = {
         "constant": lambda size: Constant(int(size)),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from rightbatch.core.errors import SettingError
 from rightbatch.core.estimate import Estimate
 from rightbatch.core.json_io import to_plain
 from rightbatch.core.whole_number import keep_whole_numbers, whole_number
+from rightbatch.schedules.megatron import read_stages, write_stages
 
 STEP = 1.1  # a smooth schedule moves the batch in steps of this factor [assumed]
 
@@ -196,6 +197,39 @@ class Stages(Schedule):
                 seen=f"stages begin at {starts}",
                 fix="Stages(((0, 64), (50_000, 128)))",
             )
+
+    @classmethod
+    def from_megatron(cls, text: str, *, tokens_per_example: int = 1) -> Self:
+        """The stages of Megatron-LM's ``--step-batch-size-schedule``.
+
+        Args:
+            text: Such as ``"0:768 250B:1536"``; K, M, B and T are powers of ten.
+            tokens_per_example: Where the places are in tokens, as they are under
+                Megatron-LM's ``--seq-length``: rounded down to whole examples.
+
+        Raises:
+            SettingError: It is no such text, or its places do not increase from 0.
+
+        Example:
+            >>> import rightbatch as rb
+            >>> text = "0:768 250B:1536"
+            >>> rb.schedules.Stages.from_megatron(text, tokens_per_example=4096)
+            Stages(stages=((0, 768), (61035156, 1536)))
+        """
+        return cls(read_stages(text, tokens_per_example))
+
+    def to_megatron(self, *, tokens_per_example: int = 1) -> str:
+        """The text for Megatron-LM's ``--step-batch-size-schedule``.
+
+        Args:
+            tokens_per_example: To write the places in tokens.
+
+        Example:
+            >>> import rightbatch as rb
+            >>> rb.schedules.Stages(((0, 64), (50_000, 128))).to_megatron()
+            '0:64 50K:128'
+        """
+        return write_stages(self.stages, tokens_per_example)
 
     def aim(self, examples: int, reading: Reading | None = None) -> Aim:
         """The batch of the stage that so many examples lie in."""
