@@ -16,7 +16,7 @@ class Texts(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __init__(self, count: int, ragged: bool = False, seed: int = 0) -> None:
         draws = torch.Generator().manual_seed(seed)
         self.ids = torch.randint(WORDS, (count, LENGTH), generator=draws)
-        self.labels = self.ids.clone()
+        self.labels = self.ids.clone() if ragged else self.ids
         if ragged:
             keep = torch.randint(2, LENGTH, (count, 1), generator=draws)
             self.labels[torch.arange(LENGTH) > keep] = -100
@@ -24,8 +24,8 @@ class Texts(torch.utils.data.Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"input_ids": self.ids[i], "labels": self.labels[i]}
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input_ids": self.ids[index], "labels": self.labels[index]}
 
 
 def gpt(seed: int = 0) -> nn.Module:

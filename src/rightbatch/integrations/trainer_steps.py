@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
-from transformers.trainer_callback import ExportableState, TrainerCallback
+from transformers.trainer_callback import TrainerCallback
 
 from rightbatch.integrations.trainer_job import BY_METRIC, scheduler_kind
 from rightbatch.integrations.trainer_loss import TrainerLoss, refuse
@@ -27,7 +27,7 @@ from rightbatch.training.controller import Controller
 WHAT = "this schedule cannot be followed in a Trainer"
 
 
-class TrainerSteps(TrainerCallback, ExportableState):
+class TrainerSteps(TrainerCallback):
     """Follows a schedule by ``gradient_accumulation_steps``.
 
     The batch changes only where the micro-batches seen in the epoch are a multiple of
@@ -42,6 +42,7 @@ class TrainerSteps(TrainerCallback, ExportableState):
 
     Attributes:
         monitor: For a live schedule; set before the run begins.
+        saved: What `state` gave, where a checkpoint is gone on from.
 
     Raises:
         SettingError: The schedule has batches that are no multiples of today's, or the
@@ -76,7 +77,7 @@ class TrainerSteps(TrainerCallback, ExportableState):
         loss = TrainerLoss(trainer)
         if not loss.right:
             raise loss.wrong()
-        self.schedule, self.monitor = schedule, None
+        self.schedule, self.monitor, self.saved = schedule, None, None
         self._length = len(loss.loader)
         self._per_epoch = -(-self._length // self.unit)
         self._controller: Controller | None = None
@@ -87,6 +88,7 @@ class TrainerSteps(TrainerCallback, ExportableState):
         self._lr: float | None = None
 
     monitor: NoiseMonitor | None
+    saved: dict[str, Any] | None
 
     @property
     def controller(self) -> Controller:
@@ -97,14 +99,11 @@ class TrainerSteps(TrainerCallback, ExportableState):
     def state(self) -> dict[str, Any]:
         """For a checkpoint of the Trainer."""
         made = {} if self._controller is None else self._controller.state_dict()
-        saved = {"controller": made, "updates": self._updates}
-        return {"args": {}, "attributes": saved}
+        return {"controller": made, "updates": self._updates}
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **_other: Any) -> None:
         """A run begins, or goes on from a checkpoint."""
-        trainer, steps = self.trainer, state.global_step
-        found = state.stateful_callbacks.get(type(self).__name__) if steps else None
-        saved = found["attributes"] if found else None
+        trainer, steps, saved = self.trainer, state.global_step, self.saved
         k = args.gradient_accumulation_steps
         refuse(
             WHAT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -127,8 +128,9 @@ class Callback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint of the Trainer."""
-        saved = {} if self.monitor is None else self.monitor.state_dict()
-        return {"args": {}, "attributes": {"saved": saved}}
+        parts = {"monitor": self.monitor and self.monitor.state_dict()}
+        parts["steps"] = self.steps and self.steps.state()
+        return {"args": {}, "attributes": {"saved": parts}}
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **given: Any) -> None:
         """Hooks are put on the model; a checkpoint's numbers are taken up."""
@@ -163,17 +165,19 @@ class Callback(TrainerCallback, ExportableState):
                 upfront=UPFRONT,
             )
         found = state.stateful_callbacks.get(type(self).__name__)
-        saved = found["attributes"]["saved"] if found and state.global_step else None
-        if saved and self.monitor is not None:
-            self.monitor.load_state_dict(saved)
+        saved = found["attributes"]["saved"] if found and state.global_step else {}
+        if self.monitor is not None and saved.get("monitor"):
+            self.monitor.load_state_dict(saved["monitor"])
         if self.steps is not None:
-            self.steps.monitor = self.monitor
+            self.steps.monitor, self.steps.saved = self.monitor, saved.get("steps")
 
     def on_log(self, args: Any, state: Any, _: Any, logs: Any, **_other: Any) -> None:
         """Add the noise, for every logger that comes after."""
         if self.monitor is None or not {"loss", "train_loss"} & set(logs):
             return
         noise = self.monitor.read()
+        if not math.isfinite(noise.noise_scale.high):  # too few of late: all there are
+            noise = self.monitor.read(window=noise.examples)
         if noise.steps:
             logs.update(noise.log())
             state.log_history[-1].update(noise.log())
