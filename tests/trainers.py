@@ -79,6 +79,10 @@ class _Look(transformers.TrainerCallback):
         to, model = self.trainer, given["model"]
         batch = {k: torch.cat([m[k] for m in to.waiting]) for k in to.waiting[0]}
         to.waiting = []
+        if to.args.world_size > 1:
+            parts: list[Any] = [None] * to.args.world_size
+            torch.distributed.all_gather_object(parts, batch)
+            batch = {k: torch.cat([part[k] for part in parts]) for k in batch}
         made = torch.cat([p.grad.flatten() for p in model.parameters()])
         _, count = to.get_batch_samples(iter([batch]), 1, to.args.device)
         loss = to.compute_loss(model, {**batch}, num_items_in_batch=count)
@@ -95,7 +99,7 @@ def trainer(
     model: nn.Module | None = None,
     data: Any = None,
     callbacks: Any = (),
-    kind: type[transformers.Trainer] = Recorded,
+    kind: type[transformers.Trainer] | None = Recorded,
     held: Any = None,
     **settings: Any,
 ) -> Any:
@@ -109,7 +113,7 @@ def trainer(
         "report_to": "none",
         **settings,
     }
-    return kind(
+    return (kind or transformers.Trainer)(
         gpt() if model is None else model,
         transformers.TrainingArguments(
             str(folder), use_cpu=True, disable_tqdm=True, **settings

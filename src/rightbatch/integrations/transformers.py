@@ -29,7 +29,6 @@ except ImportError as error:
 __all__ = ["Callback", "apply_plan", "job"]
 
 OLDEST = 5  # major version; run on 5.24.0
-UPFRONT = 12  # measured steps before the overhead counts: 120 steps say something
 
 
 def check_version(version: str) -> None:
@@ -162,7 +161,6 @@ class Callback(TrainerCallback, ExportableState):
                 given["model"] if free else self.trainer.model_wrapped,
                 given["optimizer"],
                 population=len(data) if hasattr(data, "__len__") else None,
-                upfront=UPFRONT,
             )
         found = state.stateful_callbacks.get(type(self).__name__)
         saved = found["attributes"]["saved"] if found and state.global_step else {}
