@@ -99,7 +99,7 @@ class TrainerSteps(TrainerCallback):
     def state(self) -> dict[str, Any]:
         """For a checkpoint of the Trainer."""
         made = {} if self._controller is None else self._controller.state_dict()
-        return {"controller": made, "updates": self._updates}
+        return {"controller": made, "updates": self._updates, "today": self.today}
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **_other: Any) -> None:
         """A run begins, or goes on from a checkpoint."""
@@ -109,9 +109,10 @@ class TrainerSteps(TrainerCallback):
             WHAT,
             (k != self.unit, f"a run that broke off has left {k=}", "a new Trainer"),
             (
-                steps and not saved,
-                f"the checkpoint of step {steps:,} is of a run without it",
-                "resume from one of a run with the same schedule",
+                steps and (not saved or saved["today"] != self.today),
+                f"the checkpoint of step {steps:,} counts other steps than of "
+                f"{self.today:,} examples",
+                "resume from one of a run with the same arguments and schedule",
             ),
             (steps and args.ignore_data_skip, "ignore_data_skip=True", "False"),
         )
