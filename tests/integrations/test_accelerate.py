@@ -83,7 +83,7 @@ def test_every_step_is_the_large_batch_through_changes_and_a_resume(
         *(8, 24, 16, 24, 16, 24, 40, 8)  # and what was left at the ends of epochs
     ]
     assert max(step["error"] for step in whole.steps) <= 1e-12  # float64
-    # 0.02 at batch 8, by the square root; halved every 160 examples.
+    # 0.02 at batch 8, in proportion; halved every 160 examples.
     seen = 0
     for step in whole.steps:
         stage = STAGES.batch_size(seen)
@@ -110,27 +110,29 @@ def _reset() -> None:
 @pytest.mark.slow
 def test_two_ranks_make_the_same_steps(tmp_path: Path) -> None:
     done = torchrun(TESTS / "accelerate_loop.py", tmp_path, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-6000:]
     ranks = [json.loads((tmp_path / f"rank-{r}.json").read_text()) for r in (0, 1)]
     alone = whole_run()
     assert ranks[0]["weights"] == ranks[1]["weights"]
     assert ranks[0]["weights"] == pytest.approx(alone.weights(), rel=1e-9)
     for ours, other in zip(alone.steps, ranks[0]["steps"], strict=True):
         assert other["error"] <= 1e-12
-        assert (other["batch"], other["lr"]) == pytest.approx((ours["batch"], ours["lr"]))
-    assert ranks[0]["log"]["noise/steps"] > 20
+        assert (other["batch"], other["lr"]) == pytest.approx(
+            (ours["batch"], ours["lr"])
+        )
+    assert ranks[0]["log"]["noise/scale"] > 0
 
 
 def test_noise_is_logged_and_followed() -> None:
-    """Every step measured: the batch leaves 8 for half the noise scale."""
-    follows = rb.schedules.FollowNoise(8, fraction=0.5, most=64)
+    """Every step measured; the noise scale is about 15 (9 to 34), the first batch 8."""
+    follows = rb.schedules.FollowNoise(8, fraction=4, most=64)
     loop = whole_run(schedule=follows, monitor=True)
     log = loop.batches.log()
-    assert log["noise/scale_low"] <= log["noise/scale"] <= log["noise/scale_high"]
+    assert log["noise/scale_low"] <= log["noise/scale"]
     assert log["batch/size"] == loop.batches.batch_size
     assert log["batch/examples"] == 3 * 208
     changes = loop.batches.controller.changes
-    assert changes
+    assert changes[0].batch_to == 16  # looked at behind 25 steps, twice at most
     assert {change.batch_to % 8 for change in changes} == {0}
     assert max(step["error"] for step in loop.steps) <= 1e-12
 
@@ -142,7 +144,9 @@ def test_a_plan_gives_batch_and_rate(tmp_path: Path) -> None:
     assert loop.sgd.param_groups[0]["lr"] == pytest.approx(plan.lr)
     plan.save(tmp_path / "plan.json")
     _reset()
-    assert Loop(8, plan=tmp_path / "plan.json", lr=0.1).batches.batch_size == 8  # the stages'
+    assert (
+        Loop(8, plan=tmp_path / "plan.json", lr=0.1).batches.batch_size == 8
+    )  # the stages'
 
 
 def a_job() -> rb.Job:
@@ -202,6 +206,7 @@ def test_a_loop_that_steps_otherwise_is_told() -> None:
         for x, _ in loop.loader:
             with loop.accelerator.accumulate(loop.net):
                 loop.accelerator.backward(loop.net(x).mean())
+                loop.sgd.step()
                 loop.batches.step()
 
 
