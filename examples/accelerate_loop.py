@@ -39,7 +39,7 @@ batches = follow(
     # 2 % of the time by default: too little in a run of a few seconds.
     monitor=rb.NoiseMonitor(model, optimizer, overhead=0.2),
 )
-for epoch in range(5):
+for _ in range(5):
     for inputs, labels in loader:
         with accelerator.accumulate(model):
             loss = nn.functional.cross_entropy(model(inputs), labels)

@@ -38,7 +38,9 @@ run = rb.train(
 )
 first = not joined or torch.distributed.get_rank() == 0
 if first:
-    print(f"batch {run.batch_size}, {run.last.examples:,} examples, resumed {run.resumed}")
+    print(
+        f"batch {run.batch_size}, {run.last.examples:,} examples, resumed {run.resumed}"
+    )
 if joined:
     torch.distributed.barrier()
 if first:

@@ -79,7 +79,7 @@ def test_every_step_is_the_large_batch_through_changes_and_a_resume(
     """Three changes of batch in three epochs; saved in the middle of the second."""
     whole = whole_run()
     sizes = [step["batch"] for step in whole.steps]
-    assert [b for b, a in zip(sizes, [0, *sizes]) if b != a] == [
+    assert [b for b, a in zip(sizes, [0, *sizes], strict=False) if b != a] == [
         *(8, 24, 16, 24, 16, 24, 40, 8)  # and what was left at the ends of epochs
     ]
     assert max(step["error"] for step in whole.steps) <= 1e-12  # float64
@@ -175,7 +175,7 @@ def test_what_cannot_be_followed_is_refused(options: Any, match: str) -> None:
 
 
 def test_a_check_that_finds_something_is_raised() -> None:
-    with pytest.raises(rb.JobError, match="^RB1"):
+    with pytest.raises(rb.JobError, match=r"^RB1"):
         Loop(8, job=a_job(), raise_on=("RB1",))
 
 

@@ -99,27 +99,28 @@ def follow(
     micro = _micro_batch(accelerator, loader)
     accumulated = micro * accelerator.gradient_accumulation_steps
     today = whole_number(batch_size or accumulated, "batch_size")
-    if isinstance(plan, (str, Path)):
-        plan = Plan.load(plan)
     optimizer = getattr(optimizer, "optimizer", optimizer)
-    inner = getattr(scheduler, "scheduler", scheduler)
-    options: dict[str, Any] = {"rule": rule}
+    inner = None if scheduler is None else _by_examples(scheduler, accelerator, today)
+    noise_scale = None
     if plan is not None:
+        plan = plan if isinstance(plan, Plan) else Plan.load(plan)
         schedule = schedule or Constant(plan.batch_size)
-        options = {"rule": plan.scaling.asked, "noise_scale": plan.scaling.noise_scale}
+        rule, noise_scale = plan.scaling.asked, plan.scaling.noise_scale
     schedule = schedule or Constant(today)
-    if schedule.live and getattr(schedule, "least", micro) < micro:
+    if getattr(schedule, "least", micro) < micro:  # of a live one
         schedule = dataclasses.replace(schedule, least=micro)  # pyrefly: ignore
     _check_whole(schedule, micro)
     if monitor is not None and Ranks(monitor.model).size != accelerator.num_processes:
         raise SettingError(
             "the monitor watches the model before it was prepared",
-            seen=f"{accelerator.num_processes} processes, a bare model",
             why="every process would see another noise, and another batch",
             fix="NoiseMonitor(model, optimizer) after accelerator.prepare",
         )
     if raise_on:
-        _check_job(job, raise_on, micro, accelerator.num_processes, schedule)
+        if job is None:
+            raise SettingError("raise_on needs a job to look at", fix="job=rb.Job(...)")
+        for f in check(job, schedule=schedule, select=raise_on).items:
+            raise JobError(f"{f.code} {f.what}", seen=f.seen, why=f.why, fix=f.fix)
     if plan is not None:
         _take_rate(plan, today, optimizer, inner)
     controller = Controller(
@@ -127,12 +128,11 @@ def follow(
         optimizer,
         today,
         monitor=monitor,
-        scheduler=None
-        if inner is None
-        else _by_examples(scheduler, accelerator, today),
+        rule=rule,
+        noise_scale=noise_scale,
+        scheduler=inner,
         multiple=micro,
         model=None if monitor is None else monitor.model,
-        **options,
     )
     batches = BatchScheduler(accelerator, controller, loader, micro)
     accelerator.register_for_checkpointing(batches)
@@ -317,25 +317,9 @@ def _check_whole(schedule: Schedule, micro: int) -> None:
             )
 
 
-def _check_job(
-    job: Job | None, codes: tuple[str, ...], micro: int, ranks: int, schedule: Schedule
+def _take_rate(
+    plan: Plan, today: int, optimizer: Any, scheduler: ByExamples | None
 ) -> None:
-    """Raise what the checks of these codes find."""
-    if job is None:
-        raise SettingError("raise_on needs a job to look at", fix="job=rb.Job(...)")
-    findings = check(
-        job,
-        micro_batch=micro // ranks,
-        accumulation=schedule.start // micro,
-        ranks=ranks,
-        schedule=schedule,
-        select=codes,
-    )
-    for f in findings.items:
-        raise JobError(f"{f.code} {f.what}", seen=f.seen, why=f.why, fix=f.fix)
-
-
-def _take_rate(plan: Plan, today: int, optimizer: Any, scheduler: Any) -> None:
     """Multiply the rates by the plan's factor, beside what the scaling does."""
     if plan.today != today:
         raise SettingError(
@@ -349,8 +333,8 @@ def _take_rate(plan: Plan, today: int, optimizer: Any, scheduler: Any) -> None:
     name = optimizer_name(optimizer)
     check_optimizer(plan, {"optimizer": name, "param group 0's lr": rate})
     multiply_rates(optimizer, plan.lr_factor)
-    inner = [] if scheduler is None else [scheduler, *inner_schedulers(scheduler)]
-    for one in inner:
+    own = None if scheduler is None else scheduler.scheduler
+    for one in [] if own is None else [own, *inner_schedulers(own)]:
         if hasattr(one, "base_lrs"):
             one.base_lrs = [rate * plan.lr_factor for rate in one.base_lrs]
 

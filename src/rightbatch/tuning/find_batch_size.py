@@ -96,16 +96,18 @@ def find_batch_size(
                     seen=f"WORLD_SIZE={os.environ['WORLD_SIZE']}, no process group",
                     fix="torch.distributed.init_process_group() before the call",
                 )
-            if found.plan is None and batch_size is None:
-                found.plan = _plan(plan, job, budget_s)
-            batch, first = _batch_of(found.plan, batch_size, job)
+            if batch_size is None:
+                found.plan = found.plan or _plan(plan, job, budget_s)
+                batch, first = _batch_of(found.plan, job)
+            else:
+                batch = first = whole_number(batch_size, "batch_size")
             if batch % ranks:
                 raise SettingError(
                     f"{ranks} ranks cannot share a batch of {batch} evenly",
                     fix=f"{batch - batch % ranks or ranks}, or another number of ranks",
                 )
             found.batch_size, share = batch, batch // ranks
-            most = whole_number(starting_micro_batch or first or share, "micro_batch")
+            most = whole_number(starting_micro_batch or first, "micro_batch")
             micro = _divisor(share, most)
             while micro:
                 store = dist.group.WORLD.get_group_store() if joined() else None
@@ -118,7 +120,11 @@ def find_batch_size(
                 if fits:
                     return result
                 if found.plan is not None and found.plan.coupled_batch is not None:
-                    raise _coupled(found.plan.coupled_batch) from None
+                    raise SettingError(
+                        "memory ran out, and the micro-batch cannot be smaller",
+                        seen=f"{found.plan.coupled_batch} examples see each other",
+                        why="fewer of them would be another function",
+                    )
                 before, micro = micro, _divisor(share, micro // 2)
                 if micro:
                     warnings.warn(
@@ -128,8 +134,7 @@ def find_batch_size(
                     )
             raise SettingError(
                 "not even one example at a time fits in memory",
-                seen=f"batch {batch} on {ranks} ranks, micro-batch 1",
-                fix="a smaller model, or rightbatch memory JOB for what takes it",
+                fix="a smaller model; rightbatch memory JOB says what takes it",
             )
 
         found.plan, found.batch_size = None, batch_size
@@ -151,12 +156,8 @@ def _plan(plan: Plan | str | Path | None, job: Job | None, budget_s: float) -> P
     return made
 
 
-def _batch_of(
-    plan: Plan | None, batch_size: int | None, job: Job | None
-) -> tuple[int, int | None]:
-    """The batch, and the largest micro-batch believed to fit; None: nothing is known."""
-    if plan is None:
-        return whole_number(batch_size, "batch_size"), None
+def _batch_of(plan: Plan, job: Job | None) -> tuple[int, int]:
+    """The batch, and the largest micro-batch believed to fit."""
     if plan.decided or plan.coupled_batch is not None or job is None:
         return (plan.batch_size if plan.decided else plan.today), plan.micro_batch
     return plan.today, largest_batch(job, verify=False, accumulation=2).largest
@@ -165,15 +166,6 @@ def _batch_of(
 def _divisor(share: int, most: int) -> int:
     """The largest that divides a rank's share; 0: there is none."""
     return next((b for b in range(min(share, most), 0, -1) if share % b == 0), 0)
-
-
-def _coupled(together: int) -> SettingError:
-    return SettingError(
-        "memory ran out, and the micro-batch cannot be smaller",
-        seen=f"{together} examples see each other in this job",
-        why="fewer of them would be another function",
-        fix="more memory, or batch normalisation that does not need them",
-    )
 
 
 def _tried(
