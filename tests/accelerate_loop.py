@@ -38,7 +38,7 @@ class Loop:
         self.net, self.sgd, self.loader, scheduler = self.accelerator.prepare(
             net, sgd, loader, halving
         )
-        options = {"schedule": STAGES, "scheduler": scheduler} | options
+        options = dict[str, Any](schedule=STAGES, scheduler=scheduler) | options
         if options.get("monitor"):
             options["monitor"] = rb.NoiseMonitor(self.net, self.sgd, float("inf"))
         self.batches = follow(
@@ -71,11 +71,11 @@ class Loop:
         self.reference.load_state_dict(network.state_dict())
         loss = nn.functional.mse_loss(self.reference(self.x[step]), self.y[step])
         large = torch.autograd.grad(loss, list(self.reference.parameters()))
-        pairs = zip(network.parameters(), large, strict=True)
-        error = sum((p.grad - g).square().sum() for p, g in pairs)
-        error /= sum(g.square().sum() for g in large)
+        wrong = [p.grad - g for p, g in zip(network.parameters(), large, strict=True)]
+        error = torch.cat([w.flatten() for w in wrong]).norm()
+        error /= torch.cat([g.flatten() for g in large]).norm()
         rate = self.sgd.param_groups[0]["lr"]
-        row = {"batch": step.stop - step.start, "error": float(error.sqrt())}
+        row = {"batch": step.stop - step.start, "error": float(error)}
         self.steps.append(row | {"lr": rate})
 
     def weights(self) -> list[float]:

@@ -87,8 +87,7 @@ def find_batch_size(
         )
 
     def decorated(training: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(training)
-        def found(*arguments: Any, **options: Any) -> Any:
+        def fitted(*arguments: Any, **options: Any) -> Any:
             ranks = dist.get_world_size() if joined() else 1
             if ranks == 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 raise SettingError(
@@ -110,7 +109,8 @@ def find_batch_size(
             most = whole_number(starting_micro_batch or first, "micro_batch")
             micro = _divisor(share, most)
             while micro:
-                store = dist.group.WORLD.get_group_store() if joined() else None
+                world: Any = dist.group.WORLD if joined() else None
+                store = None if world is None else world.get_group_store()
                 state, result = _tried(
                     store, training, micro, share // micro, *arguments, **options
                 )
@@ -137,6 +137,7 @@ def find_batch_size(
                 fix="a smaller model; rightbatch memory JOB says what takes it",
             )
 
+        found: Any = functools.wraps(training)(fitted)
         found.plan, found.batch_size = None, batch_size
         return found
 
