@@ -19,7 +19,6 @@ from cases import made_up
 from launching import TESTS, environment, torchrun
 from rightbatch.integrations.accelerate import follow
 
-# Its scheduler steps before the first update, as Accelerate's own does.
 EXAMPLE = TESTS.parent / "examples" / "accelerate_loop.py"
 
 
