@@ -1,0 +1,350 @@
+"""A batch that changes in a loop with Hugging Face Accelerate."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rightbatch.core.errors import JobError, MissingExtraError, SettingError
+from rightbatch.core.torch_private import inner_schedulers
+from rightbatch.core.whole_number import whole_number
+from rightbatch.job.job import Job
+from rightbatch.job.optimizers import first_rate
+from rightbatch.job.several_optimizers import optimizer_name
+from rightbatch.lint.linter import check
+from rightbatch.noise.monitor import NoiseMonitor
+from rightbatch.schedules.by_examples import ByExamples
+from rightbatch.schedules.scaling import multiply_rates
+from rightbatch.schedules.schedule import Constant, Schedule
+from rightbatch.training.controller import Change, Controller
+from rightbatch.training.plan import Plan
+from rightbatch.training.ranks import Ranks
+from rightbatch.training.requested import check_optimizer
+
+try:
+    from accelerate import Accelerator
+except ImportError as error:
+    raise MissingExtraError(
+        "rightbatch.integrations.accelerate needs accelerate",
+        fix="pip install 'rightbatch[transformers]'",
+    ) from error
+
+OTHER_ENGINES = ("DEEPSPEED", "MEGATRON_LM", "XLA")  # they count micro-batches too
+
+
+def follow(
+    accelerator: Any,
+    optimizer: Any,
+    schedule: Schedule | None = None,
+    *,
+    loader: Any,
+    batch_size: int | None = None,
+    scheduler: Any = None,
+    monitor: NoiseMonitor | None = None,
+    plan: Plan | str | Path | None = None,
+    rule: str = "auto",
+    job: Job | None = None,
+    raise_on: tuple[str, ...] = (),
+) -> BatchScheduler:
+    """Let batch and learning rate of an Accelerate loop follow a schedule or a plan.
+
+    The loop stays as it is, but that ``scheduler.step()`` is now the step of what this
+    returns. It is registered with the accelerator, whose ``save_state`` keeps it.
+
+    Run on accelerate 1.15.0, without and with DDP.
+
+    Args:
+        accelerator: Of the loop, which uses ``accelerator.accumulate(model)``.
+        optimizer: As ``accelerator.prepare`` returned it.
+        schedule: The batch along the run, over all ranks, in whole micro-batches: what
+            the loader gives all ranks at once. Default: the plan's, or no change.
+        loader: As ``accelerator.prepare`` returned it.
+        batch_size: The batch that the optimizer's numbers were chosen for; default: a
+            micro-batch times the accelerator's accumulation.
+        scheduler: The learning-rate scheduler, as prepared. It is stepped by examples,
+            as often as Accelerate steps it (once a process) where the batch stays.
+        monitor: Of the prepared model: the noise, for a live schedule and for `log`.
+        plan: A `Plan`, or its file; gives the batch where there is no schedule, and
+            how the learning rate follows.
+        rule: How the learning rate follows the batch, without a plan.
+        job: The same training as a `Job`, which ``raise_on`` looks at.
+        raise_on: Codes of checks, such as ``("RB105",)``, that must find nothing.
+
+    Raises:
+        SettingError: The accelerator's engine accumulates by itself; the loader's
+            micro-batches do not fit; or schedule, plan and optimizer contradict each
+            other.
+        JobError: A check of ``raise_on`` found something.
+
+    Example:
+        >>> import torch, rightbatch as rb
+        >>> from accelerate import Accelerator
+        >>> from rightbatch.integrations.accelerate import follow
+        >>> accelerator, net = Accelerator(cpu=True), torch.nn.Linear(1, 1)
+        >>> loader = torch.utils.data.DataLoader(torch.rand(64, 1), batch_size=4)
+        >>> sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> net, sgd, loader = accelerator.prepare(net, sgd, loader)
+        >>> grow = rb.schedules.Stages(((0, 8), (32, 16)))
+        >>> batches = follow(accelerator, sgd, grow, loader=loader, batch_size=8)
+        >>> for x in loader:
+        ...     with accelerator.accumulate(net):
+        ...         accelerator.backward(net(x).square().mean())
+        ...         sgd.step()
+        ...         if change := batches.step():
+        ...             print(change)
+        ...         sgd.zero_grad()
+        batch 8 -> 16, lr 0.2: stage 2 of 2
+    """
+    micro = _micro_batch(accelerator, loader)
+    accumulated = micro * accelerator.gradient_accumulation_steps
+    today = whole_number(batch_size or accumulated, "batch_size")
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    inner = None if scheduler is None else _by_examples(scheduler, accelerator, today)
+    noise_scale = None
+    if plan is not None:
+        plan = plan if isinstance(plan, Plan) else Plan.load(plan)
+        schedule = schedule or Constant(plan.batch_size)
+        rule, noise_scale = plan.scaling.asked, plan.scaling.noise_scale
+    schedule = schedule or Constant(today)
+    if getattr(schedule, "least", micro) < micro:  # of a live one
+        schedule = dataclasses.replace(schedule, least=micro)  # pyrefly: ignore
+    _check_whole(schedule, micro)
+    if monitor is not None and Ranks(monitor.model).size != accelerator.num_processes:
+        raise SettingError(
+            "the monitor watches the model before it was prepared",
+            why="every process would see another noise, and another batch",
+            fix="NoiseMonitor(model, optimizer) after accelerator.prepare",
+        )
+    if raise_on:
+        if job is None:
+            raise SettingError("raise_on needs a job to look at", fix="job=rb.Job(...)")
+        for f in check(job, schedule=schedule, select=raise_on).items:
+            raise JobError(f"{f.code} {f.what}", seen=f.seen, why=f.why, fix=f.fix)
+    if plan is not None:
+        _take_rate(plan, today, optimizer, inner)
+    controller = Controller(
+        schedule,
+        optimizer,
+        today,
+        monitor=monitor,
+        rule=rule,
+        noise_scale=noise_scale,
+        scheduler=inner,
+        multiple=micro,
+        model=None if monitor is None else monitor.model,
+    )
+    batches = BatchScheduler(accelerator, controller, loader, micro)
+    accelerator.register_for_checkpointing(batches)
+    return batches
+
+
+class BatchScheduler:
+    """The batch of an Accelerate loop, stepped where its learning rate would be.
+
+    Accelerate ends a step where its count of micro-batches is a multiple of the
+    accumulation: changed at another count, the next step is cut short, with a part of
+    the gradient. So the count begins anew here with every step, and the last step of an
+    epoch is the mean of the micro-batches that are left. Made by `follow`.
+
+    Attributes:
+        controller: What decides; its ``changes`` are the decisions.
+        examples: Seen so far, over all ranks.
+        micro_batches_in_epoch: Of every rank so far: after a resume, those that
+            ``accelerator.skip_first_batches`` has to skip.
+    """
+
+    def __init__(
+        self, accelerator: Any, controller: Controller, loader: Any, micro: int
+    ) -> None:
+        self.controller, self.examples, self.micro_batches_in_epoch = controller, 0, 0
+        self._accelerator, self._micro, self._epoch = accelerator, micro, len(loader)
+        self._schedulers = controller.numbers.schedulers
+        self._begin_step()
+
+    @property
+    def batch_size(self) -> int:
+        """Examples of the step that is being made, over all ranks."""
+        return self._accelerator.gradient_accumulation_steps * self._micro
+
+    def step(self) -> Change | None:
+        """After ``optimizer.step()``; between the micro-batches it does nothing.
+
+        Returns:
+            What was decided about the next step, if there was anything to decide.
+
+        Raises:
+            SettingError: The loop has done something that makes steps inexact.
+        """
+        accelerator = self._accelerator
+        if not accelerator.sync_gradients:
+            return None
+        planned, made = accelerator.gradient_accumulation_steps, accelerator.step
+        over = accelerator.gradient_state.end_of_dataloader
+        self.micro_batches_in_epoch += planned
+        left = self._epoch - self.micro_batches_in_epoch
+        if made not in (planned, 0) or over != (left == 0):
+            raise SettingError(
+                "the step had other micro-batches than were planned",
+                seen=f"{planned} planned, {made} counted; {left} left in the epoch",
+                fix="call step() once after every optimizer.step(), go through whole "
+                "epochs, and after a resume skip micro_batches_in_epoch of them",
+            )
+        if [_made(s) for s in self._schedulers] != self._stood:
+            raise SettingError(
+                "the learning-rate scheduler was stepped elsewhere too",
+                seen=f"at {_made(self._schedulers[0])}, left at {self._stood[0]}",
+                why="it is stepped by examples here, and would be ahead of them",
+                fix="take scheduler.step() out of the loop",
+            )
+        self.micro_batches_in_epoch *= not over
+        seen = planned * self._micro
+        self.examples += seen
+        for scheduler in self._schedulers:
+            scheduler.step(seen)
+        change = self.controller(self.examples)
+        self._begin_step()
+        return change
+
+    def log(self) -> dict[str, float]:
+        """Plain numbers for ``accelerator.log``: batch, rate, and the monitor's."""
+        rate = first_rate(self.controller.numbers.optimizer)
+        monitor = self.controller.monitor
+        return (
+            {"batch/size": float(self.batch_size), "batch/examples": self.examples}
+            | ({} if rate is None else {"batch/lr": rate})
+            | ({} if monitor is None else monitor.log())
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, which ``accelerator.save_state`` keeps.
+
+        Raises:
+            SettingError: A step is half made; its gradient would not be kept.
+        """
+        if self._accelerator.step:
+            raise SettingError(
+                "the state cannot be saved between the micro-batches of a step",
+                seen=f"{self._accelerator.step} micro-batches made",
+                why="what they have accumulated is not part of the state",
+                fix="save_state() behind step(), where accelerator.sync_gradients",
+            )
+        monitor = self.controller.monitor
+        return {
+            "examples": self.examples,
+            "micro_batches_in_epoch": self.micro_batches_in_epoch,
+            "controller": self.controller.state_dict(),
+            "schedulers": [s.state_dict() for s in self._schedulers],
+            "monitor": None if monitor is None else monitor.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`, also on another number of ranks.
+
+        Raises:
+            SettingError: The batch then cannot be made of the micro-batches now.
+        """
+        batch = state["controller"]["batch_size"]
+        _check_whole(Constant(batch), self._micro)
+        self.examples = state["examples"]
+        self.micro_batches_in_epoch = state["micro_batches_in_epoch"]
+        self.controller.load_state_dict(state["controller"])
+        for scheduler, saved in zip(self._schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        if self.controller.monitor is not None and state["monitor"] is not None:
+            self.controller.monitor.load_state_dict(state["monitor"])
+        self._begin_step()
+
+    def _begin_step(self) -> None:
+        """Say how many micro-batches the next step has, before the first of them."""
+        left = self._epoch - self.micro_batches_in_epoch
+        accumulation = min(self.controller.batch_size // self._micro, left)
+        self._accelerator.gradient_accumulation_steps = accumulation
+        self._accelerator.step = 0
+        self._stood = [_made(scheduler) for scheduler in self._schedulers]
+
+
+def _made(scheduler: ByExamples) -> int | None:
+    """The steps that torch's scheduler has made."""
+    return getattr(scheduler.scheduler, "last_epoch", None)
+
+
+def _micro_batch(accelerator: Any, loader: Any) -> int:
+    """What the loader gives all ranks at once, if steps can be made exactly of it."""
+    if not isinstance(accelerator, Accelerator):
+        raise SettingError(
+            "the first argument is no Accelerator", seen=type(accelerator).__name__
+        )
+    engine = accelerator.distributed_type.name
+    if engine in OTHER_ENGINES:
+        raise SettingError(
+            f"with {engine} the batch cannot be changed from here",
+            why="it has its own count of micro-batches, fixed at its start",
+            fix="DDP, or no change of batch",
+        )
+    try:
+        micro, length = loader.total_batch_size, len(loader.dataset)
+    except (AttributeError, TypeError) as error:
+        raise SettingError(
+            "the loader does not say its batch, or its length",
+            seen=f"{type(loader).__name__}: {error}",
+            why="the last step of an epoch may have fewer micro-batches: their mean",
+            fix="loader= as prepared, of a data set with a length",
+        ) from error
+    sampler = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)
+    if length % micro and not sampler.drop_last:
+        raise SettingError(
+            "the last micro-batch of an epoch is smaller than the others",
+            seen=f"{length} examples, {micro} in a micro-batch over all ranks",
+            why="its examples would weigh more, or be repeated on other ranks",
+            fix="DataLoader(..., drop_last=True)",
+        )
+    return micro
+
+
+def _check_whole(schedule: Schedule, micro: int) -> None:
+    """Refuse a batch that is not made of whole micro-batches."""
+    batches = [batch for _, batch in getattr(schedule, "stages", ())]
+    if not batches and not schedule.live:
+        batches = [schedule.start, schedule.batch_size(1 << 60)]
+    for batch in batches:
+        if batch < micro or (schedule.exact and batch % micro):
+            raise SettingError(
+                f"a batch of {batch} is not made of whole micro-batches",
+                seen=f"{schedule}; the loader gives {micro} at once, over all ranks",
+                why="the loader's batch stays as it is: a step takes several of them",
+                fix="multiples of it, or a DataLoader with a smaller batch",
+            )
+
+
+def _take_rate(
+    plan: Plan, today: int, optimizer: Any, scheduler: ByExamples | None
+) -> None:
+    """Multiply the rates by the plan's factor, beside what the scaling does."""
+    if plan.today != today:
+        raise SettingError(
+            "the plan is for another batch today",
+            seen=f"plan: {plan.today}; here: {today}",
+            why="its learning rate follows from that batch's",
+            fix=f"batch_size={plan.today}, if the optimizer's rate was chosen for it",
+        )
+    group = optimizer.param_groups[0]
+    rate = float(group.get("initial_lr", group.get("lr")))
+    name = optimizer_name(optimizer)
+    check_optimizer(plan, {"optimizer": name, "param group 0's lr": rate})
+    multiply_rates(optimizer, plan.lr_factor)
+    own = None if scheduler is None else scheduler.scheduler
+    for one in [] if own is None else [own, *inner_schedulers(own)]:
+        if hasattr(one, "base_lrs"):
+            one.base_lrs = [rate * plan.lr_factor for rate in one.base_lrs]
+
+
+def _by_examples(scheduler: Any, accelerator: Any, today: int) -> ByExamples:
+    """A step for as many examples as Accelerate makes one for at today's batch."""
+    inner = getattr(scheduler, "scheduler", None)
+    if inner is None:
+        return ByExamples(scheduler, batch_size=today)
+    # AcceleratedScheduler makes a step for every process, unless batches are split.
+    by_process = scheduler.step_with_optimizer and not scheduler.split_batches
+    ranks = accelerator.num_processes if by_process else 1
+    return ByExamples(inner, batch_size=max(1, today // ranks))
