@@ -200,7 +200,7 @@ def _settings(trainer: Any) -> dict[str, Any]:
     if not hasattr(trainer, "strategy"):
         return {"device": "cuda" if torch.cuda.is_available() else None}
     clip = trainer.gradient_clip_val or None
-    by_value = clip and str(trainer.gradient_clip_algorithm or "").endswith("value")
+    by_value = clip and "value" in str(trainer.gradient_clip_algorithm).lower()
     refusals = {
         f"precision {trainer.precision!r}: a job has {', '.join(PRECISIONS)}": (
             trainer.precision not in PRECISIONS
