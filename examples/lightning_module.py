@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 import rightbatch as rb
+from rightbatch.integrations.lightning import Callback
 
 digits = load_digits()
 rows = TensorDataset(
@@ -48,13 +49,9 @@ module = Digits()
 
 if __name__ == "__main__":
     ramp = rb.schedules.Ramp(32, 256, 8 * len(train))
-    follow = rb.integrations.lightning.Callback(schedule=ramp)  # 1
-    trainer = lightning.Trainer(
-        max_epochs=10,
-        accumulate_grad_batches=2,
-        logger=False,
-        callbacks=[follow],  # 2
-    )
+    follow = Callback(schedule=ramp)
+    quiet = {"logger": False, "callbacks": [follow]}
+    trainer = lightning.Trainer(max_epochs=10, accumulate_grad_batches=2, **quiet)
     trainer.fit(module)
     print("", *follow.controller.changes, follow.monitor.read(), sep="\n")
     print(f"val_loss {trainer.callback_metrics['val_loss']:.3f}")

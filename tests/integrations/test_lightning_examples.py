@@ -55,7 +55,7 @@ def test_fabrics_loop_makes_the_gradient_of_every_batch() -> None:
         for step in stream.steps():
             rows = []
             for number, micro in enumerate(step, start=1):
-                rows += list(micro.indices)
+                rows += [int(i) for i in micro.indices]
                 with fabric.no_backward_sync(model, enabled=number < len(step)):
                     loss = (model(micro.data[0]) - micro.data[1]).square().mean()
                     fabric.backward(loss * micro.share)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from rightbatch.core.errors import JobError, MissingExtraError, SettingError
+from rightbatch.core.torch_private import is_compiled
 from rightbatch.integrations.aligned import AlignedController, check_multiples
 from rightbatch.integrations.lightning_job import SAMPLERS, THEIRS, job, job_of
 from rightbatch.job.job import copied_module
@@ -24,16 +26,22 @@ from rightbatch.schedules.schedule import Constant, Schedule
 from rightbatch.training.plan import Plan
 from rightbatch.training.requested import check_optimizer
 
+NEEDED = (2, 5)
 try:
-    from lightning.pytorch import callbacks
+    import lightning.pytorch as pl
 except ImportError:
     try:
-        from pytorch_lightning import callbacks
+        import pytorch_lightning as pl
     except ImportError as error:
         raise MissingExtraError(
-            "rightbatch.integrations.lightning needs Lightning 2.5 or later",
+            "rightbatch.integrations.lightning needs Lightning",
             fix="pip install 'rightbatch[lightning]'",
         ) from error
+if tuple(map(int, pl.__version__.split(".")[:2])) < NEEDED:
+    raise MissingExtraError(
+        f"Lightning {pl.__version__} is not supported: 2.5 and later are",
+        fix="pip install 'rightbatch[lightning]'",
+    )
 
 __all__ = ["Callback", "job"]
 
@@ -53,29 +61,46 @@ class WatchedStep(nn.Module):
         super().__init__()
         self.module, self.step = module, module.training_step
         self._outputs: list[Any] = []
-        self._inside = 0
-        self.hooks: list[Any] = []
-        for part in module.modules():
-            self.hooks.append(part.register_forward_pre_hook(self._enter))
-            self.hooks.append(part.register_forward_hook(self._leave, always_call=True))
+        self._inside, self._runs = 0, False
+        # Compiled parts would be compiled once more for the hooks, and show nothing.
+        parts = () if is_compiled(module) else module.modules()
+        self._hooks = {part: self._attach(part) for part in parts}
+        self._outermost: set[nn.Module] = set()
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Any, list[Any]]:
         """What the step returns, and those outputs."""
-        self._outputs, self._inside = [], 0
-        result = self.step(*args, **kwargs)
-        outputs, self._outputs = self._outputs, []
+        self._outputs, self._inside, self._runs = [], 0, True
+        try:
+            result = self.step(*args, **kwargs)
+        finally:
+            outputs, self._outputs, self._runs = self._outputs, [], False
+        if self._outermost:  # the others cost time, and show nothing
+            self.remove_hooks(keep=self._outermost)
         return result, outputs
+
+    def remove_hooks(self, keep: Collection[nn.Module] = ()) -> None:
+        """Those of all modules but some."""
+        for part in [part for part in self._hooks if part not in keep]:
+            for hook in self._hooks.pop(part):
+                hook.remove()
+
+    def _attach(self, part: nn.Module) -> tuple[Any, Any]:
+        return (
+            part.register_forward_pre_hook(self._enter),
+            part.register_forward_hook(self._leave, always_call=True),
+        )
 
     def _enter(self, part: nn.Module, args: Any) -> None:
         self._inside += 1
 
     def _leave(self, part: nn.Module, args: Any, output: Any) -> None:
         self._inside -= 1
-        if not self._inside:  # nothing but the step itself has called it
+        if self._runs and not self._inside:  # nothing but the step has called it
             self._outputs.append(output)
+            self._outermost.add(part)
 
 
-class Callback(callbacks.Callback):
+class Callback(pl.Callback):
     """Measures the noise of a Lightning run, and makes its batch follow a schedule.
 
     Noise with its interval goes to every logger, at ``trainer.log_every_n_steps``. A
@@ -129,6 +154,7 @@ class Callback(callbacks.Callback):
         if schedule is not None and plan is not None:
             raise SettingError("give a schedule or a plan, not both")
         self.monitor: Any = monitor
+        self._measures = monitor is True
         self.controller: AlignedController | None = None
         self.examples = 0
         self._schedule, self._rule, self._overhead = schedule, rule, overhead
@@ -146,7 +172,7 @@ class Callback(callbacks.Callback):
             for found in check(subject, select=self._raise_on).items:
                 what = f"{found.code} {found.what}"
                 raise JobError(what, seen=found.seen, why=found.why, fix=found.fix)
-        if self.monitor is True:
+        if self._measures:
             self.monitor = self._watch(trainer, pl_module)
         if self.monitor and "monitor" in self._saved:
             self.monitor.load_state_dict(self._saved["monitor"])
@@ -166,8 +192,9 @@ class Callback(callbacks.Callback):
         steps = trainer.global_step
         if not pl_module.automatic_optimization:  # there several updates may be a step
             steps = trainer.fit_loop.total_batch_idx + 1
-        if self.monitor and steps % (trainer.log_every_n_steps or NEVER) == 0:
-            pl_module.log_dict(self.monitor.log())
+        if steps % (trainer.log_every_n_steps or NEVER) == 0:
+            known = {} if controller is None else {"batch/size": controller.batch_size}
+            pl_module.log_dict(known | (self.monitor.log() if self.monitor else {}))
         if controller is None:
             return
         for scheduler in self._schedulers:
@@ -175,7 +202,6 @@ class Callback(callbacks.Callback):
         controller.seen = 0 if last else seen
         controller(self.examples)
         trainer.accumulate_grad_batches = controller.batch_size // controller.multiple
-        pl_module.log("batch/size", float(controller.batch_size))
 
     def on_before_optimizer_step(
         self, trainer: Any, pl_module: Any, optimizer: Any
@@ -238,7 +264,7 @@ class Callback(callbacks.Callback):
                     module.training_step = replaced
 
             module.training_step = training_step
-            self._undo += [put_back, *(hook.remove for hook in step.hooks)]
+            self._undo += [put_back, step.remove_hooks]
         loader, population = trainer.train_dataloader, None
         sampler = getattr(loader, "sampler", None)
         if isinstance(sampler, SAMPLERS) and not getattr(sampler, "replacement", False):
@@ -264,6 +290,7 @@ class Callback(callbacks.Callback):
             schedule, settings = self._planned(self._plan, today, optimizer)
         assert schedule is not None
         check_multiples(schedule, unit)
+        self._schedulers, self.examples = [], 0
         for config in trainer.lr_scheduler_configs:
             if config.reduce_on_plateau:
                 continue  # follows a metric: the factor it makes is kept
