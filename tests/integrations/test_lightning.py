@@ -6,6 +6,7 @@ that mends them is noticed.
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rightbatch as rb
+from cases import made_up
 from rightbatch.integrations.lightning import Callback, job
 from rightbatch.schedules import Ramp, Stages
+from rightbatch.schedules.scaling import scaling_for
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -160,7 +163,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     assert max(first.errors + second.errors) <= 1e-6
     assert first.sizes + second.sizes == all_steps.sizes
     assert first.lrs + second.lrs == pytest.approx(all_steps.lrs, rel=1e-12)
-    assert torch.equal(resumed.net[0].weight, whole.net[0].weight)
+    for mine, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
     assert again.monitor.counts.steps == follow.monitor.counts.steps
     assert again.examples == 3 * LENGTH
 
@@ -273,6 +277,24 @@ def test_what_cannot_be_followed_is_refused(
         trainer(follow, **run).fit(module, loader(**given))
 
 
+def test_a_plan_is_trained_by_and_another_runs_is_refused(tmp_path: Path) -> None:
+    made = rb.decide(made_up(t0=4e-3, t1=1e-3, critical=100)).plan
+    scaling = scaling_for("sgd", 8, 24, rule="linear")
+    changes = {"today": 8, "batch_size": 24, "scaling": scaling, "lr_factor": 1.1}
+    plan = replace(made, optimizer="SGD", lr=0.1 * 3 * 1.1, **changes)
+    plan.save(tmp_path / "plan.json")
+    steps = Steps()
+    trainer(Callback(None, plan=tmp_path / "plan.json"), steps).fit(Module(), loader())
+    assert steps.sizes == [24, 24, 24, 24, 24, 8] * 2
+    assert steps.lrs == pytest.approx([0.33] * 12)
+    assert max(steps.errors) <= 1e-6
+    for other in (replace(plan, today=16), replace(plan, lr=0.4)):
+        with pytest.raises(
+            rb.SettingError, match=r"another batch|optimizer has changed"
+        ):
+            trainer(Callback(None, plan=other)).fit(Module(), loader())
+
+
 def test_a_rival_callback_is_refused() -> None:
     rival = pl.callbacks.GradientAccumulationScheduler({1: 2})
     with pytest.raises(rb.SettingError, match="GradientAccumulationScheduler sets"):
@@ -299,10 +321,8 @@ def test_the_other_spelling_works_too() -> None:
 
     class Theirs(other.LightningModule):
         loss, forward = Module.loss, Module.forward
-        training_step, configure_optimizers = (
-            Module.training_step,
-            Module.configure_optimizers,
-        )
+        training_step: Any = Module.training_step
+        configure_optimizers = Module.configure_optimizers
 
         def __init__(self) -> None:
             super().__init__()
