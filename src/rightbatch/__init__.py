@@ -1,7 +1,7 @@
 """rightbatch finds, explains and runs the right batch size for a PyTorch training job.
 
-The names below, and those of `coupling`, `data`, `lab`, `landscape`, `objectives` and
-`schedules`, are the whole public surface. They are imported when first used, so that
+The names below, and those of `coupling`, `data`, `integrations`, `lab`, `landscape`,
+`objectives`, `schedules` and `sweep`, are the whole public surface. They are imported when first used, so that
 the command line can answer before torch is loaded.
 """
 
@@ -14,9 +14,11 @@ from rightbatch.core.lazy import lazy_names
 if TYPE_CHECKING:
     from rightbatch import coupling as coupling
     from rightbatch import data as data
+    from rightbatch import integrations as integrations
     from rightbatch import lab as lab
     from rightbatch import landscape as landscape
     from rightbatch import schedules as schedules
+    from rightbatch import sweep as sweep
     from rightbatch.core.errors import (
         JobError,
         MissingExtraError,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from rightbatch.training.controller import Controller
     from rightbatch.training.plan import Plan
     from rightbatch.training.train import Run, train
+    from rightbatch.tuning.find_batch_size import find_batch_size
     from rightbatch.tuning.noise_scale import noise_scale
     from rightbatch.tuning.tune import Tuning, tune
 
@@ -75,7 +78,9 @@ __all__ = [
     "coupling",
     "data",
     "decide",
+    "find_batch_size",
     "fit_steps",
+    "integrations",
     "lab",
     "landscape",
     "largest_batch",
@@ -84,6 +89,7 @@ __all__ = [
     "objectives",
     "scale_hyperparameters",
     "schedules",
+    "sweep",
     "train",
     "tune",
 ]
@@ -111,6 +117,7 @@ __getattr__, __dir__ = lazy_names(
         "job.job": ("Job",),
         "integrations.loading": ("load_job",),
         "lint.linter": ("check",),
+        "tuning.find_batch_size": ("find_batch_size",),
         "tuning.noise_scale": ("noise_scale",),
         "measure.measurements": ("Measurements",),
         "memory.largest_batch": (
@@ -134,9 +141,11 @@ __getattr__, __dir__ = lazy_names(
         ),
         "coupling": ("coupling.",),
         "data": ("data.",),
+        "integrations": ("integrations.",),
         "lab": ("lab.",),
         "landscape": ("landscape.",),
         "plan.objectives": ("objectives.",),
         "schedules": ("schedules.",),
+        "sweep": ("sweep.",),
     },
 )
