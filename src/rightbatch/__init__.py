@@ -1,8 +1,8 @@
 """rightbatch finds, explains and runs the right batch size for a PyTorch training job.
 
 The names below, and those of `coupling`, `data`, `integrations`, `lab`, `landscape`,
-`objectives`, `schedules` and `sweep`, are the whole public surface. They are imported when first used, so that
-the command line can answer before torch is loaded.
+`objectives`, `schedules` and `sweep`, are the whole public surface. They are imported
+when first used, so that the command line can answer before torch is loaded.
 """
 
 from __future__ import annotations
