@@ -4,8 +4,8 @@ Runs go to a job's target in the library's own loop, on two clocks: steps times 
 grid's step time, on which measuring is free, and CPU seconds, on which it is not.
 
     python benchmarks/truth/follow.py gain --seeds 1    # what any schedule can gain
-    python benchmarks/truth/follow.py run --out rows.jsonl    # goes on where it ended
-    python benchmarks/truth/follow.py summary --out rows.jsonl
+    python benchmarks/truth/follow.py run --out follow.jsonl    # goes on where it ended
+    python benchmarks/truth/follow.py summary --out follow.jsonl
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def run_way(bench: Bench, way: Way, seed: int) -> tuple[dict[str, Any], RunState
     """One run to the target: seconds on both clocks, infinite where it is not met."""
     truth = bench.truth
     job = dataclasses.replace(bench.job, seed=seed)
-    cap = CAP * truth.seconds(truth.best)
     result = {"law_s": math.inf, "cpu_s": math.inf, "batches": []}
+    cap = CAP * truth.seconds(truth.best)
     settings = Settings(schedule=way.schedule, end=math.inf, **way.settings)
     with patched(way):
         run = RunState.start(job, settings)
@@ -228,6 +228,7 @@ def ways_of(bench: Bench, noise: float, critical: float) -> dict[str, Way]:
     exact = best**2 / (half * noise)
     return {
         "best fixed": Way(Constant(best), rates),
+        "best fixed, rule's rate": Way(Constant(best)),
         "today's fixed": Way(Constant(today)),
         "rule's rates, from today's": Way(follow(today)),
         "rule's rates, from the best": Way(follow()),
@@ -238,6 +239,10 @@ def ways_of(bench: Bench, noise: float, critical: float) -> dict[str, Way]:
         "exact calibration": Way(follow(calibration=exact), rates),
         "never below the best": Way(follow(least=best), rates),
         "2 %, 4 at once": Way(follow(), rates, overhead=(0.02, 4)),
+        "mended": Way(follow(least=best), rates, overhead=(0.02, 4)),
+        "mended, calibrated": Way(
+            follow(least=best, calibration=exact), rates, overhead=(0.02, 4)
+        ),
     }
 
 
@@ -298,7 +303,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what == "summary":
-        write_json("truth-follow", table_of(read_rows(given.out)))
+        write_json(f"truth-{given.out.stem}", table_of(read_rows(given.out)))
         return
     gains: dict[str, Any] = {}
     for name in given.jobs:
