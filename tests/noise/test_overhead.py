@@ -21,14 +21,14 @@ def test_the_budget_is_kept(extra: float, expected: float) -> None:
     assert budget.measured / 3000 == pytest.approx(expected, rel=0.2)
 
 
-def test_what_a_plain_step_takes_is_learned_anew() -> None:
-    """A machine that was slow at first does not make measuring look free for good."""
+def test_a_machine_busy_for_a_moment_does_not_make_measuring_free() -> None:
+    """Every step was measured from then on, and no plain one timed anew."""
     now = 0.0
     budget, kinds = Budget(0.02, lambda: now), list[str]()
     for step in range(3000):
         kind = "norms" if budget.affords("norms") else ""
-        now += (3.0 if step < 200 else 1.0) + (0.5 if kind else 0.0)
+        now += (3.0 if 100 <= step < 120 else 1.0) + (0.5 if kind else 0.0)
         budget.step(kind)
         kinds.append(kind)
     late = kinds[1000:]
-    assert sum(map(bool, late)) / len(late) <= 1.3 * 0.014 / 0.5
+    assert sum(map(bool, late)) / len(late) <= 1.1 * 0.014 / 0.5
