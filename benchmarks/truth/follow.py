@@ -182,6 +182,7 @@ def noise_along(bench: Bench, seed: int) -> list[tuple[float, float]]:
     endless = FollowNoise(batch, fraction=1.0, least=batch, most=batch)
     way = Way(endless, bench.grid_rates(), overhead=(math.inf, 0))
     run = run_way(bench, way, seed)[1]
+    assert run.monitor is not None
     blocks = run.monitor.history.blocks
     edges = np.linspace(0, len(blocks), SEGMENTS + 1).astype(int)
     found = []
