@@ -106,13 +106,12 @@ def follow(job: rb.Job, seeds: int, batches: list[int]) -> dict[str, Any]:
         f"fixed {b}": {"schedule": rb.schedules.Constant(b)} for b in batches
     }
     ways[f"plan {plan.batch_size}"] = {"plan": plan}
-    starts = {"today": job.batch_size, "plan": plan.batch_size}
-    for name, start in starts.items():
-        ways[f"follow noise from {name}"] = {
-            "schedule": rb.schedules.FollowNoise(
-                start, half_batch=half, most=max(batches)
-            )
-        }
+    ways["follow noise from plan"] = {"plan": plan, "schedule": "noise"}
+    ways["follow noise from today"] = {
+        "schedule": rb.schedules.FollowNoise(
+            job.batch_size, half_batch=half, most=max(batches)
+        )
+    }
     ways["half the noise scale"] = {
         "schedule": rb.schedules.FollowNoise(
             job.batch_size, fraction=0.5, most=max(batches)

@@ -25,3 +25,18 @@ def test_live_schedules_are_their_formulas() -> None:
     assert ratio.batch == pytest.approx(256)
     assert ratio.low < 256 < ratio.high
     assert rb.schedules.FollowNoise(64, fraction=0.5).aim(0, None) is None
+
+
+def test_calibration_is_a_factor_on_the_noise_scale() -> None:
+    """Twice the noise scale asks for twice the share, and sqrt(2) of the optimum."""
+    share = rb.schedules.FollowNoise(64, fraction=0.5, calibration=2.0)
+    aim = share.aim(0, reading(100.0))
+    assert aim is not None
+    assert aim.batch == pytest.approx(100.0)
+    optimum = rb.schedules.FollowNoise(64, half_batch=25.0, calibration=2.0)
+    aim = optimum.aim(0, reading(400.0))
+    assert aim is not None
+    assert aim.batch == pytest.approx(100 * math.sqrt(2))
+    for wrong in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(rb.SettingError, match="calibration"):
+            rb.schedules.FollowNoise(64, fraction=0.5, calibration=wrong)

@@ -74,6 +74,25 @@ def test_a_live_batch_moves_only_when_the_interval_has_left_the_band() -> None:
     assert [c.batch_to for c in look(controller, 6)] == [128, 64, 32, 20]
 
 
+def test_a_planned_noise_scale_stays_with_the_planned_rate() -> None:
+    """Back at the planned batch the rate is the planned one, whatever the noise is."""
+    controller, noise = live(noise_scale=200.0, rule="noise-aware")
+    optimizer = controller.numbers.optimizer
+    noise.value = 20.0
+    look(controller, 1)
+    assert controller.batch_size == 32
+    halved = 0.1 * (1 + 200 / 64) / (1 + 200 / 32)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(halved)
+    noise.value = 64.0
+    look(controller, 1)
+    assert controller.batch_size == 64
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+    unplanned, noise = live(rule="auto")
+    noise.value = 1000.0
+    look(unplanned, 1)
+    assert unplanned.numbers.noise_scale == 1000.0
+
+
 def test_never_beyond_the_limit_and_said_once() -> None:
     controller, noise = live(largest=100, multiple=16)
     noise.value = 5000.0

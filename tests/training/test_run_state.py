@@ -1,6 +1,8 @@
 """A run in progress: exact steps, snapshots, and nothing left behind."""
 
+import math
 import random
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +15,7 @@ import rightbatch as rb
 from cases import regression_job
 from resumed_job import plain as plain_job
 from rightbatch.training.run_state import RunState
+from rightbatch.training.settings import Settings
 
 
 def test_a_step_is_the_same_however_it_is_split() -> None:
@@ -168,3 +171,16 @@ def test_a_job_says_who_reads_its_data() -> None:
     assert [run.stream.num_workers for run in runs] == [0, 1]
     for run in runs:
         run.close()
+
+
+def test_on_a_cpu_measuring_for_a_schedule_is_paid_in_cpu_time() -> None:
+    """While this process rests, the clock of its monitor's budget stands still."""
+    schedule = rb.schedules.FollowNoise(32, fraction=0.5)
+    settings = Settings(schedule=schedule, end=math.inf)
+    run = RunState.start(regression_job(), settings, alone=True)
+    assert run.monitor is not None
+    clock = run.monitor._budget.clock
+    before = clock()
+    time.sleep(0.2)
+    assert clock() - before < 0.1
+    run.close()

@@ -53,6 +53,7 @@ class Budget:
     )
     _medians: dict[str, float] = field(default_factory=dict)
     _last: float | None = None
+    _measured_last: bool = False
 
     def affords(self, kind: str) -> bool:
         """Whether the next step may be measured in this way."""
@@ -62,6 +63,10 @@ class Budget:
             return False
         if self.measured < self.upfront:
             return self.steps % 2 == 0  # by turns with plain steps, to compare
+        if (
+            self._measured_last
+        ):  # or what a plain step takes would never be learned anew
+            return False
         earned_s = AIM * self.share * self.plain_s
         return self.spent_s + self._expected_extra(kind) <= earned_s
 
@@ -94,6 +99,7 @@ class Budget:
         seconds, self._last = None if self._last is None else now - self._last, now
         self.steps += 1
         self.measured += bool(kind)
+        self._measured_last = bool(kind)
         if seconds is None:
             return
         if kind == VERIFICATION:

@@ -127,7 +127,10 @@ def parse_schedule(
                 "half batch is measured by tune",
                 fix="--plan runs/.../plan.json, or --schedule noise:0.5",
             )
-        return FollowNoise(batch, half_batch=half_batch, most=limit)
+        # The planned batch is the best for the noise of a whole run: early on there is
+        # less of it, and no more than seed noise is gained by a smaller batch
+        # [measured: benchmarks/truth/follow.py].
+        return FollowNoise(batch, half_batch=half_batch, least=batch, most=limit)
 
     if text.strip()[:1].isdigit():  # no kind of ours is written so
         pairs, _, tokens = text.partition(" tokens/")

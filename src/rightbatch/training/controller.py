@@ -69,7 +69,8 @@ class Controller:
         stream: What to set ``batch_size`` on; None: read it from ``batch_size`` here.
         monitor: The noise, for a live schedule.
         rule: How the numbers follow, see `rightbatch.schedules.scaling.scaling_for`.
-        noise_scale: For the noise-aware rules; a live schedule brings its own.
+        noise_scale: For the noise-aware rules; where there is none, a live schedule
+            brings its own.
         exponent: For the rule ``"exponent"``.
         rate: A learning-rate decay by examples, beside the batch.
         scheduler: `ByExamples` around a torch scheduler that goes on beside it, or a
@@ -146,6 +147,9 @@ class Controller:
         self.changes: deque[Change] = deque(maxlen=1000)
         self.batch_size = self._sized(schedule.start)
         self._ranks = None if model is None else Ranks(model)
+        # A planned one belongs to the planned rate: with the noise of the moment in its
+        # place the rate at the planned batch itself would wander.
+        self._noise_unknown = noise_scale is None
         self._first_signal = 0.0
         self._calls = 0
         self._held = ""
@@ -272,7 +276,8 @@ class Controller:
             return None
         if not self._first_signal and signal.low > 0:
             self._first_signal = signal.value
-        self.numbers.noise_scale = scale.value
+        if self._noise_unknown:
+            self.numbers.noise_scale = scale.value
         return Reading(
             noise_scale=scale,
             grad_norm_sq=signal,
