@@ -76,7 +76,7 @@ class Study:
             target.
         contours: Of examples and time, at 20 % and 100 %.
         planned: Batch and rate of the plan that was tried first.
-        interrupted: Whether trials are still to come.
+        interrupted: Whether Ctrl-C ended it: trials are still to come.
     """
 
     job: str
@@ -103,19 +103,20 @@ class Study:
         trials = f"{len(self.race.lanes)} runs, {self.reached} to the target"
         if self.best is None:
             return (f"Nothing came to the target: {trials}.",)
-        best, few = self.best, self.critical_batch.scale(OVERHEADS[0])
+        best, twice = self.best, self.critical_batch
         name = f"B = {best.batch_size:,} at lr {show_number(best.lr)}"
-        seconds = best.seconds
-        low, high = show_seconds(seconds.low), show_seconds(seconds.high)
+        ends = (best.seconds.value, best.seconds.low, best.seconds.high)
+        took, low, high = map(show_seconds, ends)
+        few = twice.scale(OVERHEADS[0])
         times = "once" if best.runs == 1 else f"{best.runs} times"
         return (
-            f"Soonest at the target: {name}, in {show_seconds(seconds.value)} ({low} to "
-            f"{high}) of training; it got there {times}. {trials}.",
-            f"At its best rate a batch of {few} takes 20 % more examples than the "
-            f"fewest, one of {self.critical_batch} twice as many: the critical batch.",
+            f"Soonest at the target: {name}, in {took} of training ({low} to {high}); "
+            f"it got there {times}. {trials}.",
+            f"At its best rate a batch of {few} takes 20% more examples than the "
+            f"fewest, one of {twice} twice as many: the critical batch.",
             *(
-                f"Within {c.overhead:.0%} of the least time: B from {c.batch_sizes[0]:,} "
-                f"to {c.batch_sizes[-1]:,}, each at its best rate."
+                f"Within {c.overhead:.0%} of the least time: B from "
+                f"{c.batch_sizes[0]:,} to {c.batch_sizes[-1]:,}, each at its best rate."
                 for c in self.contours
                 if c.of == "time" and c.batch_sizes
             ),
@@ -150,7 +151,7 @@ def study_of(
     Args:
         choice: From those measurements.
         planned: Batch and rate of a plan.
-        interrupted: Whether trials are still to come.
+        interrupted: Whether Ctrl-C ended it: trials are still to come.
     """
     race, passages = choice.measurements.race, choice.laws.passages
     assert race is not None, "a study has trials"

@@ -84,7 +84,7 @@ def study(
         >>> import tempfile, rightbatch as rb
         >>> from rightbatch.sweep.studying import study
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     found = study(rb.load_job("digits"), folder + "/s", trials=2, budget_s=9)
+        ...     found = study(rb.load_job("digits"), folder, trials=2, budget_s=9)
         >>> found.job
         'digits'
 
@@ -129,12 +129,12 @@ def study(
                 tried.setting(*pair)  # refused where it does not fit
                 journal.add(*pair)
         left_s = 0.0 if orders.ends is None else max(orders.ends - time.time(), 0.0)
+        stopped = False
         with progress.phase("Trials", left_s) as phase:
 
             def tick() -> None:
                 phase.update(_so_far(journal.lanes, trials))
 
-            stopped = False
             while journal.begun < trials and not orders.late and not stopped:
                 if not elsewhere:
                     stopped = work("0", orders, lambda: job, tick, tried)
@@ -146,8 +146,8 @@ def study(
         measurements = replace(measurements, race=tried.race(journal.lanes))
         measurements.save(path)
         tried.run.close()
-        left = journal.begun < trials
-        found = study_of(choose(measurements), planned=orders.planned, interrupted=left)
+        choice = choose(measurements)
+        found = study_of(choice, planned=orders.planned, interrupted=stopped)
         found.save(folder / STUDY)
     return found
 
