@@ -20,10 +20,10 @@ def _evaluate(model: torch.nn.Module) -> float:
     """
     EVALUATIONS.append(0.0)
     kill_one = Path(os.environ.get("KILL_ONE", "/nowhere"))
-    if len(EVALUATIONS) > 4 and kill_one.exists():
-        if kill_one.read_text() != str(os.getpid()):
-            kill_one.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
+    killing = len(EVALUATIONS) > 4 and kill_one.exists()
+    if killing and kill_one.read_text() != str(os.getpid()):
+        kill_one.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
     truth = torch.arange(1.0, 6.0)
     return float((next(model.parameters())[0] - truth).square().mean())
 

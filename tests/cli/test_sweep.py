@@ -14,18 +14,18 @@ JOB = f"{Path(__file__).parents[1]}/studied_job.py:job"
 
 
 def test_a_sweep_leaves_page_and_numbers(tmp_path: Path) -> None:
-    given = ("--trials", "3", "--budget", "60", "--keep-threads", "--out", "r")
+    given = ("--trials", "2", "--budget", "20", "--keep-threads", "--out", "r")
     done = rightbatch("sweep", JOB, *given, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "Soonest at the target: B = " in " ".join(done.stdout.split())
     assert "next   rightbatch plan r" in done.stdout
     assert (tmp_path / "r" / "study.html").stat().st_size < 2e6
-    more = ("--trials", "4", "--resume", "--out", "r", "--json")
+    more = ("--trials", "3", "--resume", "--out", "r", "--json")
     again = rightbatch("sweep", JOB, *more, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     study = json.loads(again.stdout)["study"]
-    assert len(study["race"]["lanes"]) == 5  # the measuring run, and four trials
+    assert len(study["race"]["lanes"]) == 4  # the measuring run, and three trials
 
 
 @pytest.mark.parametrize(

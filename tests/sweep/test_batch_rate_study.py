@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cases import Truth, made_up, raced
@@ -25,11 +26,11 @@ def test_the_best_and_the_law(chosen: Choice) -> None:
     assert study.best.batch_size == 32  # of the four, soonest: sqrt(64 * 4) = 16
     assert study.best.seconds.low < study.best.seconds.high
     assert study.critical_batch.value == pytest.approx(64, rel=0.3)
-    for rate in study.best_rates:
-        if 8 <= rate.batch_size <= 512:
-            assert rate.lr.value == pytest.approx(TRUTH.best_lr(rate.batch_size), rel=0.3)
-    examples = {r.batch_size: r.examples.value for r in study.best_rates}
-    assert examples[64] == pytest.approx(64 * TRUTH.steps(64, TRUTH.best_lr(64)), rel=0.2)
+    rates = {r.batch_size: r for r in study.best_rates}
+    for size in (8, 32, 128, 512):
+        assert rates[size].lr.value == pytest.approx(TRUTH.best_lr(size), rel=0.3)
+    examples = 64 * TRUTH.steps(64, TRUTH.best_lr(64))
+    assert rates[64].examples.value == pytest.approx(examples, rel=0.2)
 
 
 def test_contours_hold_what_costs_so_much_more(chosen: Choice) -> None:
@@ -42,8 +43,6 @@ def test_contours_hold_what_costs_so_much_more(chosen: Choice) -> None:
     assert 2 * max(twice.batch_sizes) > study.critical_batch.value
     assert set(contours["examples", 0.2].batch_sizes) < set(twice.batch_sizes)
     fewest = math.exp(law.level) * study.critical_batch.value
-    import numpy as np
-
     for size, lr in zip(twice.batch_sizes, twice.lr_high, strict=True):
         steps = law.log_steps(np.array([float(size)]), np.array([lr]))[0]
         more = size * math.exp(law.level + steps) / fewest

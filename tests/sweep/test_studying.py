@@ -3,6 +3,7 @@
 import functools
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 import rightbatch as rb
 from cases import regression_job
+from rightbatch.core.progress import Phase, Progress
+from rightbatch.measure.measurements import Measurements
 from rightbatch.sweep.batch_rate_study import Study
 from rightbatch.sweep.journal import Journal
 from rightbatch.sweep.studying import study
@@ -55,9 +58,28 @@ def test_a_resumed_study_keeps_what_it_has(
     assert states(folder).count("FAIL") == 1  # the one that was killed
 
 
-def test_a_plan_is_tried_first(studied: tuple[Path, Study], tmp_path: Path) -> None:
-    from rightbatch.measure.measurements import Measurements
+class CtrlC(Progress):
+    """Presses it before the first trial."""
 
+    def updated(self, phase: Phase, text: str) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_leaves_what_can_be_gone_on_with(
+    studied: tuple[Path, Study], tmp_path: Path
+) -> None:
+    folder = tmp_path / "s"
+    shutil.copytree(studied[0], folder)
+    stopped = study(job(), folder, trials=5, resume=True, progress=CtrlC())
+    assert stopped.interrupted
+    assert stopped.race.lanes == studied[1].race.lanes
+    assert states(folder)[-2:] == ["FAIL", "WAITING"]
+    more = study(job(), folder, trials=5, resume=True)
+    assert not more.interrupted
+    assert len(more.race.lanes) == len(stopped.race.lanes) + 1
+
+
+def test_a_plan_is_tried_first(studied: tuple[Path, Study], tmp_path: Path) -> None:
     measurements = Measurements.load(studied[0] / "measurements.json")
     plan = replace(rb.decide(measurements).plan, batch_size=24, lr=0.03)
     folder = tmp_path / "s"
@@ -89,12 +111,10 @@ def test_two_workers_one_of_them_killed(
 
 def refused(folder: Path, **more: object) -> Callable[[], Study]:
     given: dict[str, object] = {"job": job(), "out": folder, "resume": True}
-    return functools.partial(study, **{**given, **more})  # pyrefly: ignore
+    return functools.partial(study, **{**given, **more})
 
 
-def test_what_cannot_be_is_refused(
-    studied: tuple[Path, Study], tmp_path: Path
-) -> None:
+def test_what_cannot_be_is_refused(studied: tuple[Path, Study], tmp_path: Path) -> None:
     folder = studied[0]
     with pytest.raises(rb.SettingError, match="needs the job's target"):
         refused(tmp_path / "x", job=regression_job())()

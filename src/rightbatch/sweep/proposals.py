@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +18,15 @@ from rightbatch.tuning.race import BELOW, BRACKET, FIELD, PATIENCE
 # Where nothing has met the target, so many trials more may each take twice as long; a
 # plan may take so many times as long as others then. [assumed]
 DOUBLED_AFTER, PLANNED = 3, 8.0
+# Trials of these numbers are at so many times today's batch and rate, or at the best
+# rate of the batch by the law: what a large batch takes is to be seen early. [assumed]
+BRACKETS: dict[int, tuple[float, float | None]] = {
+    2: (1.0, BRACKET[0]),
+    3: (1.0, BRACKET[1]),
+    6: (4.0, None),
+    7: (1 / 4, None),
+    9: (16.0, None),
+}
 
 
 def proposal(
@@ -33,23 +42,31 @@ def proposal(
     """
     pairs = [(s.batch_size, s.lr) for s in settings]
     tried = {(lane.batch_size, lane.lr) for lane in race.lanes}
-    if len(tried) <= len(BRACKET):  # where today's rate is far off, so is the law
-        factor = BRACKET[number % len(BRACKET)]
-        rates = [s for s in settings if s.batch_size == prior.batch_size]
-        beside = min(rates, key=lambda s: abs(math.log(s.lr / prior.lr / factor)))
-        if (beside.batch_size, beside.lr) not in tried:
-            return beside
     passages = passages_of(race)
     if passages.diverged and not passages.levels:
         lowest = min(lr for _, lr in passages.diverged)
         prior = replace(prior, lr_excess=math.log(BELOW * prior.lr / lowest))
-    standings = standings_of(fit_rate_law(passages, prior), passages, pairs)
+    law = fit_rate_law(passages, prior)
+    if number in BRACKETS:  # of rates first: where today's is far off, so is the law
+        size, rate = BRACKETS[number]
+        size = min({b for b, _ in pairs}, key=_off(prior.batch_size * size))
+        lr = law.best_lr(size) if rate is None else prior.lr * rate
+        rates = [s for s in settings if s.batch_size == size]
+        beside = min(rates, key=lambda s: _off(lr)(s.lr))
+        if (beside.batch_size, beside.lr) not in tried:
+            return beside
+    standings = standings_of(law, passages, pairs)
     random = np.random.default_rng(number)
     draw = standings.draws[random.integers(len(standings.draws))]
     costs = draw + np.log([s.step_s for s in settings])
     if len(tried) < FIELD:
         costs = np.where([pair in tried for pair in pairs], np.inf, costs)
     return settings[int(costs.argmin())]
+
+
+def _off(value: float) -> Callable[[float], float]:
+    """How far numbers are from a value, in logs."""
+    return lambda other: abs(math.log(other / value))
 
 
 def longest_s(race: Race, least_s: float, *, planned: bool) -> float:
