@@ -62,7 +62,7 @@ def _contours(study: Study, of: str) -> Any:
         y=log_axis("low", "learning rate"),
         y2=alt.Y2("high:Q"),
         color=colours("overhead", bands, legend=True),
-    ).properties()
+    )
     base = chart(best).encode(x=x)
     line = base.mark_line(point=True, color="#888", strokeDash=[6, 4]).encode(
         y=log_axis("lr", "learning rate"),

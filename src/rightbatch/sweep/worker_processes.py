@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from multiprocessing.context import SpawnProcess
-from typing import Any
 
 from rightbatch.core.errors import JobError
 from rightbatch.job.job import Job
@@ -39,7 +38,7 @@ def processes(
     context = multiprocessing.get_context("spawn")
 
     def begun(name: str) -> SpawnProcess:
-        process = context.Process(target=_work, args=(name, orders, load), daemon=True)
+        process = context.Process(target=work, args=(name, orders, load), daemon=True)
         process.start()
         return process
 
@@ -66,7 +65,3 @@ def processes(
                     living[name] = begun(name)
             tick()
     return interrupt.asked
-
-
-def _work(name: str, orders: Orders, load: Callable[[], Any]) -> None:
-    work(name, orders, load)
