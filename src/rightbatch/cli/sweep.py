@@ -52,7 +52,7 @@ def sweep(
     out: Path | None,
     as_json: bool,
 ) -> int:
-    """Train JOB to its target at many batches and rates; or branch a run of it."""
+    """Train JOB to its target at many batches and rates."""
     given = {
         "--trials": trials,
         "--workers": workers,
