@@ -28,6 +28,7 @@ from rightbatch.cli.memory import memory
 from rightbatch.cli.options import Commands
 from rightbatch.cli.plan import plan
 from rightbatch.cli.report import report
+from rightbatch.cli.sweep import sweep
 from rightbatch.cli.train import train
 from rightbatch.cli.tune import tune
 from rightbatch.core.errors import RightbatchError, SettingError, UnidentifiedError
@@ -52,6 +53,7 @@ COMMANDS = (
     memory,
     plan,
     train,
+    sweep,
     report,
     check,
     cluster,

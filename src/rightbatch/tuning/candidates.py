@@ -32,20 +32,38 @@ def race_settings(
     splits.setdefault(job.batch_size, split[0])
 
     def setting(batch_size: int, lr: float) -> Setting:
-        scaling = scaling_of(measurements, laws, batch_size)
-        micro_batch = splits[batch_size]
-        return Setting(
-            batch_size=batch_size,
-            micro_batch=micro_batch,
-            lr=lr,
-            lr_factor=lr / (job.lr * scaling.lr),
-            scaling=scaling,
-            step_s=laws.time.step_seconds(micro_batch, batch_size // micro_batch),
-            stretch=laws.rate.prior.stretch(batch_size),
-        )
+        return setting_at(measurements, laws, batch_size, splits[batch_size], lr)
 
     reach = OCTAVES * PER_OCTAVE
     rates = [job.lr * 2 ** (i / PER_OCTAVE) for i in range(-reach, reach + 1)]
     others = [setting(b, lr) for b in splits for lr in rates]
     today = (job.batch_size, job.lr)
     return (setting(*today), *(s for s in others if (s.batch_size, s.lr) != today))
+
+
+def setting_at(
+    measurements: Measurements,
+    laws: Laws,
+    batch_size: int,
+    micro_batch: int,
+    lr: float,
+) -> Setting:
+    """What a candidate of this batch and rate trains with.
+
+    Args:
+        measurements: Of the job.
+        laws: Fitted to them.
+        batch_size: Examples per step.
+        micro_batch: Examples in memory at once, over all ranks.
+        lr: Learning rate of the first param group.
+    """
+    scaling = scaling_of(measurements, laws, batch_size)
+    return Setting(
+        batch_size=batch_size,
+        micro_batch=micro_batch,
+        lr=lr,
+        lr_factor=lr / (measurements.job.lr * scaling.lr),
+        scaling=scaling,
+        step_s=laws.time.step_seconds(micro_batch, batch_size // micro_batch),
+        stretch=laws.rate.prior.stretch(batch_size),
+    )
