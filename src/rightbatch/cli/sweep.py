@@ -92,9 +92,14 @@ def sweep(
     from rightbatch.report.answer import files_lines
     from rightbatch.report.terminal import TerminalProgress, print_plain, wrapped
     from rightbatch.sweep.study_page import study_page
-    from rightbatch.sweep.studying import STUDY, study
+    from rightbatch.sweep.studying import study
     from rightbatch.training.plan import Plan
-    from rightbatch.training.run_folder import MEASUREMENTS, PLAN, make_run_folder
+    from rightbatch.training.run_folder import (
+        MEASUREMENTS,
+        PLAN,
+        STUDY,
+        make_run_folder,
+    )
 
     folder = out if resume and out else make_run_folder(out, f"sweep-{spec.stem}")
     if plan_path is not None and plan_path.is_dir():

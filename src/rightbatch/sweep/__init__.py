@@ -8,14 +8,26 @@ from rightbatch.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from rightbatch.sweep.branching import BranchProbe, branch_probe
-    from rightbatch.sweep.grid_search import Study, study
+    from rightbatch.sweep.batch_rate_study import BestRate, Contour, Study
+    from rightbatch.sweep.branch_penalties import BranchPenalty
+    from rightbatch.sweep.studying import study
 
-__all__ = ["BranchProbe", "Study", "branch_probe", "study"]
+__all__ = [
+    "BestRate",
+    "BranchPenalty",
+    "BranchProbe",
+    "Contour",
+    "Study",
+    "branch_probe",
+    "study",
+]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "sweep.branching": ("BranchProbe", "branch_probe"),
-        "sweep.grid_search": ("Study", "study"),
+        "sweep.batch_rate_study": ("BestRate", "Contour", "Study"),
+        "sweep.branch_penalties": ("BranchPenalty",),
+        "sweep.studying": ("study",),
     },
 )

@@ -22,16 +22,20 @@ from rightbatch.measure.measurements import Lane, Measurements
 from rightbatch.plan.choice import choose
 from rightbatch.sweep.batch_rate_study import Study, study_of
 from rightbatch.sweep.journal import Journal
-from rightbatch.sweep.trial_worker import JOURNAL, Orders, Trials, work
+from rightbatch.sweep.trial_worker import Orders, Trials, work
 from rightbatch.sweep.worker_processes import Workers, processes
 from rightbatch.training.folder_lock import FolderLock
 from rightbatch.training.plan import Plan
 from rightbatch.training.ranks import joined
-from rightbatch.training.run_folder import MEASUREMENTS, make_run_folder
+from rightbatch.training.run_folder import (
+    JOURNAL,
+    MEASUREMENTS,
+    STUDY,
+    make_run_folder,
+)
 from rightbatch.tuning.measure_job import measure_job
 from rightbatch.tuning.measurement_record import Record
 
-STUDY = "study.json"
 # Seconds for checks, times and noise before the trials: of these half are used; and
 # their share of a budget. [assumed]
 MEASURING_S, MEASURING_SHARE = 20.0, 0.5

@@ -19,13 +19,11 @@ from rightbatch.plan.options import memory_limit, options_within
 from rightbatch.sweep.journal import Journal
 from rightbatch.sweep.proposals import longest_s, proposal
 from rightbatch.training.interrupt import Interrupt
-from rightbatch.training.run_folder import MEASUREMENTS
+from rightbatch.training.run_folder import JOURNAL, MEASUREMENTS
 from rightbatch.training.run_state import RunState
 from rightbatch.tuning.candidates import race_settings, setting_at
 from rightbatch.tuning.lane import LaneRun, Setting, train_lane
 from rightbatch.tuning.race import LEAST_STEPS
-
-JOURNAL = "study.journal"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,9 +13,10 @@ REPORT, CHECKPOINTS, RUN = "report.html", "checkpoints", "run.json"
 RUNS = "compared.html"  # several runs on one page
 LEDGER, MEMORY, JOB = "ledger", "memory.json", "job.json"
 COMPARISON, LAB, WEIGHTS = "comparison.json", "lab.json", "weights.pt"
+STUDY, JOURNAL = "study.json", "study.journal"
 KNOWN = (
     *(MEASUREMENTS, PLAN, TRACE, REPORT, CHECKPOINTS, RUN, MEMORY, JOB),
-    *(COMPARISON, LAB, WEIGHTS),
+    *(COMPARISON, LAB, WEIGHTS, STUDY, JOURNAL),
 )
 
 
