@@ -25,6 +25,10 @@ DECAY = rb.schedules.Rate.cosine(100_000, floor=0.02)
         ("smith:512", rb.schedules.InsteadOfDecay(64, DECAY, 512)),
         ("temperature", rb.schedules.AlongRate(64, DECAY)),
         ("noise:0.5:512", rb.schedules.FollowNoise(64, fraction=0.5, most=512)),
+        (
+            "noise::512:0.5",
+            rb.schedules.FollowNoise(64, half_batch=40.0, most=512, calibration=0.5),
+        ),
         ("noise", rb.schedules.FollowNoise(64, half_batch=40.0, most=1000)),
         ("signal", rb.schedules.SignalToNoise(64, most=1000)),
     ],

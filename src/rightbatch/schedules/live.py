@@ -56,18 +56,21 @@ class FollowNoise(_Live):
 
     Either the optimum in time, ``sqrt(noise scale * half batch)``, which needs the
     batch at which half of a step's time is overhead; or a fraction of the noise scale.
-    Both take the noise scale for the critical batch.
+    Both take the noise scale, times ``calibration``, for the critical batch.
 
     Args:
         first: The batch until the noise is known.
         half_batch: ``t0 / t1`` of the step time ``t0 + t1 B``, in examples.
         fraction: Instead: the share of the noise scale to take.
+        calibration: The critical batch over the noise scale, as
+            `rightbatch.sweep.branch_probe` measures it; the noise scale is multiplied
+            by it.
         least: The smallest batch.
         most: The largest batch.
 
     Raises:
-        SettingError: Both or neither of ``half_batch`` and ``fraction`` are given, or
-            the first batch is outside of the limits.
+        SettingError: Both or neither of ``half_batch`` and ``fraction`` are given, the
+            calibration is not positive, or the first batch is outside of the limits.
 
     Example:
         >>> import rightbatch as rb
@@ -80,6 +83,7 @@ class FollowNoise(_Live):
 
     half_batch: float | None = None
     fraction: float | None = None
+    calibration: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         _Live.__post_init__(self)
@@ -94,19 +98,25 @@ class FollowNoise(_Live):
             )
         if not 0 < shares[0] < math.inf:
             raise SettingError("half_batch or fraction must be positive", seen=seen)
+        if not 0 < self.calibration < math.inf:
+            raise SettingError(
+                "the calibration of a noise scale must be positive",
+                seen=f"calibration={self.calibration}",
+                fix="the value of branch_probe(...).calibration, or 1",
+            )
 
     def aim(self, examples: int, reading: Reading | None = None) -> Aim | None:
         """What the noise scale asks for; None until there is one."""
         if reading is None:
             return None
-        noise = reading.noise_scale
+        noise = reading.noise_scale.scale(self.calibration)
         if not (math.isfinite(noise.value) and noise.value > 0):
             return None
         return Aim(
             batch=self._within(self._batch(noise.value)),
             low=self._within(self._batch(max(noise.low, 0.0))),
             high=self._within(self._batch(noise.high)),
-            reason=f"noise scale {noise.value:.3g} ({noise.low:.3g} to "
+            reason=f"{self._followed} {noise.value:.3g} ({noise.low:.3g} to "
             f"{noise.high:.3g}) asks for {self._batch(noise.value):.3g}",
         )
 
@@ -116,10 +126,15 @@ class FollowNoise(_Live):
         assert self.half_batch is not None
         return math.sqrt(noise * self.half_batch)
 
+    @property
+    def _followed(self) -> str:
+        factor = "" if self.calibration == 1 else f"{self.calibration:.3g} x "
+        return f"{factor}noise scale"
+
     def __str__(self) -> str:
         if self.fraction is not None:
-            return self._described(f"{self.fraction:g} x noise scale")
-        return self._described(f"sqrt(noise scale x {self.half_batch:.3g})")
+            return self._described(f"{self.fraction:g} x {self._followed}")
+        return self._described(f"sqrt({self._followed} x {self.half_batch:.3g})")
 
 
 @dataclass(frozen=True, slots=True)
