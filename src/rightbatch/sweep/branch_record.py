@@ -22,7 +22,6 @@ class BranchRecord:
         batch_size: Of the run there.
         lr: Learning rate of the first param group there.
         horizon: Examples that every branch trains on.
-        evaluation: What an evaluation costs, in examples.
         batch_sizes: Of the branches.
         noise: The gradient's noise at the checkpoint.
         race: Start and branches, whose time is counted in examples.
@@ -33,7 +32,6 @@ class BranchRecord:
     batch_size: int
     lr: float
     horizon: int
-    evaluation: float
     batch_sizes: tuple[int, ...]
     noise: NoisePoint
     race: Race

@@ -54,7 +54,7 @@ FACTORS = (1, 1 / 4, 1 / 2, 2, 4, 8)
 RATES = (1.0, 0.5, 0.25)
 LEAST_STEPS = 8  # of the largest batch in a branch [assumed]
 SHARE = 1 / 100  # of what the run has seen, at least: late, one example says little
-EVALUATIONS = 10  # of a branch at least, however long one takes [assumed]
+EVALUATIONS = 10  # of a branch at the most, for their cost [assumed]
 # Streams to be compared, and before an end that is not the budget's. [assumed]
 LEAST_STREAMS, STREAMS = 2, 3
 # Spread of the log of the critical batch before: it is to be compared with the noise
@@ -253,8 +253,7 @@ class _Branches:
         self.settings = self._settings()
 
     def _opened(self, batches: tuple[int, ...], horizon: int) -> BranchRecord:
-        run, clock = self.run, time.monotonic()
-        by_evaluate = self.held_out is None
+        run, by_evaluate = self.run, self.held_out is None
         race = Race(
             metric="evaluate" if by_evaluate else "held-out loss",
             goal=self.job.goal if by_evaluate else "min",
@@ -263,21 +262,18 @@ class _Branches:
             lanes=(),
             seconds=0.0,
         )
-        metric_s, clock = time.monotonic() - clock, time.monotonic()
-        generator = torch.Generator().manual_seed(self.job.seed)
         noise = measure_noise(
-            run, group_size=self.own, micro_batch=self.own, generator=generator
+            run,
+            group_size=self.own,
+            micro_batch=self.own,
+            generator=torch.Generator().manual_seed(self.job.seed),
         )
-        example_s = (time.monotonic() - clock) / (noise.groups * noise.group_size)
         return BranchRecord(
             name=self.job.name,
             examples=run.examples,
             batch_size=self.own,
             lr=run.lr or math.nan,
             horizon=horizon,
-            evaluation=min(
-                metric_s / example_s, EVALUATE_SHARE * horizon / EVALUATIONS
-            ),
             batch_sizes=batches,
             noise=noise,
             race=race,
@@ -289,11 +285,9 @@ class _Branches:
         warn_of_unknown([kind])
         settings = []
         for batch in self.record.batch_sizes:
+            decoupled = kind.decoupled
             scaling = scaling_for(
-                kind.family,
-                self.own,
-                batch,
-                decoupled_decay=kind.decoupled,
+                kind.family, self.own, batch, decoupled_decay=decoupled
             )
             settings += [
                 Setting(
@@ -344,7 +338,7 @@ class _Branches:
             lane,
             self.record.horizon,
             held_out=self.held_out,
-            metric_s=self.record.evaluation,
+            metric_s=EVALUATE_SHARE * self.record.horizon / EVALUATIONS,
             met=lambda metric: False,
             late=lambda: time.monotonic() > ends,
         )
@@ -382,12 +376,8 @@ class _Branches:
                 why="every batch is tried on two streams at the least",
                 fix=f"a budget of some {show_number(need_s)} s more",
             )
-        penalties = penalties_of(
-            streams,
-            self.own,
-            record.horizon,
-            sign=1.0 if race.goal == "min" else -1.0,
-        )
+        sign = 1.0 if race.goal == "min" else -1.0
+        penalties = penalties_of(streams, self.own, record.horizon, sign=sign)
         critical, noise = self._critical(), record.noise.noise_scale
         length = self.job.run_examples
         return BranchProbe(
@@ -413,20 +403,16 @@ def _width(estimate: Estimate) -> float:
 
 
 def _ratio(above: Estimate, below: Estimate) -> Estimate | None:
-    """One over another, both log-normal and independent."""
+    """One over another, independent and about log-normal."""
     if not (below.low > 0 and below.bounded):
         return None
     value = above.value / below.value
     down = math.hypot(
-        math.log(above.value / above.low), math.log(below.high / below.value)
+        *(math.log(x) for x in (above.value / above.low, below.high / below.value))
     )
     up = math.hypot(
-        math.log(above.high / above.value), math.log(below.value / below.low)
+        *(math.log(x) for x in (above.high / above.value, below.value / below.low))
     )
-    return Estimate(
-        value=value,
-        low=value * math.exp(-down),
-        high=value * math.exp(up),
-        n=min(above.n, below.n),
-        method="branches over gradients",
-    )
+    low, high = value * math.exp(-down), value * math.exp(up)
+    method = "branches over gradients"
+    return Estimate(value=value, low=low, high=high, n=above.n, method=method)
