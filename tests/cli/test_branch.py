@@ -11,14 +11,14 @@ from rightbatch.cli.console import DECIDED, UNDECIDED
 
 JOB = """
 import torch, rightbatch as rb
-x = torch.randn(256, 3, generator=torch.Generator().manual_seed(0))
+x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 job = rb.Job(
     model=lambda: torch.nn.Linear(3, 1),
     loss=lambda model, batch: (model(batch[0]) - 1).square().mean(),
     data=(x,),
     optimizer=lambda params: torch.optim.SGD(params, lr=0.01),
-    batch_size=4,
-    evaluate=lambda model: float((model(x[:9]) - 1).square().mean()),
+    batch_size=2,
+    evaluate=lambda model: float((model(x[:4]) - 1).square().mean()),
 )
 """
 
@@ -39,7 +39,7 @@ def test_it_says_what_it_found_and_goes_on(
     said = capfd.readouterr().out
     assert status in (DECIDED, UNDECIDED)
     assert max(map(len, said.replace(str(tmp_path), "").splitlines())) <= 80
-    assert "loss over that of B = 4" in said
+    assert "loss over that of B = 2" in said
     (record,) = run.glob("branches-step-*.json")
     trained = json.loads(record.read_text())["race"]["lanes"]
     assert run_branch(job, run, budget=1e-3, out=None, as_json=True) == status

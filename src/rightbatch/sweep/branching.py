@@ -20,7 +20,7 @@ from rightbatch.core.estimate import Estimate
 from rightbatch.core.guards import preserved_rng
 from rightbatch.core.progress import Phase, Progress
 from rightbatch.core.real_number import real_number
-from rightbatch.core.units import show_number
+from rightbatch.core.units import show_seconds
 from rightbatch.core.whole_number import whole_number
 from rightbatch.data.order.held_out import hold_out
 from rightbatch.fit.passages import passages_of
@@ -106,17 +106,19 @@ class BranchProbe:
     @property
     def verdict(self) -> str:
         """What it says, in sentences; what would settle it where it says little."""
+        first = f"critical batch here is {self.critical_batch}"
         if self.decided:
-            first = f"The critical batch here is {self.critical_batch}"
+            first = f"The {first}"
         else:
-            first = f"Undecided: critical batch {self.critical_batch}; more streams "
-            first += "(a larger budget) or longer branches (examples=) would settle it"
+            each_s = show_seconds(self.seconds / self.streams)
+            first = f"Undecided: the {first}; more streams (a larger budget, each "
+            first += f"takes {each_s}) or longer branches (examples=) would settle it"
         if self.calibration is not None:
             first += f". The noise scale is {self.noise_scale}: calibration "
             first += f"{self.calibration}"
         return (
-            f"{first}. After {self.horizon:,} examples no loss is seen up to "
-            f"B = {self.largest_without_loss} ({self.streams} streams)."
+            f"{first}. After {self.horizon:,} examples no loss beyond chance is seen "
+            f"up to B = {self.largest_without_loss} ({self.streams} streams)."
         )
 
 
@@ -374,7 +376,7 @@ class _Branches:
                 "too few branches were trained to compare them",
                 seen=f"{done} of {every}, {record.horizon:,} examples each",
                 why="every batch is tried on two streams at the least",
-                fix=f"a budget of some {show_number(need_s)} s more",
+                fix=f"a budget of some {show_seconds(need_s)} more",
             )
         sign = 1.0 if race.goal == "min" else -1.0
         penalties = penalties_of(streams, self.own, record.horizon, sign=sign)
