@@ -17,7 +17,7 @@ from rightbatch.report.run_page import recorded_run, run_charts, run_page
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a run whose batch grows."""
     path = tmp_path_factory.mktemp("runs") / "<grown>"
-    ramp = rb.schedules.Stages([(0, 8), (400, 32)])
+    ramp = rb.schedules.Stages(((0, 8), (400, 32)))
     rb.train(regression_job(), schedule=ramp, examples=1_000, out=path)
     return path
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
 import rightbatch as rb
 from readings import reading
+from rightbatch.schedules.from_json import schedule_from
 
 
 def test_live_schedules_are_their_formulas() -> None:
@@ -27,16 +29,18 @@ def test_live_schedules_are_their_formulas() -> None:
     assert rb.schedules.FollowNoise(64, fraction=0.5).aim(0, None) is None
 
 
-def test_calibration_is_a_factor_on_the_noise_scale() -> None:
-    """Twice the noise scale asks for twice the share, and sqrt(2) of the optimum."""
-    share = rb.schedules.FollowNoise(64, fraction=0.5, calibration=2.0)
-    aim = share.aim(0, reading(100.0))
+def test_a_calibration_multiplies_the_noise_scale_and_its_interval() -> None:
+    plain = rb.schedules.FollowNoise(64, half_batch=25.0, most=500)
+    quarter = dataclasses.replace(plain, calibration=0.25)
+    seen, expected = reading(400.0), plain.aim(0, reading(100.0))
+    aim = quarter.aim(0, seen)
     assert aim is not None
-    assert aim.batch == pytest.approx(100.0)
-    optimum = rb.schedules.FollowNoise(64, half_batch=25.0, calibration=2.0)
-    aim = optimum.aim(0, reading(400.0))
-    assert aim is not None
-    assert aim.batch == pytest.approx(100 * math.sqrt(2))
-    for wrong in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(rb.SettingError, match="calibration"):
-            rb.schedules.FollowNoise(64, fraction=0.5, calibration=wrong)
+    assert expected is not None
+    assert (aim.batch, aim.low, aim.high) == pytest.approx(
+        (expected.batch, expected.low, expected.high)
+    )
+    assert "0.25 x noise scale" in aim.reason
+    assert "0.25 x noise scale" in str(quarter)
+    assert schedule_from(quarter.to_plain()) == quarter
+    with pytest.raises(rb.SettingError, match="must be positive"):
+        rb.schedules.FollowNoise(64, fraction=0.5, calibration=0.0)

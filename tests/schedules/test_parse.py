@@ -26,6 +26,12 @@ DECAY = rb.schedules.Rate.cosine(100_000, floor=0.02)
         ("temperature", rb.schedules.AlongRate(64, DECAY)),
         ("noise:0.5:512", rb.schedules.FollowNoise(64, fraction=0.5, most=512)),
         ("noise", rb.schedules.FollowNoise(64, half_batch=40.0, least=64, most=1000)),
+        (
+            "noise::512:0.5",
+            rb.schedules.FollowNoise(
+                64, half_batch=40.0, least=64, most=512, calibration=0.5
+            ),
+        ),
         ("signal", rb.schedules.SignalToNoise(64, most=1000)),
     ],
 )

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from rightbatch.core.errors import SettingError
-from rightbatch.core.real_number import real_number
 from rightbatch.core.whole_number import keep_whole_numbers
 from rightbatch.schedules.schedule import Aim, Reading, Schedule
 
@@ -70,13 +69,15 @@ class FollowNoise(_Live):
         first: The batch until the noise is known.
         half_batch: ``t0 / t1`` of the step time ``t0 + t1 B``, in examples.
         fraction: Instead: the share of the noise scale to take.
-        calibration: A factor on the noise scale: the critical batch over it.
+        calibration: The critical batch over the noise scale, as
+            `rightbatch.sweep.branch_probe` measures it; the noise scale is multiplied
+            by it.
         least: The smallest batch.
         most: The largest batch.
 
     Raises:
-        SettingError: Both or neither of ``half_batch`` and ``fraction`` are given, or
-            the first batch is outside of the limits.
+        SettingError: Both or neither of ``half_batch`` and ``fraction`` are given, the
+            calibration is not positive, or the first batch is outside of the limits.
 
     Example:
         >>> import rightbatch as rb
@@ -89,7 +90,7 @@ class FollowNoise(_Live):
 
     half_batch: float | None = None
     fraction: float | None = None
-    calibration: float = 1.0
+    calibration: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         _Live.__post_init__(self)
@@ -104,34 +105,43 @@ class FollowNoise(_Live):
             )
         if not 0 < shares[0] < math.inf:
             raise SettingError("half_batch or fraction must be positive", seen=seen)
-        real_number(self.calibration, "calibration", positive=True)
+        if not 0 < self.calibration < math.inf:
+            raise SettingError(
+                "the calibration of a noise scale must be positive",
+                seen=f"calibration={self.calibration}",
+                fix="the value of branch_probe(...).calibration, or 1",
+            )
 
     def aim(self, examples: int, reading: Reading | None = None) -> Aim | None:
         """What the noise scale asks for; None until there is one."""
         if reading is None:
             return None
-        noise = reading.noise_scale
+        noise = reading.noise_scale.scale(self.calibration)
         if not (math.isfinite(noise.value) and noise.value > 0):
             return None
         return Aim(
             batch=self._within(self._batch(noise.value)),
             low=self._within(self._batch(max(noise.low, 0.0))),
             high=self._within(self._batch(noise.high)),
-            reason=f"noise scale {noise.value:.3g} ({noise.low:.3g} to "
+            reason=f"{self._followed} {noise.value:.3g} ({noise.low:.3g} to "
             f"{noise.high:.3g}) asks for {self._batch(noise.value):.3g}",
         )
 
     def _batch(self, noise: float) -> float:
-        noise *= self.calibration
         if self.fraction is not None:
             return self.fraction * noise
         assert self.half_batch is not None
         return math.sqrt(noise * self.half_batch)
 
+    @property
+    def _followed(self) -> str:
+        factor = "" if self.calibration == 1 else f"{self.calibration:.3g} x "
+        return f"{factor}noise scale"
+
     def __str__(self) -> str:
         if self.fraction is not None:
-            return self._described(f"{self.fraction:g} x noise scale")
-        return self._described(f"sqrt(noise scale x {self.half_batch:.3g})")
+            return self._described(f"{self.fraction:g} x {self._followed}")
+        return self._described(f"sqrt({self._followed} x {self.half_batch:.3g})")
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ SCHEDULES = (
     "anneal:64:512:10epochs[:logarithmic]",
     "smith:512 or seesaw:512 (grow up to 512 instead of the --rate decay)",
     "temperature or update-variance (the batch follows --rate down)",
-    "noise:0.5[:512] (0.5 x the noise scale, up to 512)",
-    "noise[::512] (the optimum in time; needs --plan)",
+    "noise:0.5[:512[:0.7]] (0.5 x the noise scale, up to 512; calibrated by 0.7)",
+    "noise[::512[:0.7]] (the optimum in time; needs --plan)",
     "signal[:512] (grows as 1 / |G|^2)",
 )
 RATES = (
@@ -115,10 +115,11 @@ def parse_schedule(
             int(first), int(last), parse_examples(examples, length), *form
         )
 
-    def noise(fraction: str = "", most: str = "") -> Schedule:
-        limit = int(most or length)
+    def noise(fraction: str = "", most: str = "", calibration: str = "1") -> Schedule:
+        limit, factor = int(most or length), float(calibration)
         if fraction:
-            return FollowNoise(batch, fraction=float(fraction), most=limit)
+            share = float(fraction)
+            return FollowNoise(batch, fraction=share, most=limit, calibration=factor)
         if half_batch is None:
             raise SettingError(
                 "the schedule 'noise' needs a plan, or a fraction",
@@ -130,7 +131,9 @@ def parse_schedule(
         # The planned batch is the best for the noise of a whole run: early on there is
         # less of it, and no more than seed noise is gained by a smaller batch
         # [measured: benchmarks/truth/follow.py].
-        return FollowNoise(batch, half_batch=half_batch, least=batch, most=limit)
+        return FollowNoise(
+            batch, half_batch=half_batch, least=batch, most=limit, calibration=factor
+        )
 
     if text.strip()[:1].isdigit():  # no kind of ours is written so
         pairs, _, tokens = text.partition(" tokens/")

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from rightbatch.core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from rightbatch.sweep.branching import BranchProbe, branch_probe
     from rightbatch.sweep.batch_rate_study import BestRate, Contour, Study
     from rightbatch.sweep.branch_penalties import BranchPenalty
+    from rightbatch.sweep.branching import BranchProbe, branch_probe
     from rightbatch.sweep.studying import study
 
 __all__ = [

@@ -1,0 +1,77 @@
+"""``sweep --branch``: the critical batch at a checkpoint, by training on from it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rightbatch.cli.console import (
+    DECIDED,
+    UNDECIDED,
+    announce,
+    keeping,
+    load_quietly,
+    print_document,
+)
+from rightbatch.core.errors import SettingError
+from rightbatch.job.loading import look_up
+
+
+def run_branch(
+    job: str, run: Path, *, budget: float, out: Path | None, as_json: bool
+) -> int:
+    """Branch, keep what was trained, say what it shows.
+
+    Args:
+        job: By name.
+        run: A run folder or a checkpoint.
+        budget: Seconds.
+        out: Folder of the branches; default: beside the checkpoint. What it holds of
+            the same checkpoint is gone on with.
+        as_json: One document on standard output instead of lines.
+
+    Returns:
+        The exit status.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise SettingError(
+            "--branch trains all branches by itself, on one process",
+            seen=f"{os.environ['WORLD_SIZE']} processes",
+            fix="the same command without torchrun",
+        )
+    spec = look_up(job)
+    folder = out or (run if run.is_dir() else run.parent)
+    console = announce(spec, as_json)
+    with keeping(None, as_json):
+        from rightbatch.core.json_io import to_plain
+        from rightbatch.core.units import show_number
+        from rightbatch.integrations.loading import load_job
+        from rightbatch.report.answer import files_lines
+        from rightbatch.report.terminal import TerminalProgress, print_plain, wrapped
+        from rightbatch.sweep.branching import branch_probe
+        from rightbatch.training.any_checkpoint import load_start
+
+        loaded = load_quietly(load_job, job, as_json)
+        at = load_start(run).path
+        folder.mkdir(parents=True, exist_ok=True)
+        record = folder / f"branches-{at.stem}.json"
+        probe = branch_probe(
+            loaded,
+            at,
+            budget_s=budget,
+            record=record,
+            progress=TerminalProgress(console, phases=1),
+        )
+        if as_json:
+            plain = {"record": str(record), "verdict": probe.verdict}
+            print_document(plain | {"probe": to_plain(probe)})
+        else:
+            rows = [
+                f" {p.batch_size:>8,} {show_number(p.lr):>9}  {p.loss}"
+                for p in probe.penalties
+            ]
+            head = f" {'batch':>8} {'lr':>9}  loss over that of B = {probe.batch_size}"
+            files = files_lines([("data", str(record))])
+            text = ["", head, *rows, "", wrapped("answer", probe.verdict), "", files]
+            print_plain(console, "\n".join(text))
+    return DECIDED if probe.decided else UNDECIDED
