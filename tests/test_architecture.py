@@ -142,7 +142,7 @@ def test_no_function_hides_behind_a_module() -> None:
         *("coupling", "data", "integrations", "lab", "landscape", "schedules", "sweep"),
     }
     assert not {_room(p) for p in _files()} & (set(rb.__all__) - spaces)
-    for space in spaces:
+    for space in spaces - {"integrations"}:  # whose names are the modules
         modules = {path.stem for path in (SOURCE / space).iterdir()}
         assert not modules & set(getattr(rb, space).__all__)
 
