@@ -2,6 +2,7 @@
 # make test   set up, then run every test
 # make lint   ruff and the type checker
 # make docs   the documentation as a site, into site/
+# make gpu    what behaves otherwise on a CUDA device, into docs/gpu.md
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ READY := $(VENV)/.ready
 TEST_READY := $(VENV)/.ready-test
 DOCS_READY := $(VENV)/.ready-docs
 
-.PHONY: demo test quick lint docs clean
+.PHONY: demo test quick lint docs gpu clean
 
 demo: $(READY)
 	$(BIN)/rightbatch tune digits
@@ -47,6 +48,9 @@ $(TEST_READY): $(READY)
 $(DOCS_READY): $(READY)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --group docs
 	@touch $@
+
+gpu: $(TEST_READY)
+	$(BIN)/python benchmarks/devices.py
 
 clean:
 	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis

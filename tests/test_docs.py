@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from rightbatch.lint.rules import ALL_RULES
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "rightbatch"
+TRAINERS = ("transformers", "lightning", "accelerate", "loggers")
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # `data/loading/stream.py: BatchStream.steps()`, as docs/architecture.md writes it
 PLACE = re.compile(r"`([\w/]+\.py): ([\w.]+)\(?\)?`")
@@ -31,8 +33,10 @@ def test_the_reference_has_every_public_name() -> None:
     pages = sorted((ROOT / "docs" / "api").glob("*.md"))
     texts = [page.read_text(encoding="utf-8") for page in pages]
     documented = re.findall(r"^::: rightbatch\.([\w.]+)$", "\n".join(texts), re.M)
-    names = ("coupling", "data", "lab", "landscape", "schedules")
+    names = ("coupling", "data", "lab", "landscape", "schedules", "sweep")
     spaces = {name: getattr(rb, name) for name in names}
+    inside = {f"integrations.{n}": getattr(rb.integrations, n) for n in TRAINERS}
+    spaces |= {"integrations": SimpleNamespace(__all__=())} | inside
     public = {name for name in rb.__all__ if name not in {*spaces, "objectives"}}
     for space, module in spaces.items():
         public |= {f"{space}.{name}" for name in module.__all__}

@@ -30,6 +30,8 @@ except ImportError as error:
         fix="pip install 'rightbatch[transformers]'",
     ) from error
 
+__all__ = ["BatchScheduler", "follow"]
+
 OTHER_ENGINES = ("DEEPSPEED", "MEGATRON_LM", "XLA")  # they count micro-batches too
 
 

@@ -26,6 +26,8 @@ from rightbatch.noise.guard import warn
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.training.ranks import joined
 
+__all__ = ["live", "log"]
+
 Log = Callable[[dict[str, float], int], object]  # (metrics, step): the one protocol
 
 _warned = set[tuple[str, type]]()
