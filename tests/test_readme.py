@@ -29,7 +29,7 @@ def _headings(path: Path) -> list[int]:
 
 def test_both_show_the_same_commands_and_code() -> None:
     english, chinese = map(_blocks, READMES)
-    assert len(english) == 11
+    assert len(english) == 12
     assert english == chinese
 
 
