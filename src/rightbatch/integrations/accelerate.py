@@ -188,9 +188,11 @@ class BatchScheduler:
         if made not in (planned, 0) or over != (left == 0):
             raise SettingError(
                 "the step had other micro-batches than were planned",
-                seen=f"{planned} planned, {made} counted; {left} left in the epoch",
+                seen=f"{planned} planned, {made} counted; {left} left in the "
+                f"epoch, whose loader has {'' if over else 'not '}ended",
                 fix="call step() once after every optimizer.step(), go through whole "
-                "epochs, and after a resume skip micro_batches_in_epoch of them",
+                "epochs, and after a resume accelerator.skip_first_batches(loader, "
+                "batches.micro_batches_in_epoch)",
             )
         if [_made(s) for s in self._schedulers] != self._stood:
             raise SettingError(

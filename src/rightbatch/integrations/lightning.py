@@ -377,8 +377,8 @@ def _check(trainer: Any, module: Any) -> None:
         f"{type(strategy).__name__} accumulates by a count of its own": (
             strategy.handles_gradient_accumulation
         ),
-        "max_steps: with another batch it is another number of examples; give "
-        "max_epochs instead": trainer.max_steps > 0,
+        f"max_steps={trainer.max_steps} counts updates: with another batch they are "
+        "another number of examples; give max_epochs instead": trainer.max_steps > 0,
         f"{', '.join(rivals)} sets the accumulation too; leave it out": bool(rivals),
         "the module's own lr_scheduler_step would not be called": overridden,
         f"{type(loader).__name__} says no batch_size; one DataLoader does": not size,

@@ -106,7 +106,8 @@ def parse_schedule(
             raise SettingError(
                 f"the schedule {text} takes the place of a decay, and there is none",
                 seen=f"--schedule {text}",
-                fix="--rate cosine:10epochs:0.01 beside it",
+                fix="--rate cosine:10epochs:0.01 beside it, in rightbatch train: the "
+                "scheduler of a Trainer or a LightningModule is not read for it",
             )
         return rate
 

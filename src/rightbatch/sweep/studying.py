@@ -161,8 +161,10 @@ def _check(job: Job, budget_s: float | None, no_load: bool) -> None:
     if job.target is None or job.evaluate is None:
         raise SettingError(
             "a study needs the job's target: it compares times to it",
-            seen=f"evaluate={job.evaluate}, target={job.target}",
-            fix="Job(..., evaluate=..., target=0.1)",
+            seen=f"evaluate={'none' if job.evaluate is None else 'given'}, "
+            f"target={job.target}",
+            fix="Job(..., evaluate=..., target=0.1); of a Trainer's or a module's job: "
+            "dataclasses.replace(job, target=0.1)",
         )
     if budget_s is not None and not 0 < budget_s < math.inf:
         raise SettingError(

@@ -155,7 +155,7 @@ def _read_tensors(path: Path) -> Any:
             raise RunFolderError(
                 f"cannot read {path}",
                 seen=f"{type(error).__name__}: {error.strerror or error}",
-                fix="a file that torch.save wrote",
+                fix="a run folder of `rightbatch train`, or a file of torch.save",
             ) from error
         if isinstance(error.__cause__, ImportError):
             raise MissingExtraError(

@@ -43,7 +43,8 @@ def make_run_folder(out: Path | None, stem: str) -> Path:
             f"{out} already holds a run",
             seen=", ".join(held),
             why="nothing that was measured is written over",
-            fix="another --out, or none: each run then gets a folder of its own",
+            fix="another --out, or none: each run then gets a folder of its own; "
+            "`train` and `sweep` go on with theirs with --resume",
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
