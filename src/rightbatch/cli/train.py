@@ -172,7 +172,9 @@ def train(
         if as_json:
             print_document(_document(run, folder))
         else:
-            print_plain(console, run_lines(run, loaded, folder))
+            print_plain(
+                console, run_lines(run, loaded, folder, best=settings["keep"] == "best")
+            )
             if run.interrupted:
                 again = f"rightbatch train {shlex.quote(spec.text)} --resume"
                 print_plain(

@@ -63,7 +63,17 @@ def _range(shown: list[str]) -> str:
     return shown[0] if shown[0] == shown[-1] else f"{shown[0]} to {shown[-1]}"
 
 
-def run_lines(run: Run, job: Job, folder: Path) -> str:
+def _kept(run: Run, job: Job, *, best: bool) -> str:
+    """Which model it is that was kept."""
+    rows = [row for row in run.rows if row.metric is not None]
+    if not best or not rows:
+        return "for load_state_dict"
+    sign = -1.0 if job.goal == "max" else 1.0
+    row = min(rows, key=lambda row: sign * (row.metric or 0.0))
+    return f"the best: {row.metric:.4g} at step {row.steps:,}"
+
+
+def run_lines(run: Run, job: Job, folder: Path, *, best: bool = False) -> str:
     """How a run ended: time, steps and examples, and where its files are."""
     last = run.last
     if run.interrupted:
@@ -94,7 +104,7 @@ def run_lines(run: Run, job: Job, folder: Path) -> str:
             [
                 ("trace", str(folder / TRACE)),
                 ("saved", str(run.checkpoint)),
-                ("model", f"{folder / WEIGHTS}, for load_state_dict"),
+                ("model", f"{folder / WEIGHTS}, {_kept(run, job, best=best)}"),
                 ("page", f"rightbatch report {shlex.quote(str(folder))}"),
             ]
         ),
