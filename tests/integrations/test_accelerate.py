@@ -102,6 +102,26 @@ def test_every_step_is_the_large_batch_through_changes_and_a_resume(
     assert second.weights() == whole.weights()
 
 
+def test_a_state_of_other_steps_is_refused(tmp_path: Path) -> None:
+    """As on another number of ranks, where Accelerate's scheduler makes other steps."""
+    first = Loop(8)
+    first.epoch(until=100)
+    first.accelerator.save_state(str(tmp_path))
+    _reset()
+    second = Loop(8)
+    second.batches._schedulers[0].reference = 4
+    with pytest.raises(
+        rb.SettingError, match=r"another run\W.*\[8, 8\] there, \[8, 4\]"
+    ):
+        second.accelerator.load_state(str(tmp_path))
+
+
+def test_a_batch_is_never_larger_than_an_epoch() -> None:
+    loop = whole_run(schedule=rb.schedules.Stages(((0, 8), (100, 800))))
+    assert loop.batches.batch_size == 208
+    assert loop.steps[-1]["lr"] == pytest.approx(0.02 * 208 / 8 * 0.5 ** (416 // 160))
+
+
 def _reset() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -163,8 +183,8 @@ def a_job() -> rb.Job:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"schedule": rb.schedules.Constant(12)}, "not made of whole micro-batches"),
-        ({"schedule": rb.schedules.Ramp(8, 4, 99)}, "batch of 4 is not made"),
+        ({"schedule": rb.schedules.Constant(12)}, "12 cannot be made of 8"),
+        ({"schedule": rb.schedules.Ramp(8, 4, 99)}, "batch of 4 cannot be made"),
         ({"schedule": rb.schedules.FollowNoise(8, fraction=0.5)}, "needs a monitor"),
         ({"raise_on": ("RB1",)}, "needs a job"),
     ],

@@ -169,6 +169,36 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     assert again.examples == 3 * LENGTH
 
 
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    plain, path = trainer(max_epochs=1), tmp_path / "plain.ckpt"
+    plain.fit(Module(), loader())
+    plain.save_checkpoint(path)
+    run = trainer(Callback(None, Stages(tuple(STEADY))))
+    with pytest.raises(rb.SettingError, match="16 steps were made without this"):
+        run.fit(Module(), loader(), ckpt_path=path, weights_only=False)
+    run = trainer(Callback(None, Stages(tuple(STEADY))), max_epochs=1)
+    run.fit(Module(), loader())
+    run.save_checkpoint(path)
+    follow = Callback(None, Stages(tuple(STEADY)))
+    run = trainer(follow, accumulate_grad_batches=4)
+    with pytest.raises(
+        rb.SettingError, match=r"another run\W.*\[8\] there, \[16\] here"
+    ):
+        run.fit(Module(), loader(), ckpt_path=path, weights_only=False)
+
+
+def test_a_live_batch_waits_for_a_place_where_a_step_may_begin() -> None:
+    """Looked at behind 25 steps of one of an epoch's 32: two are possible behind 26."""
+    follow = Callback(
+        True, rb.schedules.FollowNoise(4, fraction=1e6, most=16), overhead=math.inf
+    )
+    run = trainer(follow, accumulate_grad_batches=1, max_epochs=4)
+    run.fit(Module(), loader())
+    assert follow.controller is not None
+    first = follow.controller.changes[0]
+    assert (first.examples, first.batch_to) == (26 * MICRO, 8)
+
+
 @pytest.mark.parametrize("interval", ["step", "epoch"])
 def test_a_decay_by_steps_ends_after_as_many_examples(interval: str) -> None:
     # Today's run: 4 epochs of 16 steps of 8; the ramp makes fewer steps of it.
@@ -264,9 +294,9 @@ def test_120_steps_at_two_percent_already_say_something(tmp_path: Path) -> None:
     [
         (Manual(), {}, {"accumulate_grad_batches": 1}, "manual optimization"),
         (Module(), {"drop_last": False, "batch_size": 5}, {}, "drop_last=True"),
-        (Module(), {}, {"max_steps": 9}, "max_epochs instead"),
-        (Module(), {"batch_size": 16}, {}, "cannot be made of micro-batches of 16"),
-        (Module(), {"batch_size": 3}, {}, "cannot be made of micro-batches of 3"),
+        (Module(), {}, {"max_steps": 9}, "max_epochs"),
+        (Module(), {"batch_size": 16}, {}, "8 cannot be made of 16"),
+        (Module(), {"batch_size": 3}, {}, "8 cannot be made of 3"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from rightbatch.core.errors import JobError, MissingExtraError, SettingError
-from rightbatch.core.torch_private import inner_schedulers
+from rightbatch.core.errors import MissingExtraError, SettingError
 from rightbatch.core.whole_number import whole_number
+from rightbatch.integrations.following import (
+    AlignedController,
+    check_multiples,
+    planned,
+)
+from rightbatch.integrations.refusals import refuse_findings
 from rightbatch.job.job import Job
 from rightbatch.job.optimizers import first_rate
-from rightbatch.job.several_optimizers import optimizer_name
-from rightbatch.lint.linter import check
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.by_examples import ByExamples
-from rightbatch.schedules.scaling import multiply_rates
 from rightbatch.schedules.schedule import Constant, Schedule
 from rightbatch.training.controller import Change, Controller
 from rightbatch.training.plan import Plan
 from rightbatch.training.ranks import Ranks
-from rightbatch.training.requested import check_optimizer
 
 try:
     from accelerate import Accelerator
@@ -101,15 +101,12 @@ def follow(
     today = whole_number(batch_size or accumulated, "batch_size")
     optimizer = getattr(optimizer, "optimizer", optimizer)
     inner = None if scheduler is None else _by_examples(scheduler, accelerator, today)
-    noise_scale = None
+    settings: dict[str, Any] = {"schedule": Constant(today), "rule": rule}
     if plan is not None:
-        plan = plan if isinstance(plan, Plan) else Plan.load(plan)
-        schedule = schedule or Constant(plan.batch_size)
-        rule, noise_scale = plan.scaling.asked, plan.scaling.noise_scale
-    schedule = schedule or Constant(today)
-    if getattr(schedule, "least", micro) < micro:  # of a live one
-        schedule = dataclasses.replace(schedule, least=micro)  # pyrefly: ignore
-    _check_whole(schedule, micro)
+        settings = planned(plan, today, optimizer)
+    if schedule is not None:
+        settings["schedule"] = schedule
+    check_multiples(settings["schedule"], micro)
     if monitor is not None and Ranks(monitor.model).size != accelerator.num_processes:
         raise SettingError(
             "the monitor watches the model before it was prepared",
@@ -119,20 +116,17 @@ def follow(
     if raise_on:
         if job is None:
             raise SettingError("raise_on needs a job to look at", fix="job=rb.Job(...)")
-        for f in check(job, schedule=schedule, select=raise_on).items:
-            raise JobError(f"{f.code} {f.what}", seen=f.seen, why=f.why, fix=f.fix)
-    if plan is not None:
-        _take_rate(plan, today, optimizer, inner)
-    controller = Controller(
-        schedule,
-        optimizer,
-        today,
+        split = micro // accelerator.num_processes
+        refuse_findings(job, raise_on, micro_batch=split, schedule=settings["schedule"])
+    controller = AlignedController(
+        optimizer=optimizer,
+        batch_size=today,
         monitor=monitor,
-        rule=rule,
-        noise_scale=noise_scale,
         scheduler=inner,
+        largest=micro * len(loader),
         multiple=micro,
         model=None if monitor is None else monitor.model,
+        **settings,
     )
     batches = BatchScheduler(accelerator, controller, loader, micro)
     accelerator.register_for_checkpointing(batches)
@@ -239,13 +233,16 @@ class BatchScheduler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`, also on another number of ranks.
+        """Go on from `state_dict`.
+
+        On another number of ranks too, where there is no scheduler: Accelerate steps
+        one as often as there are ranks, so its steps would be of other examples.
 
         Raises:
-            SettingError: The batch then cannot be made of the micro-batches now.
+            SettingError: The batch then cannot be made of the micro-batches now, or the
+                rate would go by another batch.
         """
-        batch = state["controller"]["batch_size"]
-        _check_whole(Constant(batch), self._micro)
+        check_multiples(Constant(state["controller"]["batch_size"]), self._micro)
         self.examples = state["examples"]
         self.micro_batches_in_epoch = state["micro_batches_in_epoch"]
         self.controller.load_state_dict(state["controller"])
@@ -300,43 +297,6 @@ def _micro_batch(accelerator: Any, loader: Any) -> int:
             fix="DataLoader(..., drop_last=True)",
         )
     return micro
-
-
-def _check_whole(schedule: Schedule, micro: int) -> None:
-    """Refuse a batch that is not made of whole micro-batches."""
-    batches = [batch for _, batch in getattr(schedule, "stages", ())]
-    if not batches and not schedule.live:
-        batches = [schedule.start, schedule.batch_size(1 << 60)]
-    for batch in batches:
-        if batch < micro or (schedule.exact and batch % micro):
-            raise SettingError(
-                f"a batch of {batch} is not made of whole micro-batches",
-                seen=f"{schedule}; the loader gives {micro} at once, over all ranks",
-                why="the loader's batch stays as it is: a step takes several of them",
-                fix="multiples of it, or a DataLoader with a smaller batch",
-            )
-
-
-def _take_rate(
-    plan: Plan, today: int, optimizer: Any, scheduler: ByExamples | None
-) -> None:
-    """Multiply the rates by the plan's factor, beside what the scaling does."""
-    if plan.today != today:
-        raise SettingError(
-            "the plan is for another batch today",
-            seen=f"plan: {plan.today}; here: {today}",
-            why="its learning rate follows from that batch's",
-            fix=f"batch_size={plan.today}, if the optimizer's rate was chosen for it",
-        )
-    group = optimizer.param_groups[0]
-    rate = float(group.get("initial_lr", group.get("lr")))
-    name = optimizer_name(optimizer)
-    check_optimizer(plan, {"optimizer": name, "param group 0's lr": rate})
-    multiply_rates(optimizer, plan.lr_factor)
-    own = None if scheduler is None else scheduler.scheduler
-    for one in [] if own is None else [own, *inner_schedulers(own)]:
-        if hasattr(one, "base_lrs"):
-            one.base_lrs = [rate * plan.lr_factor for rate in one.base_lrs]
 
 
 def _by_examples(scheduler: Any, accelerator: Any, today: int) -> ByExamples:

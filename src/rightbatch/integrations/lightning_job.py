@@ -18,6 +18,7 @@ from torch.utils import data as torch_data
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.trees import example_count, to_device
 from rightbatch.core.user_code import user_code
+from rightbatch.integrations.refusals import refuse
 from rightbatch.job.job import Job, copied_module
 
 PRECISIONS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
@@ -177,18 +178,26 @@ def _check(module: Any, loader: Any) -> None:
     sampler = type(loader.sampler).__name__ if plain else ""
     listed = isinstance(data, torch_data.IterableDataset)
     own = plain and not (loader.batch_size and isinstance(loader.sampler, SAMPLERS))
-    refusals = {
-        "it has manual optimization: its training_step makes updates, and is no loss "
-        "(Callback() measures it all the same)": not module.automatic_optimization,
-        f"its training data is no DataLoader but a {type(loader).__name__}: give "
-        "job(module, data)": not plain,
-        "an IterableDataset has no numbered examples, by which batches are cut": listed,
-        f"its loader picks examples in a way of its own ({sampler}, or without a "
-        "batch_size); a job takes each once an epoch": own,
-    }
-    for reason, holds in refusals.items():
-        if holds:
-            raise JobError("the LightningModule cannot be made a job", why=reason)
+    refuse(
+        "the LightningModule cannot be made a job",
+        (
+            not module.automatic_optimization,
+            "manual optimization: its training_step makes updates, and is no loss",
+            "Callback() measures it all the same",
+        ),
+        (
+            not plain,
+            f"its training data is no DataLoader but a {type(loader).__name__}",
+            "job(module, data)",
+        ),
+        (listed, "an IterableDataset has no numbered examples", "a map-style one"),
+        (
+            own,
+            f"its loader picks examples in a way of its own: {sampler}",
+            "shuffle=True or False, with a batch_size: each example once an epoch",
+        ),
+        error=JobError,
+    )
 
 
 def _settings(trainer: Any) -> dict[str, Any]:
@@ -201,18 +210,21 @@ def _settings(trainer: Any) -> dict[str, Any]:
         return {"device": "cuda" if torch.cuda.is_available() else None}
     clip = trainer.gradient_clip_val or None
     by_value = clip and "value" in str(trainer.gradient_clip_algorithm).lower()
-    refusals = {
-        f"precision {trainer.precision!r}: a job has {', '.join(PRECISIONS)}": (
-            trainer.precision not in PRECISIONS
+    known = ", ".join(PRECISIONS)
+    refuse(
+        "the trainer does what a job cannot",
+        (
+            trainer.precision not in PRECISIONS,
+            f"precision {trainer.precision!r}",
+            known,
         ),
-        "gradient_clip_algorithm='value': a job clips by norm": by_value,
-        f"{type(trainer.strategy).__name__}, which makes the steps by itself": (
-            trainer.strategy.handles_gradient_accumulation
+        (by_value, "gradient_clip_algorithm='value'", "clipping by norm"),
+        (
+            trainer.strategy.handles_gradient_accumulation,
+            f"{type(trainer.strategy).__name__}, which makes the steps by itself",
+            "one device",
         ),
-    }
-    for seen, holds in refusals.items():
-        if holds:
-            raise SettingError("the trainer does what a job cannot", seen=seen)
+    )
     precision, device = PRECISIONS[trainer.precision], trainer.strategy.root_device.type
     return {"clip_norm": clip, "precision": precision, "device": device}
 

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from rightbatch.core.trees import example_count, to_device
-from rightbatch.integrations.trainer_loss import TrainerLoss, refuse, refuse_unsupported
+from rightbatch.integrations.refusals import refuse
+from rightbatch.integrations.trainer_loss import TrainerLoss, refuse_unsupported
 from rightbatch.job.job import Job, copied_module
 from rightbatch.job.loss import PRECISIONS, scalar_loss
 
