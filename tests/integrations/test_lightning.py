@@ -4,6 +4,7 @@ Lightning's own ways of changing the accumulation are shown beside it, so that a
 that mends them is noticed.
 """
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import rightbatch as rb
 from cases import made_up
+from launching import TESTS, torchrun
 from rightbatch.integrations.lightning import Callback, job
 from rightbatch.schedules import Ramp, Stages
 from rightbatch.schedules.scaling import scaling_for
@@ -166,7 +168,18 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     for mine, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     assert again.monitor.counts.steps == follow.monitor.counts.steps
+    assert again._saved == {}  # and a next run begins anew
     assert again.examples == 3 * LENGTH
+
+
+@pytest.mark.slow
+def test_two_ranks_make_the_large_batchs_gradient(tmp_path: Path) -> None:
+    done = torchrun(TESTS / "lightning_ranks.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert seen["sizes"] == [*[16] * 6, 24, 8, *[24] * 4, 32, *[40] * 2, *[8] * 6]
+    assert max(seen["off"]) <= 1e-12  # float64
+    assert seen["measured"] == len(seen["sizes"])
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from rightbatch.job.job import Job
 from rightbatch.job.optimizers import first_rate
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.by_examples import ByExamples
+from rightbatch.schedules.parse import parse_schedule
 from rightbatch.schedules.schedule import Constant, Schedule
 from rightbatch.training.controller import Change, Controller
 from rightbatch.training.plan import Plan
@@ -36,7 +37,7 @@ OTHER_ENGINES = ("DEEPSPEED", "MEGATRON_LM", "XLA")  # they count micro-batches 
 def follow(
     accelerator: Any,
     optimizer: Any,
-    schedule: Schedule | None = None,
+    schedule: Schedule | str | None = None,
     *,
     loader: Any,
     batch_size: int | None = None,
@@ -58,7 +59,8 @@ def follow(
         accelerator: Of the loop, which uses ``accelerator.accumulate(model)``.
         optimizer: As ``accelerator.prepare`` returned it.
         schedule: The batch along the run, over all ranks, in whole micro-batches: what
-            the loader gives all ranks at once. Default: the plan's, or no change.
+            the loader gives all ranks at once; or one word, such as
+            ``"ramp:32:512:3epochs"``. Default: the plan's, or no change.
         loader: As ``accelerator.prepare`` returned it.
         batch_size: The batch that the optimizer's numbers were chosen for; default: a
             micro-batch times the accelerator's accumulation.
@@ -104,6 +106,8 @@ def follow(
     settings: dict[str, Any] = {"schedule": Constant(today), "rule": rule}
     if plan is not None:
         settings = planned(plan, today, optimizer)
+    if isinstance(schedule, str):
+        schedule = parse_schedule(schedule, batch=today, length=len(loader.dataset))
     if schedule is not None:
         settings["schedule"] = schedule
     check_multiples(settings["schedule"], micro)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +136,16 @@ def planned(
         "noise_scale": plan.scaling.noise_scale,
         "rate": Rate.steps({0: plan.lr_factor}),
     }
+
+
+@contextmanager
+def kept(optimizer: Any) -> Iterator[None]:
+    """An optimizer's numbers and state, as a checkpoint left them, put back."""
+    groups = [dict(group) for group in optimizer.param_groups]
+    state, optimizer.state = optimizer.state, defaultdict(dict)
+    try:
+        yield
+    finally:
+        optimizer.state = state
+        for group, numbers in zip(optimizer.param_groups, groups, strict=True):
+            group.update(numbers)

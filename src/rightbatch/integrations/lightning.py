@@ -6,6 +6,7 @@ import functools
 import math
 import sys
 from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rightbatch.core.torch_private import is_compiled
 from rightbatch.integrations.following import (
     AlignedController,
     check_multiples,
+    kept,
     planned,
 )
 from rightbatch.integrations.lightning_job import SAMPLERS, THEIRS, job, job_of
@@ -170,7 +172,13 @@ class Callback(pl.Callback):
         if self._raise_on:
             copied, loader = copied_module(pl_module), trainer.train_dataloader
             subject = job_of(copied, loader, trainer=trainer)
-            refuse_findings(subject, self._raise_on)
+            refuse_findings(
+                subject,
+                self._raise_on,
+                micro_batch=loader.batch_size,
+                accumulation=trainer.accumulate_grad_batches,
+                schedule=self._schedule,
+            )
         if self._measures:
             self.monitor = self._watch(trainer, pl_module)
         if self.monitor and "monitor" in self._saved:
@@ -216,6 +224,7 @@ class Callback(pl.Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Trainer and module are as before."""
+        self._saved = {}  # not for another run with this callback
         while self._undo:
             self._undo.pop()()
 
@@ -275,7 +284,9 @@ class Callback(pl.Callback):
 
     def _follow(self, trainer: Any, module: Any) -> None:
         """Batch, rate and schedulers are ours from here on."""
-        _check(trainer, module, resumed="controller" in self._saved)
+        if "controller" not in self._saved:
+            self._saved = {}
+        _check(trainer, module, resumed=bool(self._saved))
         loader, before = trainer.train_dataloader, trainer.accumulate_grad_batches
         unit = loader.batch_size * trainer.world_size
         today, optimizer = unit * before, trainer.optimizers[0]
@@ -285,7 +296,7 @@ class Callback(pl.Callback):
             parsed = parse_schedule(self._schedule, batch=today, length=length)
             settings["schedule"] = parsed
         if self._plan is not None:
-            begun = bool(self._saved)
+            begun = trainer.global_step > 0
             settings = planned(self._plan, today, optimizer, begun=begun)
         check_multiples(settings["schedule"], unit)
         self._schedulers, self.examples = [], 0
@@ -301,25 +312,22 @@ class Callback(pl.Callback):
                 functools.partial(setattr, config, "frequency", config.frequency)
             )
             config.frequency = NEVER
-        numbers = [dict(group) for group in optimizer.param_groups]
-        self.controller = controller = AlignedController(
-            optimizer=optimizer,
-            batch_size=today,
-            monitor=self.monitor or None,
-            scheduler=self._schedulers,
-            largest=unit * trainer.num_training_batches,
-            multiple=unit,
-            model=trainer.model,
-            **settings,
-        )
-        if "controller" in self._saved:
-            for group, restored in zip(optimizer.param_groups, numbers, strict=True):
-                group.update(restored)  # from the optimizer's own state
+        with kept(optimizer) if self._saved else nullcontext():
+            self.controller = controller = AlignedController(
+                optimizer=optimizer,
+                batch_size=today,
+                monitor=self.monitor or None,
+                scheduler=self._schedulers,
+                largest=unit * trainer.num_training_batches,
+                multiple=unit,
+                model=trainer.model,
+                **settings,
+            )
+        if self._saved:
             controller.load_state_dict(self._saved["controller"])
             self.examples = self._saved["examples"]
-            for scheduler, state in zip(
-                self._schedulers, self._saved["schedulers"], strict=True
-            ):
+            pairs = zip(self._schedulers, self._saved["schedulers"], strict=True)
+            for scheduler, state in pairs:
                 scheduler.load_state_dict(state)
         trainer.accumulate_grad_batches = controller.batch_size // unit
         self._undo.append(lambda: setattr(trainer, "accumulate_grad_batches", before))

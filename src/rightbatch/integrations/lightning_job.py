@@ -177,6 +177,8 @@ def _check(module: Any, loader: Any) -> None:
     data: Any = loader.dataset if plain else None
     sampler = type(loader.sampler).__name__ if plain else ""
     listed = isinstance(data, torch_data.IterableDataset)
+    ways = ("backward", "optimizer_step", "configure_gradient_clipping")
+    overridden = [n for n in (*ways, "lr_scheduler_step") if _overrides(module, n)]
     own = plain and not (loader.batch_size and isinstance(loader.sampler, SAMPLERS))
     refuse(
         "the LightningModule cannot be made a job",
@@ -189,6 +191,11 @@ def _check(module: Any, loader: Any) -> None:
             not plain,
             f"its training data is no DataLoader but a {type(loader).__name__}",
             "job(module, data)",
+        ),
+        (
+            overridden,
+            f"a way of its own in {', '.join(overridden)}, which a job does not call",
+            "leave it out, or a rb.Job of your own",
         ),
         (listed, "an IterableDataset has no numbered examples", "a map-style one"),
         (

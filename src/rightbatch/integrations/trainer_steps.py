@@ -8,14 +8,12 @@ steps. Then end, scheduler, resume, logging and saving go by examples, as they a
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from transformers.trainer_callback import TrainerCallback
 
-from rightbatch.integrations.following import AlignedController, check_multiples
+from rightbatch.integrations.following import AlignedController, check_multiples, kept
 from rightbatch.integrations.refusals import refuse
 from rightbatch.integrations.trainer_job import BY_METRIC, scheduler_kind
 from rightbatch.integrations.trainer_loss import TrainerLoss
@@ -111,7 +109,7 @@ class TrainerSteps(TrainerCallback):
             (steps and args.ignore_data_skip, "ignore_data_skip=True", "False"),
         )
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-        with _kept(optimizer) if saved else nullcontext():
+        with kept(optimizer) if saved else nullcontext():
             self._controller = AlignedController(
                 self.schedule,
                 optimizer,
@@ -193,16 +191,3 @@ class TrainerSteps(TrainerCallback):
     def _accumulate(self) -> None:
         units = self.controller.batch_size // self.today
         self.trainer.args.gradient_accumulation_steps = units * self.unit
-
-
-@contextmanager
-def _kept(optimizer: Any) -> Iterator[None]:
-    """An optimizer's numbers and state, as a checkpoint left them, put back."""
-    groups = [dict(group) for group in optimizer.param_groups]
-    state, optimizer.state = optimizer.state, defaultdict(dict)
-    try:
-        yield
-    finally:
-        optimizer.state = state
-        for group, numbers in zip(optimizer.param_groups, groups, strict=True):
-            group.update(numbers)

@@ -102,7 +102,8 @@ class Callback(TrainerCallback, ExportableState):
                 schedule=self.steps and self.steps.schedule,
             )
         callbacks = trainer.callback_handler.callbacks
-        others = [c for c in callbacks if c is not self]
+        ours = (Callback, TrainerSteps)  # of an earlier call too
+        others = [c for c in callbacks if not isinstance(c, ours)]
         callbacks[:] = [self, *([self.steps] if self.steps else []), *others]
         return self
 
