@@ -45,7 +45,7 @@ class Module(pl.LightningModule):
         torch.manual_seed(1)
         layers = nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)
         self.net = nn.Sequential(*layers).double()
-        self.schedule = schedule
+        self.schedule, self.adam = schedule, False
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -61,6 +61,8 @@ class Module(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         sgd = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        if self.adam:
+            sgd = torch.optim.Adam(self.parameters(), lr=0.01)
         if self.schedule is None:
             return sgd
         return {"optimizer": sgd, "lr_scheduler": self.schedule(sgd)}
@@ -149,9 +151,11 @@ def test_every_gradient_is_its_batchs_through_three_changes(clip: float | None) 
     assert run.accumulate_grad_batches == 2  # as the user has set it
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("adam", [False, True])  # its moments change with the betas
+def test_a_resumed_run_is_the_uninterrupted_one(adam: bool, tmp_path: Path) -> None:
     def fit(epochs: int, path: Path | None = None) -> tuple[Module, Steps, Any]:
         steps, module = Steps(), Module(linear(48))
+        module.adam = adam
         follow = Callback(True, Stages(tuple(STEADY)), overhead=math.inf)
         run = trainer(follow, steps, max_epochs=epochs)
         steps.last = 0 if path is None else LENGTH
@@ -369,7 +373,7 @@ def test_the_other_spelling_works_too() -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.net, self.schedule = Module().net, None
+            self.net, self.schedule, self.adam = Module().net, None, False
 
     steps: Any = Steps()
     follow: Any = Callback(True, Stages(tuple(STEADY)), overhead=math.inf)
