@@ -191,7 +191,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     plain.fit(Module(), loader())
     plain.save_checkpoint(path)
     run = trainer(Callback(None, Stages(tuple(STEADY))))
-    with pytest.raises(rb.SettingError, match="16 steps were made without this"):
+    with pytest.raises(rb.SettingError, match="16 steps without this"):
         run.fit(Module(), loader(), ckpt_path=path, weights_only=False)
     run = trainer(Callback(None, Stages(tuple(STEADY))), max_epochs=1)
     run.fit(Module(), loader())

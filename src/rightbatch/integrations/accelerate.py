@@ -12,7 +12,7 @@ from rightbatch.integrations.following import (
     check_multiples,
     planned,
 )
-from rightbatch.integrations.refusals import refuse_findings
+from rightbatch.integrations.refusals import refuse, refuse_findings
 from rightbatch.job.job import Job
 from rightbatch.job.optimizers import first_rate
 from rightbatch.noise.monitor import NoiseMonitor
@@ -272,34 +272,28 @@ def _made(scheduler: ByExamples) -> int | None:
 
 def _micro_batch(accelerator: Any, loader: Any) -> int:
     """What the loader gives all ranks at once, if steps can be made exactly of it."""
-    if not isinstance(accelerator, Accelerator):
-        raise SettingError(
-            "the first argument is no Accelerator", seen=type(accelerator).__name__
-        )
-    engine = accelerator.distributed_type.name
-    if engine in OTHER_ENGINES:
-        raise SettingError(
-            f"with {engine} the batch cannot be changed from here",
-            why="it has its own count of micro-batches, fixed at its start",
-            fix="DDP, or no change of batch",
-        )
-    try:
-        micro, length = loader.total_batch_size, len(loader.dataset)
-    except (AttributeError, TypeError) as error:
-        raise SettingError(
-            "the loader does not say its batch, or its length",
-            seen=f"{type(loader).__name__}: {error}",
-            why="the last step of an epoch may have fewer micro-batches: their mean",
-            fix="loader= as prepared, of a data set with a length",
-        ) from error
+    what, kind = "the batch of this loop cannot be changed", type(accelerator).__name__
+    other = not isinstance(accelerator, Accelerator)
+    refuse(what, (other, f"first a {kind}, which is no Accelerator", "accelerator"))
+    engine, prepared = accelerator.distributed_type.name, "loader= as prepared"
+    no_batch = not hasattr(loader, "total_batch_size")
+    no_length = not hasattr(loader.dataset, "__len__")
+    refuse(
+        what,
+        (
+            engine in OTHER_ENGINES,
+            f"{engine} has its own count of micro-batches",
+            "DDP",
+        ),
+        (no_batch, f"{type(loader).__name__} does not say its batch", prepared),
+        (no_length, "data without a length", "a map-style data set"),
+    )
+    micro, length = loader.total_batch_size, len(loader.dataset)
     sampler = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)
-    if length % micro and not sampler.drop_last:
-        raise SettingError(
-            "the last micro-batch of an epoch is smaller than the others",
-            seen=f"{length} examples, {micro} in a micro-batch over all ranks",
-            why="its examples would weigh more, or be repeated on other ranks",
-            fix="DataLoader(..., drop_last=True)",
-        )
+    ragged = length % micro and not sampler.drop_last
+    seen = f"the last micro-batch of an epoch is smaller: {length} examples by {micro}"
+    fix = "DataLoader(..., drop_last=True): they would weigh more, or be repeated"
+    refuse(what, (ragged, seen, fix))
     return micro
 
 

@@ -345,44 +345,19 @@ def _check(trainer: Any, module: Any, *, resumed: bool) -> None:
     ragged = size and not loader.drop_last and batches != math.inf
     if ragged and not isinstance(loader.dataset, IterableDataset):
         ragged = batches * size > len(loader.sampler)
-    overridden = not type(module).lr_scheduler_step.__module__.startswith(THEIRS)
-    strategy, begun = trainer.strategy, trainer.global_step > 0
+    made, manual = trainer.global_step, not module.automatic_optimization
+    by_itself = trainer.strategy.handles_gradient_accumulation
+    own_way = not type(module).lr_scheduler_step.__module__.startswith(THEIRS)
+    whole = "DataLoader(..., drop_last=True): its examples would count more"
     refuse(
         "a schedule cannot be followed here",
-        (
-            not module.automatic_optimization,
-            "manual optimization: training_step decides when it steps",
-            "Callback(monitor=True), without a schedule",
-        ),
-        (
-            strategy.handles_gradient_accumulation,
-            f"{type(strategy).__name__} accumulates by a count of its own",
-            "DDP, or one device",
-        ),
-        (
-            trainer.max_steps > 0,
-            "max_steps: with another batch it is another number of examples",
-            "max_epochs",
-        ),
-        (
-            begun and not resumed,
-            f"{trainer.global_step:,} steps were made without this schedule",
-            "a checkpoint of a run that followed it, or a new Trainer",
-        ),
+        (manual, "manual optimization: training_step steps", "a monitor alone"),
+        (by_itself, f"{type(trainer.strategy).__name__} accumulates by itself", "DDP"),
+        (trainer.max_steps > 0, "max_steps, which are of no one batch", "max_epochs"),
+        (made and not resumed, f"{made} steps without this schedule", "a new Trainer"),
         (rivals, f"{', '.join(rivals)} sets the accumulation too", "leave it out"),
-        (
-            overridden,
-            "the module's own lr_scheduler_step, which would not be called",
-            "a scheduler that is stepped as it is",
-        ),
-        (
-            not size or batches == math.inf,
-            f"{type(loader).__name__} says no batch_size, or no length",
-            "one DataLoader of a data set with a length",
-        ),
-        (
-            ragged,
-            "the last batch of an epoch is smaller: its examples would count more",
-            "DataLoader(..., drop_last=True)",
-        ),
+        (own_way, "lr_scheduler_step is the module's own", "leave it out"),
+        (not size, f"{type(loader).__name__} without batch_size", "one DataLoader"),
+        (batches == math.inf, "data without a length", "a map-style data set"),
+        (ragged, "the last batch of an epoch is smaller", whole),
     )

@@ -180,29 +180,18 @@ def _check(module: Any, loader: Any) -> None:
     ways = ("backward", "optimizer_step", "configure_gradient_clipping")
     overridden = [n for n in (*ways, "lr_scheduler_step") if _overrides(module, n)]
     own = plain and not (loader.batch_size and isinstance(loader.sampler, SAMPLERS))
+    manual, kind = not module.automatic_optimization, type(loader).__name__
     refuse(
         "the LightningModule cannot be made a job",
-        (
-            not module.automatic_optimization,
-            "manual optimization: its training_step makes updates, and is no loss",
-            "Callback() measures it all the same",
-        ),
+        (manual, "manual optimization: training_step is no loss", "Callback()"),
+        (overridden, f"a way of its own in {', '.join(overridden)}", "a rb.Job"),
         (
             not plain,
-            f"its training data is no DataLoader but a {type(loader).__name__}",
-            "job(module, data)",
-        ),
-        (
-            overridden,
-            f"a way of its own in {', '.join(overridden)}, which a job does not call",
-            "leave it out, or a rb.Job of your own",
+            f"its training data is no DataLoader but a {kind}",
+            "job(.., data)",
         ),
         (listed, "an IterableDataset has no numbered examples", "a map-style one"),
-        (
-            own,
-            f"its loader picks examples in a way of its own: {sampler}",
-            "shuffle=True or False, with a batch_size: each example once an epoch",
-        ),
+        (own, f"sampler {sampler}, or no batch_size", "each example once an epoch"),
         error=JobError,
     )
 
@@ -217,23 +206,17 @@ def _settings(trainer: Any) -> dict[str, Any]:
         return {"device": "cuda" if torch.cuda.is_available() else None}
     clip = trainer.gradient_clip_val or None
     by_value = clip and "value" in str(trainer.gradient_clip_algorithm).lower()
-    known = ", ".join(PRECISIONS)
+    precision, strategy = trainer.precision, trainer.strategy
+    other, known = precision not in PRECISIONS, " or ".join(PRECISIONS)
+    by_itself = strategy.handles_gradient_accumulation
     refuse(
         "the trainer does what a job cannot",
-        (
-            trainer.precision not in PRECISIONS,
-            f"precision {trainer.precision!r}",
-            known,
-        ),
+        (other, f"precision {precision!r}", known),
         (by_value, "gradient_clip_algorithm='value'", "clipping by norm"),
-        (
-            trainer.strategy.handles_gradient_accumulation,
-            f"{type(trainer.strategy).__name__}, which makes the steps by itself",
-            "one device",
-        ),
+        (by_itself, f"{type(strategy).__name__} makes the steps", "one device"),
     )
-    precision, device = PRECISIONS[trainer.precision], trainer.strategy.root_device.type
-    return {"clip_norm": clip, "precision": precision, "device": device}
+    kind = strategy.root_device.type
+    return {"clip_norm": clip, "precision": PRECISIONS[precision], "device": kind}
 
 
 class _Every:
