@@ -18,6 +18,8 @@ from cases import made_up
 from launching import TESTS, torchrun
 from rightbatch.integrations.accelerate import follow
 
+DECAY = rb.schedules.Rate.steps({0: 1.0, 100: 0.5})
+GROW = rb.schedules.InsteadOfDecay(8, DECAY, most=16)
 EXAMPLE = TESTS.parent / "examples" / "accelerate_loop.py"
 
 
@@ -186,6 +188,7 @@ def a_job() -> rb.Job:
         ({"schedule": rb.schedules.Ramp(8, 4, 99)}, "batch of 4 cannot be made"),
         ({"schedule": rb.schedules.FollowNoise(8, fraction=0.5)}, "needs a monitor"),
         ({"raise_on": ("RB1",)}, "needs a job"),
+        ({"schedule": GROW}, "two learning-rate decays"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(options: Any, match: str) -> None:

@@ -342,6 +342,17 @@ def test_a_plan_is_trained_by_and_another_runs_is_refused(tmp_path: Path) -> Non
             trainer(Callback(None, plan=other)).fit(Module(), loader())
 
 
+def test_two_decays_are_refused() -> None:
+    decay = rb.schedules.Rate.steps({0: 1.0, 100: 0.5})
+    grow = rb.schedules.InsteadOfDecay(8, decay, most=16)
+    with pytest.raises(rb.SettingError, match="two learning-rate decays"):
+        trainer(Callback(None, grow)).fit(Module(linear(48)), loader())
+    follow = Callback(None, grow)
+    trainer(follow).fit(Module(), loader())
+    assert follow.controller is not None
+    assert follow.controller.batch_size == 16
+
+
 def test_a_rival_callback_is_refused() -> None:
     rival = pl.callbacks.GradientAccumulationScheduler({1: 2})
     with pytest.raises(rb.SettingError, match="GradientAccumulationScheduler sets"):

@@ -9,6 +9,7 @@ from rightbatch.core.errors import MissingExtraError, SettingError
 from rightbatch.core.whole_number import whole_number
 from rightbatch.integrations.following import (
     AlignedController,
+    check_decays,
     check_multiples,
     planned,
 )
@@ -111,6 +112,7 @@ def follow(
     if schedule is not None:
         settings["schedule"] = schedule
     check_multiples(settings["schedule"], micro)
+    check_decays(settings["schedule"], [] if inner is None else [inner.scheduler])
     if monitor is not None and Ranks(monitor.model).size != accelerator.num_processes:
         raise SettingError(
             "the monitor watches the model before it was prepared",

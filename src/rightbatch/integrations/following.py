@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rightbatch.core.errors import SettingError
+from rightbatch.integrations.refusals import refuse
 from rightbatch.job.several_optimizers import optimizer_name
 from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Aim, Constant, Schedule
@@ -102,6 +103,17 @@ def check_multiples(schedule: Schedule, unit: int, fix: str = "") -> None:
             why="the loader's batch stays as it is: a step takes one or more of them",
             fix=fix or "a loader with a smaller batch, or a schedule of its multiples",
         )
+
+
+def check_decays(schedule: Schedule, schedulers: list[Any]) -> None:
+    """Refuse a scheduler beside a schedule that has taken a decay up.
+
+    Raises:
+        SettingError: There are both.
+    """
+    both = schedulers and hasattr(schedule, "rate")
+    seen = f"{schedule}; and {', '.join(type(s).__name__ for s in schedulers)}"
+    refuse("two learning-rate decays are given", (both, seen, "one of them"))
 
 
 def planned(

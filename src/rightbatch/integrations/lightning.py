@@ -17,6 +17,7 @@ from rightbatch.core.errors import MissingExtraError, SettingError
 from rightbatch.core.torch_private import is_compiled
 from rightbatch.integrations.following import (
     AlignedController,
+    check_decays,
     check_multiples,
     kept,
     planned,
@@ -312,6 +313,8 @@ class Callback(pl.Callback):
                 functools.partial(setattr, config, "frequency", config.frequency)
             )
             config.frequency = NEVER
+        own = [scheduler.scheduler for scheduler in self._schedulers]
+        check_decays(settings["schedule"], own)
         with kept(optimizer) if self._saved else nullcontext():
             self.controller = controller = AlignedController(
                 optimizer=optimizer,
