@@ -1,8 +1,7 @@
 """Accelerate alone divides by the wrong number at a change of batch; ours does not."""
 
 import json
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import rightbatch as rb
 from accelerate_loop import STAGES, Loop
 from cases import made_up
-from launching import TESTS, environment, torchrun
+from launching import TESTS, torchrun
 from rightbatch.integrations.accelerate import follow
 
+DECAY = rb.schedules.Rate.steps({0: 1.0, 100: 0.5})
+GROW = rb.schedules.InsteadOfDecay(8, DECAY, most=16)
 EXAMPLE = TESTS.parent / "examples" / "accelerate_loop.py"
 
 
@@ -102,6 +103,26 @@ def test_every_step_is_the_large_batch_through_changes_and_a_resume(
     assert second.weights() == whole.weights()
 
 
+def test_a_state_of_other_steps_is_refused(tmp_path: Path) -> None:
+    """As on another number of ranks, where Accelerate's scheduler makes other steps."""
+    first = Loop(8)
+    first.epoch(until=100)
+    first.accelerator.save_state(str(tmp_path))
+    _reset()
+    second = Loop(8)
+    second.batches._schedulers[0].reference = 4
+    with pytest.raises(
+        rb.SettingError, match=r"another run\W.*\[8, 8\] there, \[8, 4\]"
+    ):
+        second.accelerator.load_state(str(tmp_path))
+
+
+def test_a_batch_is_never_larger_than_an_epoch() -> None:
+    loop = whole_run(schedule="stages:0=8,100=800")
+    assert loop.batches.batch_size == 208
+    assert loop.steps[-1]["lr"] == pytest.approx(0.02 * 208 / 8 * 0.5 ** (416 // 160))
+
+
 def _reset() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -163,10 +184,11 @@ def a_job() -> rb.Job:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"schedule": rb.schedules.Constant(12)}, "not made of whole micro-batches"),
-        ({"schedule": rb.schedules.Ramp(8, 4, 99)}, "batch of 4 is not made"),
+        ({"schedule": rb.schedules.Constant(12)}, "12 cannot be made of 8"),
+        ({"schedule": rb.schedules.Ramp(8, 4, 99)}, "batch of 4 cannot be made"),
         ({"schedule": rb.schedules.FollowNoise(8, fraction=0.5)}, "needs a monitor"),
         ({"raise_on": ("RB1",)}, "needs a job"),
+        ({"schedule": GROW}, "two learning-rate decays"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(options: Any, match: str) -> None:
@@ -219,17 +241,9 @@ def test_a_half_made_step_is_not_saved(tmp_path: Path) -> None:
         loop.accelerator.save_state(str(tmp_path))
 
 
-def test_the_example_runs(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, EXAMPLE],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=environment(),
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "batch 16 -> 32" in done.stdout
-    assert "noise/scale" in done.stdout
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    said = capsys.readouterr().out
+    assert "batch 16 -> 32" in said
+    assert "noise/scale" in said
     assert len(EXAMPLE.read_text().splitlines()) < 60

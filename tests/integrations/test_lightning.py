@@ -4,6 +4,7 @@ Lightning's own ways of changing the accumulation are shown beside it, so that a
 that mends them is noticed.
 """
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import rightbatch as rb
 from cases import made_up
+from launching import TESTS, torchrun
 from rightbatch.integrations.lightning import Callback, job
 from rightbatch.schedules import Ramp, Stages
 from rightbatch.schedules.scaling import scaling_for
@@ -43,7 +45,7 @@ class Module(pl.LightningModule):
         torch.manual_seed(1)
         layers = nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2)
         self.net = nn.Sequential(*layers).double()
-        self.schedule = schedule
+        self.schedule, self.adam = schedule, False
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
@@ -59,6 +61,8 @@ class Module(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         sgd = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        if self.adam:
+            sgd = torch.optim.Adam(self.parameters(), lr=0.01)
         if self.schedule is None:
             return sgd
         return {"optimizer": sgd, "lr_scheduler": self.schedule(sgd)}
@@ -147,9 +151,11 @@ def test_every_gradient_is_its_batchs_through_three_changes(clip: float | None) 
     assert run.accumulate_grad_batches == 2  # as the user has set it
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("adam", [False, True])  # its moments change with the betas
+def test_a_resumed_run_is_the_uninterrupted_one(adam: bool, tmp_path: Path) -> None:
     def fit(epochs: int, path: Path | None = None) -> tuple[Module, Steps, Any]:
         steps, module = Steps(), Module(linear(48))
+        module.adam = adam
         follow = Callback(True, Stages(tuple(STEADY)), overhead=math.inf)
         run = trainer(follow, steps, max_epochs=epochs)
         steps.last = 0 if path is None else LENGTH
@@ -166,7 +172,48 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     for mine, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(mine, theirs)
     assert again.monitor.counts.steps == follow.monitor.counts.steps
+    assert again._saved == {}  # and a next run begins anew
     assert again.examples == 3 * LENGTH
+
+
+@pytest.mark.slow
+def test_two_ranks_make_the_large_batchs_gradient(tmp_path: Path) -> None:
+    done = torchrun(TESTS / "lightning_ranks.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    assert seen["sizes"] == [*[16] * 6, 24, 8, *[24] * 4, 32, *[40] * 2, *[8] * 6]
+    assert max(seen["off"]) <= 1e-12  # float64
+    assert seen["measured"] == len(seen["sizes"])
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    plain, path = trainer(max_epochs=1), tmp_path / "plain.ckpt"
+    plain.fit(Module(), loader())
+    plain.save_checkpoint(path)
+    run = trainer(Callback(None, Stages(tuple(STEADY))))
+    with pytest.raises(rb.SettingError, match="16 steps without this"):
+        run.fit(Module(), loader(), ckpt_path=path, weights_only=False)
+    run = trainer(Callback(None, Stages(tuple(STEADY))), max_epochs=1)
+    run.fit(Module(), loader())
+    run.save_checkpoint(path)
+    follow = Callback(None, Stages(tuple(STEADY)))
+    run = trainer(follow, accumulate_grad_batches=4)
+    with pytest.raises(
+        rb.SettingError, match=r"another run\W.*\[8\] there, \[16\] here"
+    ):
+        run.fit(Module(), loader(), ckpt_path=path, weights_only=False)
+
+
+def test_a_live_batch_waits_for_a_place_where_a_step_may_begin() -> None:
+    """Looked at behind 25 steps of one of an epoch's 32: two are possible behind 26."""
+    follow = Callback(
+        True, rb.schedules.FollowNoise(4, fraction=1e6, most=16), overhead=math.inf
+    )
+    run = trainer(follow, accumulate_grad_batches=1, max_epochs=4)
+    run.fit(Module(), loader())
+    assert follow.controller is not None
+    first = follow.controller.changes[0]
+    assert (first.examples, first.batch_to) == (26 * MICRO, 8)
 
 
 @pytest.mark.parametrize("interval", ["step", "epoch"])
@@ -264,9 +311,9 @@ def test_120_steps_at_two_percent_already_say_something(tmp_path: Path) -> None:
     [
         (Manual(), {}, {"accumulate_grad_batches": 1}, "manual optimization"),
         (Module(), {"drop_last": False, "batch_size": 5}, {}, "drop_last=True"),
-        (Module(), {}, {"max_steps": 9}, "max_epochs instead"),
-        (Module(), {"batch_size": 16}, {}, "cannot be made of micro-batches of 16"),
-        (Module(), {"batch_size": 3}, {}, "cannot be made of micro-batches of 3"),
+        (Module(), {}, {"max_steps": 9}, "max_epochs"),
+        (Module(), {"batch_size": 16}, {}, "8 cannot be made of 16"),
+        (Module(), {"batch_size": 3}, {}, "8 cannot be made of 3"),
     ],
 )
 def test_what_cannot_be_followed_is_refused(
@@ -293,6 +340,17 @@ def test_a_plan_is_trained_by_and_another_runs_is_refused(tmp_path: Path) -> Non
             rb.SettingError, match=r"another batch|optimizer has changed"
         ):
             trainer(Callback(None, plan=other)).fit(Module(), loader())
+
+
+def test_two_decays_are_refused() -> None:
+    decay = rb.schedules.Rate.steps({0: 1.0, 100: 0.5})
+    grow = rb.schedules.InsteadOfDecay(8, decay, most=16)
+    with pytest.raises(rb.SettingError, match="two learning-rate decays"):
+        trainer(Callback(None, grow)).fit(Module(linear(48)), loader())
+    follow = Callback(None, grow)
+    trainer(follow).fit(Module(), loader())
+    assert follow.controller is not None
+    assert follow.controller.batch_size == 16
 
 
 def test_a_rival_callback_is_refused() -> None:
@@ -326,7 +384,7 @@ def test_the_other_spelling_works_too() -> None:
 
         def __init__(self) -> None:
             super().__init__()
-            self.net, self.schedule = Module().net, None
+            self.net, self.schedule, self.adam = Module().net, None, False
 
     steps: Any = Steps()
     follow: Any = Callback(True, Stages(tuple(STEADY)), overhead=math.inf)

@@ -1,6 +1,5 @@
 """A LightningModule as a job: loss, optimizer, rate, evaluation as in a trainer."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import data as torch_data
 
 import rightbatch as rb
-from cases import rightbatch
+from rightbatch.cli.main import cli
 from rightbatch.integrations.lightning import job
 from rightbatch.schedules.job_rate import rate_of
 
@@ -137,6 +136,11 @@ class Several(Module):
         return [torch.optim.SGD(half, lr=0.1) for half in halves]
 
 
+class WarmedUp(Module):
+    def optimizer_step(self, epoch: int, batch_idx: int, *rest: Any) -> None:
+        super().optimizer_step(epoch, batch_idx, *rest)
+
+
 class Stream(torch_data.IterableDataset[Tensor]):
     def __iter__(self) -> Any:
         return iter(X)
@@ -149,6 +153,8 @@ def test_what_is_no_job_is_refused_with_the_reason() -> None:
         job(manual)
     with pytest.raises(rb.JobError, match="one optimizer"):
         job(Several())
+    with pytest.raises(rb.JobError, match="of its own in optimizer_step"):
+        job(WarmedUp())
     with pytest.raises(rb.JobError, match="no numbered examples"):
         job(Module(), torch_data.DataLoader(Stream()))
     with pytest.raises(rb.JobError, match="no DataLoader but a list"):
@@ -216,13 +222,13 @@ module = Digits()
 """
 
 
-def test_a_module_is_checked_and_tuned_from_the_command_line(tmp_path: Path) -> None:
+def test_a_module_is_checked_and_tuned_from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "digits_module.py").write_text(MODULE)
-    done = rightbatch("check", "digits_module.py:module", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)
-    options = "--budget", "4", "--no-race", "--out", "run"
-    done = rightbatch("tune", "digits_module.py:module", *options, cwd=tmp_path)
-    assert done.returncode in (0, 3), done.stderr  # decided or not
+    monkeypatch.chdir(tmp_path)
+    cli.main(["check", "digits_module.py:module", "--json"], standalone_mode=False)
+    options = ["--budget", "2", "--no-race", "--out", "run"]
+    cli.main(["tune", "digits_module.py:module", *options], standalone_mode=False)
     plan = rb.Plan.load(tmp_path / "run" / "plan.json")
     assert (plan.job, plan.today, plan.optimizer) == ("digits_module", 16, "SGD")

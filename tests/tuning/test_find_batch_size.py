@@ -1,4 +1,4 @@
-"""The batch stays where memory shrinks the micro-batch; all ranks retry together."""
+"""The batch stays where memory shrinks the micro-batch; ranks begin with the same."""
 
 import itertools
 import json
@@ -95,10 +95,12 @@ def test_ranks_that_have_not_joined_are_told(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.slow
-def test_one_rank_out_of_memory_makes_both_try_again(tmp_path: Path) -> None:
-    """The first rank waits in DDP's exchange when the second one fails, twice."""
+def test_ranks_agree_and_learn_what_to_start_with(tmp_path: Path) -> None:
+    """One would take 16 and one 8, which does not fit there; 4 do."""
     done = torchrun(TESTS / "found_batch_ranks.py", tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads((tmp_path / f"rank-{r}.json").read_text()) for r in (0, 1)]
-    assert rows[0] == rows[1]
-    assert rows[0]["calls"] == [[16, 1], [8, 2], [4, 4]]  # 32 over two ranks
+    assert rows[0] == [[[8, 2], [4, 4]], ""]  # 32 over two ranks
+    assert rows[1][0] == rows[0][0]
+    assert "starting_micro_batch=4" in rows[1][1]
+    assert "the batch stays 32" in rows[1][1]

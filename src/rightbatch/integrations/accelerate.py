@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from rightbatch.core.errors import JobError, MissingExtraError, SettingError
-from rightbatch.core.torch_private import inner_schedulers
+from rightbatch.core.errors import MissingExtraError, SettingError
 from rightbatch.core.whole_number import whole_number
+from rightbatch.integrations.following import (
+    AlignedController,
+    check_decays,
+    check_multiples,
+    planned,
+)
+from rightbatch.integrations.refusals import refuse, refuse_findings
 from rightbatch.job.job import Job
 from rightbatch.job.optimizers import first_rate
-from rightbatch.job.several_optimizers import optimizer_name
-from rightbatch.lint.linter import check
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.by_examples import ByExamples
-from rightbatch.schedules.scaling import multiply_rates
+from rightbatch.schedules.parse import parse_schedule
 from rightbatch.schedules.schedule import Constant, Schedule
 from rightbatch.training.controller import Change, Controller
 from rightbatch.training.plan import Plan
 from rightbatch.training.ranks import Ranks
-from rightbatch.training.requested import check_optimizer
 
 try:
     from accelerate import Accelerator
@@ -38,7 +40,7 @@ OTHER_ENGINES = ("DEEPSPEED", "MEGATRON_LM", "XLA")  # they count micro-batches 
 def follow(
     accelerator: Any,
     optimizer: Any,
-    schedule: Schedule | None = None,
+    schedule: Schedule | str | None = None,
     *,
     loader: Any,
     batch_size: int | None = None,
@@ -60,7 +62,8 @@ def follow(
         accelerator: Of the loop, which uses ``accelerator.accumulate(model)``.
         optimizer: As ``accelerator.prepare`` returned it.
         schedule: The batch along the run, over all ranks, in whole micro-batches: what
-            the loader gives all ranks at once. Default: the plan's, or no change.
+            the loader gives all ranks at once; or one word, such as
+            ``"ramp:32:512:3epochs"``. Default: the plan's, or no change.
         loader: As ``accelerator.prepare`` returned it.
         batch_size: The batch that the optimizer's numbers were chosen for; default: a
             micro-batch times the accelerator's accumulation.
@@ -103,15 +106,15 @@ def follow(
     today = whole_number(batch_size or accumulated, "batch_size")
     optimizer = getattr(optimizer, "optimizer", optimizer)
     inner = None if scheduler is None else _by_examples(scheduler, accelerator, today)
-    noise_scale = None
+    settings: dict[str, Any] = {"schedule": Constant(today), "rule": rule}
     if plan is not None:
-        plan = plan if isinstance(plan, Plan) else Plan.load(plan)
-        schedule = schedule or Constant(plan.batch_size)
-        rule, noise_scale = plan.scaling.asked, plan.scaling.noise_scale
-    schedule = schedule or Constant(today)
-    if getattr(schedule, "least", micro) < micro:  # of a live one
-        schedule = dataclasses.replace(schedule, least=micro)  # pyrefly: ignore
-    _check_whole(schedule, micro)
+        settings = planned(plan, today, optimizer)
+    if isinstance(schedule, str):
+        schedule = parse_schedule(schedule, batch=today, length=len(loader.dataset))
+    if schedule is not None:
+        settings["schedule"] = schedule
+    check_multiples(settings["schedule"], micro)
+    check_decays(settings["schedule"], [] if inner is None else [inner.scheduler])
     if monitor is not None and Ranks(monitor.model).size != accelerator.num_processes:
         raise SettingError(
             "the monitor watches the model before it was prepared",
@@ -121,20 +124,17 @@ def follow(
     if raise_on:
         if job is None:
             raise SettingError("raise_on needs a job to look at", fix="job=rb.Job(...)")
-        for f in check(job, schedule=schedule, select=raise_on).items:
-            raise JobError(f"{f.code} {f.what}", seen=f.seen, why=f.why, fix=f.fix)
-    if plan is not None:
-        _take_rate(plan, today, optimizer, inner)
-    controller = Controller(
-        schedule,
-        optimizer,
-        today,
+        split = micro // accelerator.num_processes
+        refuse_findings(job, raise_on, micro_batch=split, schedule=settings["schedule"])
+    controller = AlignedController(
+        optimizer=optimizer,
+        batch_size=today,
         monitor=monitor,
-        rule=rule,
-        noise_scale=noise_scale,
         scheduler=inner,
+        largest=micro * len(loader),
         multiple=micro,
         model=None if monitor is None else monitor.model,
+        **settings,
     )
     batches = BatchScheduler(accelerator, controller, loader, micro)
     accelerator.register_for_checkpointing(batches)
@@ -243,13 +243,16 @@ class BatchScheduler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`, also on another number of ranks.
+        """Go on from `state_dict`.
+
+        On another number of ranks too, where there is no scheduler: Accelerate steps
+        one as often as there are ranks, so its steps would be of other examples.
 
         Raises:
-            SettingError: The batch then cannot be made of the micro-batches now.
+            SettingError: The batch then cannot be made of the micro-batches now, or the
+                rate would go by another batch.
         """
-        batch = state["controller"]["batch_size"]
-        _check_whole(Constant(batch), self._micro)
+        check_multiples(Constant(state["controller"]["batch_size"]), self._micro)
         self.examples = state["examples"]
         self.micro_batches_in_epoch = state["micro_batches_in_epoch"]
         self.controller.load_state_dict(state["controller"])
@@ -275,72 +278,29 @@ def _made(scheduler: ByExamples) -> int | None:
 
 def _micro_batch(accelerator: Any, loader: Any) -> int:
     """What the loader gives all ranks at once, if steps can be made exactly of it."""
-    if not isinstance(accelerator, Accelerator):
-        raise SettingError(
-            "the first argument is no Accelerator", seen=type(accelerator).__name__
-        )
-    engine = accelerator.distributed_type.name
-    if engine in OTHER_ENGINES:
-        raise SettingError(
-            f"with {engine} the batch cannot be changed from here",
-            why="it has its own count of micro-batches, fixed at its start",
-            fix="DDP, or no change of batch",
-        )
-    try:
-        micro, length = loader.total_batch_size, len(loader.dataset)
-    except (AttributeError, TypeError) as error:
-        raise SettingError(
-            "the loader does not say its batch, or its length",
-            seen=f"{type(loader).__name__}: {error}",
-            why="the last step of an epoch may have fewer micro-batches: their mean",
-            fix="loader= as prepared, of a data set with a length",
-        ) from error
+    what, kind = "the batch of this loop cannot be changed", type(accelerator).__name__
+    other = not isinstance(accelerator, Accelerator)
+    refuse(what, (other, f"first a {kind}, which is no Accelerator", "accelerator"))
+    engine, prepared = accelerator.distributed_type.name, "loader= as prepared"
+    no_batch = not hasattr(loader, "total_batch_size")
+    no_length = not hasattr(loader.dataset, "__len__")
+    refuse(
+        what,
+        (
+            engine in OTHER_ENGINES,
+            f"{engine} has its own count of micro-batches",
+            "DDP",
+        ),
+        (no_batch, f"{type(loader).__name__} does not say its batch", prepared),
+        (no_length, "data without a length", "a map-style data set"),
+    )
+    micro, length = loader.total_batch_size, len(loader.dataset)
     sampler = getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler)
-    if length % micro and not sampler.drop_last:
-        raise SettingError(
-            "the last micro-batch of an epoch is smaller than the others",
-            seen=f"{length} examples, {micro} in a micro-batch over all ranks",
-            why="its examples would weigh more, or be repeated on other ranks",
-            fix="DataLoader(..., drop_last=True)",
-        )
+    ragged = length % micro and not sampler.drop_last
+    seen = f"the last micro-batch of an epoch is smaller: {length} examples by {micro}"
+    fix = "DataLoader(..., drop_last=True): they would weigh more, or be repeated"
+    refuse(what, (ragged, seen, fix))
     return micro
-
-
-def _check_whole(schedule: Schedule, micro: int) -> None:
-    """Refuse a batch that is not made of whole micro-batches."""
-    batches = [batch for _, batch in getattr(schedule, "stages", ())]
-    if not batches and not schedule.live:
-        batches = [schedule.start, schedule.batch_size(1 << 60)]
-    for batch in batches:
-        if batch < micro or (schedule.exact and batch % micro):
-            raise SettingError(
-                f"a batch of {batch} is not made of whole micro-batches",
-                seen=f"{schedule}; the loader gives {micro} at once, over all ranks",
-                why="the loader's batch stays as it is: a step takes several of them",
-                fix="multiples of it, or a DataLoader with a smaller batch",
-            )
-
-
-def _take_rate(
-    plan: Plan, today: int, optimizer: Any, scheduler: ByExamples | None
-) -> None:
-    """Multiply the rates by the plan's factor, beside what the scaling does."""
-    if plan.today != today:
-        raise SettingError(
-            "the plan is for another batch today",
-            seen=f"plan: {plan.today}; here: {today}",
-            why="its learning rate follows from that batch's",
-            fix=f"batch_size={plan.today}, if the optimizer's rate was chosen for it",
-        )
-    group = optimizer.param_groups[0]
-    rate = float(group.get("initial_lr", group.get("lr")))
-    name = optimizer_name(optimizer)
-    check_optimizer(plan, {"optimizer": name, "param group 0's lr": rate})
-    multiply_rates(optimizer, plan.lr_factor)
-    own = None if scheduler is None else scheduler.scheduler
-    for one in [] if own is None else [own, *inner_schedulers(own)]:
-        if hasattr(one, "base_lrs"):
-            one.base_lrs = [rate * plan.lr_factor for rate in one.base_lrs]
 
 
 def _by_examples(scheduler: Any, accelerator: Any, today: int) -> ByExamples:

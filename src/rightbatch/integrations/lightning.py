@@ -6,25 +6,30 @@ import functools
 import math
 import sys
 from collections.abc import Collection
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from rightbatch.core.errors import JobError, MissingExtraError, SettingError
+from rightbatch.core.errors import MissingExtraError, SettingError
 from rightbatch.core.torch_private import is_compiled
-from rightbatch.integrations.aligned import AlignedController, check_multiples
+from rightbatch.integrations.following import (
+    AlignedController,
+    check_decays,
+    check_multiples,
+    kept,
+    planned,
+)
 from rightbatch.integrations.lightning_job import SAMPLERS, THEIRS, job, job_of
+from rightbatch.integrations.refusals import refuse, refuse_findings
 from rightbatch.job.job import copied_module
-from rightbatch.lint.linter import check
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.by_examples import ByExamples
 from rightbatch.schedules.parse import parse_schedule
-from rightbatch.schedules.rate import Rate
-from rightbatch.schedules.schedule import Constant, Schedule
+from rightbatch.schedules.schedule import Schedule
 from rightbatch.training.plan import Plan
-from rightbatch.training.requested import check_optimizer
 
 NEEDED = (2, 5)
 try:
@@ -158,8 +163,7 @@ class Callback(pl.Callback):
         self.controller: AlignedController | None = None
         self.examples = 0
         self._schedule, self._rule, self._overhead = schedule, rule, overhead
-        self._plan = Plan.load(plan) if isinstance(plan, (str, Path)) else plan
-        self._raise_on = raise_on
+        self._plan, self._raise_on = plan, raise_on
         self._schedulers: list[ByExamples] = []
         self._saved: dict[str, Any] = {}
         self._undo: list[Any] = []  # what puts trainer and module back
@@ -169,9 +173,13 @@ class Callback(pl.Callback):
         if self._raise_on:
             copied, loader = copied_module(pl_module), trainer.train_dataloader
             subject = job_of(copied, loader, trainer=trainer)
-            for found in check(subject, select=self._raise_on).items:
-                what = f"{found.code} {found.what}"
-                raise JobError(what, seen=found.seen, why=found.why, fix=found.fix)
+            refuse_findings(
+                subject,
+                self._raise_on,
+                micro_batch=loader.batch_size,
+                accumulation=trainer.accumulate_grad_batches,
+                schedule=self._schedule,
+            )
         if self._measures:
             self.monitor = self._watch(trainer, pl_module)
         if self.monitor and "monitor" in self._saved:
@@ -217,6 +225,7 @@ class Callback(pl.Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Trainer and module are as before."""
+        self._saved = {}  # not for another run with this callback
         while self._undo:
             self._undo.pop()()
 
@@ -233,7 +242,6 @@ class Callback(pl.Callback):
             state["monitor"] = self.monitor.state_dict()
         if self.controller is not None:
             state["controller"] = self.controller.state_dict()
-            state["reference"] = self.controller.numbers.reference
             state["schedulers"] = [s.state_dict() for s in self._schedulers]
         return state
 
@@ -277,19 +285,21 @@ class Callback(pl.Callback):
 
     def _follow(self, trainer: Any, module: Any) -> None:
         """Batch, rate and schedulers are ours from here on."""
-        _check(trainer, module)
+        if "controller" not in self._saved:
+            self._saved = {}
+        _check(trainer, module, resumed=bool(self._saved))
         loader, before = trainer.train_dataloader, trainer.accumulate_grad_batches
         unit = loader.batch_size * trainer.world_size
         today, optimizer = unit * before, trainer.optimizers[0]
-        schedule = self._schedule
-        settings: dict[str, Any] = {"rule": self._rule}
-        if isinstance(schedule, str):
+        settings: dict[str, Any] = {"schedule": self._schedule, "rule": self._rule}
+        if isinstance(self._schedule, str):
             length = len(loader.dataset)
-            schedule = parse_schedule(schedule, batch=today, length=length)
+            parsed = parse_schedule(self._schedule, batch=today, length=length)
+            settings["schedule"] = parsed
         if self._plan is not None:
-            schedule, settings = self._planned(self._plan, today, optimizer)
-        assert schedule is not None
-        check_multiples(schedule, unit)
+            begun = trainer.global_step > 0
+            settings = planned(self._plan, today, optimizer, begun=begun)
+        check_multiples(settings["schedule"], unit)
         self._schedulers, self.examples = [], 0
         for config in trainer.lr_scheduler_configs:
             if config.reduce_on_plateau:
@@ -303,61 +313,30 @@ class Callback(pl.Callback):
                 functools.partial(setattr, config, "frequency", config.frequency)
             )
             config.frequency = NEVER
-        numbers = [dict(group) for group in optimizer.param_groups]
-        self.controller = controller = AlignedController(
-            schedule,
-            optimizer,
-            today,
-            monitor=self.monitor or None,
-            scheduler=self._schedulers,
-            largest=unit * trainer.num_training_batches,
-            multiple=unit,
-            model=trainer.model,
-            **settings,
-        )
-        if "controller" in self._saved:
-            saved = self._saved["reference"], len(self._saved["schedulers"])
-            if saved != (today, len(self._schedulers)):
-                raise SettingError(
-                    "the checkpoint is of another run",
-                    seen=f"batch and schedulers {saved} there, "
-                    f"{(today, len(self._schedulers))} here",
-                    fix="the loader's batch, accumulation and ranks as they were",
-                )
-            for group, restored in zip(optimizer.param_groups, numbers, strict=True):
-                group.update(restored)  # from the optimizer's own state
+        own = [scheduler.scheduler for scheduler in self._schedulers]
+        check_decays(settings["schedule"], own)
+        with kept(optimizer) if self._saved else nullcontext():
+            self.controller = controller = AlignedController(
+                optimizer=optimizer,
+                batch_size=today,
+                monitor=self.monitor or None,
+                scheduler=self._schedulers,
+                largest=unit * trainer.num_training_batches,
+                multiple=unit,
+                model=trainer.model,
+                **settings,
+            )
+        if self._saved:
             controller.load_state_dict(self._saved["controller"])
             self.examples = self._saved["examples"]
-            for scheduler, state in zip(
-                self._schedulers, self._saved["schedulers"], strict=True
-            ):
+            pairs = zip(self._schedulers, self._saved["schedulers"], strict=True)
+            for scheduler, state in pairs:
                 scheduler.load_state_dict(state)
         trainer.accumulate_grad_batches = controller.batch_size // unit
         self._undo.append(lambda: setattr(trainer, "accumulate_grad_batches", before))
 
-    def _planned(
-        self, plan: Plan, today: int, optimizer: Any
-    ) -> tuple[Schedule, dict[str, Any]]:
-        """The plan as a schedule, if it is of this run."""
-        if plan.today != today:
-            raise SettingError(
-                "the plan is for another batch today",
-                seen=f"{plan.today} there, {today} here",
-                fix="tune rb.integrations.lightning.job(module, data, trainer)",
-            )
-        first = optimizer.param_groups[0]
-        lr = first.get("initial_lr", first["lr"])
-        kind = type(optimizer).__name__
-        if not self._saved:
-            check_optimizer(plan, {"optimizer": kind, "param group 0's lr": lr})
-        return Constant(plan.batch_size), {
-            "rule": plan.scaling.asked,
-            "noise_scale": plan.scaling.noise_scale,
-            "rate": Rate.steps({0: plan.lr_factor}),
-        }
 
-
-def _check(trainer: Any, module: Any) -> None:
+def _check(trainer: Any, module: Any, *, resumed: bool) -> None:
     """Refuse a schedule where it cannot be followed exactly.
 
     Raises:
@@ -369,23 +348,19 @@ def _check(trainer: Any, module: Any) -> None:
     ragged = size and not loader.drop_last and batches != math.inf
     if ragged and not isinstance(loader.dataset, IterableDataset):
         ragged = batches * size > len(loader.sampler)
-    overridden = not type(module).lr_scheduler_step.__module__.startswith(THEIRS)
-    strategy = trainer.strategy
-    refusals = {
-        "manual optimization: training_step decides when it steps; a monitor works "
-        "without a schedule": not module.automatic_optimization,
-        f"{type(strategy).__name__} accumulates by a count of its own": (
-            strategy.handles_gradient_accumulation
-        ),
-        f"max_steps={trainer.max_steps} counts updates: with another batch they are "
-        "another number of examples; give max_epochs instead": trainer.max_steps > 0,
-        f"{', '.join(rivals)} sets the accumulation too; leave it out": bool(rivals),
-        "the module's own lr_scheduler_step would not be called": overridden,
-        f"{type(loader).__name__} says no batch_size; one DataLoader does": not size,
-        "the loader does not know its length": batches == math.inf,
-        "the last batch of an epoch is smaller, and each of its examples would count "
-        "more; give the DataLoader drop_last=True": ragged,
-    }
-    for reason, holds in refusals.items():
-        if holds:
-            raise SettingError("a schedule cannot be followed here", why=reason)
+    made, manual = trainer.global_step, not module.automatic_optimization
+    by_itself = trainer.strategy.handles_gradient_accumulation
+    own_way = not type(module).lr_scheduler_step.__module__.startswith(THEIRS)
+    whole = "DataLoader(..., drop_last=True): its examples would count more"
+    refuse(
+        "a schedule cannot be followed here",
+        (manual, "manual optimization: training_step steps", "a monitor alone"),
+        (by_itself, f"{type(trainer.strategy).__name__} accumulates by itself", "DDP"),
+        (trainer.max_steps > 0, "max_steps, which are of no one batch", "max_epochs"),
+        (made and not resumed, f"{made} steps without this schedule", "a new Trainer"),
+        (rivals, f"{', '.join(rivals)} sets the accumulation too", "leave it out"),
+        (own_way, "lr_scheduler_step is the module's own", "leave it out"),
+        (not size, f"{type(loader).__name__} without batch_size", "one DataLoader"),
+        (batches == math.inf, "data without a length", "a map-style data set"),
+        (ragged, "the last batch of an epoch is smaller", whole),
+    )

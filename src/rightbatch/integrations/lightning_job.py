@@ -18,6 +18,7 @@ from torch.utils import data as torch_data
 from rightbatch.core.errors import JobError, SettingError
 from rightbatch.core.trees import example_count, to_device
 from rightbatch.core.user_code import user_code
+from rightbatch.integrations.refusals import refuse
 from rightbatch.job.job import Job, copied_module
 
 PRECISIONS = {"32-true": "float32", "bf16-mixed": "bfloat16"}
@@ -176,19 +177,23 @@ def _check(module: Any, loader: Any) -> None:
     data: Any = loader.dataset if plain else None
     sampler = type(loader.sampler).__name__ if plain else ""
     listed = isinstance(data, torch_data.IterableDataset)
+    ways = ("backward", "optimizer_step", "configure_gradient_clipping")
+    overridden = [n for n in (*ways, "lr_scheduler_step") if _overrides(module, n)]
     own = plain and not (loader.batch_size and isinstance(loader.sampler, SAMPLERS))
-    refusals = {
-        "it has manual optimization: its training_step makes updates, and is no loss "
-        "(Callback() measures it all the same)": not module.automatic_optimization,
-        f"its training data is no DataLoader but a {type(loader).__name__}: give "
-        "job(module, data)": not plain,
-        "an IterableDataset has no numbered examples, by which batches are cut": listed,
-        f"its loader picks examples in a way of its own ({sampler}, or without a "
-        "batch_size); a job takes each once an epoch": own,
-    }
-    for reason, holds in refusals.items():
-        if holds:
-            raise JobError("the LightningModule cannot be made a job", why=reason)
+    manual, kind = not module.automatic_optimization, type(loader).__name__
+    refuse(
+        "the LightningModule cannot be made a job",
+        (manual, "manual optimization: training_step is no loss", "Callback()"),
+        (overridden, f"a way of its own in {', '.join(overridden)}", "a rb.Job"),
+        (
+            not plain,
+            f"its training data is no DataLoader but a {kind}",
+            "job(.., data)",
+        ),
+        (listed, "an IterableDataset has no numbered examples", "a map-style one"),
+        (own, f"sampler {sampler}, or no batch_size", "each example once an epoch"),
+        error=JobError,
+    )
 
 
 def _settings(trainer: Any) -> dict[str, Any]:
@@ -201,20 +206,17 @@ def _settings(trainer: Any) -> dict[str, Any]:
         return {"device": "cuda" if torch.cuda.is_available() else None}
     clip = trainer.gradient_clip_val or None
     by_value = clip and "value" in str(trainer.gradient_clip_algorithm).lower()
-    refusals = {
-        f"precision {trainer.precision!r}: a job has {', '.join(PRECISIONS)}": (
-            trainer.precision not in PRECISIONS
-        ),
-        "gradient_clip_algorithm='value': a job clips by norm": by_value,
-        f"{type(trainer.strategy).__name__}, which makes the steps by itself": (
-            trainer.strategy.handles_gradient_accumulation
-        ),
-    }
-    for seen, holds in refusals.items():
-        if holds:
-            raise SettingError("the trainer does what a job cannot", seen=seen)
-    precision, device = PRECISIONS[trainer.precision], trainer.strategy.root_device.type
-    return {"clip_norm": clip, "precision": precision, "device": device}
+    precision, strategy = trainer.precision, trainer.strategy
+    other, known = precision not in PRECISIONS, " or ".join(PRECISIONS)
+    by_itself = strategy.handles_gradient_accumulation
+    refuse(
+        "the trainer does what a job cannot",
+        (other, f"precision {precision!r}", known),
+        (by_value, "gradient_clip_algorithm='value'", "clipping by norm"),
+        (by_itself, f"{type(strategy).__name__} makes the steps", "one device"),
+    )
+    kind = strategy.root_device.type
+    return {"clip_norm": clip, "precision": PRECISIONS[precision], "device": kind}
 
 
 class _Every:

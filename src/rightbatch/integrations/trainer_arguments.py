@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from rightbatch.integrations.trainer_loss import refuse
+from rightbatch.integrations.refusals import refuse
 from rightbatch.schedules.scaling import scaled_group
 from rightbatch.training.plan import Plan
 
@@ -15,9 +15,9 @@ from rightbatch.training.plan import Plan
 def apply_plan(args: Any, plan: Plan | str | Path) -> Any:
     """``TrainingArguments`` as a plan says: batch, accumulation, rate, betas, length.
 
-    Warm-up steps become as many as come to the same examples, or the same share of a
-    ``max_steps`` whose examples the plan changes. Steps of logging, evaluation and
-    saving stay as they are.
+    Warm-up steps, and those of ``lr_scheduler_kwargs``, become as many as come to the
+    same examples, or the same share of a ``max_steps`` whose examples the plan changes.
+    Steps of logging, evaluation and saving stay as they are.
 
     Args:
         args: Today's, which the plan started from; left as they are.
@@ -58,12 +58,17 @@ def apply_plan(args: Any, plan: Plan | str | Path) -> Any:
         },
         plan.scaling,
     )
-    steps, warmup = args.max_steps, args.warmup_steps
+    steps = args.max_steps
     if plan.examples is not None:
         steps = math.ceil(plan.examples / batch)
     elif steps > 0:
         steps = math.ceil(steps * today / batch)
     longer = steps / args.max_steps if args.max_steps > 0 else today / batch
+
+    def stretched(steps: float) -> float:
+        return steps if steps < 1 else max(1, round(steps * longer))  # or it's a share
+
+    shape = args.lr_scheduler_kwargs or {}
     new = copy.copy(args)
     changed = {
         "per_device_train_batch_size": micro,
@@ -74,8 +79,11 @@ def apply_plan(args: Any, plan: Plan | str | Path) -> Any:
         "adam_epsilon": numbers["eps"],
         "weight_decay": numbers["weight_decay"],
         "max_steps": steps,
-        # Below 1 it is a share of the run.
-        "warmup_steps": warmup if warmup < 1 else max(1, round(warmup * longer)),
+        "warmup_steps": stretched(args.warmup_steps),
+        "lr_scheduler_kwargs": {
+            name: stretched(value) if name.endswith("_steps") else value
+            for name, value in shape.items()
+        },
     }
     for name, value in changed.items():
         setattr(new, name, value)

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from rightbatch.core.trees import example_count, to_device
-from rightbatch.integrations.trainer_loss import TrainerLoss, refuse, refuse_unsupported
+from rightbatch.integrations.refusals import refuse
+from rightbatch.integrations.trainer_loss import TrainerLoss, refuse_unsupported
 from rightbatch.job.job import Job, copied_module
 from rightbatch.job.loss import PRECISIONS, scalar_loss
 
@@ -45,16 +46,8 @@ def job(trainer: Any) -> Job:
     made = trainer.state.global_step
     refuse(
         "this Trainer is no job",
-        (
-            args.fp16,
-            "fp16=True, which needs a gradient scaler",
-            "bf16=True, or neither",
-        ),
-        (
-            args.world_size > 1,
-            f"world_size={args.world_size}",
-            "measure in one process",
-        ),
+        (args.fp16, "fp16=True, which needs a gradient scaler", "bf16=True"),
+        (args.world_size > 1, f"{args.world_size} processes", "measure in one"),
         (made, f"it has made {made:,} steps", "job(trainer) before trainer.train()"),
         (trainer.lr_scheduler, "a scheduler of one optimizer", "lr_scheduler_type=..."),
         (kind in BY_METRIC, f"lr_scheduler_type={kind!r}", "one that counts steps"),

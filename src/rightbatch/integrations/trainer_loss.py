@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rightbatch.core.errors import SettingError
 from rightbatch.core.guards import evaluating, preserved_rng
 from rightbatch.core.trees import to_device
+from rightbatch.integrations.refusals import refuse
 
 
 class TrainerLoss:
@@ -76,17 +77,6 @@ class TrainerLoss:
     def _value(self, model: nn.Module, batch: Any, count: Any) -> Tensor:
         # Some of its ways take the labels out of the batch.
         return self.trainer.compute_loss(model, {**batch}, num_items_in_batch=count)
-
-
-def refuse(what: str, *reasons: tuple[Any, str, str]) -> None:
-    """Raise the first of (whether it holds, what is seen, what to do) that holds.
-
-    Raises:
-        SettingError: One does.
-    """
-    for holds, seen, fix in reasons:
-        if holds:
-            raise SettingError(what, seen=seen, fix=fix)
 
 
 def refuse_unsupported(trainer: Any) -> None:

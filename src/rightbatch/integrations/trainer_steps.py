@@ -8,21 +8,20 @@ steps. Then end, scheduler, resume, logging and saving go by examples, as they a
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 from transformers.trainer_callback import TrainerCallback
 
+from rightbatch.integrations.following import AlignedController, check_multiples, kept
+from rightbatch.integrations.refusals import refuse
 from rightbatch.integrations.trainer_job import BY_METRIC, scheduler_kind
-from rightbatch.integrations.trainer_loss import TrainerLoss, refuse
+from rightbatch.integrations.trainer_loss import TrainerLoss
 from rightbatch.job.optimizers import first_rate
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.by_examples import ByExamples
 from rightbatch.schedules.parse import parse_schedule
 from rightbatch.schedules.schedule import Schedule
-from rightbatch.training.controller import Controller
 
 WHAT = "this schedule cannot be followed in a Trainer"
 
@@ -30,10 +29,9 @@ WHAT = "this schedule cannot be followed in a Trainer"
 class TrainerSteps(TrainerCallback):
     """Follows a schedule by ``gradient_accumulation_steps``.
 
-    The batch changes only where the micro-batches seen in the epoch are a multiple of
-    the new number: elsewhere the Trainer would make a step of a part of them, divided
-    by all. Until such a place comes, after a few updates, the batch stays. It is never
-    smaller than today's: an epoch of the Trainer has no more updates than that makes.
+    The batch is a multiple of today's: an epoch of the Trainer has no more updates than
+    that makes. It changes where a step may begin: elsewhere the Trainer would make a
+    step of a part of the micro-batches, divided by all.
 
     Args:
         trainer: Not training yet.
@@ -57,18 +55,13 @@ class TrainerSteps(TrainerCallback):
         if isinstance(schedule, str):
             length = len(trainer.train_dataset)
             schedule = parse_schedule(schedule, batch=self.today, length=length)
-        batches = [schedule.start, *(b for _, b in getattr(schedule, "stages", ()))]
-        off = [batch for batch in batches if batch % self.today]
+        smallest = "arguments of the smallest batch, with the learning rate for that"
+        check_multiples(schedule, self.today, fix=smallest)
         kind = scheduler_kind(args)
         decays = hasattr(schedule, "rate") and "constant" not in kind
         sampling = getattr(args, "train_sampling_strategy", "")
         refuse(
             WHAT,
-            (
-                off,
-                f"its batch {off[:1]}: no multiple of today's, {self.today:,}",
-                "arguments of the smallest batch, with the learning rate for that",
-            ),
             (decays, f"it has a decay, and so has {kind!r}", "'constant'"),
             (kind in BY_METRIC, f"lr_scheduler_type={kind!r}", "one that counts steps"),
             (args.fp16, "fp16=True, whose scaler leaves out updates", "bf16=True"),
@@ -80,7 +73,7 @@ class TrainerSteps(TrainerCallback):
         self.schedule, self.monitor, self.saved = schedule, None, None
         self._length = len(loss.loader)
         self._per_epoch = -(-self._length // self.unit)
-        self._controller: Controller | None = None
+        self._controller: AlignedController | None = None
         self._at_reference = ExitStack()
         self._seen = self._updates = 0  # micro-batches of the epoch; of the run
         # Where the count stood, and the updates: when the run began, and last logged.
@@ -91,7 +84,7 @@ class TrainerSteps(TrainerCallback):
     saved: dict[str, Any] | None
 
     @property
-    def controller(self) -> Controller:
+    def controller(self) -> AlignedController:
         """Of the run in progress."""
         assert self._controller is not None
         return self._controller
@@ -99,7 +92,7 @@ class TrainerSteps(TrainerCallback):
     def state(self) -> dict[str, Any]:
         """For a checkpoint of the Trainer."""
         made = {} if self._controller is None else self._controller.state_dict()
-        return {"controller": made, "updates": self._updates, "today": self.today}
+        return {"controller": made, "updates": self._updates}
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **_other: Any) -> None:
         """A run begins, or goes on from a checkpoint."""
@@ -109,22 +102,22 @@ class TrainerSteps(TrainerCallback):
             WHAT,
             (k != self.unit, f"a run that broke off has left {k=}", "a new Trainer"),
             (
-                steps and (not saved or saved["today"] != self.today),
-                f"the checkpoint of step {steps:,} counts other steps than of "
-                f"{self.today:,} examples",
+                steps and not saved,
+                f"the checkpoint of step {steps:,} is of a run without a schedule",
                 "resume from one of a run with the same arguments and schedule",
             ),
             (steps and args.ignore_data_skip, "ignore_data_skip=True", "False"),
         )
         optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-        with _kept(optimizer) if saved else nullcontext():
-            self._controller = Controller(
+        with kept(optimizer) if saved else nullcontext():
+            self._controller = AlignedController(
                 self.schedule,
                 optimizer,
                 self.today,
                 monitor=self.monitor,
                 rule=self.rule,
                 scheduler=ByExamples(trainer.lr_scheduler, batch_size=self.today),
+                largest=max(1, self._length // self.unit) * self.today,
                 multiple=self.today,
                 model=trainer.model_wrapped,
             )
@@ -170,7 +163,10 @@ class TrainerSteps(TrainerCallback):
             if by_steps and state.global_step // every > before // every:
                 late = state.global_step >= delay
                 setattr(control, f"should_{should}", late)
-        self._follow(state.global_step * self.today)
+        controller, ended = self.controller, self._seen == self._length
+        controller.seen = 0 if ended else self._seen // self.unit
+        controller(state.global_step * self.today)
+        self._accumulate()
 
     def on_log(self, args: Any, state: Any, _: Any, logs: Any, **_other: Any) -> None:
         """Losses are sums over updates, which the Trainer divides by the count."""
@@ -192,38 +188,6 @@ class TrainerSteps(TrainerCallback):
         """The next run begins like this one."""
         args.gradient_accumulation_steps = self.unit
 
-    def _follow(self, examples: int) -> None:
-        """Set the batch of the next step, if the place allows it."""
-        controller, aim = self.controller, None
-        if not self.schedule.live:
-            aim = self.schedule.aim(examples)
-        if aim is not None and not self._aligned(round(aim.batch / self.today)):
-            return
-        controller(examples)
-        units, rest = divmod(controller.batch_size, self.today)
-        if rest or not self._aligned(units):
-            controller.undo()  # and asked again later
-            controller.changes.pop()
-        self._accumulate()
-
-    def _aligned(self, units: int) -> bool:
-        """Whether a step of so many of today's batches can begin here."""
-        ended = self._seen == self._length
-        return units > 0 and (ended or not self._seen % (units * self.unit))
-
     def _accumulate(self) -> None:
         units = self.controller.batch_size // self.today
         self.trainer.args.gradient_accumulation_steps = units * self.unit
-
-
-@contextmanager
-def _kept(optimizer: Any) -> Iterator[None]:
-    """An optimizer's numbers and state, as a checkpoint left them, put back."""
-    groups = [dict(group) for group in optimizer.param_groups]
-    state, optimizer.state = optimizer.state, defaultdict(dict)
-    try:
-        yield
-    finally:
-        optimizer.state = state
-        for group, numbers in zip(optimizer.param_groups, groups, strict=True):
-            group.update(numbers)

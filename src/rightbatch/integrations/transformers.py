@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
-from rightbatch.core.errors import JobError, MissingExtraError, SettingError
+from rightbatch.core.errors import MissingExtraError
+from rightbatch.integrations.refusals import refuse, refuse_findings
 from rightbatch.integrations.trainer_arguments import apply_plan
 from rightbatch.integrations.trainer_job import job
-from rightbatch.integrations.trainer_loss import refuse, refuse_unsupported
-from rightbatch.lint.linter import check
+from rightbatch.integrations.trainer_loss import refuse_unsupported
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.schedule import Schedule
 
@@ -28,33 +27,21 @@ except ImportError as error:
 
 __all__ = ["Callback", "apply_plan", "job"]
 
-OLDEST = 5  # major version; run on 5.24.0
-
-
-def check_version(version: str) -> None:
-    """Refuse a version whose Trainer makes steps in another way.
-
-    Raises:
-        SettingError: It is older.
-    """
-    if int(version.partition(".")[0]) < OLDEST:
-        raise SettingError(
-            "this version of transformers is not supported",
-            seen=version,
-            why="older ones make steps and scale losses in other ways",
-            fix=f"transformers >= {OLDEST}.0; 5.24.0 is what it was run on",
-        )
-
-
-check_version(transformers.__version__)
+refuse(
+    "this version of transformers is not supported",
+    (
+        int(transformers.__version__.partition(".")[0]) < 5,
+        f"{transformers.__version__}: it makes steps and scales losses in other ways",
+        "transformers >= 5.0; 5.24.0 is what it was run on",
+    ),
+)
 
 
 class Callback(TrainerCallback, ExportableState):
     """The gradient noise in a Trainer's logs, and a batch that follows a schedule.
 
     ``Callback(...).attach(trainer)`` puts it before the Trainer's loggers, so that all
-    of them get what it measures. Given as ``callbacks=[Callback()]`` it measures too,
-    for ``state.log_history`` and the loggers behind it.
+    of them get what it measures.
 
     Under a schedule the Trainer's steps stay steps of *today's* batch: an update of
     twice the batch counts for two. So ``max_steps``, warm-up, decay, logging, saving
@@ -106,22 +93,17 @@ class Callback(TrainerCallback, ExportableState):
         args, self.trainer = trainer.args, trainer
         if self.schedule is not None:
             self.steps = TrainerSteps(trainer, self.schedule, self.rule)
-        findings = (
-            ()
-            if not self.raise_on
-            else check(
+        if self.raise_on:
+            refuse_findings(
                 job(trainer),
+                self.raise_on,
                 micro_batch=args.per_device_train_batch_size,
                 accumulation=args.gradient_accumulation_steps,
                 schedule=self.steps and self.steps.schedule,
-                select=self.raise_on,
-            ).items
-        )
-        for found in findings:
-            what = f"{found.code}: {found.what}"
-            raise JobError(what, seen=found.seen, why=found.why, fix=found.fix)
+            )
         callbacks = trainer.callback_handler.callbacks
-        others = [c for c in callbacks if c is not self]
+        ours = (Callback, TrainerSteps)  # of an earlier call too
+        others = [c for c in callbacks if not isinstance(c, ours)]
         callbacks[:] = [self, *([self.steps] if self.steps else []), *others]
         return self
 
@@ -133,7 +115,6 @@ class Callback(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: Any, state: Any, *_: Any, **given: Any) -> None:
         """Hooks are put on the model; a checkpoint's numbers are taken up."""
-        free, ranks = self.trainer is None, args.world_size > 1
         refuse(
             "this callback cannot follow its Trainer",
             (
@@ -142,23 +123,17 @@ class Callback(TrainerCallback, ExportableState):
                 "leave that out: it finds its numbers by itself",
             ),
             (
-                free and (self.schedule or self.raise_on or ranks),
-                "a schedule, raise_on= or several processes, and it is not attached",
-                "callback.attach(trainer), before trainer.train()",
+                self.trainer is None,
+                "it is not attached: loggers would come before it",
+                "Callback(...).attach(trainer), before trainer.train()",
             ),
         )
-        if free and args.report_to and self.wanted:
-            warnings.warn(
-                f"{', '.join(args.report_to)}: loggers of report_to come before this "
-                "callback and get no noise; callback.attach(trainer) puts it first",
-                stacklevel=2,
-            )
         self.close()
         self.monitor = self.wanted if isinstance(self.wanted, NoiseMonitor) else None
         if self.wanted is True:
             data = given["train_dataloader"].dataset
             self.monitor = NoiseMonitor(
-                given["model"] if free else self.trainer.model_wrapped,
+                self.trainer.model_wrapped,
                 given["optimizer"],
                 population=len(data) if hasattr(data, "__len__") else None,
             )
