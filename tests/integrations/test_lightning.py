@@ -306,6 +306,20 @@ def test_120_steps_at_two_percent_already_say_something(tmp_path: Path) -> None:
     assert math.isfinite(run.callback_metrics["noise/trace"])
 
 
+def test_a_noise_scale_that_is_no_longer_known_keeps_no_old_value() -> None:
+    class Forgets(rb.NoiseMonitor):
+        def log(self, prefix: str = "noise/") -> dict[str, float]:
+            known = {"noise/scale": 9.0} if self.counts.steps < 9 else {}
+            return known | {"noise/trace": 1.0}
+
+    module = Module()
+    often = {"accumulate_grad_batches": 1, "log_every_n_steps": 4}
+    run = trainer(Callback(Forgets(module)), **often)
+    run.fit(module, loader())
+    assert math.isnan(run.logged_metrics["noise/scale"])
+    assert run.logged_metrics["noise/trace"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("module", "given", "run", "reason"),
     [

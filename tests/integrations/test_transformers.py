@@ -1,5 +1,6 @@
 """Hugging Face's Trainer, on a GPT-2 of 5,000 parameters in float64, on the CPU."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -183,6 +184,8 @@ def test_a_gradient_that_grows_with_the_accumulation_is_named(tmp_path: Path) ->
     assert error.value.fix == "trainer.loss_is_scaled_for_ga = False"
     with pytest.warns(UserWarning, match="grows with their number"):
         job(trainer(tmp_path, bert(), **four))
+    with pytest.warns(UserWarning, match="grows with their number"):
+        Callback().attach(trainer(tmp_path, bert(), **four))
     mended = trainer(tmp_path, bert(), **four)
     mended.loss_is_scaled_for_ga = False
     mended.train()
@@ -196,6 +199,7 @@ def test_a_gradient_that_grows_with_the_accumulation_is_named(tmp_path: Path) ->
     [
         ({}, rb.schedules.Constant(6), "4 are the least"),
         ({}, rb.schedules.Ramp(2, 8, 100), "4 are the least"),
+        ({}, 64, "schedule=64"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, STAGES, "reduce_lr_on"),
         ({"fp16": True}, STAGES, "fp16=True"),
         ({"auto_find_batch_size": True}, STAGES, "auto_find_batch_size"),
@@ -226,6 +230,26 @@ def test_what_cannot_begin_is_refused(staged: Any, tmp_path: Path) -> None:
         Callback(None, STAGES).attach(run)
         with pytest.raises(rb.SettingError, match="cannot"):
             run.train(resume_from_checkpoint=checkpoint)
+
+
+def test_a_scheduler_is_never_stepped_past_its_end(tmp_path: Path) -> None:
+    """Seven steps of 4: the last update, of 16, would be steps 5 to 8."""
+    grow = rb.schedules.Stages(((0, 4), (16, 16)))
+    run = trainer(tmp_path, max_steps=7, lr_scheduler_type="cosine")
+    Callback(None, grow).attach(run)
+    run.train()
+    assert run.state.global_step == 8
+    assert run.counts[-1] == 16
+    assert set(run.lr_scheduler.get_last_lr()) == {0.0}
+
+
+def test_a_callback_may_be_new_to_a_checkpoint(tmp_path: Path) -> None:
+    plain = trainer(tmp_path / "plain", save_strategy="steps", save_steps=16)
+    plain.train()
+    run = trainer(tmp_path / "on", kind=None, save_strategy="steps", save_steps=16)
+    Callback().attach(run)
+    run.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-16"))
+    assert (tmp_path / "on" / "checkpoint-32").exists()
 
 
 def test_a_batch_is_never_larger_than_an_epoch(tmp_path: Path) -> None:
@@ -319,6 +343,8 @@ def test_a_plan_becomes_arguments(tmp_path: Path) -> None:
     assert args.lr_scheduler_kwargs == kwargs
     assert args.max_steps == 100  # left as they were
     assert new.seed == args.seed
+    with pytest.warns(UserWarning, match="not decided"):
+        apply_plan(args, dataclasses.replace(plan, decided=False))
     for wrong in (new, trainer(tmp_path, gradient_accumulation_steps=3).args):
         with pytest.raises(rb.SettingError, match="the plan is for other"):
             apply_plan(wrong, plan)

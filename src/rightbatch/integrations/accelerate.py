@@ -12,13 +12,13 @@ from rightbatch.integrations.following import (
     check_decays,
     check_multiples,
     planned,
+    schedule_of,
 )
 from rightbatch.integrations.refusals import refuse, refuse_findings
 from rightbatch.job.job import Job
 from rightbatch.job.optimizers import first_rate
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.by_examples import ByExamples
-from rightbatch.schedules.parse import parse_schedule
 from rightbatch.schedules.schedule import Constant, Schedule
 from rightbatch.training.controller import Change, Controller
 from rightbatch.training.plan import Plan
@@ -109,10 +109,9 @@ def follow(
     settings: dict[str, Any] = {"schedule": Constant(today), "rule": rule}
     if plan is not None:
         settings = planned(plan, today, optimizer)
-    if isinstance(schedule, str):
-        schedule = parse_schedule(schedule, batch=today, length=len(loader.dataset))
     if schedule is not None:
-        settings["schedule"] = schedule
+        length = len(loader.dataset)
+        settings["schedule"] = schedule_of(schedule, today, length)
     check_multiples(settings["schedule"], micro)
     check_decays(settings["schedule"], [] if inner is None else [inner.scheduler])
     if monitor is not None and Ranks(monitor.model).size != accelerator.num_processes:

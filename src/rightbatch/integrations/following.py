@@ -11,6 +11,7 @@ from typing import Any
 from rightbatch.core.errors import SettingError
 from rightbatch.integrations.refusals import refuse
 from rightbatch.job.several_optimizers import optimizer_name
+from rightbatch.schedules.parse import parse_schedule
 from rightbatch.schedules.rate import Rate
 from rightbatch.schedules.schedule import Aim, Constant, Schedule
 from rightbatch.training.controller import Change, Controller
@@ -84,6 +85,20 @@ class AlignedController(Controller):
         # From what is asked for back to what is: the present one is always possible.
         way = range(wanted, now, 1 if wanted < now else -1)
         return unit * next((k for k in way if self.seen % k == 0), now)
+
+
+def schedule_of(given: Any, batch: int, length: int) -> Schedule:
+    """A schedule as it was given: one, or a word for one.
+
+    Raises:
+        SettingError: It is neither.
+    """
+    if isinstance(given, str):
+        return parse_schedule(given, batch=batch, length=length)
+    seen, fix = f"schedule={given!r:.60}", '"constant:64", "ramp:64:512:3epochs", …'
+    wrong = not isinstance(given, Schedule)
+    refuse("a schedule is one of rb.schedules, or a word for it", (wrong, seen, fix))
+    return given
 
 
 def check_multiples(schedule: Schedule, unit: int, fix: str = "") -> None:

@@ -21,13 +21,13 @@ from rightbatch.integrations.following import (
     check_multiples,
     kept,
     planned,
+    schedule_of,
 )
 from rightbatch.integrations.lightning_job import SAMPLERS, THEIRS, job, job_of
 from rightbatch.integrations.refusals import refuse, refuse_findings
 from rightbatch.job.job import copied_module
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.by_examples import ByExamples
-from rightbatch.schedules.parse import parse_schedule
 from rightbatch.schedules.schedule import Schedule
 from rightbatch.training.plan import Plan
 
@@ -165,6 +165,7 @@ class Callback(pl.Callback):
         self._schedule, self._rule, self._overhead = schedule, rule, overhead
         self._plan, self._raise_on = plan, raise_on
         self._schedulers: list[ByExamples] = []
+        self._named = set[str]()  # what has been logged
         self._saved: dict[str, Any] = {}
         self._undo: list[Any] = []  # what puts trainer and module back
 
@@ -202,7 +203,10 @@ class Callback(pl.Callback):
             steps = trainer.fit_loop.total_batch_idx + 1
         if steps % (trainer.log_every_n_steps or NEVER) == 0:
             known = {} if controller is None else {"batch/size": controller.batch_size}
-            pl_module.log_dict(known | (self.monitor.log() if self.monitor else {}))
+            numbers = known | (self.monitor.log() if self.monitor else {})
+            # What is not known any more must not keep its last value.
+            self._named |= numbers.keys()
+            pl_module.log_dict({n: numbers.get(n, math.nan) for n in self._named})
         if controller is None:
             return
         for scheduler in self._schedulers:
@@ -291,14 +295,12 @@ class Callback(pl.Callback):
         loader, before = trainer.train_dataloader, trainer.accumulate_grad_batches
         unit = loader.batch_size * trainer.world_size
         today, optimizer = unit * before, trainer.optimizers[0]
-        settings: dict[str, Any] = {"schedule": self._schedule, "rule": self._rule}
-        if isinstance(self._schedule, str):
-            length = len(loader.dataset)
-            parsed = parse_schedule(self._schedule, batch=today, length=length)
-            settings["schedule"] = parsed
         if self._plan is not None:
             begun = trainer.global_step > 0
             settings = planned(self._plan, today, optimizer, begun=begun)
+        else:
+            schedule = schedule_of(self._schedule, today, len(loader.dataset))
+            settings = dict[str, Any](schedule=schedule, rule=self._rule)
         check_multiples(settings["schedule"], unit)
         self._schedulers, self.examples = [], 0
         for config in trainer.lr_scheduler_configs:

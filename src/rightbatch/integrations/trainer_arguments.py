@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ def apply_plan(args: Any, plan: Plan | str | Path) -> Any:
         ``args = rb.integrations.transformers.apply_plan(args, "run/plan.json")``
     """
     plan = plan if isinstance(plan, Plan) else Plan.load(plan)
+    if not plan.decided:
+        warnings.warn(f"a plan that is not decided: {plan.verdict}", stacklevel=2)
     world, micro, batch = args.world_size, plan.micro_batch, plan.batch_size
     today = args.train_batch_size * args.gradient_accumulation_steps * world
     refuse(

@@ -13,14 +13,18 @@ from typing import Any
 
 from transformers.trainer_callback import TrainerCallback
 
-from rightbatch.integrations.following import AlignedController, check_multiples, kept
+from rightbatch.integrations.following import (
+    AlignedController,
+    check_multiples,
+    kept,
+    schedule_of,
+)
 from rightbatch.integrations.refusals import refuse
 from rightbatch.integrations.trainer_job import BY_METRIC, scheduler_kind
 from rightbatch.integrations.trainer_loss import TrainerLoss
 from rightbatch.job.optimizers import first_rate
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.by_examples import ByExamples
-from rightbatch.schedules.parse import parse_schedule
 from rightbatch.schedules.schedule import Schedule
 
 WHAT = "this schedule cannot be followed in a Trainer"
@@ -52,9 +56,7 @@ class TrainerSteps(TrainerCallback):
         self.trainer, self.rule = trainer, rule
         self.unit: int = args.gradient_accumulation_steps
         self.today: int = trainer.get_total_train_batch_size(args)
-        if isinstance(schedule, str):
-            length = len(trainer.train_dataset)
-            schedule = parse_schedule(schedule, batch=self.today, length=length)
+        schedule = schedule_of(schedule, self.today, len(trainer.train_dataset))
         smallest = "arguments of the smallest batch, with the learning rate for that"
         check_multiples(schedule, self.today, fix=smallest)
         kind = scheduler_kind(args)
@@ -147,7 +149,8 @@ class TrainerSteps(TrainerCallback):
         self._updates += 1
         # Less than asked for, where the epoch has no more.
         more = -(-self._seen // self.unit) - before % self._per_epoch - 1
-        for _step in range(more):
+        # The last update may go past the end, which the scheduler must not.
+        for _step in range(min(more, max(state.max_steps - before - 1, 0))):
             self.trainer.lr_scheduler.step()
         self._at_reference.close()
         state.global_step += more

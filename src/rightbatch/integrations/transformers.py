@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 from rightbatch.core.errors import MissingExtraError
 from rightbatch.integrations.refusals import refuse, refuse_findings
 from rightbatch.integrations.trainer_arguments import apply_plan
 from rightbatch.integrations.trainer_job import job
-from rightbatch.integrations.trainer_loss import refuse_unsupported
+from rightbatch.integrations.trainer_loss import TrainerLoss, refuse_unsupported
 from rightbatch.noise.monitor import NoiseMonitor
 from rightbatch.schedules.schedule import Schedule
 
@@ -91,6 +92,9 @@ class Callback(TrainerCallback, ExportableState):
         """
         refuse_unsupported(trainer)
         args, self.trainer = trainer.args, trainer
+        loss = TrainerLoss(trainer)
+        if args.gradient_accumulation_steps > 1 and not loss.right:
+            warnings.warn(str(loss.wrong()), stacklevel=2)
         if self.schedule is not None:
             self.steps = TrainerSteps(trainer, self.schedule, self.rule)
         if self.raise_on:
@@ -137,7 +141,9 @@ class Callback(TrainerCallback, ExportableState):
                 given["optimizer"],
                 population=len(data) if hasattr(data, "__len__") else None,
             )
-        found = state.stateful_callbacks.get(type(self).__name__)
+        # A checkpoint of a run without this callback has no place for its state.
+        name, new = type(self).__name__, {"args": {}, "attributes": {"saved": {}}}
+        found = state.stateful_callbacks.setdefault(name, new)
         saved = found["attributes"]["saved"] if found and state.global_step else {}
         if self.monitor is not None and saved.get("monitor"):
             self.monitor.load_state_dict(saved["monitor"])

@@ -72,6 +72,12 @@ def find_batch_size(
         ...     training()
         (64, 4)
     """
+    if callable(batch_size):
+        raise SettingError(
+            "the decorator needs the batch",
+            seen="@rb.find_batch_size",
+            fix="@rb.find_batch_size(256)",
+        )
     given = [value for value in (batch_size, plan, job) if value is not None]
     if len(given) != 1:
         raise SettingError(
