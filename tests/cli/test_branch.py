@@ -49,11 +49,3 @@ def test_it_says_what_it_found_and_goes_on(
         lane["steps"][-1] * lane["batch_size"] for lane in trained
     )
     assert document["verdict"].startswith("The critical" if status == 0 else "Undec")
-
-
-def test_several_processes_are_refused(
-    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(rb.SettingError, match="on one process"):
-        run_branch(job, tmp_path / "run", budget=1.0, out=None, as_json=False)

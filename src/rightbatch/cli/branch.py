@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from rightbatch.cli.console import (
@@ -13,7 +12,6 @@ from rightbatch.cli.console import (
     load_quietly,
     print_document,
 )
-from rightbatch.core.errors import SettingError
 from rightbatch.job.loading import look_up
 
 
@@ -33,12 +31,6 @@ def run_branch(
     Returns:
         The exit status.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SettingError(
-            "--branch trains all branches by itself, on one process",
-            seen=f"{os.environ['WORLD_SIZE']} processes",
-            fix="the same command without torchrun",
-        )
     spec = look_up(job)
     folder = out or (run if run.is_dir() else run.parent)
     console = announce(spec, as_json)
