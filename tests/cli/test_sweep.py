@@ -49,7 +49,10 @@ def test_what_it_cannot_do_is_said(
     assert not (tmp_path / "x").exists()
 
 
-def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [[], ["--branch", "runs/x"]])
+def test_several_processes_are_refused(
+    more: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    done = CliRunner().invoke(cli, ["sweep", "digits"])
+    done = CliRunner().invoke(cli, ["sweep", "digits", *more])
     assert "2 processes" in str(done.exception)

@@ -51,11 +51,11 @@ def test_contours_hold_what_costs_so_much_more(chosen: Choice) -> None:
 
 
 def test_kept_and_read_again(chosen: Choice, tmp_path: Path) -> None:
-    study = study_of(chosen, planned=(64, 0.1))
+    study = study_of(chosen)
     study.save(tmp_path / "study.json")
     again = Study.load(tmp_path / "study.json")
     assert again.sentences == study.sentences
-    assert again.planned == (64, 0.1)
+    assert again.race == study.race
     assert "B = 32" in repr(again)
 
 
@@ -64,4 +64,6 @@ def test_nothing_at_the_target_is_said() -> None:
     study = study_of(choose(found))
     assert study.best is None
     assert study.best_rates == study.contours == ()
-    assert study.sentences == ("Nothing came to the target: 12 runs, 0 to the target.",)
+    assert study.sentences == (
+        "Nothing is known of the best: 0 of 12 runs came to the target.",
+    )

@@ -129,6 +129,8 @@ def sweep(
         where, labels = shlex.quote(str(folder)), ["answer", "", "", "", ""]
         said = [wrapped(*pair) for pair in zip(labels, result.sentences, strict=False)]
         again = f"rightbatch sweep {shlex.quote(spec.text)} --out {where} --resume"
+        again += f" --trials {trials}" if trials else ""
+        again += f" --workers {workers}" if workers else ""
         files = [
             ("page", f"{page}   opens offline"),
             ("data", str(folder / STUDY)),

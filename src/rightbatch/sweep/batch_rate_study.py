@@ -75,7 +75,6 @@ class Study:
         best_rates: The law at every batch that fits; nothing where no trial has met the
             target.
         contours: Of examples and time, at 20 % and 100 %.
-        planned: Batch and rate of the plan that was tried first.
         interrupted: Whether Ctrl-C ended it: trials are still to come.
     """
 
@@ -86,7 +85,6 @@ class Study:
     critical_batch: Estimate
     best_rates: tuple[BestRate, ...]
     contours: tuple[Contour, ...]
-    planned: tuple[float, ...] = ()
     interrupted: bool = False
 
     def __repr__(self) -> str:
@@ -100,18 +98,19 @@ class Study:
     @property
     def sentences(self) -> tuple[str, ...]:
         """The answer in plain words."""
-        trials = f"{len(self.race.lanes)} runs, {self.reached} to the target"
+        trials = f"{self.reached} of {len(self.race.lanes)} runs came to the target"
         if self.best is None:
-            return (f"Nothing came to the target: {trials}.",)
+            return (f"Nothing is known of the best: {trials}.",)
         best, twice = self.best, self.critical_batch
         name = f"B = {best.batch_size:,} at lr {show_number(best.lr)}"
         ends = (best.seconds.value, best.seconds.low, best.seconds.high)
         took, low, high = map(show_seconds, ends)
         few = twice.scale(OVERHEADS[0])
-        times = "once" if best.runs == 1 else f"{best.runs} times"
+        tries = best.runs + best.failed
+        times = "once" if tries == 1 else f"{best.runs} of {tries} times"
         return (
             f"Soonest at the target: {name}, in {took} of training ({low} to {high}); "
-            f"it got there {times}. {trials}.",
+            f"it got there {times}; {trials}.",
             f"At its best rate a batch of {few} takes 20% more examples than the "
             f"fewest, one of {twice} twice as many: the critical batch.",
             *(
@@ -140,17 +139,11 @@ class Study:
         return read_json(path, cls, FORMAT)
 
 
-def study_of(
-    choice: Choice,
-    *,
-    planned: tuple[int, float] | None = None,
-    interrupted: bool = False,
-) -> Study:
+def study_of(choice: Choice, *, interrupted: bool = False) -> Study:
     """What the trials show, which are the race of the measurements.
 
     Args:
         choice: From those measurements.
-        planned: Batch and rate of a plan.
         interrupted: Whether Ctrl-C ended it: trials are still to come.
     """
     race, passages = choice.measurements.race, choice.laws.passages
@@ -167,7 +160,6 @@ def study_of(
         critical_batch=choice.laws.rate.critical_batch,
         best_rates=_best_rates(choice) if known else (),
         contours=_contours(choice) if known else (),
-        planned=planned or (),
         interrupted=interrupted,
     )
 
