@@ -49,3 +49,10 @@ def test_it_says_what_it_found_and_goes_on(
         lane["steps"][-1] * lane["batch_size"] for lane in trained
     )
     assert document["verdict"].startswith("The critical" if status == 0 else "Undec")
+
+
+def test_an_out_that_is_a_file_is_refused(job: str, tmp_path: Path) -> None:
+    with pytest.raises(rb.RunFolderError, match="cannot write into"):
+        run_branch(
+            job, tmp_path / "run", budget=1.0, out=tmp_path / "job.py", as_json=False
+        )
