@@ -70,6 +70,7 @@ class Study:
         spec: How it is loaded.
         race: Every trial as a lane, finished or not, after the measuring run.
         best: The setting expected to be soonest at the target, of those that met it.
+        doubts: What keeps that from being proven, as `tune` and ``plan`` see it.
         critical_batch: N of the law: at its best rate a batch of N takes twice the
             fewest examples and twice the fewest steps.
         best_rates: The law at every batch that fits; nothing where no trial has met the
@@ -82,6 +83,7 @@ class Study:
     spec: str
     race: Race
     best: Standing | None
+    doubts: tuple[str, ...]
     critical_batch: Estimate
     best_rates: tuple[BestRate, ...]
     contours: tuple[Contour, ...]
@@ -96,21 +98,25 @@ class Study:
         return sum(lane.end == "target" for lane in self.race.lanes)
 
     @property
+    def decided(self) -> bool:
+        """Whether the best is known beyond doubt."""
+        return self.best is not None and not self.doubts
+
+    @property
     def sentences(self) -> tuple[str, ...]:
         """The answer in plain words."""
-        trials = f"{self.reached} of {len(self.race.lanes)} runs came to the target"
+        trials = f"Of {len(self.race.lanes)} runs {self.reached} came to the target"
         if self.best is None:
-            return (f"Nothing is known of the best: {trials}.",)
+            return (f"{trials}.",)
         best, twice = self.best, self.critical_batch
         name = f"B = {best.batch_size:,} at lr {show_number(best.lr)}"
         ends = (best.seconds.value, best.seconds.low, best.seconds.high)
         took, low, high = map(show_seconds, ends)
         few = twice.scale(OVERHEADS[0])
-        tries = best.runs + best.failed
-        times = "once" if tries == 1 else f"{best.runs} of {tries} times"
         return (
-            f"Soonest at the target: {name}, in {took} of training ({low} to {high}); "
-            f"it got there {times}; {trials}.",
+            f"Soonest at the target: {name}, in {took} of training ({low} to {high}). "
+            f"{trials}.",
+            *([f"Not sure: {'; '.join(self.doubts)}."] if self.doubts else []),
             f"At its best rate a batch of {few} takes 20% more examples than the "
             f"fewest, one of {twice} twice as many: the critical batch.",
             *(
@@ -151,12 +157,15 @@ def study_of(choice: Choice, *, interrupted: bool = False) -> Study:
     best, known = None, passages is not None and passages.to_target
     if choice.raced is not None and known:
         best = choice.raced.standings[int(choice.raced.means.argmin())]
-    job = choice.measurements.job
+    job, doubts = choice.measurements.job, choice.doubts
+    if best is not None and best != choice.standing:  # then today's is kept
+        doubts = ("today's may be as good",)
     return Study(
         job=job.name,
         spec=job.spec,
         race=race,
         best=best,
+        doubts=doubts,
         critical_batch=choice.laws.rate.critical_batch,
         best_rates=_best_rates(choice) if known else (),
         contours=_contours(choice) if known else (),
