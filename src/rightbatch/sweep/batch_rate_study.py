@@ -181,24 +181,23 @@ def _best_rates(choice: Choice) -> tuple[BestRate, ...]:
         size = option.batch_size
         lrs = law.prior.lr * np.exp(p * (today - np.log1p(np.exp(n) / size)) - x)
         lr, batch = law.best_lr(size), np.array([float(size)])
-        steps = math.exp(law.level + float(law.log_steps(batch, np.array([lr]))[0]))
-        drawn = np.exp(law.level + law.log_steps_drawn(batch, np.array([lr]))[:, 0])
-
-        def estimate(value: float, draws: Array, unit: str) -> Estimate:
-            return Estimate.from_draws(
-                value, draws.tolist(), unit=unit, n=law.runs, method="law of the trials"
-            )
-
-        step_s = option.step_time_s.value
+        by_fit = law.level + float(law.log_steps(batch, np.array([lr]))[0])
+        drawn = law.level + law.log_steps_drawn(batch, np.array([lr]))[:, 0]
+        steps = _estimate(math.exp(by_fit), np.exp(drawn), law.runs)
         rates.append(
             BestRate(
                 batch_size=size,
-                lr=estimate(lr, lrs, ""),
-                seconds=estimate(steps * step_s, drawn * step_s, "s"),
-                examples=estimate(steps * size, drawn * size, "examples"),
+                lr=_estimate(lr, lrs, law.runs),
+                seconds=steps.scale(option.step_time_s.value, "s"),
+                examples=steps.scale(size, "examples"),
             )
         )
     return tuple(rates)
+
+
+def _estimate(value: float, draws: Array, n: int) -> Estimate:
+    method = "law of the trials"
+    return Estimate.from_draws(value, draws.tolist(), unit="", n=n, method=method)
 
 
 def _contours(choice: Choice) -> tuple[Contour, ...]:
@@ -213,13 +212,15 @@ def _contours(choice: Choice) -> tuple[Contour, ...]:
     examples = steps + np.log(sizes) - float(law.parameters[NOISE])
     seconds = steps + np.log(step_s)
     found = []
-    for of, logs in (("examples", examples), ("time", seconds - seconds.min())):
+    kinds: tuple[tuple[Literal["examples", "time"], Array], ...]
+    kinds = ("examples", examples), ("time", seconds - seconds.min())
+    for of, logs in kinds:
         for overhead in OVERHEADS:
             inside = logs <= math.log1p(overhead)
             there = [i for i in range(len(sizes)) if inside[:, i].any()]
             found.append(
                 Contour(
-                    of="time" if of == "time" else "examples",
+                    of=of,
                     overhead=overhead,
                     batch_sizes=tuple(options[i].batch_size for i in there),
                     lr_low=tuple(float(lrs[inside[:, i], i].min()) for i in there),
