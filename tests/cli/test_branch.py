@@ -51,9 +51,8 @@ def test_it_says_what_it_found_and_goes_on(
     assert document["verdict"].startswith("The critical" if status == 0 else "Undec")
 
 
-def test_several_processes_are_refused(
-    job: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(rb.SettingError, match="on one process"):
-        run_branch(job, tmp_path / "run", budget=1.0, out=None, as_json=False)
+def test_an_out_that_is_a_file_is_refused(job: str, tmp_path: Path) -> None:
+    with pytest.raises(rb.RunFolderError, match="cannot write into"):
+        run_branch(
+            job, tmp_path / "run", budget=1.0, out=tmp_path / "job.py", as_json=False
+        )

@@ -1,5 +1,7 @@
 """Measuring takes no more time than it may."""
 
+import math
+
 import pytest
 
 from rightbatch.noise.overhead import Budget
@@ -19,6 +21,20 @@ def test_the_budget_is_kept(extra: float, expected: float) -> None:
     assert budget.cost is not None
     assert budget.cost <= 0.02 + 4 * extra / 3000
     assert budget.measured / 3000 == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("extra", [0.0, 0.01])
+def test_a_plain_step_is_always_between(extra: float) -> None:
+    """Also where ranks agree on an interval; without a budget there is no need."""
+    now = 0.0
+    budget, free = Budget(0.5, lambda: now), Budget(math.inf, lambda: now)
+    for step in range(20):
+        assert free.affords("norms")
+        for one in (budget, free):
+            one.step("norms" if step % 2 or one is free else "")
+        now += 1.0 + extra * (step % 2)
+    assert budget.interval("norms") == 2.0
+    assert free.interval("norms") == 1.0
 
 
 def test_a_machine_busy_for_a_moment_does_not_make_measuring_free() -> None:

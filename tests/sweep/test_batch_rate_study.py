@@ -25,6 +25,7 @@ def test_the_best_and_the_law(chosen: Choice) -> None:
     assert study.best is not None
     assert study.best.batch_size == 32  # of the four, soonest: sqrt(64 * 4) = 16
     assert study.best.seconds.low < study.best.seconds.high
+    assert study.doubts == chosen.doubts
     assert study.critical_batch.value == pytest.approx(64, rel=0.3)
     rates = {r.batch_size: r for r in study.best_rates}
     for size in (8, 32, 128, 512):
@@ -51,11 +52,11 @@ def test_contours_hold_what_costs_so_much_more(chosen: Choice) -> None:
 
 
 def test_kept_and_read_again(chosen: Choice, tmp_path: Path) -> None:
-    study = study_of(chosen, planned=(64, 0.1))
+    study = study_of(chosen)
     study.save(tmp_path / "study.json")
     again = Study.load(tmp_path / "study.json")
     assert again.sentences == study.sentences
-    assert again.planned == (64, 0.1)
+    assert again.race == study.race
     assert "B = 32" in repr(again)
 
 
@@ -64,4 +65,12 @@ def test_nothing_at_the_target_is_said() -> None:
     study = study_of(choose(found))
     assert study.best is None
     assert study.best_rates == study.contours == ()
-    assert study.sentences == ("Nothing came to the target: 12 runs, 0 to the target.",)
+    assert study.sentences == ("Of 12 runs 0 came to the target.",)
+
+
+def test_a_best_that_was_seen_once_is_not_sure() -> None:
+    study = study_of(choose(raced(made_up(), TRUTH, SETTINGS, scatter=0.03)))
+    assert study.best is not None
+    assert study.best.runs == 1
+    assert not study.decided
+    assert study.sentences[1].startswith("Not sure: ")

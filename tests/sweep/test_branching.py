@@ -72,7 +72,9 @@ def test_it_finds_the_critical_batch_of_a_quadratic(tmp_path: Path) -> None:
     # 1 / 0.4^2 = 6.25, but the steep ones are soon done with, and N of what is left is
     # ten times as large. Branches of 512 examples have levels from an eighth to 0.8 of
     # that: N is to lie between those of both ends, give or take a factor 1.5. Seeds
-    # are the job's; 4 streams.
+    # are the job's; 4 streams. [measured: over 20 seeds at 3 streams the interval holds
+    # the N of the middle of a branch in all, that of its beginning in 18, of its end,
+    # three times as large, in 13]
     made = noisy_quadratic_job(0.4, 8, width=WIDTH)
     start = {"model": {"at": torch.full((WIDTH,), 0.4)}, "step": 10}
     torch.save(start, tmp_path / "a.pt")
@@ -167,6 +169,10 @@ def test_branches_of_another_start_are_not_mixed(run: Path, tmp_path: Path) -> N
     probe(run, record=path)
     with pytest.raises(rb.SettingError, match="holds other branches: horizon differs"):
         probe(run, record=path, examples=256)
+    moved = dataclasses.replace(kept(path).race, start=2 * kept(path).race.start)
+    dataclasses.replace(kept(path), race=moved).save(path)
+    with pytest.raises(rb.SettingError, match="metric at the start differs"):
+        probe(run, record=path)
     path.write_text(json.dumps({"format": FORMAT}))
     with pytest.raises(rb.RunFolderError, match="damaged"):
         probe(run, record=path)
@@ -183,3 +189,13 @@ def test_a_rate_of_zero_is_refused(tmp_path: Path) -> None:
     rb.train(ended, out=tmp_path / "run")
     with pytest.raises(rb.SettingError, match="no learning rate"):
         probe(tmp_path / "run", ended)
+
+
+def test_a_run_whose_rate_is_too_low_is_told_so(tmp_path: Path) -> None:
+    """A twentieth of a good rate: nothing tells batches apart at lower ones still."""
+    made = noisy_quadratic_job(0.02, 8, width=WIDTH)
+    start = {"model": {"at": torch.full((WIDTH,), 0.4)}, "step": 10}
+    torch.save(start, tmp_path / "a.pt")
+    found = probe(tmp_path / "a.pt", made)
+    assert not found.decided
+    assert "a run at a higher rate would settle it" in found.verdict

@@ -38,9 +38,18 @@ def test_a_trial_of_a_worker_that_is_gone_is_taken_up(
     again = Journal(tmp_path / "j", proposed)
     assert again.take_back(worker) == (2 if worker is None else 1)
     assert again.begun == (0 if worker is None else 1)
-    repeated, alike = again.ask("0")
+    repeated, repeat = again.ask("0")
     assert repeated.params == mine.params == other.params
-    assert alike == again.begun - 1
+    assert repeat == 0  # as it was: not that of the other, which is or was the first
+
+
+def test_what_is_taken_up_is_no_copy_of_what_came_after_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j", lambda lanes, number: (64, 0.1))
+    journal.ask("0")
+    later, repeat = journal.ask("1")
+    journal.tell(later, a_race(Truth(), [(64, 0.1)]).lanes[0])
+    journal.take_back("0")
+    assert {repeat, journal.ask("0")[1]} == {0, 1}
 
 
 def test_a_journal_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """What is tried next leads to the best of a known law; nothing hopeless goes on."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ from rightbatch.plan.laws import laws_of, rate_prior
 from rightbatch.plan.options import options_within
 from rightbatch.sweep.proposals import (
     DOUBLED_AFTER,
-    PLANNED,
+    FIRST,
     longest_s,
     proposal,
 )
@@ -47,8 +46,7 @@ def test_patience() -> None:
     truth = Truth()
     race = a_race(truth, [(64, 0.1), (64, 0.05), (64, 0.001)], seconds=10.0)
     best_s = min(x.seconds for x in race.lanes if x.end == "target")
-    assert longest_s(race, 1e-3, planned=False) == 2 * best_s
-    none = a_race(truth, [(64, 0.1)] * 2 * DOUBLED_AFTER, seconds=0.1)
-    assert longest_s(none, 1.0, planned=False) == 4.0
-    assert longest_s(none, 1.0, planned=True) == PLANNED
-    assert math.isfinite(longest_s(replace(none, lanes=()), 1.0, planned=False))
+    assert longest_s(race, 1e-3) == 2 * best_s
+    none = a_race(truth, [(64, 0.1)] * 4 * DOUBLED_AFTER, seconds=0.1)
+    assert longest_s(none, 1.0) == 2 * FIRST
+    assert longest_s(replace(none, lanes=()), 1.0) == FIRST

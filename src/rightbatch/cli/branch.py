@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from rightbatch.cli.console import (
@@ -13,7 +12,7 @@ from rightbatch.cli.console import (
     load_quietly,
     print_document,
 )
-from rightbatch.core.errors import SettingError
+from rightbatch.core.errors import RunFolderError
 from rightbatch.job.loading import look_up
 
 
@@ -33,16 +32,10 @@ def run_branch(
     Returns:
         The exit status.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SettingError(
-            "--branch trains all branches by itself, on one process",
-            seen=f"{os.environ['WORLD_SIZE']} processes",
-            fix="the same command without torchrun",
-        )
     spec = look_up(job)
     folder = out or (run if run.is_dir() else run.parent)
     console = announce(spec, as_json)
-    with keeping(None, as_json):
+    with keeping(folder, as_json):
         from rightbatch.core.json_io import to_plain
         from rightbatch.core.units import show_number
         from rightbatch.integrations.loading import load_job
@@ -53,7 +46,14 @@ def run_branch(
 
         loaded = load_quietly(load_job, job, as_json)
         at = load_start(run).path
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write into {folder}",
+                seen=f"{type(error).__name__}: {error.strerror}",
+                fix="--out DIR with a folder that can be written",
+            ) from error
         record = folder / f"branches-{at.stem}.json"
         probe = branch_probe(
             loaded,

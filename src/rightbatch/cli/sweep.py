@@ -126,9 +126,11 @@ def sweep(
     if as_json:
         print_document({"folder": str(folder), "study": to_plain(result)})
     else:
-        where, labels = shlex.quote(str(folder)), ["answer", "", "", "", ""]
+        where, labels = shlex.quote(str(folder)), ["answer", *[""] * 5]
         said = [wrapped(*pair) for pair in zip(labels, result.sentences, strict=False)]
         again = f"rightbatch sweep {shlex.quote(spec.text)} --out {where} --resume"
+        again += f" --trials {trials}" if trials else ""
+        again += f" --workers {workers}" if workers else ""
         files = [
             ("page", f"{page}   opens offline"),
             ("data", str(folder / STUDY)),
@@ -137,4 +139,4 @@ def sweep(
         print_plain(console, "\n".join([*said, "", files_lines(files)]))
     if result.interrupted:
         return INTERRUPTED
-    return UNDECIDED if result.best is None else DECIDED
+    return DECIDED if result.decided else UNDECIDED

@@ -91,7 +91,7 @@ class Budget:
         if plain is None or self.measured < self.upfront:
             return 2.0
         wanted = self._expected_extra(kind) / max(AIM * self.share * plain, 1e-12)
-        return min(max(1.0, wanted), LONGEST)
+        return min(max(2.0, wanted), LONGEST)  # a plain one between, as in `affords`
 
     def step(self, kind: str) -> None:
         """A step of this kind has ended."""

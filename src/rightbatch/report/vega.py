@@ -46,7 +46,9 @@ def batch_axis(sizes: Iterable[int], title: str = BATCH) -> alt.X:
         "B:Q",
         title=title,
         scale=alt.Scale(type="log", base=2, nice=False),
-        axis=alt.Axis(format="d", values=ticks, labelOverlap=True, grid=False),
+        axis=alt.Axis(
+            format="d", values=ticks, labelOverlap=True, labelSeparation=4, grid=False
+        ),
     )
 
 

@@ -70,12 +70,12 @@ class Study:
         spec: How it is loaded.
         race: Every trial as a lane, finished or not, after the measuring run.
         best: The setting expected to be soonest at the target, of those that met it.
+        doubts: What keeps that from being proven, as `tune` and ``plan`` see it.
         critical_batch: N of the law: at its best rate a batch of N takes twice the
             fewest examples and twice the fewest steps.
         best_rates: The law at every batch that fits; nothing where no trial has met the
             target.
         contours: Of examples and time, at 20 % and 100 %.
-        planned: Batch and rate of the plan that was tried first.
         interrupted: Whether Ctrl-C ended it: trials are still to come.
     """
 
@@ -83,10 +83,10 @@ class Study:
     spec: str
     race: Race
     best: Standing | None
+    doubts: tuple[str, ...]
     critical_batch: Estimate
     best_rates: tuple[BestRate, ...]
     contours: tuple[Contour, ...]
-    planned: tuple[float, ...] = ()
     interrupted: bool = False
 
     def __repr__(self) -> str:
@@ -98,20 +98,25 @@ class Study:
         return sum(lane.end == "target" for lane in self.race.lanes)
 
     @property
+    def decided(self) -> bool:
+        """Whether the best is known beyond doubt."""
+        return self.best is not None and not self.doubts
+
+    @property
     def sentences(self) -> tuple[str, ...]:
         """The answer in plain words."""
-        trials = f"{len(self.race.lanes)} runs, {self.reached} to the target"
+        trials = f"Of {len(self.race.lanes)} runs {self.reached} came to the target"
         if self.best is None:
-            return (f"Nothing came to the target: {trials}.",)
+            return (f"{trials}.",)
         best, twice = self.best, self.critical_batch
         name = f"B = {best.batch_size:,} at lr {show_number(best.lr)}"
         ends = (best.seconds.value, best.seconds.low, best.seconds.high)
         took, low, high = map(show_seconds, ends)
         few = twice.scale(OVERHEADS[0])
-        times = "once" if best.runs == 1 else f"{best.runs} times"
         return (
-            f"Soonest at the target: {name}, in {took} of training ({low} to {high}); "
-            f"it got there {times}. {trials}.",
+            f"Soonest at the target: {name}, in {took} of training ({low} to {high}). "
+            f"{trials}.",
+            *([f"Not sure: {'; '.join(self.doubts)}."] if self.doubts else []),
             f"At its best rate a batch of {few} takes 20% more examples than the "
             f"fewest, one of {twice} twice as many: the critical batch.",
             *(
@@ -140,17 +145,11 @@ class Study:
         return read_json(path, cls, FORMAT)
 
 
-def study_of(
-    choice: Choice,
-    *,
-    planned: tuple[int, float] | None = None,
-    interrupted: bool = False,
-) -> Study:
+def study_of(choice: Choice, *, interrupted: bool = False) -> Study:
     """What the trials show, which are the race of the measurements.
 
     Args:
         choice: From those measurements.
-        planned: Batch and rate of a plan.
         interrupted: Whether Ctrl-C ended it: trials are still to come.
     """
     race, passages = choice.measurements.race, choice.laws.passages
@@ -158,16 +157,18 @@ def study_of(
     best, known = None, passages is not None and passages.to_target
     if choice.raced is not None and known:
         best = choice.raced.standings[int(choice.raced.means.argmin())]
-    job = choice.measurements.job
+    job, doubts = choice.measurements.job, choice.doubts
+    if best is not None and best != choice.standing:  # then today's is kept
+        doubts = ("today's may be as good",)
     return Study(
         job=job.name,
         spec=job.spec,
         race=race,
         best=best,
+        doubts=doubts,
         critical_batch=choice.laws.rate.critical_batch,
         best_rates=_best_rates(choice) if known else (),
         contours=_contours(choice) if known else (),
-        planned=planned or (),
         interrupted=interrupted,
     )
 
@@ -180,24 +181,23 @@ def _best_rates(choice: Choice) -> tuple[BestRate, ...]:
         size = option.batch_size
         lrs = law.prior.lr * np.exp(p * (today - np.log1p(np.exp(n) / size)) - x)
         lr, batch = law.best_lr(size), np.array([float(size)])
-        steps = math.exp(law.level + float(law.log_steps(batch, np.array([lr]))[0]))
-        drawn = np.exp(law.level + law.log_steps_drawn(batch, np.array([lr]))[:, 0])
-
-        def estimate(value: float, draws: Array, unit: str) -> Estimate:
-            return Estimate.from_draws(
-                value, draws.tolist(), unit=unit, n=law.runs, method="law of the trials"
-            )
-
-        step_s = option.step_time_s.value
+        by_fit = law.level + float(law.log_steps(batch, np.array([lr]))[0])
+        drawn = law.level + law.log_steps_drawn(batch, np.array([lr]))[:, 0]
+        steps = _estimate(math.exp(by_fit), np.exp(drawn), law.runs)
         rates.append(
             BestRate(
                 batch_size=size,
-                lr=estimate(lr, lrs, ""),
-                seconds=estimate(steps * step_s, drawn * step_s, "s"),
-                examples=estimate(steps * size, drawn * size, "examples"),
+                lr=_estimate(lr, lrs, law.runs),
+                seconds=steps.scale(option.step_time_s.value, "s"),
+                examples=steps.scale(size, "examples"),
             )
         )
     return tuple(rates)
+
+
+def _estimate(value: float, draws: Array, n: int) -> Estimate:
+    method = "law of the trials"
+    return Estimate.from_draws(value, draws.tolist(), unit="", n=n, method=method)
 
 
 def _contours(choice: Choice) -> tuple[Contour, ...]:
@@ -212,13 +212,15 @@ def _contours(choice: Choice) -> tuple[Contour, ...]:
     examples = steps + np.log(sizes) - float(law.parameters[NOISE])
     seconds = steps + np.log(step_s)
     found = []
-    for of, logs in (("examples", examples), ("time", seconds - seconds.min())):
+    kinds: tuple[tuple[Literal["examples", "time"], Array], ...]
+    kinds = ("examples", examples), ("time", seconds - seconds.min())
+    for of, logs in kinds:
         for overhead in OVERHEADS:
             inside = logs <= math.log1p(overhead)
             there = [i for i in range(len(sizes)) if inside[:, i].any()]
             found.append(
                 Contour(
-                    of="time" if of == "time" else "examples",
+                    of=of,
                     overhead=overhead,
                     batch_sizes=tuple(options[i].batch_size for i in there),
                     lr_low=tuple(float(lrs[inside[:, i], i].min()) for i in there),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rightbatch.core.json_io import read_json, write_json
 from rightbatch.measure.measurements import Lane, NoisePoint, Race
 
 FORMAT = "rightbatch/branches/1"
+SAME_START = 1e-3  # what another machine's rounding may make of a metric [assumed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +57,12 @@ class BranchRecord:
             SettingError: Its branches begin elsewhere, or are others.
         """
         kept = read_json(path, BranchRecord, FORMAT)
-        for name in ("name", "examples", "batch_size", "lr", "horizon", "batch_sizes"):
-            there, here = getattr(kept, name), getattr(self, name)
+        names = ("name", "examples", "batch_size", "lr", "horizon", "batch_sizes")
+        facts = [(name, getattr(kept, name), getattr(self, name)) for name in names]
+        starts = kept.race.start, self.race.start
+        if not math.isclose(*starts, rel_tol=SAME_START):
+            facts.append(("the metric at the start", *starts))
+        for name, there, here in facts:
             if there != here:
                 raise SettingError(
                     f"{path} holds other branches: {name} differs",

@@ -75,9 +75,11 @@ class BranchProbe:
         batch_size: Of the run there.
         lr: Learning rate of the first param group there.
         critical_batch: ``N`` of ``examples(B) = E_min (1 + B / N)`` to equal loss, each
-            batch at its best rate: where twice the fewest examples are needed.
+            batch at its best rate: where twice the fewest examples are needed. It is
+            about that of the middle of a branch, along which it mostly grows.
         noise_scale: By the gradients at the checkpoint, as `NoiseMonitor` sees it.
-        calibration: ``critical_batch / noise_scale``; None where that has no upper end.
+        calibration: ``critical_batch / noise_scale``; None where no level was passed,
+            or the noise scale has no upper end.
         largest_without_loss: Merrill's critical batch: the largest whose loss after
             equal examples is not worse by more than chance.
         penalties: In loss, by batch.
@@ -111,8 +113,16 @@ class BranchProbe:
             first = f"The {first}"
         else:
             each_s = show_seconds(self.seconds / self.streams)
-            first = f"Undecided: the {first}; more streams (a larger budget, each "
-            first += f"takes {each_s}) or longer branches (examples=) would settle it"
+            settled = f"more streams (a larger budget, each takes {each_s}) or longer "
+            settled += "branches (examples=) would settle it"
+            if any(
+                p.lr >= self.lr
+                for p in self.penalties
+                if p.batch_size == self.batch_size
+            ):
+                settled = "no lower rate did better at the run's own batch, and none "
+                settled += "higher is tried: a run at a higher rate would settle it"
+            first = f"Undecided: the {first}; {settled}"
         if self.calibration is not None:
             first += f". The noise scale is {self.noise_scale}: calibration "
             first += f"{self.calibration}"
@@ -405,16 +415,15 @@ def _width(estimate: Estimate) -> float:
 
 
 def _ratio(above: Estimate, below: Estimate) -> Estimate | None:
-    """One over another, independent and about log-normal."""
-    if not (below.low > 0 and below.bounded):
+    """One over another, independent and about log-normal; None if either is unknown."""
+    if not (above.n and below.low > 0 and below.bounded):
         return None
-    value = above.value / below.value
-    down = math.hypot(
-        *(math.log(x) for x in (above.value / above.low, below.high / below.value))
+    low, middle, high = (math.log(x) for x in (above.low, above.value, above.high))
+    least, mean, most = (math.log(x) for x in (below.low, below.value, below.high))
+    return Estimate(
+        value=math.exp(middle - mean),
+        low=math.exp(middle - mean - math.hypot(middle - low, most - mean)),
+        high=math.exp(middle - mean + math.hypot(high - middle, mean - least)),
+        n=above.n,
+        method="branches over gradients",
     )
-    up = math.hypot(
-        *(math.log(x) for x in (above.high / above.value, below.value / below.low))
-    )
-    low, high = value * math.exp(-down), value * math.exp(up)
-    method = "branches over gradients"
-    return Estimate(value=value, low=low, high=high, n=above.n, method=method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ except ImportError as error:
         "a study keeps its trials with Optuna", fix="pip install 'rightbatch[optuna]'"
     ) from error
 
-LANE, WORKER = "lane", "worker"  # names of what is kept with a trial
+LANE, WORKER, REPEAT = "lane", "worker", "repeat"  # what is kept with a trial
 OVER = (TrialState.COMPLETE, TrialState.PRUNED)
 SPACE = {
     "batch_size": optuna.distributions.IntDistribution(1, 2**40, log=True),
@@ -95,15 +96,21 @@ class Journal:
         self._study.enqueue_trial(params, skip_if_exists=True)
 
     def ask(self, worker: str) -> tuple[Any, int]:
-        """Begin a trial; and how many of its batch and rate began before it."""
+        """Begin a trial; and which repeat of its batch and rate it is, from 0.
+
+        That is the first that no other has: one that is taken up again after later
+        ones is no copy of them.
+        """
         trial = self._study.ask(SPACE)
         trial.set_user_attr(WORKER, worker)
-        alike = [
-            t
+        taken = {
+            t.user_attrs.get(REPEAT)
             for t in self._trials(*OVER, TrialState.RUNNING)
-            if t.number < trial.number and t.params == trial.params
-        ]
-        return trial, len(alike)
+            if t.params == trial.params
+        }
+        repeat = next(number for number in itertools.count() if number not in taken)
+        trial.set_user_attr(REPEAT, repeat)
+        return trial, repeat
 
     def tell(self, trial: Any, lane: Lane) -> None:
         """End a trial by what came of it: where it met the target, its seconds."""
@@ -128,7 +135,7 @@ class Journal:
         ]
         for trial in left:
             params = trial.system_attrs.get("fixed_params", {}) | trial.params
-            self._study.tell(trial.number, state=TrialState.FAIL)
             if len(params) == len(SPACE):  # else it had not been proposed yet
                 self._study.enqueue_trial(params)
+            self._study.tell(trial.number, state=TrialState.FAIL)  # kept above, so last
         return len(left)

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 
 from rightbatch.fit.passages import passages_of
-from rightbatch.fit.rate_law import RatePrior, fit_rate_law
+from rightbatch.fit.rate_law import RatePrior
 from rightbatch.fit.standings import standings_of
 from rightbatch.measure.measurements import Race
 from rightbatch.tuning.lane import Setting
-from rightbatch.tuning.race import BELOW, BRACKET, FIELD, PATIENCE
+from rightbatch.tuning.race import FIELD, PATIENCE, law_so_far
 
-# Where nothing has met the target, so many trials more may each take twice as long; a
-# plan may take so many times as long as others then. [assumed]
-DOUBLED_AFTER, PLANNED = 3, 8.0
-# Trials of these numbers are at so many times today's batch and rate, or at the best
-# rate of the batch by the law: what a large batch takes is to be seen early. [assumed]
-BRACKETS: dict[int, tuple[float, float | None]] = {
-    2: (1.0, BRACKET[0]),
-    3: (1.0, BRACKET[1]),
-    6: (4.0, None),
-    7: (1 / 4, None),
-    9: (16.0, None),
-}
+# Where nothing has met the target, a trial may take so many times the measuring run;
+# later twice as long after each so many trials, counted from one. [assumed]
+FIRST, DOUBLED_AFTER = 8.0, 3
+# Trials of these numbers have so many times today's batch, at its best rate by the law:
+# so its N is seen early [measured: on a known law its interval then holds the truth in
+# 24 studies of 24, without in 21; the best found is as good].
+SPREAD = {6: 4.0, 7: 1 / 4, 9: 16.0}
 
 
 def proposal(
@@ -43,16 +37,13 @@ def proposal(
     pairs = [(s.batch_size, s.lr) for s in settings]
     tried = {(lane.batch_size, lane.lr) for lane in race.lanes}
     passages = passages_of(race)
-    if passages.diverged and not passages.levels:
-        lowest = min(lr for _, lr in passages.diverged)
-        prior = replace(prior, lr_excess=math.log(BELOW * prior.lr / lowest))
-    law = fit_rate_law(passages, prior)
-    if number in BRACKETS:  # of rates first: where today's is far off, so is the law
-        size, rate = BRACKETS[number]
-        size = min({b for b, _ in pairs}, key=_off(prior.batch_size * size))
-        lr = law.best_lr(size) if rate is None else prior.lr * rate
+    law = law_so_far(passages, prior)
+    if number in SPREAD:
+        wanted = prior.batch_size * SPREAD[number]
+        size = min((b for b, _ in pairs), key=lambda b: abs(math.log(b / wanted)))
+        lr = law.best_lr(size)
         rates = [s for s in settings if s.batch_size == size]
-        beside = min(rates, key=lambda s: _off(lr)(s.lr))
+        beside = min(rates, key=lambda s: abs(math.log(s.lr / lr)))
         if (beside.batch_size, beside.lr) not in tried:
             return beside
     standings = standings_of(law, passages, pairs)
@@ -64,21 +55,14 @@ def proposal(
     return settings[int(costs.argmin())]
 
 
-def _off(value: float) -> Callable[[float], float]:
-    """How far numbers are from a value, in logs."""
-    return lambda other: abs(math.log(other / value))
-
-
-def longest_s(race: Race, least_s: float, *, planned: bool) -> float:
+def longest_s(race: Race, least_s: float) -> float:
     """Seconds after which a trial is hopeless.
 
     Args:
         race: All trials that are over.
-        least_s: What the first may take, while none has met the target.
-        planned: Whether the trial is of a plan.
+        least_s: Of a run that says anything, while none has met the target.
     """
     reached = [lane.seconds for lane in race.lanes if lane.end == "target"]
     if reached:
         return PATIENCE * min(reached)
-    factor = PLANNED if planned else 2.0 ** (len(race.lanes) // DOUBLED_AFTER)
-    return factor * least_s
+    return max(FIRST, 2.0 ** (len(race.lanes) // DOUBLED_AFTER)) * least_s

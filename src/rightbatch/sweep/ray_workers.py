@@ -24,16 +24,14 @@ LOOK_S = 0.5
 
 def ray_tasks(
     address: str,
-    workers: int,
     orders: Orders,
     load: Callable[[], Job],
     tick: Callable[[], None],
 ) -> bool:
-    """Let so many tasks train until there are enough trials.
+    """Let a task for each worker train until there are enough trials.
 
     Args:
         address: Of the cluster; ``"local"`` starts one here.
-        workers: How many.
         orders: What all are told.
         load: Makes the job in each.
         tick: Called now and then.
@@ -57,7 +55,8 @@ def ray_tasks(
     try:
         with Interrupt() as interrupt:
             here = os.getcwd()
-            left = [task.remote(str(n), orders, load, here) for n in range(workers)]
+            names = [f"{os.getpid()}.{number}" for number in range(orders.workers)]
+            left = [task.remote(name, orders, load, here) for name in names]
             while left and not interrupt.asked:
                 done, left = ray.wait(left, timeout=LOOK_S)
                 ray.get(done)

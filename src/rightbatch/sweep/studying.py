@@ -118,18 +118,19 @@ def study(
             ).run.close()
             record.measurements.save(path)
         measurements = replace(Measurements.load(path), race=None)
-        tried, journal = Trials(job, measurements), Journal(folder / JOURNAL)
+        tried = Trials(job, measurements, workers)
+        journal = Journal(folder / JOURNAL)
         _same_job(job, measurements, tried, folder)
         orders = Orders(
             folder=folder,
             trials=trials,
+            workers=workers,
             ends=None if budget_s is None else began + budget_s,
-            planned=None if plan is None else (plan.batch_size, plan.lr),
         )
         journal.take_back()
-        today = tried.settings[0]
-        for pair in (orders.planned, (today.batch_size, today.lr)):
-            if pair is not None:
+        for wanted in (plan, tried.settings[0]):
+            if wanted is not None:
+                pair = wanted.batch_size, wanted.lr
                 tried.setting(*pair)  # refused where it does not fit
                 journal.add(*pair)
         left_s = 0.0 if orders.ends is None else max(orders.ends - time.time(), 0.0)
@@ -144,14 +145,14 @@ def study(
                     stopped = work("0", orders, lambda: job, tick, tried)
                 elif load is not None:
                     start = processes if ray is None else _ray_tasks(ray)
-                    stopped = start(workers, orders, load, tick)
+                    stopped = start(orders, load, tick)
                 journal.take_back()  # what a worker that is gone had begun
             phase.summary = _so_far(journal.lanes, trials)
         measurements = replace(measurements, race=tried.race(journal.lanes))
         measurements.save(path)
         tried.run.close()
         choice = choose(measurements)
-        found = study_of(choice, planned=orders.planned, interrupted=stopped)
+        found = study_of(choice, interrupted=stopped and journal.begun < trials)
         found.save(folder / STUDY)
     return found
 
@@ -213,7 +214,7 @@ def _ray_tasks(address: str) -> Workers:
 def _so_far(lanes: Sequence[Lane], trials: int) -> str:
     """How far it is, and the best run yet."""
     met = [lane for lane in lanes if lane.end == "target"]
-    text = f"{len(lanes)} of {trials}, {len(met)} to the target"
+    text = f"{len(lanes)} of {max(trials, len(lanes))}, {len(met)} to the target"
     if not met:
         return text
     best = min(met, key=lambda lane: lane.seconds)

@@ -33,14 +33,14 @@ class Orders:
     Attributes:
         folder: Absolute, the same for all.
         trials: How many are to be begun, over all workers.
+        workers: How many of them there are.
         ends: When to stop, by the clock of the day; None: never.
-        planned: Batch and rate of a plan.
     """
 
     folder: Path
     trials: int
+    workers: int
     ends: float | None
-    planned: tuple[int, float] | None
 
     @property
     def late(self) -> bool:
@@ -54,9 +54,10 @@ class Trials:
     Args:
         job: Has a target.
         measurements: Of the job, without a race.
+        workers: Who share the memory that was free.
     """
 
-    def __init__(self, job: Job, measurements: Measurements) -> None:
+    def __init__(self, job: Job, measurements: Measurements, workers: int) -> None:
         self.measurements, self.laws = measurements, laws_of(measurements)
         facts = measurements.job
         group = facts.batch_size if facts.grouped else None
@@ -64,8 +65,8 @@ class Trials:
         self.start = self.run.snapshot()
         self.start_metric = metric_of(self.run, None)
         self.prior = rate_prior(measurements, self.laws.noise, raced=True)
-        limit = memory_limit(measurements, None)
-        options = options_within(self.laws, facts.examples, limit)
+        self.limit = memory_limit(measurements, None) / workers
+        options = options_within(self.laws, facts.examples, self.limit)
         self.settings = race_settings(measurements, self.laws, options)
         self.measuring = self._measuring_run()
         least_s = LEAST_STEPS * self.settings[0].step_s
@@ -107,7 +108,7 @@ class Trials:
         """
         splits = {s.batch_size: s.micro_batch for s in self.settings}
         if batch_size not in splits:
-            split = self.laws.split(batch_size, memory_limit(self.measurements, None))
+            split = self.laws.split(batch_size, self.limit)
             if split is None or batch_size > self.run.job.length:
                 raise SettingError(
                     "the plan's batch cannot be tried here",
@@ -173,7 +174,7 @@ def work(
     if trials is None:
         measurements = Measurements.load(orders.folder / MEASUREMENTS)
         torch.set_num_threads(measurements.machine.threads)
-        trials = Trials(load(), replace(measurements, race=None))
+        trials = Trials(load(), replace(measurements, race=None), orders.workers)
     journal = Journal(orders.folder / JOURNAL, trials.propose)
     journal.take_back(name)
     parent = multiprocessing.parent_process()
@@ -186,12 +187,12 @@ def work(
         while journal.begun < orders.trials and not late():
             lanes = journal.lanes
             tick()
-            trial, alike = journal.ask(name)
+            trial, repeat = journal.ask(name)
             pair = trial.params["batch_size"], trial.params["lr"]
             race, setting = trials.race(lanes), trials.setting(*pair)
-            alike += sum((x.batch_size, x.lr) == pair for x in trials.measuring)
-            most_s = longest_s(race, trials.least_s, planned=pair == orders.planned)
-            lane = trials.train(setting, alike, most_s, late)
+            repeat += sum((x.batch_size, x.lr) == pair for x in trials.measuring)
+            most_s = longest_s(race, trials.least_s)
+            lane = trials.train(setting, repeat, most_s, late)
             if late() and lane.end == "time":
                 journal.take_back(name)
             else:

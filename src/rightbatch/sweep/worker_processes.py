@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable
 from multiprocessing.context import SpawnProcess
 
@@ -11,20 +12,19 @@ from rightbatch.job.job import Job
 from rightbatch.sweep.trial_worker import Orders, work
 from rightbatch.training.interrupt import Interrupt
 
-Workers = Callable[[int, Orders, Callable[[], Job], Callable[[], None]], bool]
+Workers = Callable[[Orders, Callable[[], Job], Callable[[], None]], bool]
 REBORN = 3  # times that a worker which was killed is started again [assumed]
 LOOK_S = 0.2  # between looks at them
 
 
 def processes(
-    workers: int, orders: Orders, load: Callable[[], Job], tick: Callable[[], None]
+    orders: Orders, load: Callable[[], Job], tick: Callable[[], None]
 ) -> bool:
-    """Let so many processes train until there are enough trials.
+    """Let a process for each worker train until there are enough trials.
 
     One that is killed begins again, with the trial that it was at.
 
     Args:
-        workers: How many.
         orders: What all are told.
         load: Makes the job in each.
         tick: Called now and then.
@@ -43,18 +43,23 @@ def processes(
         return process
 
     with Interrupt() as interrupt:
-        living = {str(number): begun(str(number)) for number in range(workers)}
+        names = [f"{os.getpid()}.{number}" for number in range(orders.workers)]
+        living = {name: begun(name) for name in names}
         deaths = 0
         while living:
             for name, process in list(living.items()):
-                process.join(LOOK_S / workers)
+                if (
+                    interrupt.asked
+                ):  # which a signal to this process alone tells no other
+                    process.terminate()
+                process.join(LOOK_S / orders.workers)
                 code = process.exitcode
                 if code is None:
                     continue
                 del living[name]
                 if code and not interrupt.asked:
                     deaths += 1
-                    if code > 0 or deaths > REBORN * workers:
+                    if code > 0 or deaths > REBORN * orders.workers:
                         for other in living.values():
                             other.terminate()
                         raise JobError(

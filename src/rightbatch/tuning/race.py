@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from rightbatch.core.errors import JobError
 from rightbatch.fit.passages import Passages, passages_of
-from rightbatch.fit.rate_law import RatePrior, fit_rate_law
+from rightbatch.fit.rate_law import RateLaw, RatePrior, fit_rate_law
 from rightbatch.fit.standings import Standings, luck, standings_of
 from rightbatch.measure.held_out_loss import metric_of
 from rightbatch.measure.measurements import MetricPoint, Race
@@ -269,11 +269,8 @@ class Racing:
 
     def standings(self) -> tuple[Standings, Passages]:
         """Law and runs together, for every setting, at the last level."""
-        passages, prior = passages_of(self.race()), self.prior
-        if passages.diverged and not passages.levels:  # look far below what diverged
-            lowest = min(lr for _, lr in passages.diverged)
-            prior = replace(prior, lr_excess=math.log(BELOW * prior.lr / lowest))
-        law = fit_rate_law(passages, prior)
+        passages = passages_of(self.race())
+        law = law_so_far(passages, self.prior)
         pairs = [(s.batch_size, s.lr) for s in self.settings]
         return standings_of(law, passages, pairs), passages
 
@@ -387,6 +384,14 @@ class Racing:
     def _price(self) -> float:
         """Wall seconds of a second by the law, evaluations and forks included."""
         return (self.spent_s + 0.2) / (self.trained_s + 0.15)
+
+
+def law_so_far(passages: Passages, prior: RatePrior) -> RateLaw:
+    """The law of a race; where all has diverged, it looks far below that."""
+    if passages.diverged and not passages.levels:
+        lowest = min(lr for _, lr in passages.diverged)
+        prior = replace(prior, lr_excess=math.log(BELOW * prior.lr / lowest))
+    return fit_rate_law(passages, prior)
 
 
 def _untold(costs: Float[np.ndarray, "draws settings"], best: int) -> bool:
