@@ -73,8 +73,8 @@ def test_it_finds_the_critical_batch_of_a_quadratic(tmp_path: Path) -> None:
     # ten times as large. Branches of 512 examples have levels from an eighth to 0.8 of
     # that: N is to lie between those of both ends, give or take a factor 1.5. Seeds
     # are the job's; 4 streams. [measured: over 20 seeds at 3 streams the interval holds
-    # the N of the middle of a branch in all, that of its beginning in 18, of its end,
-    # three times as large, in 13]
+    # the N of the beginning of a branch in 18, that of its end, three times as large,
+    # in 13]
     made = noisy_quadratic_job(0.4, 8, width=WIDTH)
     start = {"model": {"at": torch.full((WIDTH,), 0.4)}, "step": 10}
     torch.save(start, tmp_path / "a.pt")

@@ -76,7 +76,7 @@ class BranchProbe:
         lr: Learning rate of the first param group there.
         critical_batch: ``N`` of ``examples(B) = E_min (1 + B / N)`` to equal loss, each
             batch at its best rate: where twice the fewest examples are needed. It is
-            about that of the middle of a branch, along which it mostly grows.
+            that of a branch as a whole, along which it mostly grows.
         noise_scale: By the gradients at the checkpoint, as `NoiseMonitor` sees it.
         calibration: ``critical_batch / noise_scale``; None where no level was passed,
             or the noise scale has no upper end.
