@@ -42,7 +42,7 @@ $(READY): pyproject.toml constraints.txt
 
 # The trainers and search engines that the integrations are tested with.
 $(TEST_READY): $(READY)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[transformers,lightning,optuna,ray]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[transformers,lightning,optuna,ray]' tensorboard
 	@touch $@
 
 $(DOCS_READY): $(READY)

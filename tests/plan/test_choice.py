@@ -54,7 +54,9 @@ def test_without_a_race_the_choice_is_the_argmin_of_the_laws(
             assert o.time.value == pytest.approx(expected, rel=0.02)
     best = optimum(t0, t1, critical)
     if 2 <= best <= 128:
-        assert 0.49 <= best / choice.chosen.batch_size <= 2.04  # powers of two
+        assert (
+            0.49 <= best / choice.chosen.batch_size <= 2.1
+        )  # powers of two, flat there
     assert today in candidates
     low, high = choice.flat
     assert low <= choice.chosen.batch_size <= high

@@ -8,7 +8,8 @@ import torch
 
 import rightbatch as rb
 from cases import Truth, made_up, raced
-from rightbatch.plan.decide import LEAST_LENGTH, decide
+from rightbatch.plan.decide import decide
+from rightbatch.plan.length import LEAST_LENGTH
 from rightbatch.schedules.scaling import apply_scaling
 
 TRUTH = Truth(critical=100, lr_max=0.5)

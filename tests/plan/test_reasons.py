@@ -151,3 +151,17 @@ def test_the_noise_of_pairs_names_its_batch() -> None:
     blind = rb.Estimate(value=-9.0, low=-6e4, high=8e4, unit="examples^2")
     assert "pairs" not in texts(replace(found, pairs=replace(pairs, v2=blind)))
     assert "pairs" not in texts(found)
+
+
+@pytest.mark.parametrize("rate", ["", "cosine"])
+def test_a_run_of_another_length_is_told(rate: str) -> None:
+    made = made_up()
+    kept = decide(made).plan
+    assert "length" not in {reason.topic for reason in kept.why}
+    job = replace(made.job, run_examples=50_000.0, rate=rate)
+    plan = decide(replace(made, job=job)).plan
+    assert plan.examples is not None
+    assert plan.examples != pytest.approx(50_000, rel=0.05)
+    (told,) = [reason.text for reason in plan.why if reason.topic == "length"]
+    assert f"{plan.examples:,.0f} examples, today's 50,000" in told
+    assert ("stretched" in told) == bool(rate)

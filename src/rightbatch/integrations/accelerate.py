@@ -163,6 +163,12 @@ class BatchScheduler:
         self._schedulers = controller.numbers.schedulers
         self._begin_step()
 
+    def __repr__(self) -> str:
+        return (
+            f"BatchScheduler(batch_size={self.batch_size}, examples={self.examples}, "
+            f"schedule={self.controller.schedule})"
+        )
+
     @property
     def batch_size(self) -> int:
         """Examples of the step that is being made, over all ranks."""

@@ -9,13 +9,11 @@ from rightbatch.measure.measurements import Measurements
 from rightbatch.plan.alternatives import alternatives
 from rightbatch.plan.caveats import caveats
 from rightbatch.plan.choice import Choice, choose
+from rightbatch.plan.length import planned_examples
 from rightbatch.plan.objectives import Money, Objective, Time
 from rightbatch.plan.reasons import reasons
 from rightbatch.plan.verdict import verdict
 from rightbatch.training.plan import Plan
-
-# Of today's run the planned one is so long at the least, whatever a law says. [assumed]
-LEAST_LENGTH = 0.02
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,7 @@ def make_plan(choice: Choice) -> Plan:
         optimizer=job.optimizer,
         lr=chosen.lr,
         lr_factor=chosen.lr / (job.lr * choice.scaling.lr),
-        examples=_run_examples(choice),
+        examples=planned_examples(choice),
         scaling=choice.scaling,
         schedule="constant",
         today=job.batch_size,
@@ -101,16 +99,6 @@ def _time_vs_today(choice: Choice) -> Estimate:
     """Of whatever is to be least, the time: by the race where there was one."""
     by_time = isinstance(choice.objective, Time | Money)
     return choice.gain if choice.raced is not None and by_time else choice.chosen.time
-
-
-def _run_examples(choice: Choice) -> float | None:
-    """How long the planned run is, where today's has a length."""
-    today = choice.measurements.job.run_examples
-    if today is None:
-        return None
-    if choice.measurements.job.rate:  # as its schedule was stretched in the race
-        return today * choice.laws.rate.prior.stretch(choice.chosen.batch_size)
-    return today * max(choice.chosen.examples.value, LEAST_LENGTH)
 
 
 def _coupled_batch(choice: Choice) -> int | None:

@@ -7,6 +7,7 @@ import math
 from rightbatch.core.units import show_number, show_seconds
 from rightbatch.plan.choice import Choice
 from rightbatch.plan.laws import Laws
+from rightbatch.plan.length import length_reason
 from rightbatch.plan.objectives import Energy, Money
 from rightbatch.plan.verdict import span
 from rightbatch.schedules.scaling import scaled_beta2
@@ -23,6 +24,7 @@ def reasons(choice: Choice) -> tuple[Reason, ...]:
         _optimum(choice.laws) if known and choice.laws.time.overhead_told else None,
         _pairs(choice),
         _learning_rate(choice),
+        length_reason(choice),
         _coupled(choice),
         _split(choice),
         _energy(choice),

@@ -24,6 +24,7 @@ LABELS = {
     "pairs": "Pairs",
     "split": "Split",
     "coupled": "Touch",
+    "length": "Length",
 }
 RACE = "race"  # the reason that the table of the race says
 SHOWN_SETTINGS = 6  # of a race, besides today's and the chosen
