@@ -61,23 +61,28 @@ class Steps(pl.Callback):
         self.off.append(max(off))
 
 
-steps, follow = Steps(), Callback(True, STAGES, overhead=math.inf)
-trainer = pl.Trainer(
-    max_epochs=3,
-    accumulate_grad_batches=2,
-    accelerator="cpu",
-    devices=2,
-    strategy="ddp",
-    logger=False,
-    enable_checkpointing=False,
-    enable_progress_bar=False,
-    enable_model_summary=False,
-    callbacks=[follow, steps],
-)
-trainer.fit(Module(), DataLoader(DATA, batch_size=4, drop_last=True))
-if trainer.is_global_zero:
-    seen = {"sizes": steps.sizes, "off": steps.off}
-    noise = {"measured": follow.monitor.counts.measured}
-    Path("seen.json").write_text(json.dumps(seen | noise))
-dist.barrier()
-os._exit(0)
+def main() -> None:
+    steps, follow = Steps(), Callback(True, STAGES, overhead=math.inf)
+    trainer = pl.Trainer(
+        max_epochs=3,
+        accumulate_grad_batches=2,
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[follow, steps],
+    )
+    trainer.fit(Module(), DataLoader(DATA, batch_size=4, drop_last=True))
+    if trainer.is_global_zero:
+        seen = {"sizes": steps.sizes, "off": steps.off}
+        noise = {"measured": follow.monitor.counts.measured}
+        Path("seen.json").write_text(json.dumps(seen | noise))
+    dist.barrier()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
