@@ -2,10 +2,10 @@
 
 import json
 import re
-from html import escape
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 import rightbatch as rb
 from cases import rightbatch

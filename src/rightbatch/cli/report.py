@@ -20,23 +20,16 @@ def report(runs: tuple[Path, ...]) -> int:
     """
     from rightbatch.core.json_io import write_text
     from rightbatch.report.run_page import recorded_run, run_page
-    from rightbatch.training.run_folder import MEASUREMENTS, REPORT, RUN, RUNS
+    from rightbatch.training.run_folder import REPORT, RUNS, TRACE
 
-    if len(runs) == 1 and _holds(runs[0], MEASUREMENTS, unless=RUN):
+    # A training run keeps the measurements of its plan beside it.
+    if len(runs) == 1 and not (runs[0] / TRACE).exists():
         path = _tuning_page(runs[0])
     else:
         path = runs[0] / (REPORT if len(runs) == 1 else RUNS)
         write_text(path, run_page([recorded_run(run) for run in runs]))
     click.echo(f"{path}  {path.stat().st_size / 1e6:.2f} MB, opens offline")
     return DECIDED
-
-
-def _holds(folder: Path, name: str, *, unless: str) -> bool:
-    """Whether a folder holds one file and not another.
-
-    A training run keeps the measurements of its plan beside it.
-    """
-    return (folder / name).exists() and not (folder / unless).exists()
 
 
 def _tuning_page(run: Path) -> Path:
