@@ -209,8 +209,15 @@ def test_workers_that_do_not_inherit_draw_the_same() -> None:
     data, options = Whispers(24), dict[str, Any](seed_fn=Whispering())
     expected = seen(rb.BatchStream(data, 5, **options), epochs=1)
     options |= {"num_workers": 1, "multiprocessing_context": "spawn"}
-    with rb.BatchStream(data, 5, **options) as stream:
-        assert seen(stream, epochs=1) == expected
+    for last in (False, False, True):
+        try:
+            with rb.BatchStream(data, 5, **options) as stream:
+                drawn_there = seen(stream, epochs=1)
+            break
+        except RuntimeError as error:  # torch's worker, while it ends on a busy machine
+            if last or "killed by signal: Aborted" not in str(error):
+                raise
+    assert drawn_there == expected
     assert len({drawn for _, drawn in expected}) == 24
 
 
