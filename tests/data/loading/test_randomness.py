@@ -209,6 +209,7 @@ def test_workers_that_do_not_inherit_draw_the_same() -> None:
     data, options = Whispers(24), dict[str, Any](seed_fn=Whispering())
     expected = seen(rb.BatchStream(data, 5, **options), epochs=1)
     options |= {"num_workers": 1, "multiprocessing_context": "spawn"}
+    drawn_there = None
     for last in (False, False, True):
         try:
             with rb.BatchStream(data, 5, **options) as stream:
