@@ -30,6 +30,7 @@ def printed(code: str, folder: Path) -> str:
     return done.stdout
 
 
+# Where there is one, `make gpu` itself writes the page.
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_device_nothing_is_written(tmp_path: Path) -> None:
     before = PAGE.read_text()

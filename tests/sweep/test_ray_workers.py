@@ -29,6 +29,9 @@ def test_two_tasks_one_of_them_killed(
     try:
         study(job(), folder, trials=6, workers=2, load=load, ray="local", budget_s=150)
     except rb.SettingError as error:
+        if not error.what.startswith("no Ray cluster answers"):
+            raise
+        # A container without sockets or shared memory has none; all else must work.
         pytest.skip(f"Ray cannot start here: {error.seen}")
     assert not kill_one.exists()  # so one was killed
     assert len(Journal(folder / "study.journal").lanes) >= 6

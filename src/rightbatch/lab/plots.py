@@ -9,10 +9,14 @@ from typing import Any, Literal
 import altair as alt
 
 from rightbatch.core.estimate import Estimate
-from rightbatch.report.vega import CHOSEN, PLAIN, RACED, TODAY, Spec, chart, finished
-
-# Distinct on white and on near-black; the first is what the claim is about.
-PALETTE = (PLAIN, TODAY, CHOSEN, RACED, "#c2a02e", "#3aa6a6", "#c65b8d", "#8a8f98")
+from rightbatch.report.vega import (
+    PALETTE,
+    PLAIN,
+    TODAY,
+    Spec,
+    chart,
+    finished,
+)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from rightbatch.landscape.comparison_text import (
 )
 from rightbatch.report.frame import framed, templates
 from rightbatch.report.vega import (
+    PALETTE,
     Spec,
     batch_axis,
     chart,
@@ -27,8 +28,6 @@ from rightbatch.report.vega import (
     tooltip,
 )
 
-# Of the batches, in order: they hold on white and on near-black.
-PALETTE = ["#5b8def", "#2a9d6f", "#d99a2b", "#d1622b", "#b565c9", "#8a93a0"]
 EDGE = 0.1  # differences beyond this share of what training gains are cut [assumed]
 
 

@@ -11,14 +11,12 @@ import altair as alt
 
 from rightbatch.core.errors import RunFolderError
 from rightbatch.report.frame import framed, templates
-from rightbatch.report.vega import Spec, chart, finished, tooltip
+from rightbatch.report.vega import PALETTE, Spec, chart, colours, finished, tooltip
 from rightbatch.training.plan import Plan
 from rightbatch.training.run_folder import KNOWN, PLAN, RUN, TRACE
 from rightbatch.training.settings import Settings
 from rightbatch.training.trace import TraceRow, read_trace
 
-# Of the runs, in order: they hold on white and on near-black.
-PALETTE = ("#5b8def", "#d1622b", "#2a9d6f", "#b565c9", "#d99a2b", "#8a93a0")
 LEGIBLE = 6  # lines in one chart
 CHARTS: dict[str, tuple[str, Callable[[TraceRow], float | None]]] = {
     "metric": ("evaluation", lambda row: row.metric),
@@ -129,19 +127,14 @@ def _lines(
     values = [float(row["value"]) for row in rows]
     spread = min(values) > 0 and max(values) > 10 * min(values)
     scale = alt.Scale(type="log", nice=False) if spread else alt.Scale(zero=False)
-    legend = alt.Legend(orient="top", symbolOpacity=1) if len(names) > 1 else None
+    shown = dict(zip(names, PALETTE, strict=False))
     return (
         chart(rows)
         .mark_line(strokeWidth=2, interpolate="step-after" if stairs else "linear")
         .encode(
             x=alt.X(f"{along}:Q", axis=alt.Axis(grid=False, format="~s", tickCount=6)),
             y=alt.Y("value:Q", title=title, scale=scale, axis=alt.Axis(tickCount=6)),
-            color=alt.Color(
-                "run:N",
-                title=None,
-                legend=legend,
-                scale=alt.Scale(domain=names, range=list(PALETTE[: len(names)])),
-            ),
+            color=colours("run", shown, legend=len(names) > 1),
             tooltip=["run:N", *tooltip(**{along: ",.4~s", "value": ".4~g"})],
         )
     )

@@ -12,6 +12,8 @@ Spec = dict[str, Any]
 BATCH = "batch size B (examples per step)"
 # Colours that hold on white and on near-black: chosen, today, neutral, as raced.
 CHOSEN, TODAY, PLAIN, RACED = "#2a9d6f", "#d1622b", "#5b8def", "#9467bd"
+# Of lines that are told apart by name alone, in order.
+PALETTE = (PLAIN, TODAY, CHOSEN, RACED, "#c2a02e", "#3aa6a6", "#c65b8d", "#8a8f98")
 HEIGHT = 240
 
 
